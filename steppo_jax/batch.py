@@ -1,0 +1,79 @@
+"""Device records: what the learner reads, as pytrees of arrays."""
+
+import chex
+
+
+@chex.dataclass(frozen=True)
+class TokenBatch:
+  """Tokens in rows. Each row holds a forest of tokens in depth-first order.
+
+  Token j is visible to token i exactly if `j <= i < subtree_end[j]`.
+
+  Attributes:
+    tokens: [B, T] int32 token ids, the pad id on unused slots.
+    positions: [B, T] int32 depth of the token in its tree, from 0.
+    parent: [B, T] int32 in-row index of the token that this one continues and
+      whose logits predict it; a root is its own parent.
+    subtree_end: [B, T] int32 in-row index one past the token's last
+      descendant; on unused slots, the slot's own index (visible to nobody).
+    step_ids: [B, T] int32 step whose action the token belongs to; 0 elsewhere.
+    behaviour_logp: [B, T] float32 log-probability of each action token under
+      the policy that sampled it; not read where `step_ids` is 0.
+  """
+
+  tokens: chex.Array
+  positions: chex.Array
+  parent: chex.Array
+  subtree_end: chex.Array
+  step_ids: chex.Array
+  behaviour_logp: chex.Array
+
+
+@chex.dataclass(frozen=True)
+class StepTable:
+  """Everything known of steps. Slot 0 is the null step.
+
+  The steps of a trajectory are adjacent and in order.
+
+  Attributes:
+    live: [S] bool, True on slots that hold a real step.
+    reward: [S] float32 reward of the transition that the step caused.
+    last: [S] bool, True at the final step of each trajectory and on every
+      slot that is not live.
+    truncated: [S] bool, True at a final step whose episode was cut by a limit.
+    boundary: [S] int32 flat index (row * T + column) of the last prompt
+      token, where V is read, whether or not the response is empty.
+    bootstrap_at: [S] int32 flat index of the last token of the prompt that
+      would have come next; read only where `truncated`.
+    trajectory: [S] int32 number of the trajectory, 0 .. N-1; N-1 is an upper
+      bound fixed by the shape, and slots that are not live hold 0.
+    group: [S] int32 number of the group, 0 .. N-1; 0 where not live.
+    anchor: [S] int32 number of the anchor state, equal within a group where
+      the anchor observation is the same; 0 where not live.
+    source: [S] int32 tells apart steps that share stored tokens; 0 elsewhere.
+  """
+
+  live: chex.Array
+  reward: chex.Array
+  last: chex.Array
+  truncated: chex.Array
+  boundary: chex.Array
+  bootstrap_at: chex.Array
+  trajectory: chex.Array
+  group: chex.Array
+  anchor: chex.Array
+  source: chex.Array
+
+
+@chex.dataclass(frozen=True)
+class Advantages:
+  """Credit for actions and targets for the critic.
+
+  Attributes:
+    advantage: [S] one number a step, or [B, T] one number an action token.
+    target: [S] or [B, T] value target on the critic's clock; None without a
+      critic.
+  """
+
+  advantage: chex.Array
+  target: chex.Array | None

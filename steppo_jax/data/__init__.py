@@ -1,0 +1,1 @@
+"""Tokenizers, demonstrations and task lists."""

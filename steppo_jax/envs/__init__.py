@@ -1,0 +1,1 @@
+"""Text environments. Importing this package imports no JAX."""

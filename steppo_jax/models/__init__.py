@@ -1,0 +1,1 @@
+"""Flax modules, used only through init and apply."""

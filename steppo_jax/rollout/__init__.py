@@ -1,0 +1,1 @@
+"""The host-side environment loop. Importing it imports no JAX."""

@@ -1,0 +1,1 @@
+"""Token sampling with a key-value cache per trajectory."""

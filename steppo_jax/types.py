@@ -1,0 +1,192 @@
+"""Host records and protocols. This module imports no JAX."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+
+StopReason = Literal["stop", "length"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """One problem that an environment can be reset to.
+
+  Attributes:
+    uid: Unique name; the same task has the same uid on every host.
+    env: Name of the environment that understands `payload`.
+    family: Kind of task, the unit of the per-family tables.
+    payload: JSON-able description of the problem.
+    golden_steps: Length of a shortest solution in steps, None if not known.
+  """
+
+  uid: str
+  env: str
+  family: str
+  payload: Mapping[str, Any]
+  golden_steps: int | None = None
+
+
+class TimeStep(NamedTuple):
+  """What an environment answers.
+
+  Attributes:
+    observation: Text for the agent.
+    reward: Reward of the transition that led here, 0.0 after a reset.
+    terminated: The episode ended by the rules of the task.
+    truncated: The environment cut the episode short.
+    info: Facts for metrics, never shown to the agent: `won` (bool), `invalid`
+      (bool, the action was refused), `anchor` (str, text that identifies the
+      state for group methods).
+  """
+
+  observation: str
+  reward: float
+  terminated: bool
+  truncated: bool
+  info: Mapping[str, Any]
+
+
+class Env(Protocol):
+  """A text environment. One instance is used by one thread at a time."""
+
+  def reset(self, task: Task, seed: int) -> TimeStep: ...
+
+  def step(self, text: str) -> TimeStep: ...
+
+  def save(self) -> dict[str, Any]:
+    """Returns the whole state as JSON-able data."""
+
+  def restore(self, state: Mapping[str, Any]) -> None: ...
+
+  def close(self) -> None: ...
+
+
+class Tokenizer(Protocol):
+  """Text to ids and back. Control tokens are reached by id only."""
+
+  vocab_size: int
+  pad_id: int
+  bos_id: int
+  end_of_turn_id: int
+  digest: str
+
+  def encode(self, text: str) -> np.ndarray:
+    """Returns int32 ids; control tokens spelt in `text` are plain text."""
+
+  def decode(self, ids: Sequence[int] | np.ndarray) -> str: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+  """One step to sample.
+
+  Attributes:
+    session: Names the trajectory; its cache slot is reused from turn to turn.
+    prompt_ids: [P] int32, the whole prompt of the step.
+    key: Integers folded into the sampler's seed, such as (update, group,
+      sample, turn). Equal keys and prompts give equal samples.
+    max_new_tokens: Limit of the response in tokens, end-of-turn included.
+    temperature: Softmax temperature; 0 takes the most likely token.
+  """
+
+  session: str
+  prompt_ids: np.ndarray
+  key: tuple[int, ...]
+  max_new_tokens: int
+  temperature: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Response:
+  """What the policy wrote.
+
+  Attributes:
+    response_ids: [R] int32, end-of-turn token included when it was sampled.
+    logprobs: [R] float32 log-probabilities of those tokens at temperature 1.
+    stop_reason: "stop" after an end-of-turn token, "length" at the limit.
+    policy_version: Number of updates behind the weights that sampled it.
+  """
+
+  response_ids: np.ndarray
+  logprobs: np.ndarray
+  stop_reason: StopReason
+  policy_version: int
+
+
+class Engine(Protocol):
+  """Samples responses for whole batches of requests."""
+
+  num_slots: int
+
+  def generate(self, requests: Sequence[Request]) -> list[Response]:
+    """Answers all requests, at most `num_slots`, in their order."""
+
+  def release(self, session: str) -> None:
+    """Frees the slot of a trajectory that has ended."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+  """One transition of the step-level MDP: prompt, response, reward.
+
+  Attributes:
+    prompt_ids: [P] int32, the state: everything the policy read.
+    response_ids: [R] int32, the action. May be empty.
+    response_mask: [R] bool, True where the policy sampled the token.
+    rollout_logprobs: [R] float32, log-probabilities under the sampler.
+    reward: Reward of this transition.
+    trajectory_uid: The episode.
+    step_index: 0, 1, 2, ... within the episode.
+    group_uid: The task; episodes of one group are compared with each other.
+    policy_version: Updates behind the weights that sampled the response.
+    terminated: True at the last step of an episode that ended by its rules.
+    truncated: True at the last step of an episode cut by a limit.
+    stop_reason: Why sampling of the response ended.
+    anchor_obs: Text that identifies the state, for group methods.
+    metadata: Facts for metrics and viewing, such as `invalid`.
+  """
+
+  prompt_ids: np.ndarray
+  response_ids: np.ndarray
+  response_mask: np.ndarray
+  rollout_logprobs: np.ndarray
+  reward: float
+  trajectory_uid: str
+  step_index: int
+  group_uid: str
+  policy_version: int
+  terminated: bool = False
+  truncated: bool = False
+  stop_reason: StopReason = "stop"
+  anchor_obs: str = ""
+  metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Trajectory:
+  """The steps of one episode, in order.
+
+  Attributes:
+    uid: Unique name of the episode.
+    task: What was to be done.
+    steps: At least one step unless `error` is set.
+    final_prompt_ids: [P] int32, the prompt that the next step would have read
+      had a truncated episode gone on; its value is the bootstrap. None when
+      the episode terminated.
+    success: Whether the task was solved.
+    error: What broke the episode, None if nothing did. Such an episode is
+      counted and never trained on.
+  """
+
+  uid: str
+  task: Task
+  steps: tuple[Step, ...]
+  final_prompt_ids: np.ndarray | None
+  success: bool
+  error: str | None = None
+
+  @property
+  def total_reward(self) -> float:
+    return float(sum(step.reward for step in self.steps))
