@@ -1,0 +1,133 @@
+"""The tokenizer loses nothing and makes names easy to copy."""
+
+import hashlib
+
+import hypothesis
+import numpy as np
+import pytest
+import sentencepiece
+from hypothesis import strategies as st
+
+from steppo_jax.data import tokenizer as tokenizer_lib
+from steppo_jax.data import train_tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+  return tokenizer_lib.SentencePieceTokenizer()
+
+
+def pieces(tokenizer, text):
+  return [tokenizer.decode([i]) for i in tokenizer.encode(text)]
+
+
+def any_text():
+  return st.text(st.characters(codec=None), max_size=60)
+
+
+@hypothesis.given(text=any_text())
+@hypothesis.example("")
+@hypothesis.example("  two  spaces \n\n\t and a tail ")
+@hypothesis.example("▁U+2581 is ▁▁ not a space")
+@hypothesis.example("a lone surrogate \ud83d and a nul \0")
+@hypothesis.example("ﬁ ½ é e\u0301 \r\n \u00a0 😀 go to drawer 41")
+def test_every_string_comes_back(tokenizer, text):
+  assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+@hypothesis.given(
+  ids=st.lists(st.integers(0, train_tokenizer.VOCAB_SIZE - 1), max_size=30)
+)
+def test_every_id_sequence_decodes(tokenizer, ids):
+  text = tokenizer.decode(ids)
+  # What is left is text again, whatever the policy sampled.
+  assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_controls_are_reached_by_id_only(tokenizer):
+  control = {tokenizer.pad_id, tokenizer.bos_id, tokenizer.end_of_turn_id, 3}
+  assert control == {0, 1, 2, 3}
+  assert tokenizer.decode(sorted(control)) == ""
+  spelt = "<pad><bos><end_of_turn><unk></s><0x41>"
+  assert not control & set(tokenizer.encode(spelt).tolist())
+  assert tokenizer.decode(tokenizer.encode(spelt)) == spelt
+
+
+def test_a_name_has_the_same_ids_wherever_it_stands(tokenizer):
+  # A name is two ids: the type and the number.
+  (drawer,) = tokenizer.encode(" drawer")
+  (twelve,) = tokenizer.encode(" 12")
+  for text in (
+    "go to drawer 12",
+    "you see a desk 1, a drawer 12, a drawer 1, and a drawer 2.",
+    "You open the drawer 12. The drawer 12 is open. In it, you see nothing.",
+    "take book 1 from drawer 12",
+  ):
+    ids = tokenizer.encode(text).tolist()
+    places = [i for i, index in enumerate(ids) if index == drawer]
+    assert places
+    assert twelve in [ids[i + 1] for i in places]
+
+
+@pytest.mark.parametrize("name", train_tokenizer.NAMES)
+def test_a_command_is_verb_names_and_numbers(tokenizer, name):
+  assert pieces(tokenizer, f"take {name} 3 from {name} 40") == [
+    *("take", f" {name}", " 3", " from", f" {name}", " 40")
+  ]
+
+
+def test_an_observation_is_phrases_names_and_numbers(tokenizer):
+  text = "You arrive at desk 2. On the desk 2, you see a pen 1, and a cd 3."
+  assert pieces(tokenizer, text) == [
+    *("You arrive at", " desk", " 2", ". On the", " desk", " 2"),
+    *(", you see a", " pen", " 1", ", and a", " cd", " 3", "."),
+  ]
+
+
+def test_the_committed_model_is_what_the_script_makes(tokenizer):
+  # Other releases of SentencePiece may write other bytes, never other pieces.
+  made = train_tokenizer.train()
+  processor = sentencepiece.SentencePieceProcessor(model_proto=made)
+  assert [processor.id_to_piece(i) for i in range(len(processor))] == [
+    tokenizer._processor.id_to_piece(i) for i in range(tokenizer.vocab_size)
+  ]
+  committed = tokenizer_lib.HOUSEHOLD_MODEL.read_bytes()
+  assert tokenizer.digest == hashlib.sha256(committed).hexdigest()
+
+
+def test_an_id_out_of_range_is_named(tokenizer):
+  with pytest.raises(ValueError, match="id 576 is outside the vocabulary"):
+    tokenizer.decode(np.array([1, 576]))
+  with pytest.raises(ValueError, match="id -1 is outside"):
+    tokenizer.decode([-1])
+
+
+def test_a_missing_model_is_named(tmp_path):
+  with pytest.raises(
+    ValueError, match=r"no tokenizer model at .*absent\.model"
+  ):
+    tokenizer_lib.SentencePieceTokenizer(tmp_path / "absent.model")
+
+
+@pytest.mark.parametrize("keep", [0, 1, 100, 5000, 14000])
+def test_a_truncated_model_is_an_error(tmp_path, keep):
+  path = tmp_path / "cut.model"
+  path.write_bytes(tokenizer_lib.HOUSEHOLD_MODEL.read_bytes()[:keep])
+  with pytest.raises(ValueError, match=r"cut\.model"):
+    tokenizer_lib.SentencePieceTokenizer(path)
+
+
+def test_a_model_that_changes_text_is_refused(tmp_path):
+  prefix = tmp_path / "lossy"
+  sentencepiece.SentencePieceTrainer.train(
+    sentence_iterator=iter(["some words and more words"] * 9),
+    model_prefix=str(prefix),
+    model_type="bpe",
+    vocab_size=290,
+    byte_fallback=True,
+    pad_id=3,
+    hard_vocab_limit=False,
+    minloglevel=2,
+  )
+  with pytest.raises(ValueError, match="does not give text back exactly"):
+    tokenizer_lib.SentencePieceTokenizer(f"{prefix}.model")
