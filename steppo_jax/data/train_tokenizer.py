@@ -19,6 +19,7 @@ import pathlib
 import sentencepiece
 
 from steppo_jax.data import tokenizer
+from steppo_jax.envs import household_text
 
 VOCAB_SIZE = 576
 LARGEST_NUMBER = 40
@@ -59,7 +60,7 @@ _TASK_PHRASES = (
 )
 
 _PHRASES = (
-  "-= Welcome to TextWorld, ALFRED! =-\n\n",
+  household_text.WELCOME + "\n\n",
   "You are in the middle of a room. Looking quickly around you, you see a",
   "You are in the middle of a room. Looking quickly around you, "
   "you see nothing.",
@@ -69,30 +70,15 @@ _PHRASES = (
   *(" is open. In it, you see a", " is open. In it, you see nothing."),
   *("You open the", "You close the", "You pick up the", " from the"),
   *("You move the", "You put the", " to the", " in/on the", "You turn on the"),
-  *("You heat the", "You cool the", "You clean the", "You slice the"),
-  *(" using the", "Nothing happens.", "You are facing the"),
+  *("You heat the", "You cool the", "You clean the", "You sliced the"),
+  *(" using the", household_text.NOTHING, "You are facing the"),
   *(". Next to it, you see a", ". Next to it, you see nothing."),
   *("You are carrying: a", "You are not carrying anything."),
-  *("There's nothing special about", "This is a", " normal", " hot", " cool"),
-  *(" clean", " sliced", ". In it, you see a", ". In it, you see nothing."),
+  *("There's nothing special about", "This is a", " normal", " hot", " cold"),
+  *(" cool", " clean", " sliced", "This", " is on.", " loc"),
+  *(". In it, you see a", ". In it, you see nothing."),
   *("\n", "\n\n", "\n> ", "> "),
 )
-
-# What `help` answers: 649 ids without this piece.
-_HELP = """Available commands:
-  look:                             look around your current location
-  inventory:                        check your current inventory
-  go to (receptacle):               move to a receptacle
-  open (receptacle):                open a receptacle
-  close (receptacle):               close a receptacle
-  take (object) from (receptacle):  take an object from a receptacle
-  move (object) to (receptacle):  place an object in or on a receptacle
-  examine (something):              examine a receptacle or an object
-  use (object):                     use an object
-  heat (object) with (receptacle):  heat an object using a receptacle
-  clean (object) with (receptacle): clean an object using a receptacle
-  cool (object) with (receptacle):  cool an object using a receptacle
-  slice (object) with (object):     slice an object using a sharp object"""
 
 _ENGLISH = """
 I need to find it first. Then I will take it and bring it to the right place.
@@ -115,7 +101,14 @@ def fixed_pieces() -> list[str]:
   """Returns the pieces that are decided here and not learned."""
   numbers = [f" {number}" for number in range(1, LARGEST_NUMBER + 1)]
   names = [f" {name}" for name in NAMES]
-  pieces = [*_PHRASES, _HELP, *_VERBS, *_TASK_PHRASES, *names, *numbers]
+  pieces = [
+    *_PHRASES,
+    household_text.HELP.strip(),
+    *_VERBS,
+    *_TASK_PHRASES,
+    *names,
+    *numbers,
+  ]
   return list(dict.fromkeys(pieces))
 
 
