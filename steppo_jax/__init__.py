@@ -6,7 +6,37 @@ __version__ = "0.1.0"
 
 # Public name -> module. Modules load on first use, so that importing the
 # package costs nothing and an environment process never loads JAX.
-_PUBLIC = {}
+_PUBLIC = {
+  "step_ids_from_mask": "ops.segments",
+  "step_sum": "ops.segments",
+  "step_mean": "ops.segments",
+  "step_count": "ops.segments",
+  "to_tokens": "ops.segments",
+  "step_boundary": "ops.segments",
+  "discounted_returns": "ops.returns",
+  "step_gae": "ops.returns",
+  "token_gae": "ops.returns",
+  "whiten": "ops.stats",
+  "group_center": "ops.groups",
+  "group_zscore": "ops.groups",
+  "group_leave_one_out": "ops.groups",
+  "log_ratio": "ops.ratios",
+  "pooled_log_ratio": "ops.ratios",
+  "pooled_log_ratio_centered": "ops.ratios",
+  "rollout_weight": "ops.ratios",
+  "clipped_surrogate": "ops.losses",
+  "value_loss": "ops.losses",
+  "kl_k1": "ops.losses",
+  "kl_k2": "ops.losses",
+  "kl_k3": "ops.losses",
+  "token_mean": "ops.aggregation",
+  "step_mean_loss": "ops.aggregation",
+  "trajectory_step_mean": "ops.aggregation",
+  "trajectory_token_mean": "ops.aggregation",
+  "token_sum_over_constant": "ops.aggregation",
+  "ALGORITHMS": "algorithms",
+  "Algorithm": "algorithms",
+}
 
 
 def __getattr__(name):

@@ -1,0 +1,214 @@
+"""Group statistics: episodes of one task, or steps of one state, compared.
+
+A member is an entry of `x_n` where `live_n` holds; `group_n` numbers its group,
+0 .. num_groups-1. A group of one, and a group whose members are equal within
+float32, gives exactly 0.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from steppo_jax.ops import stats
+
+
+def _check(x_n, group_n, live_n):
+  x_n, group_n, live_n = map(jnp.asarray, (x_n, group_n, live_n))
+  chex.assert_rank(x_n, 1)
+  chex.assert_equal_shape([x_n, group_n, live_n])
+  chex.assert_type([x_n, group_n, live_n], [float, int, bool])
+  return jnp.where(live_n, x_n, 0).astype(jnp.float32), group_n, live_n
+
+
+def group_sum(
+  x_n: chex.Array, group_n: chex.Array, live_n: chex.Array, *, num_groups: int
+) -> chex.Array:
+  """Sum over the members of each group.
+
+  Args:
+    x_n: [N] float; not read where `live_n` is False.
+    group_n: [N] int32.
+    live_n: [N] bool.
+    num_groups: G.
+
+  Returns:
+    [G] float32, 0 for an empty group.
+
+  Raises:
+    AssertionError: the shapes differ, or `x_n` is not floating point.
+  """
+  x_n, group_n, _ = _check(x_n, group_n, live_n)
+  return jax.ops.segment_sum(x_n, group_n, num_segments=num_groups)
+
+
+def group_count(
+  group_n: chex.Array, live_n: chex.Array, *, num_groups: int
+) -> chex.Array:
+  """Number of members of each group, [G] float32."""
+  ones = jnp.ones(jnp.shape(group_n), jnp.float32)
+  return group_sum(ones, group_n, live_n, num_groups=num_groups)
+
+
+def group_mean(
+  x_n: chex.Array, group_n: chex.Array, live_n: chex.Array, *, num_groups: int
+) -> chex.Array:
+  """Mean over the members of each group, [G] float32, 0 for an empty group."""
+  total = group_sum(x_n, group_n, live_n, num_groups=num_groups)
+  count = group_count(group_n, live_n, num_groups=num_groups)
+  return total / jnp.maximum(count, 1)
+
+
+def group_spread(
+  x_n: chex.Array, group_n: chex.Array, live_n: chex.Array, *, num_groups: int
+) -> chex.Array:
+  """Whether the members of each group differ by more than float32 noise.
+
+  With success as `x_n` this is the filter of DAPO: a group is kept if it has
+  neither no success nor nothing else.
+
+  Args:
+    x_n: [N] float; not read where `live_n` is False.
+    group_n: [N] int32.
+    live_n: [N] bool.
+    num_groups: G.
+
+  Returns:
+    [G] bool; False for empty groups and groups of one.
+
+  Raises:
+    AssertionError: the shapes differ, or `x_n` is not floating point.
+  """
+  x_n, group_n, live_n = _check(x_n, group_n, live_n)
+  low = jax.ops.segment_min(
+    jnp.where(live_n, x_n, jnp.inf), group_n, num_segments=num_groups
+  )
+  high = jax.ops.segment_max(
+    jnp.where(live_n, x_n, -jnp.inf), group_n, num_segments=num_groups
+  )
+  return ~stats.nearly_equal(low, high)
+
+
+def group_center(
+  x_n: chex.Array, group_n: chex.Array, live_n: chex.Array, *, num_groups: int
+) -> chex.Array:
+  """Distance of each member from the mean of its group.
+
+    xₙ - mean_g
+
+  Args:
+    x_n: [N] float; not read where `live_n` is False.
+    group_n: [N] int32.
+    live_n: [N] bool.
+    num_groups: G.
+
+  Returns:
+    [N] float32; 0 where not live, in groups of one and in equal groups.
+
+  Raises:
+    AssertionError: the shapes differ, or `x_n` is not floating point.
+
+  Source: Liu et al. 2025, Dr. GRPO, arXiv:2503.20783.
+  """
+  x_n, group_n, live_n = _check(x_n, group_n, live_n)
+  mean_g = group_mean(x_n, group_n, live_n, num_groups=num_groups)
+  spread_g = group_spread(x_n, group_n, live_n, num_groups=num_groups)
+  keep_n = live_n & spread_g[group_n]
+  return jnp.where(keep_n, x_n - mean_g[group_n], 0.0)
+
+
+def group_zscore(
+  x_n: chex.Array,
+  group_n: chex.Array,
+  live_n: chex.Array,
+  *,
+  num_groups: int,
+  eps: chex.Numeric,
+  singleton: str,
+) -> chex.Array:
+  """Distance from the mean of the group in standard deviations.
+
+    (xₙ - mean_g) / (std_g + eps), with n - 1 in the deviation
+
+  Args:
+    x_n: [N] float; not read where `live_n` is False.
+    group_n: [N] int32.
+    live_n: [N] bool.
+    num_groups: G.
+    eps: Added to the deviation, in units of `x_n`.
+    singleton: "zero" gives 0 to the member of a group of one; "raw" gives it
+      xₙ / (1 + eps), as public code does.
+
+  Returns:
+    [N] float32; 0 where not live and in equal groups.
+
+  Raises:
+    AssertionError: the shapes differ, or `x_n` is not floating point.
+    ValueError: `singleton` is neither "zero" nor "raw".
+
+  Source: Shao et al. 2024, GRPO, arXiv:2402.03300.
+  """
+  if singleton not in ("zero", "raw"):
+    raise ValueError(f"singleton is 'zero' or 'raw', not {singleton!r}")
+  x_n, group_n, live_n = _check(x_n, group_n, live_n)
+  centered_n = group_center(x_n, group_n, live_n, num_groups=num_groups)
+  square_g = group_sum(
+    jnp.square(centered_n), group_n, live_n, num_groups=num_groups
+  )
+  count_g = group_count(group_n, live_n, num_groups=num_groups)
+  variance_g = square_g / jnp.maximum(count_g - 1, 1)
+  std_g = jnp.sqrt(jnp.where(variance_g > 0, variance_g, 1.0))
+  result_n = centered_n / (std_g[group_n] + eps)
+  if singleton == "raw":
+    alone_n = live_n & (count_g[group_n] == 1)
+    result_n = jnp.where(alone_n, x_n / (1 + eps), result_n)
+  return result_n
+
+
+def group_leave_one_out(
+  x_n: chex.Array, group_n: chex.Array, live_n: chex.Array, *, num_groups: int
+) -> chex.Array:
+  """Distance of each member from the mean of the others of its group.
+
+    xₙ - (Σ_g x - xₙ) / (n_g - 1) = n_g / (n_g - 1) (xₙ - mean_g)
+
+  Args:
+    x_n: [N] float; not read where `live_n` is False.
+    group_n: [N] int32.
+    live_n: [N] bool.
+    num_groups: G.
+
+  Returns:
+    [N] float32; 0 where not live, in groups of one and in equal groups.
+
+  Raises:
+    AssertionError: the shapes differ, or `x_n` is not floating point.
+
+  Source: Ahmadian et al. 2024, RLOO, arXiv:2402.14740.
+  """
+  centered_n = group_center(x_n, group_n, live_n, num_groups=num_groups)
+  count_n = group_count(group_n, live_n, num_groups=num_groups)[group_n]
+  return centered_n * count_n / jnp.maximum(count_n - 1, 1)
+
+
+def joint_group(first_n: chex.Array, second_n: chex.Array) -> chex.Array:
+  """Numbers the distinct pairs: the groups of two keys at once.
+
+  Args:
+    first_n: [N] int32.
+    second_n: [N] int32.
+
+  Returns:
+    [N] int32 in 0 .. N-1, equal exactly where both keys are equal.
+
+  Raises:
+    AssertionError: the shapes differ or the arrays are not integer.
+  """
+  first_n, second_n = jnp.asarray(first_n), jnp.asarray(second_n)
+  chex.assert_rank(first_n, 1)
+  chex.assert_equal_shape([first_n, second_n])
+  chex.assert_type([first_n, second_n], int)
+  order = jnp.lexsort((second_n, first_n))
+  first, second = first_n[order], second_n[order]
+  new = (first[1:] != first[:-1]) | (second[1:] != second[:-1])
+  number = jnp.pad(jnp.cumsum(new.astype(jnp.int32)), (1, 0))
+  return jnp.zeros_like(number).at[order].set(number)
