@@ -1,0 +1,168 @@
+"""The table of algorithms: one row each, in data.
+
+A row names functions instead of holding them, so that the table can be read,
+printed and checked without loading JAX. `estimators` and `objective` look the
+names up.
+"""
+
+import dataclasses
+import difflib
+from typing import Any, Literal
+
+
+@dataclasses.dataclass(frozen=True)
+class Algorithm:
+  """What makes an algorithm. Change a constant with `dataclasses.replace`.
+
+  Attributes:
+    estimator: Function of `estimators` that assigns credit.
+    options: Constants of that estimator, as (name, value) pairs.
+    discount: γ per unit of the estimator's clock.
+    lambda_: λ per unit of the estimator's clock.
+    critic: Clock of the value targets; None without a critic.
+    needs: What else the run has to provide.
+    ratio: Grain of the policy ratio.
+    power: Exponent of 1 / L when token log-ratios are pooled over a step: 0
+      product, 0.5 square root, 1 geometric mean.
+    center: True pools around the mean log-ratio of the mini-batch.
+    surrogate: How ratio and advantage make a loss: "clip" (PPO), "cispo",
+      "soft" (smooth gate) or "log_clip" (tokens clipped, then pooled).
+    clip_low: Distance of the clip below 1; for "log_clip" below 0.
+    clip_high: Distance of the clip above 1; for "log_clip" above 0.
+    dual_clip: Bound c on the ratio where the advantage is negative, or None.
+    tau: Sharpness of the smooth gate for positive and negative advantages.
+    aggregation: Function of `ops.aggregation` that averages the loss.
+    constant: Divisor of "token_sum_over_constant", in tokens.
+    kl_coef: Weight of the k3 estimate of the KL to the reference policy.
+    entropy_coef: Weight of the entropy bonus.
+    value_clip: Range of the critic's clip, or None.
+    source: Where it is published.
+    evidence: Where we read it: public code, the paper, a secondary source, or
+      our own reconstruction.
+  """
+
+  estimator: str
+  source: str
+  evidence: Literal["code", "paper", "secondary", "reconstruction"]
+  options: tuple[tuple[str, Any], ...] = ()
+  discount: float = 1.0
+  lambda_: float = 1.0
+  critic: Literal["step", "token"] | None = None
+  needs: tuple[Literal["group", "anchor", "teacher", "entropy"], ...] = ()
+  ratio: Literal["token", "step"] = "token"
+  power: float = 1.0
+  center: bool = False
+  surrogate: Literal["clip", "cispo", "soft", "log_clip"] = "clip"
+  clip_low: float = 0.2
+  clip_high: float = 0.2
+  dual_clip: float | None = None
+  tau: tuple[float, float] = (1.0, 1.05)
+  aggregation: Literal[
+    "token_mean",
+    "step_mean_loss",
+    "trajectory_step_mean",
+    "trajectory_token_mean",
+    "token_sum_over_constant",
+  ] = "token_mean"
+  constant: float = 1024.0
+  kl_coef: float = 0.0
+  entropy_coef: float = 0.0
+  value_clip: float | None = None
+
+
+_GROUP = (("eps", 1e-6), ("singleton", "zero"))
+
+ALGORITHMS: dict[str, Algorithm] = {
+  "steppo": Algorithm(
+    "step_gae", "arXiv:2604.18401v4", "paper", critic="step", ratio="step",
+    clip_low=3e-4, clip_high=4e-4, aggregation="step_mean_loss",
+    discount=0.99, kl_coef=0.001, value_clip=0.5,
+  ),
+  "capo": Algorithm(
+    "step_gae", "arXiv:2604.18401v5", "secondary", critic="step", ratio="step",
+    power=0.5, center=True, clip_low=1e-3, clip_high=1e-3, discount=0.99,
+    aggregation="step_mean_loss", kl_coef=0.001, value_clip=0.5,
+  ),
+  "ppo": Algorithm(
+    "token_gae", "arXiv:1707.06347", "code", critic="token", dual_clip=3.0,
+    kl_coef=0.001, value_clip=0.5,
+  ),
+  "grpo": Algorithm(
+    "grpo", "arXiv:2402.03300", "code", needs=("group",), options=_GROUP,
+    kl_coef=0.001,
+  ),
+}  # fmt: skip
+
+# Widest clip that a ratio of each kind is known to meet in use, and the
+# narrowest. A geometric mean of L tokens moves 1/√L as far as one token.
+_CLIP_RANGE = {"token": (0.02, 10.0), "step": (1e-5, 0.5)}
+
+
+def get(name: str) -> Algorithm:
+  """Returns the row of that name.
+
+  Raises:
+    ValueError: there is none; the message names the nearest.
+  """
+  if name in ALGORITHMS:
+    return ALGORITHMS[name]
+  near = difflib.get_close_matches(name, ALGORITHMS, n=1, cutoff=0.5)
+  hint = f", did you mean {near[0]!r}" if near else ""
+  raise ValueError(
+    f"unknown algorithm {name!r}{hint}; known: {', '.join(ALGORITHMS)}"
+  )
+
+
+def check_clip(algorithm: Algorithm) -> None:
+  """Refuses a clip that cannot fit the ratio it belongs to.
+
+  A clip of 3e-4 on a token ratio clips everything, one past 0.5 on a pooled
+  ratio never binds, and a lower clip from 1 on lets the ratio reach 0.
+
+  Raises:
+    ValueError: the clip is out of range for the ratio; the message says which
+      range fits.
+  """
+  if algorithm.surrogate == "soft":
+    return
+  kind = "token" if algorithm.surrogate == "log_clip" else algorithm.ratio
+  low, high = _CLIP_RANGE[kind]
+  for field in ("clip_low", "clip_high"):
+    width = getattr(algorithm, field)
+    if not low <= width <= high:
+      raise ValueError(
+        f"{field}={width:g} does not fit a {kind} ratio: use {low:g} to"
+        f" {high:g}; a clip made for one kind of ratio binds always or never"
+        " on another"
+      )
+  if algorithm.clip_low > 1 and algorithm.surrogate == "clip":
+    raise ValueError(
+      f"clip_low={algorithm.clip_low:g} lets the ratio fall below 0: use at"
+      " most 1"
+    )
+  if algorithm.dual_clip is not None and algorithm.dual_clip <= 1:
+    raise ValueError(
+      f"dual_clip={algorithm.dual_clip:g} must be above 1, or None for none"
+    )
+
+
+def check_needs(algorithm: Algorithm, provided: set[str]) -> None:
+  """Refuses an algorithm whose needs the run cannot meet.
+
+  Args:
+    algorithm: A row.
+    provided: Which of "critic", "reference", "group", "anchor", "teacher" and
+      "entropy" the run has.
+
+  Raises:
+    ValueError: something is missing; the message says what.
+  """
+  needs = set(algorithm.needs)
+  needs |= {"critic"} if algorithm.critic else set()
+  needs |= {"reference"} if algorithm.kl_coef else set()
+  missing = sorted(needs - provided)
+  if missing:
+    raise ValueError(
+      f"estimator {algorithm.estimator!r} needs {', '.join(missing)}, which"
+      " this run does not provide"
+    )
