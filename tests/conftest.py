@@ -1,12 +1,35 @@
-"""Before JAX is imported: 8 CPU devices and a compile cache that stays."""
+"""Settings of the whole suite. They must be in place before JAX is imported."""
 
 import os
 import pathlib
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
-os.environ.setdefault(
-  "JAX_COMPILATION_CACHE_DIR",
-  str(pathlib.Path(__file__).parents[1] / ".cache" / "jax"),
+_ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = (
+  os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+).strip()
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_ROOT / ".cache/jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+import hypothesis
+import pytest
+
+hypothesis.settings.register_profile(
+  "local", deadline=None, max_examples=25, database=None
 )
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+hypothesis.settings.register_profile(
+  "ci", deadline=None, max_examples=25, database=None, derandomize=True
+)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> pathlib.Path:
+  """Folder of golden numbers and real games, which is not in the repository."""
+  path = os.environ.get("STEPPO_SHARED_DIR", _ROOT.parent / "shared")
+  path = pathlib.Path(path)
+  if not path.is_dir():
+    pytest.skip(f"no folder {path}: set STEPPO_SHARED_DIR to the shared data")
+  return path
