@@ -3,6 +3,9 @@
 import os
 import pathlib
 
+import hypothesis
+import pytest
+
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -12,9 +15,6 @@ os.environ["XLA_FLAGS"] = (
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_ROOT / ".cache/jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-
-import hypothesis
-import pytest
 
 hypothesis.settings.register_profile(
   "local", deadline=None, max_examples=25, database=None
