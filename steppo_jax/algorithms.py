@@ -7,6 +7,7 @@ names up.
 
 import dataclasses
 import difflib
+from dataclasses import replace as _replace
 from typing import Any, Literal
 
 
@@ -20,7 +21,8 @@ class Algorithm:
     discount: γ per unit of the estimator's clock.
     lambda_: λ per unit of the estimator's clock.
     critic: Clock of the value targets; None without a critic.
-    needs: What else the run has to provide.
+    needs: What else the run has to provide, of "group", "anchor", "teacher",
+      "entropy" and "reference".
     ratio: Grain of the policy ratio.
     power: Exponent of 1 / L when token log-ratios are pooled over a step: 0
       product, 0.5 square root, 1 geometric mean.
@@ -33,6 +35,9 @@ class Algorithm:
     tau: Sharpness of the smooth gate for positive and negative advantages.
     aggregation: Function of `ops.aggregation` that averages the loss.
     constant: Divisor of "token_sum_over_constant", in tokens.
+    segment_share: Share of the action tokens, by entropy, that end a segment:
+      steps are cut into segments first (`estimators.resegment`). None: they
+      are not.
     kl_coef: Weight of the k3 estimate of the KL to the reference policy.
     entropy_coef: Weight of the entropy bonus.
     value_clip: Range of the critic's clip, or None.
@@ -48,7 +53,7 @@ class Algorithm:
   discount: float = 1.0
   lambda_: float = 1.0
   critic: Literal["step", "token"] | None = None
-  needs: tuple[Literal["group", "anchor", "teacher", "entropy"], ...] = ()
+  needs: tuple[str, ...] = ()
   ratio: Literal["token", "step"] = "token"
   power: float = 1.0
   center: bool = False
@@ -65,32 +70,93 @@ class Algorithm:
     "token_sum_over_constant",
   ] = "token_mean"
   constant: float = 1024.0
+  segment_share: float | None = None
   kl_coef: float = 0.0
   entropy_coef: float = 0.0
   value_clip: float | None = None
 
 
-_GROUP = (("eps", 1e-6), ("singleton", "zero"))
+def _constants(**values: Any) -> tuple[tuple[str, Any], ...]:
+  return tuple(values.items())
+
+
+_ZSCORE = {"eps": 1e-6, "singleton": "zero"}
+_GRPO = Algorithm(
+  "grpo", "arXiv:2402.03300", "code", _constants(**_ZSCORE), needs=("group",),
+  kl_coef=0.001,
+)  # fmt: skip
+_TAUGHT = ("group", "teacher")
+_BAND = {**_ZSCORE, "low": 0.8, "high": 1.2}
 
 ALGORITHMS: dict[str, Algorithm] = {
   "steppo": Algorithm(
     "step_gae", "arXiv:2604.18401v4", "paper", critic="step", ratio="step",
     clip_low=3e-4, clip_high=4e-4, aggregation="step_mean_loss",
-    discount=0.99, kl_coef=0.001, value_clip=0.5,
-  ),
+    discount=0.99, kl_coef=0.001, value_clip=0.5),
   "capo": Algorithm(
     "step_gae", "arXiv:2604.18401v5", "secondary", critic="step", ratio="step",
     power=0.5, center=True, clip_low=1e-3, clip_high=1e-3, discount=0.99,
-    aggregation="step_mean_loss", kl_coef=0.001, value_clip=0.5,
-  ),
+    aggregation="step_mean_loss", kl_coef=0.001, value_clip=0.5),
   "ppo": Algorithm(
     "token_gae", "arXiv:1707.06347", "code", critic="token", dual_clip=3.0,
-    kl_coef=0.001, value_clip=0.5,
-  ),
-  "grpo": Algorithm(
-    "grpo", "arXiv:2402.03300", "code", needs=("group",), options=_GROUP,
-    kl_coef=0.001,
-  ),
+    kl_coef=0.001, value_clip=0.5),
+  "turn_ppo": Algorithm(
+    "step_gae", "baselines of StepPO", "code", critic="step", ratio="step",
+    power=0.0, discount=0.99, lambda_=0.9, aggregation="step_mean_loss",
+    value_clip=0.5),
+  "grpo": _GRPO,
+  "dr_grpo": Algorithm(
+    "dr_grpo", "arXiv:2503.20783", "code", _constants(singleton="zero"),
+    needs=("group",), aggregation="token_sum_over_constant"),
+  "dapo": _replace(
+    _GRPO, source="arXiv:2503.14476", clip_high=0.28, kl_coef=0.0),
+  "rloo": Algorithm(
+    "rloo", "arXiv:2402.14740", "code", needs=("group", "reference"),
+    options=_constants(singleton="zero", kl_reward=0.001)),
+  "reinforce_pp": Algorithm("reinforce_pp", "arXiv:2501.03262", "code"),
+  "reinforce_pp_baseline": Algorithm(
+    "reinforce_pp_baseline", "arXiv:2501.03262", "code",
+    _constants(singleton="zero"), needs=("group",), kl_coef=0.001),
+  "gspo": _replace(
+    _GRPO, source="arXiv:2507.18071", ratio="step", clip_low=3e-4,
+    clip_high=4e-4, aggregation="step_mean_loss"),
+  "gigpo": Algorithm(
+    "gigpo", "arXiv:2505.10978", "code", _constants(omega=1.0, **_ZSCORE),
+    needs=("group", "anchor"), discount=0.95, kl_coef=0.01),
+  "hgpo": Algorithm(
+    "hgpo", "HGPO, numbers of public code", "reconstruction",
+    _constants(alpha=1.0, history=1), needs=("group", "anchor"), discount=0.95,
+    kl_coef=0.01),
+  "gagpo": Algorithm(
+    "gagpo", "arXiv:2605.13217", "secondary", _constants(**_ZSCORE),
+    needs=("group", "anchor"), ratio="step", clip_low=3e-4, clip_high=4e-4,
+    aggregation="step_mean_loss"),
+  "sapo_segment": Algorithm(
+    "step_gae", "arXiv:2605.01327", "paper", critic="step", ratio="step",
+    clip_low=3e-4, clip_high=4e-4, lambda_=0.99, needs=("entropy",),
+    segment_share=0.3, value_clip=0.5),
+  "serl": _replace(
+    _GRPO, estimator="serl", source="arXiv:2605.19447", needs=_TAUGHT,
+    options=_constants(mix=0.5, **_BAND)),
+  "stepopsd": _replace(
+    _GRPO, estimator="stepopsd", source="arXiv:2605.27140", needs=_TAUGHT,
+    evidence="secondary", options=_constants(mix=0.2, **_BAND)),
+  "agentopsd": _replace(
+    _GRPO, estimator="agentopsd", source="AgentOPSD", needs=_TAUGHT,
+    evidence="reconstruction",
+    options=_constants(decay=0.9, mix=0.5, **_ZSCORE)),
+  "vetta": Algorithm(
+    "vetta", "VETTA", "secondary",
+    _constants(alpha=1.0, token_discount=1.0, token_lambda=1.0),
+    critic="token", discount=0.95, lambda_=0.95, value_clip=0.5),
+  "cispo": _replace(
+    _GRPO, source="arXiv:2506.13585", surrogate="cispo", clip_high=0.28,
+    kl_coef=0.0),
+  "gmpo": _replace(
+    _GRPO, source="arXiv:2507.20673", surrogate="log_clip", ratio="step",
+    clip_low=0.4, clip_high=0.4, aggregation="step_mean_loss", kl_coef=0.0),
+  "soft": _replace(
+    _GRPO, source="arXiv:2511.20347", surrogate="soft", kl_coef=0.0),
 }  # fmt: skip
 
 # Widest clip that a ratio of each kind is known to meet in use, and the

@@ -126,7 +126,7 @@ def policy_loss(
   z = policy_log_ratio(algorithm, logp_t, batch, num_steps=num_steps, mu=mu)
   advantage = _to_clock(advantage, z, ids, num_steps)
   loss, clipped, z = _SURROGATES[algorithm.surrogate](
-    algorithm, z, advantage, logp_t, ids, num_steps
+    algorithm, z, advantage, logp_t, batch
   )
   loss_t = loss if loss.ndim == 2 else segments.to_tokens(loss, ids)
   kl_t = jnp.zeros_like(loss_t)
@@ -224,8 +224,8 @@ def _to_clock(advantage, z, step_ids, num_steps):
   return segments.step_mean(advantage, step_ids, num_steps=num_steps)
 
 
-def _clip(algorithm, z, advantage, logp_t, step_ids, num_steps):
-  del logp_t, step_ids, num_steps
+def _clip(algorithm, z, advantage, logp_t, batch):
+  del logp_t, batch
   loss, clipped = losses.clipped_surrogate(
     losses.bounded_exp(z),
     advantage,
@@ -236,7 +236,49 @@ def _clip(algorithm, z, advantage, logp_t, step_ids, num_steps):
   return loss, clipped, z
 
 
-_SURROGATES = {"clip": _clip}
+def _cispo(algorithm, z, advantage, logp_t, batch):
+  del batch
+  loss, clipped = losses.cispo(
+    logp_t,
+    losses.bounded_exp(z),
+    advantage,
+    clip_low=algorithm.clip_low,
+    clip_high=algorithm.clip_high,
+  )
+  return loss, clipped, z
+
+
+def _soft(algorithm, z, advantage, logp_t, batch):
+  del logp_t, batch
+  up, down = algorithm.tau
+  tau = jnp.where(advantage >= 0, up, down)
+  loss, clipped = losses.soft_gate(losses.bounded_exp(z), advantage, tau=tau)
+  return loss, clipped, z
+
+
+def _log_clip(algorithm, z, advantage, logp_t, batch):
+  num_steps, ids = z.shape[0], batch.step_ids
+  z_t, clipped_t = losses.log_clip(
+    ratios.log_ratio(logp_t, batch.behaviour_logp, ids > 0),
+    segments.to_tokens(advantage, ids),
+    clip_low=algorithm.clip_low,
+    clip_high=algorithm.clip_high,
+  )
+  z = ratios.pooled_log_ratio_centered(
+    z_t, ids, 0.0, num_steps=num_steps, power=algorithm.power
+  )
+  clipped = segments.step_mean(
+    clipped_t.astype(jnp.float32), ids, num_steps=num_steps
+  )
+  return -losses.bounded_exp(z) * advantage, clipped, z
+
+
+_SURROGATES = {
+  "clip": _clip,
+  "cispo": _cispo,
+  "soft": _soft,
+  "log_clip": _log_clip,
+}
 
 
 def _aggregate(algorithm, x_t, step_ids, count_k, table):

@@ -1,0 +1,217 @@
+"""Re-weighting of advantages. No function here changes the sign of any.
+
+Teachers and weights decide how much credit an action gets, rewards decide of
+which sign.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from steppo_jax.ops import segments
+
+
+def reweight_band(
+  advantage_t: chex.Array,
+  gap_t: chex.Array,
+  action_mask: chex.Array,
+  *,
+  low: chex.Numeric,
+  high: chex.Numeric,
+  mix: chex.Numeric,
+) -> chex.Array:
+  """Re-weights by how far a teacher agrees, within a band.
+
+    w = clip(exp(sign(A) gap), low, high)        A ((1 - mix) + mix w)
+
+  Args:
+    advantage_t: [B, T] float.
+    gap_t: [B, T] float, log-probability under the teacher minus that under the
+      policy; not read outside the mask.
+    action_mask: [B, T] bool.
+    low: Smallest weight, >= 0.
+    high: Largest weight.
+    mix: Share of the re-weighted advantage, in [0, 1].
+
+  Returns:
+    [B, T] float32; the advantage as it was outside the mask.
+
+  Raises:
+    AssertionError: the shapes differ or the arrays are not floating point.
+
+  Source: SERL, arXiv:2605.19447, public code.
+  """
+  signed_t = _signed_gap(advantage_t, gap_t, action_mask)
+  # Bounded before exp: past the band the weight is constant anyway.
+  weight_t = jnp.clip(jnp.exp(jnp.clip(signed_t, -20.0, 20.0)), low, high)
+  return _mixed(advantage_t, weight_t, action_mask, mix)
+
+
+def reweight_sigmoid(
+  advantage_t: chex.Array,
+  gap_t: chex.Array,
+  action_mask: chex.Array,
+  *,
+  low: chex.Numeric,
+  high: chex.Numeric,
+  mix: chex.Numeric,
+) -> chex.Array:
+  """Re-weights by how far a teacher agrees, through a sigmoid.
+
+    w = clip(2 sigmoid(sign(A) gap), low, high)        A ((1 - mix) + mix w)
+
+  Args:
+    advantage_t: [B, T] float.
+    gap_t: [B, T] float, log-probability under the teacher minus that under the
+      policy; not read outside the mask.
+    action_mask: [B, T] bool.
+    low: Smallest weight, >= 0.
+    high: Largest weight.
+    mix: Share of the re-weighted advantage, in [0, 1].
+
+  Returns:
+    [B, T] float32; the advantage as it was outside the mask.
+
+  Raises:
+    AssertionError: the shapes differ or the arrays are not floating point.
+
+  Source: StepOPSD, arXiv:2605.27140, read in a secondary source; its further
+    normalisation over steps was not found and is left out.
+  """
+  signed_t = _signed_gap(advantage_t, gap_t, action_mask)
+  weight_t = jnp.clip(2.0 * jax.nn.sigmoid(signed_t), low, high)
+  return _mixed(advantage_t, weight_t, action_mask, mix)
+
+
+def token_weight(
+  advantage_t: chex.Array,
+  weight_t: chex.Array,
+  step_ids: chex.Array,
+  *,
+  num_steps: int,
+  mix: chex.Numeric,
+) -> chex.Array:
+  """Re-weights the tokens of a step against each other.
+
+    A ((1 - mix) + mix w / mean of w over the step)
+
+  Where the advantage is constant in the step, so is its sum. This is the slot
+  for weights by token energy, entropy or teacher divergence; published formulas
+  were not found, so any instance is a reconstruction.
+
+  Args:
+    advantage_t: [B, T] float.
+    weight_t: [B, T] float; negative weights count as 0; not read where
+      `step_ids` is 0.
+    step_ids: [B, T] int32.
+    num_steps: S, slot 0 included.
+    mix: Share of the re-weighted advantage, in [0, 1].
+
+  Returns:
+    [B, T] float32; the advantage as it was outside the actions and in steps
+    whose weights are all 0.
+
+  Raises:
+    AssertionError: the shapes differ or the arrays are not floating point.
+  """
+  advantage_t, weight_t = jnp.asarray(advantage_t), jnp.asarray(weight_t)
+  chex.assert_type([advantage_t, weight_t], float)
+  segments.check_step_ids(jnp.asarray(step_ids), advantage_t, weight_t)
+  mask = jnp.asarray(step_ids) > 0
+  weight_t = jnp.maximum(jnp.where(mask, weight_t, 0), 0).astype(jnp.float32)
+  mean_k = segments.step_mean(weight_t, step_ids, num_steps=num_steps)
+  mean_t = segments.to_tokens(mean_k, step_ids)
+  share_t = jnp.where(mean_t > 0, weight_t / jnp.maximum(mean_t, 1e-30), 1.0)
+  return _mixed(advantage_t, share_t, mask, mix)
+
+
+def belief(
+  advantage_k: chex.Array,
+  evidence_k: chex.Array,
+  last_k: chex.Array,
+  *,
+  decay: chex.Numeric,
+  mix: chex.Numeric,
+) -> chex.Array:
+  """Re-weights steps by a belief that gathers evidence along the trajectory.
+
+    bₖ = decay bₖ₋₁ + eₖ, from 0 at the first step
+    w = 2 sigmoid(sign(A) bₖ)        A ((1 - mix) + mix w)
+
+  bₖ is in log-odds. A reconstruction: the published filter was not found.
+
+  Args:
+    advantage_k: [S] float.
+    evidence_k: [S] float, in nats, such as the mean teacher gap of the step.
+    last_k: [S] bool, True at the final step of each trajectory and on unused
+      slots.
+    decay: Share of the belief that a step hands on, in [0, 1].
+    mix: Share of the re-weighted advantage, in [0, 1].
+
+  Returns:
+    [S] float32.
+
+  Raises:
+    AssertionError: the shapes differ or the arrays are not floating point.
+  """
+  advantage_k, evidence_k, last_k = map(
+    jnp.asarray, (advantage_k, evidence_k, last_k)
+  )
+  chex.assert_rank(advantage_k, 1)
+  chex.assert_equal_shape([advantage_k, evidence_k, last_k])
+  chex.assert_type([advantage_k, evidence_k, last_k], [float, float, bool])
+  first_k = jnp.roll(last_k, 1).at[0].set(True)
+
+  def body(before, x):
+    evidence, first = x
+    now = jnp.where(first, 0.0, decay * before) + evidence
+    return now, now
+
+  evidence_k = evidence_k.astype(jnp.float32)
+  start = jnp.isfinite(evidence_k[0]) * jnp.float32(0)
+  _, belief_k = jax.lax.scan(body, start, (evidence_k, first_k))
+  weight_k = 2.0 * jax.nn.sigmoid(jnp.sign(advantage_k) * belief_k)
+  return _mixed(advantage_k, weight_k, jnp.ones_like(last_k), mix)
+
+
+def centered_in_step(
+  x_t: chex.Array, step_ids: chex.Array, *, num_steps: int
+) -> chex.Array:
+  """Distance of each action token from the mean of its step, 0 elsewhere."""
+  mean_k = segments.step_mean(x_t, step_ids, num_steps=num_steps)
+  mean_t = segments.to_tokens(mean_k, step_ids)
+  return jnp.where(jnp.asarray(step_ids) > 0, x_t - mean_t, 0.0)
+
+
+def overlong_penalty(
+  length: chex.Array, *, max_length: chex.Numeric, cache: chex.Numeric
+) -> chex.Array:
+  """Reward that falls from 0 to -1 over the last `cache` tokens allowed.
+
+    clip((max_length - cache - length) / cache, -1, 0)
+
+  Args:
+    length: Any shape, number of response tokens.
+    max_length: Tokens allowed.
+    cache: Tokens before the limit at which the penalty starts.
+
+  Returns:
+    Same shape, float32, in [-1, 0].
+
+  Source: Yu et al. 2025, DAPO, arXiv:2503.14476, eq. 13.
+  """
+  room = max_length - cache - jnp.asarray(length).astype(jnp.float32)
+  return jnp.clip(room / cache, -1.0, 0.0)
+
+
+def _signed_gap(advantage_t, gap_t, action_mask):
+  chex.assert_equal_shape([advantage_t, gap_t, action_mask])
+  chex.assert_type([advantage_t, gap_t, action_mask], [float, float, bool])
+  gap_t = jnp.where(action_mask, gap_t, 0).astype(jnp.float32)
+  return jnp.sign(advantage_t) * gap_t
+
+
+def _mixed(advantage, weight, mask, mix):
+  advantage = jnp.asarray(advantage).astype(jnp.float32)
+  scale = (1.0 - mix) + mix * weight
+  return jnp.where(mask, advantage * scale, advantage)
