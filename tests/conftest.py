@@ -25,6 +25,13 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 
+def pytest_configure(config):
+  # Two workers may write one cache entry at a time; JAX then compiles anew.
+  config.addinivalue_line(
+    "filterwarnings", "ignore:Error (reading|writing) persistent compilation"
+  )
+
+
 @pytest.fixture(scope="session")
 def shared_dir() -> pathlib.Path:
   """Folder of golden numbers and real games, which is not in the repository."""
