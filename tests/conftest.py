@@ -1,5 +1,6 @@
 """Settings of the whole suite. They must be in place before JAX is imported."""
 
+import json
 import os
 import pathlib
 
@@ -40,3 +41,12 @@ def shared_dir() -> pathlib.Path:
   if not path.is_dir():
     pytest.skip(f"no folder {path}: set STEPPO_SHARED_DIR to the shared data")
   return path
+
+
+@pytest.fixture(scope="session")
+def golden(shared_dir) -> dict:
+  """Golden numbers by case."""
+  path = shared_dir / "golden" / "golden.json"
+  if not path.is_file():
+    pytest.skip(f"no file {path}")
+  return json.loads(path.read_text())
