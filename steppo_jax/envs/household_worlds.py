@@ -229,11 +229,7 @@ class _Build:
     picks = rng.choices(sources, weights, k=2 if two else 1)
     needed += [r for r in dict.fromkeys(picks) if r not in needed]
     self.receptacles = list(dict.fromkeys(needed))
-    names, weights = zip(*((r, w) for r, (w, _) in table.items()), strict=True)
-    while len(self.receptacles) < self.num_receptacles:
-      (r,) = rng.choices(names, weights)
-      if self.receptacles.count(r) < table[r][1]:
-        self.receptacles.append(r)
+    self._fill(table)
     order = lambda r: r.replace("basin", "") + "_"
     self.receptacles.sort(key=order)
     self.sources = set(sources)
@@ -241,6 +237,19 @@ class _Build:
       self._lay(otype, {pick})
     if lamp:
       self._lay(lamp, {target})
+
+  def _fill(self, table):
+    """Adds receptacles by weight until the room has its number of them."""
+    left = {
+      r: most - self.receptacles.count(r) for r, (_, most) in table.items()
+    }
+    while len(self.receptacles) < self.num_receptacles:
+      free = [r for r, count in left.items() if count > 0]
+      if not free:
+        break
+      (r,) = self.rng.choices(free, [table[r][0] for r in free])
+      left[r] -= 1
+      self.receptacles.append(r)
 
   def _lay(self, otype, kinds):
     places = [k for k, r in enumerate(self.receptacles) if r in kinds]
@@ -251,14 +260,17 @@ class _Build:
     rng = self.rng
     if rng.random() < 0.5:
       self._lay(otype, self.sources)
-    kinds = [o for o in household_tables.objects(self.room) if o != otype]
-    while len(self.objects) < self.num_objects:
+    homes = {
+      kind: {r for r in self.receptacles if kind in self.holds[r]}
+      for kind in household_tables.objects(self.room)
+      if kind != otype
+    }
+    kinds = [kind for kind, receptacles in homes.items() if receptacles]
+    while kinds and len(self.objects) < self.num_objects:
       kind = rng.choice(kinds)
-      homes = {r for r in self.receptacles if kind in self.holds[r]}
-      if homes:
-        copies = rng.choice((1, 1, 2, 2, 3))
-        for _ in range(min(copies, self.num_objects - len(self.objects))):
-          self._lay(kind, homes)
+      copies = rng.choice((1, 1, 2, 2, 3))
+      for _ in range(min(copies, self.num_objects - len(self.objects))):
+        self._lay(kind, homes[kind])
 
   def compact(self, goal):
     """The compact form of the room."""
