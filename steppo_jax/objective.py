@@ -34,19 +34,22 @@ def advantages(
     extras: Arrays that few methods need, or None.
 
   Returns:
-    Advantages and value targets, constants for the gradient.
+    Advantages and value targets. No gradient reaches critic or extras through
+    them; it does reach `discount` and `lambda_`.
   """
   estimator = getattr(estimators, algorithm.estimator)
-  result = estimator(
+  value_bt, extras = jax.lax.stop_gradient(
+    (value_bt, extras or estimators.Extras())
+  )
+  return estimator(
     batch,
     table,
     value_bt,
-    extras or estimators.Extras(),
+    extras,
     discount=algorithm.discount,
     lambda_=algorithm.lambda_,
     **dict(algorithm.options),
   )
-  return jax.lax.stop_gradient(result)
 
 
 def policy_log_ratio(
