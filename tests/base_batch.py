@@ -7,6 +7,7 @@ inside its response. Masked slots hold 9.
 
 import numpy as np
 
+from steppo_jax import batch
 from steppo_jax.ops import returns
 
 # Numbers in the file are rounded to 6 digits.
@@ -52,4 +53,55 @@ def step_gae(discount, lambda_):
 def token_gae():
   return returns.token_gae(
     REWARD, TOKEN_VALUE, IDS, LAST, NO_BOOTSTRAP, discount=0.9, lambda_=0.8
+  )
+
+
+def small(steps, **fields):
+  """One step a row: column 0 is the prompt, then `steps[k]` action tokens."""
+  rows, columns = len(steps), 1 + max(steps)
+  index = np.arange(columns)
+  ids = np.where(
+    (index > 0) & (index <= np.array(steps)[:, None]),
+    np.arange(1, rows + 1)[:, None],
+    0,
+  ).astype(np.int32)
+  parent = np.tile(np.maximum(index - 1, 0), (rows, 1)).astype(np.int32)
+  zeros = np.zeros(rows + 1, np.int32)
+  tokens = batch.TokenBatch(
+    tokens=ids,
+    positions=ids,
+    parent=parent,
+    subtree_end=ids,
+    step_ids=ids,
+    behaviour_logp=np.zeros(ids.shape, np.float32),
+  )
+  table = batch.StepTable(
+    live=np.arange(rows + 1) > 0,
+    truncated=zeros.astype(bool),
+    boundary=np.array([0, *np.arange(rows) * columns], np.int32),
+    bootstrap_at=zeros,
+    source=zeros,
+    **{
+      name: np.array([fill, *fields.get(name, [fill] * rows)], dtype)
+      for name, fill, dtype in (
+        ("reward", 0, np.float32),
+        ("last", True, bool),
+        ("trajectory", 0, np.int32),
+        ("group", 0, np.int32),
+        ("anchor", 0, np.int32),
+      )
+    },
+  )
+  return tokens, table
+
+
+def records():
+  """The golden batch as records, without the observation inside B0."""
+  return small(
+    [2, 3, 4, 2, 2, 1],
+    reward=[0, 0, 1, 0.5, -0.5, 2],
+    last=[0, 0, 1, 0, 1, 1],
+    trajectory=[0, 0, 0, 1, 1, 2],
+    group=[0, 0, 0, 0, 0, 1],
+    anchor=[0, 1, 2, 0, 1, 0],
   )

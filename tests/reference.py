@@ -1,11 +1,14 @@
 """Slow loops in float64, written from the papers alone, and ragged batches.
 
-Nothing here imports the package's functions: it is what they are held against.
+Nothing here uses the package's functions, only its records: it is what they are
+held against.
 """
 
 from typing import NamedTuple
 
 import numpy as np
+
+from steppo_jax import batch as records
 
 
 class Ragged(NamedTuple):
@@ -213,3 +216,31 @@ def aggregate(name, loss, step_ids, trajectory, constant):
       [np.concatenate(episode).sum() / constant for episode in episodes]
     ),
   }[name]()
+
+
+def device_records(batch):
+  """The same batch as the package's records, and a critic's output."""
+  rng = np.random.default_rng(int(abs(batch.reward).sum() * 1e6))
+  shape = batch.step_ids.shape
+  behaviour = -rng.uniform(0.1, 2, size=shape)
+  tokens = records.TokenBatch(
+    tokens=np.zeros(shape, np.int32),
+    positions=np.zeros(shape, np.int32),
+    parent=batch.parent,
+    subtree_end=np.full(shape, shape[1], np.int32),
+    step_ids=batch.step_ids,
+    behaviour_logp=np.where(batch.step_ids > 0, behaviour, 1e30).astype("f4"),
+  )
+  table = records.StepTable(
+    live=batch.live,
+    reward=batch.reward,
+    last=batch.last,
+    truncated=batch.truncated,
+    boundary=batch.boundary,
+    bootstrap_at=batch.bootstrap_at,
+    trajectory=batch.trajectory,
+    group=batch.group,
+    anchor=batch.anchor,
+    source=np.zeros_like(batch.group),
+  )
+  return tokens, table, rng.normal(size=shape).astype(np.float32)

@@ -1,0 +1,89 @@
+"""The table of algorithms and what it refuses."""
+
+import dataclasses
+import inspect
+
+import pytest
+
+from steppo_jax import algorithms, estimators, objective
+from steppo_jax.ops import aggregation
+
+# fmt: off
+REQUIRED = {
+  "steppo", "capo", "ppo", "turn_ppo", "grpo", "dr_grpo", "dapo", "rloo",
+  "reinforce_pp", "reinforce_pp_baseline", "gspo", "gigpo", "hgpo", "gagpo",
+  "sapo_segment", "serl", "stepopsd", "agentopsd", "vetta", "cispo", "gmpo",
+  "soft",
+}
+# fmt: on
+
+
+def test_the_table_holds_every_algorithm_of_the_sheet():
+  assert set(algorithms.ALGORITHMS) >= REQUIRED
+
+
+@pytest.mark.parametrize("name", algorithms.ALGORITHMS)
+def test_a_row_names_what_exists_and_passes_its_own_checks(name):
+  row = algorithms.get(name)
+  estimator = getattr(estimators, row.estimator)
+  constants = inspect.signature(estimator).parameters
+  options = dict(row.options)
+  wanted = [
+    p.name for p in constants.values() if p.kind is p.KEYWORD_ONLY
+  ]  # fmt: skip
+  assert sorted(wanted) == sorted([*options, "discount", "lambda_"])
+  assert hasattr(aggregation, row.aggregation)
+  assert row.surrogate in objective._SURROGATES
+  assert row.evidence in ("code", "paper", "secondary", "reconstruction")
+  assert row.source
+  assert 0 <= row.discount <= 1
+  assert hash(row) == hash(dataclasses.replace(row))
+  algorithms.check_clip(row)
+
+
+def test_the_constants_of_the_sheet():
+  row = algorithms.get("steppo")
+  assert (row.ratio, row.power, row.center) == ("step", 1.0, False)
+  assert (row.clip_low, row.clip_high) == (3e-4, 4e-4)
+  row = algorithms.get("capo")
+  assert (row.ratio, row.power, row.center) == ("step", 0.5, True)
+  assert (row.clip_low, row.clip_high) == (1e-3, 1e-3)
+  row = algorithms.get("ppo")
+  assert (row.clip_low, row.clip_high, row.dual_clip) == (0.2, 0.2, 3.0)
+  row = algorithms.get("dapo")
+  assert (row.clip_low, row.clip_high, row.kl_coef) == (0.2, 0.28, 0.0)
+  row = algorithms.get("turn_ppo")
+  assert (row.power, row.discount, row.lambda_) == (0.0, 0.99, 0.9)
+
+
+def test_an_unknown_name_is_answered_with_the_nearest():
+  with pytest.raises(ValueError, match="'stepo', did you mean 'steppo'"):
+    algorithms.get("stepo")
+  with pytest.raises(ValueError, match="known: steppo, capo"):
+    algorithms.get("zzzzzz")
+
+
+@pytest.mark.parametrize(
+  ("name", "change", "message"),
+  [
+    ("ppo", {"clip_low": 3e-4}, "clip_low=0.0003 does not fit a token ratio"),
+    ("steppo", {"clip_high": 0.9}, "clip_high=0.9 does not fit a step ratio"),
+    ("grpo", {"clip_low": 1.5}, "clip_low=1.5 lets the ratio fall below 0"),
+    ("ppo", {"dual_clip": 0.5}, "dual_clip=0.5 must be above 1"),
+    ("capo", {"clip_low": -0.1}, "clip_low=-0.1 does not fit"),
+  ],
+)
+def test_a_clip_that_cannot_fit_its_ratio_is_refused(name, change, message):
+  row = dataclasses.replace(algorithms.get(name), **change)
+  with pytest.raises(ValueError, match=message):
+    algorithms.check_clip(row)
+
+
+def test_needs_that_a_run_cannot_meet_are_refused():
+  everything = {"critic", "reference", "group", "anchor", "teacher", "entropy"}
+  for row in algorithms.ALGORITHMS.values():
+    algorithms.check_needs(row, everything)
+  with pytest.raises(ValueError, match="needs anchor, reference, which"):
+    algorithms.check_needs(algorithms.get("gigpo"), {"group"})
+  with pytest.raises(ValueError, match="needs critic"):
+    algorithms.check_needs(algorithms.get("ppo"), {"reference"})
