@@ -9,7 +9,7 @@ files). The vocabulary is made for a small model that must copy names:
   its number, so that "drawer 12" is the same two ids wherever it stands;
 - a verb is one piece, and so is each fixed phrase of the engine's text;
 - the 256 byte pieces cover everything else, helped by pieces learned (byte
-  pair merges) from a few lines of plain English.
+  pair merges) from a few lines of plain English. Games need none of these.
 """
 
 import argparse

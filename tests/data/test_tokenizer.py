@@ -8,8 +8,9 @@ import pytest
 import sentencepiece
 from hypothesis import strategies as st
 
+from steppo_jax.data import expert, train_tokenizer
 from steppo_jax.data import tokenizer as tokenizer_lib
-from steppo_jax.data import train_tokenizer
+from steppo_jax.envs import household, household_worlds
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +83,25 @@ def test_an_observation_is_phrases_names_and_numbers(tokenizer):
     *("You arrive at", " desk", " 2", ". On the", " desk", " 2"),
     *(", you see a", " pen", " 1", ", and a", " cd", " 3", "."),
   ]
+
+
+@pytest.mark.parametrize("size", household_worlds.SIZES)
+@pytest.mark.parametrize("dialect", household.DIALECTS)
+def test_a_game_needs_no_byte_and_no_learned_piece(tokenizer, size, dialect):
+  known = len(train_tokenizer.fixed_pieces()) + 4  # Controls stand in front.
+  learned = known + 256  # The bytes stand between.
+  for seed in range(20):
+    task = household_worlds.generate(seed, split="train", size=size)
+    game = household.Game.from_compact(
+      task.payload["game"], task.payload["task"], dialect=dialect
+    )
+    observations, commands = expert.demonstrate(
+      game, detours=2.0, random=np.random.default_rng(seed)
+    )
+    for text in (*observations, *commands, *game.admissible_commands):
+      ids = tokenizer.encode(text)
+      assert ids.max() < learned
+      assert not [i for i in ids if tokenizer._processor.is_byte(int(i))], text
 
 
 def test_the_committed_model_is_what_the_script_makes(tokenizer):

@@ -1,0 +1,305 @@
+"""Demonstrations of household games as a TFDS dataset in RLDS form.
+
+The dataset is made here, from generated games and the planner; nothing is
+downloaded, and TensorFlow is not imported. An episode is
+
+    uid, family, split, size, task   str
+    golden_steps                     int, length of a shortest solution
+    steps                            list, one more than there are actions
+
+and a step `observation` and `action` (str), `reward` (float), `is_first`,
+`is_last` and `is_terminal` (bool). The last step holds the final observation
+and the action "", as RLDS has it.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import io
+import json
+import logging
+import os
+import pathlib
+import shutil
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import rich.console
+import rich.progress
+import tensorflow_datasets as tfds
+
+from steppo_jax import types
+from steppo_jax.data import expert
+from steppo_jax.envs import household, household_worlds
+
+DIALECT = "move"
+_DIGESTS = "sha256.json"
+_TEXTS = ("uid", "family", "split", "size", "task")
+
+
+@dataclasses.dataclass(frozen=True)
+class Demonstrations:
+  """What is demonstrated.
+
+  Attributes:
+    split: of the games: "train", "valid_seen" or "valid_unseen".
+    sizes: of the games, taken in turn.
+    num_episodes: number of games, one demonstration each.
+    seed: games of different seeds are different, up to 10 million each.
+    detours: mean number of places that the expert searches before it uses the
+      planner's knowledge: 0 demonstrates shortest plans alone, `math.inf` an
+      expert that finds everything itself.
+  """
+
+  split: str
+  sizes: tuple[str, ...]
+  num_episodes: int
+  seed: int
+  detours: float
+
+  def __post_init__(self):
+    if self.split not in household_worlds.SPLITS:
+      raise ValueError(
+        f"split must be one of {', '.join(household_worlds.SPLITS)}, got "
+        f"{self.split!r}"
+      )
+    if isinstance(self.sizes, str) or not self.sizes:
+      raise ValueError(f"sizes must be a tuple of names, got {self.sizes!r}")
+    for size in self.sizes:
+      if size not in household_worlds.SIZES:
+        raise ValueError(
+          f"sizes must be among {', '.join(household_worlds.SIZES)}, got "
+          f"{size!r}"
+        )
+    if not 1 <= self.num_episodes <= 10_000_000:
+      raise ValueError(
+        f"num_episodes must be 1 to 10,000,000, got {self.num_episodes}"
+      )
+    if self.seed < 0:
+      raise ValueError(f"seed must be at least 0, got {self.seed}")
+    if not self.detours >= 0:
+      raise ValueError(f"detours must be at least 0, got {self.detours}")
+
+  @property
+  def name(self) -> str:
+    """Names the folder: equal options, equal data."""
+    return (
+      f"{self.split}-{'_'.join(self.sizes)}-n{self.num_episodes}"
+      f"-seed{self.seed}-detours{self.detours:g}"
+    )
+
+  def task(self, index: int) -> types.Task:
+    """The game of an episode."""
+    return household_worlds.generate(
+      self.seed * 10_000_000 + index,
+      split=self.split,
+      size=self.sizes[index % len(self.sizes)],
+    )
+
+
+def _episode(options: Demonstrations, index: int) -> dict[str, Any]:
+  task = options.task(index)
+  game = household.Game.from_compact(
+    task.payload["game"], task.payload["task"], dialect=DIALECT
+  )
+  observations, commands = expert.demonstrate(
+    game,
+    detours=options.detours,
+    random=np.random.default_rng((options.seed, index)),
+  )
+  last = len(commands)
+  return {
+    "uid": task.uid,
+    "family": task.family,
+    "split": options.split,
+    "size": options.sizes[index % len(options.sizes)],
+    "task": task.payload["task"],
+    "golden_steps": task.golden_steps,
+    "steps": [
+      {
+        "observation": observation,
+        "action": commands[k] if k < last else "",
+        "reward": float(k == last - 1),
+        "is_first": k == 0,
+        "is_last": k == last,
+        "is_terminal": k == last,
+      }
+      for k, observation in enumerate(observations)
+    ],
+  }
+
+
+class HouseholdDemonstrations(tfds.core.GeneratorBasedBuilder):
+  """The TFDS builder; `prepare` and `load` are simpler to use."""
+
+  VERSION = tfds.core.Version("1.0.0")
+
+  def __init__(self, *, options: Demonstrations, data_dir: str, progress):
+    self._options = options
+    self._progress = progress
+    super().__init__(
+      data_dir=data_dir,
+      config=tfds.core.BuilderConfig(name=options.name),
+      file_format="array_record",
+    )
+
+  def _info(self):
+    text = tfds.features.Text
+    step = {
+      "observation": text(),
+      "action": text(),
+      "reward": np.float32,
+      "is_first": np.bool_,
+      "is_last": np.bool_,
+      "is_terminal": np.bool_,
+    }
+    features = {name: text() for name in _TEXTS} | {
+      "golden_steps": np.int32,
+      "steps": tfds.features.Dataset(step),
+    }
+    return tfds.core.DatasetInfo(
+      builder=self,
+      description=__doc__,
+      features=tfds.features.FeaturesDict(features),
+    )
+
+  def _split_generators(self, dl_manager):
+    del dl_manager
+    return {self._options.split: self._generate_examples()}
+
+  def _generate_examples(self):
+    for index in range(self._options.num_episodes):
+      yield index, _episode(self._options, index)
+      self._progress()
+
+
+def _folder(data_dir: str | os.PathLike, options: Demonstrations):
+  version = str(HouseholdDemonstrations.VERSION)
+  root = pathlib.Path(data_dir).absolute()
+  return root / "household_demonstrations" / options.name / version
+
+
+def _digest_files(folder: pathlib.Path) -> dict[str, str]:
+  return {
+    path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+    for path in sorted(folder.iterdir())
+    if path.name != _DIGESTS
+  }
+
+
+def _verify(folder: pathlib.Path) -> None:
+  """Raises RuntimeError unless every file is as it was written."""
+  try:
+    expected = json.loads((folder / _DIGESTS).read_text())
+  except ValueError:
+    expected = {_DIGESTS: "readable"}
+  found = _digest_files(folder)
+  wrong = [name for name in expected if expected[name] != found.get(name)]
+  if wrong:
+    raise RuntimeError(
+      f"broken or missing in {folder}: {', '.join(wrong)}; remove that folder "
+      "and make it again with `python -m steppo_jax data household`"
+    )
+
+
+@contextlib.contextmanager
+def _progress(title: str, total: int):
+  """One bar on the terminal in place of what TFDS says of downloads."""
+  columns = rich.progress.Progress.get_default_columns()
+  console = rich.console.Console(stderr=True)
+  log = logging.getLogger("absl")
+  level = log.level
+  log.setLevel(logging.ERROR)
+  tfds.disable_progress_bar()
+  try:
+    with (
+      rich.progress.Progress(
+        *columns, rich.progress.MofNCompleteColumn(), console=console
+      ) as progress,
+      contextlib.redirect_stdout(io.StringIO()),
+    ):
+      bar = progress.add_task(title, total=total)
+      yield lambda: progress.advance(bar)
+  finally:
+    log.setLevel(level)
+
+
+def prepare(
+  data_dir: str | os.PathLike, options: Demonstrations
+) -> pathlib.Path:
+  """Makes the dataset, or checks the one that is there.
+
+  Returns:
+    The dataset's folder under `data_dir`.
+
+  Raises:
+    ValueError: `data_dir` is a file.
+    RuntimeError: the dataset that is there is broken.
+  """
+  folder = _folder(data_dir, options)
+  if pathlib.Path(data_dir).is_file():
+    raise ValueError(f"data_dir must be a folder, {data_dir} is a file")
+  if (folder / _DIGESTS).exists():
+    _verify(folder)
+    return folder
+  if folder.exists():  # A kill came between the data and their digests.
+    shutil.rmtree(folder)
+  with _progress("demonstrations", options.num_episodes) as advance:
+    HouseholdDemonstrations(
+      options=options,
+      data_dir=str(pathlib.Path(data_dir).absolute()),
+      progress=advance,
+    ).download_and_prepare()
+  (folder / _DIGESTS).write_text(json.dumps(_digest_files(folder), indent=1))
+  return folder
+
+
+class Episodes(Sequence):
+  """Episodes of a prepared dataset, read from the disk at random."""
+
+  def __init__(self, source):
+    self._source = source
+
+  def __len__(self) -> int:
+    return len(self._source)
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    """Returns one episode as Python values."""
+    size = len(self)
+    if not -size <= index < size:
+      raise IndexError(f"episode {index} of {size}")
+    raw = self._source[int(index) % size]
+    episode = {name: raw[name].decode() for name in _TEXTS}
+    episode["golden_steps"] = int(raw["golden_steps"])
+    episode["steps"] = [
+      {
+        name: value.decode() if isinstance(value, bytes) else value.item()
+        for name, value in step.items()
+      }
+      for step in raw["steps"]
+    ]
+    return episode
+
+  def __iter__(self) -> Iterator[dict[str, Any]]:
+    return (self[index] for index in range(len(self)))
+
+
+def load(data_dir: str | os.PathLike, options: Demonstrations) -> Episodes:
+  """Opens a prepared dataset after checking every file.
+
+  Raises:
+    ValueError: there is no such dataset.
+    RuntimeError: a file is broken.
+  """
+  folder = _folder(data_dir, options)
+  if not (folder / _DIGESTS).is_file():
+    present = sorted(path.name for path in folder.parent.parent.glob("*"))
+    raise ValueError(
+      f"no demonstrations at {folder} (there are: "
+      f"{', '.join(present) or 'none'}); make them with "
+      "`python -m steppo_jax data household`"
+    )
+  _verify(folder)
+  builder = tfds.builder_from_directory(str(folder))
+  return Episodes(builder.as_data_source(options.split))
