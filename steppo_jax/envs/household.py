@@ -113,7 +113,10 @@ class Game:
     Raises:
       ValueError: the game cannot be won from here.
     """
-    return household_planner.plan(self.state, self.dialect)
+    try:
+      return household_planner.plan(self.state, self.dialect)
+    except ValueError as error:
+      raise ValueError(f"game {self._task_text!r}: {error}") from error
 
   def save(self) -> dict[str, Any]:
     """The state as JSON-able data; the game itself is not in it."""
@@ -152,6 +155,22 @@ class Game:
     self.state = state
     self._commands = None
     self._won = None
+
+
+def golden_steps(task: types.Task) -> int:
+  """Length of a shortest solution in steps, computed if the task has none.
+
+  Raises:
+    ValueError: the game cannot be won; the message names the task.
+  """
+  if task.golden_steps is not None:
+    return task.golden_steps
+  env = HouseholdEnv()
+  env.reset(task, 0)
+  try:
+    return len(env.game.plan())
+  except ValueError as error:
+    raise ValueError(f"task {task.uid}: {error}") from error
 
 
 class HouseholdEnv:

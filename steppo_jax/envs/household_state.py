@@ -35,6 +35,8 @@ class World:
       )
     try:
       self._load(game)
+    except ValueError as error:
+      raise ValueError(f"compact game: {error}") from error
     except (TypeError, IndexError, KeyError, AttributeError) as error:
       raise ValueError(
         f"compact game: a record is malformed ({type(error).__name__}: {error})"
@@ -53,7 +55,7 @@ class World:
     if len(self.recep_index) + len(self.object_index) < (
       len(self.receptacles) + len(self.objects)
     ):
-      raise ValueError("compact game: two things have the same name")
+      raise ValueError("two things have the same name")
     at = collections.defaultdict(list)
     for k, receptacle in enumerate(self.receptacles):
       at[receptacle[2]].append(k)
@@ -68,7 +70,7 @@ class World:
       self.within[inner].add(outer)
     for _, _, _, inside, _ in self.objects:
       if any(not 0 <= k < len(self.receptacles) for k in inside):
-        raise ValueError("compact game: an object is in no known receptacle")
+        raise ValueError("an object is in no known receptacle")
     self.knives = frozenset(
       k for k, o in enumerate(self.objects) if o[1] in ("knife", "butterknife")
     )
