@@ -12,7 +12,7 @@ in which the original engine names them in its texts.
   X  further initial facts, {predicate: [[object index, ...]]}, optional
 
 Bit k of `flags` is set where `FLAGS[k]` holds. Locations count from 0 in the
-order of their sorted ids.
+order of their sorted ids; a receptacle at -1 is nowhere and cannot be reached.
 
 Source: ALFWorld's PDDL domain and the naming of its text environment,
 github.com/alfworld/alfworld.
@@ -218,9 +218,6 @@ def _compact(facts, goal):
     {row[0] for row in facts["opened"]},
   )
   types = dict(facts["receptacletype"])
-  lost = [r for r in receptacles if r not in places or r not in types]
-  if lost:
-    raise ValueError(f"pddl problem: {lost[0]} has no location or no type")
   if len(places) != len({tuple(row) for row in facts["receptacleatlocation"]}):
     raise ValueError("pddl problem: a receptacle has two locations")
 
@@ -241,8 +238,8 @@ def _compact(facts, goal):
     "R": [
       [
         names[r],
-        _type(types[r]),
-        locations[places[r]],
+        _type(types.get(r, "")),
+        locations[places[r]] if r in places else -1,
         (r in openable) + 2 * (r in opened),
       ]
       for r in receptacles

@@ -29,7 +29,8 @@ def play(state, command, dialect):
 
 def intro(state):
   """The room as the first observation shows it."""
-  return _look(state, range(len(state.world.receptacles)))
+  receptacles = state.world.receptacles
+  return _look(state, [k for k, r in enumerate(receptacles) if r[2] >= 0])
 
 
 def examine_receptacle(state, r):
@@ -50,7 +51,7 @@ def examine_object(state, thing):
   name = world.objects[thing][0]
   if world.has(thing, "isreceptacleobject"):
     inner = sorted(k for k in world.within if thing in world.within[k])
-    names = [world.objects[k][0] for k in inner if k != thing]
+    names = [world.objects[k][0] for k in inner]
     seen = household_text.things(names)
     return f"This is a normal {name}. In it, you see {seen}."
   holds = {predicate for predicate in states if thing in states[predicate]}
@@ -112,7 +113,7 @@ def _play_go(state, rest, dialect):
     return None
   world = state.world
   r = world.recep_index.get(rest[3:], -1)
-  if r < 0 or world.receptacles[r][2] == state.place:
+  if r < 0 or world.receptacles[r][2] in (state.place, -1):
     return None
   place = state.place = world.receptacles[r][2]
   name = world.receptacles[r][0]

@@ -73,10 +73,12 @@ class Search:
     return self.world.receptacles[r][3] & 1 and r not in node.opened
 
   def _places(self, receptacles):
-    return {self.world.receptacles[r][2] for r in receptacles}
+    return {self.world.receptacles[r][2] for r in receptacles} - {-1}
 
   def _tools(self, predicate):
-    return {p for _, t, p, _ in self.world.receptacles if t == TOOLS[predicate]}
+    """Locations where a state is given."""
+    rows = self.world.receptacles
+    return {r[2] for r in rows if r[1] == TOOLS[predicate] and r[2] >= 0}
 
   def done(self, node):
     """Whether the binding makes the goal true."""

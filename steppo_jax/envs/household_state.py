@@ -58,7 +58,8 @@ class World:
       raise ValueError("two things have the same name")
     at = collections.defaultdict(list)
     for k, receptacle in enumerate(self.receptacles):
-      at[receptacle[2]].append(k)
+      if receptacle[2] >= 0:
+        at[receptacle[2]].append(k)
     self.at = dict(at)
     places = {self.start, *self.at, *(p for o in self.objects for p in o[4])}
     self.num_locations = max(places) + 1
@@ -91,7 +92,7 @@ class World:
     commands = self._goto.get(place)
     if commands is None:
       commands = self._goto[place] = sorted(
-        "go to " + r[0] for r in self.receptacles if r[2] != place
+        "go to " + r[0] for r in self.receptacles if r[2] not in (place, -1)
       )
     return commands
 

@@ -11,7 +11,7 @@ import hashlib
 import random
 
 from steppo_jax import types
-from steppo_jax.envs import household, household_tables
+from steppo_jax.envs import household, household_pddl, household_tables
 
 FAMILIES = (
   "pick_and_place_simple",
@@ -134,7 +134,7 @@ def _possible(family):
       ]
       continue
     flag, _, tool = _TREATMENTS.get(family, ("pickupable", None, None))
-    bit = 1 << household.household_pddl.FLAGS.index(flag)
+    bit = 1 << household_pddl.FLAGS.index(flag)
     if tool is not None and tool not in holds:
       continue
     for otype in household_tables.objects(room):

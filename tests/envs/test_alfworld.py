@@ -84,6 +84,19 @@ def test_variables_of_separate_quantifiers_are_kept_apart():
   ]
 
 
+def test_a_receptacle_without_a_location_counts_but_is_not_seen():
+  nowhere = _PROBLEM.replace(
+    "(cleanable Apple_bar_a)",
+    "(cleanable Apple_bar_a) (receptacleType CounterTop_bar_0 CounterTopType)",
+  )
+  game = household.Game.from_pddl(nowhere, "put it.", dialect="move")
+  # Its id is first, so it is countertop 2, and countertop 1 keeps its name.
+  assert "you see a countertop 1, and a sinkbasin 1." in game.reset()
+  assert game.step("go to countertop 2") == "Nothing happens."
+  assert "go to countertop 2" not in game.admissible_commands
+  assert len(game.plan()) == 5
+
+
 @pytest.mark.parametrize(
   ("old", "new", "message"),
   [
@@ -95,8 +108,10 @@ def test_variables_of_separate_quantifiers_are_kept_apart():
     ("(isClean ?o)", "(isShiny ?o)", "goal literal .'isshiny', '.o'. is not"),
     ("(define", "(defile", "expected one"),
     ("loc_bar_3))", "loc_bar_3)))", "a closing parenthesis too many|expected"),
-    ("(receptacleAtLocation CounterTop_bar_a loc_bar_2)", "",
-     "countertop_bar_a has no location"),
+    ("(receptacleAtLocation CounterTop_bar_a loc_bar_2)",
+     "(receptacleAtLocation CounterTop_bar_a loc_bar_2)"
+     "(receptacleAtLocation CounterTop_bar_a loc_bar_1)",
+     "a receptacle has two locations"),
   ],
 )  # fmt: skip
 def test_broken_problems_say_what_is_wrong(old, new, message):
@@ -200,6 +215,18 @@ def test_the_packed_file_of_a_folder_comes_first(tmp_path, trial):
   assert task.payload["task"] == "clean some apple."
   (trial / "game.tw-pddl").write_text(json.dumps(packed | {"solvable": False}))
   assert alfworld.load_tasks(tmp_path, "valid_seen") == []
+
+
+def test_tasks_with_slices_or_movable_receptacles_are_left_out(trial, caplog):
+  for kind in ("pick_and_place_with_movable_recep-Apple-Bowl", "AppleSliced"):
+    other = trial.parent.with_name(kind) / "trial_1"
+    other.mkdir(parents=True)
+    for path in trial.iterdir():
+      (other / path.name).write_bytes(path.read_bytes())
+  caplog.set_level("INFO")
+  (task,) = alfworld.load_tasks(trial.parents[2], "valid_seen")
+  assert "Sliced" not in task.uid
+  assert "left out 2 games" in caplog.text
 
 
 def test_broken_files_of_a_release_are_named(tmp_path, trial):

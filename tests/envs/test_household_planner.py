@@ -144,6 +144,36 @@ def test_an_object_in_two_places_stays_at_its_goal_while_it_is_cleaned():
   assert _shortest_by_search(game, 4) == 4
 
 
+def test_the_cheapest_choice_is_found_where_bounds_are_loose():
+  things = [
+    ["cloth 2", "cloth", 3, [1], [1]],
+    ["cloth 1", "cloth", 3, [0], [0]],
+    ["soapbar 1", "soapbar", 3, [0], [0]],
+  ]
+  holds = {"drawer": ["soapbar"], "shelf": ["cloth"], "sinkbasin": ["cloth"]}
+  goal = [
+    ["objecttype", "?o", "clothtype"],
+    ["receptacletype", "?r", "sinkbasintype"],
+    ["inreceptacle", "?o", "?r"],
+  ]
+  game = _compact(O=things, C=holds, G=goal)
+  for command in (
+    "go to drawer 1",
+    "open drawer 1",
+    "take soapbar 1 from drawer 1",
+    "go to sinkbasin 1",
+  ):
+    game.step(command)
+  # The soap fits into the drawer alone, so the cloth there is the nearer one.
+  assert game.plan() == [
+    "go to drawer 1",
+    "move soapbar 1 to drawer 1",
+    "take cloth 1 from drawer 1",
+    "go to sinkbasin 1",
+    "move cloth 1 to sinkbasin 1",
+  ]
+
+
 def test_slices_are_planned(kitchen):
   goal = [
     ["sliceable", "?o"],
