@@ -19,7 +19,8 @@ class PackingConfig:
   Attributes:
     layout: "packed" stores a trajectory once, while each prompt extends the
       one before; "rows" stores one row a step, as the public systems do.
-    row_length: T, the length of a row in tokens.
+    row_length: T, the length of a row in tokens, at least the longest episode
+      that the rollout allows.
   """
 
   layout: Layout = "packed"

@@ -204,3 +204,8 @@ def logits(params: dict[str, Any], hidden: chex.Array) -> chex.Array:
 def num_params(params: Any) -> int:
   """Number of scalars in a tree of arrays."""
   return sum(x.size for x in jax.tree.leaves(params))
+
+
+def abstract_params(config: ModelConfig) -> dict[str, Any]:
+  """Shapes and types of `init`'s parameters, without making them."""
+  return jax.eval_shape(lambda: init(config, jax.random.key(0)))

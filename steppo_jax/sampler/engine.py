@@ -13,6 +13,9 @@ from steppo_jax import types
 from steppo_jax.models import transformer
 from steppo_jax.sampler import decode
 
+# Most integers in a request's key; the shape must not vary.
+_KEY_LENGTH = 7
+
 
 @dataclasses.dataclass(frozen=True)
 class SamplerConfig:
@@ -20,15 +23,11 @@ class SamplerConfig:
 
   Attributes:
     num_slots: Trajectories that are sampled side by side.
-    context: Longest trajectory in tokens.
-    max_new_tokens: Longest response in tokens, end-of-turn included.
     prefill_lengths: Sizes into which runs of new prompt tokens are cut,
       ascending; longer prompts are read in several runs.
   """
 
   num_slots: int = 128
-  context: int = 256
-  max_new_tokens: int = 12
   prefill_lengths: tuple[int, ...] = (8, 16, 32, 64)
 
 
@@ -50,9 +49,21 @@ class SlotEngine:
     model: transformer.ModelConfig,
     config: SamplerConfig,
     *,
+    context: int,
+    max_new_tokens: int,
     end_of_turn_id: int,
     seed: int,
   ):
+    """Allocates the slots; nothing is compiled yet.
+
+    Args:
+      model: Sizes of the decoder.
+      config: Shapes.
+      context: Longest trajectory in tokens.
+      max_new_tokens: Longest response in tokens, end-of-turn included.
+      end_of_turn_id: The token that ends a response.
+      seed: Root of all keys.
+    """
     self.num_slots = config.num_slots
     self.compiles = 0
     self.prefill_tokens = 0
@@ -62,11 +73,12 @@ class SlotEngine:
     self._end_of_turn = end_of_turn_id
     self._params: Any = None
     self._version = 0
-    self._cache = decode.empty_cache(model, config.num_slots, config.context)
+    self._cache = decode.empty_cache(model, config.num_slots, context)
     self._held = [np.zeros(0, np.int32) for _ in range(config.num_slots)]
     self._slot_of: dict[str, int] = {}
     self._free = collections.deque(range(config.num_slots))
-    self._contexts = self._context_sizes()
+    self._max_new_tokens = max_new_tokens
+    self._contexts = _context_sizes(context)
     # Few rows for new trajectories, all of them for the usual turn.
     self._row_sizes = sorted({max(1, config.num_slots // 8), config.num_slots})
 
@@ -88,7 +100,7 @@ class SlotEngine:
         heat,
         keys,
         end_of_turn_id=end_of_turn_id,
-        max_new_tokens=config.max_new_tokens,
+        max_new_tokens=max_new_tokens,
         context=context,
       )
 
@@ -96,13 +108,6 @@ class SlotEngine:
       jax.jit, static_argnames="context", donate_argnums=1
     )
     self._prefill, self._sample = jit(prefill), jit(sample)
-
-  def _context_sizes(self) -> list[int]:
-    """Cache lengths to attend over: the context and its halves down to 64."""
-    sizes = [self._config.context]
-    while sizes[-1] % 2 == 0 and sizes[-1] // 2 >= 64:
-      sizes.append(sizes[-1] // 2)
-    return sizes[::-1]
 
   def set_params(self, params: Any, version: int) -> None:
     """Takes new weights; caches made by other weights are dropped."""
@@ -177,18 +182,23 @@ class SlotEngine:
     if len({r.session for r in requests}) < len(requests):
       raise ValueError("two requests of one session in one batch")
     for r in requests:
+      if len(r.key) > _KEY_LENGTH:
+        raise ValueError(
+          f"session {r.session}: a key of {len(r.key)} integers, at most "
+          f"{_KEY_LENGTH} are taken"
+        )
       if len(r.prompt_ids) == 0:
         raise ValueError(f"session {r.session}: empty prompt")
-      if r.max_new_tokens > self._config.max_new_tokens:
+      if r.max_new_tokens > self._max_new_tokens:
         raise ValueError(
           f"session {r.session}: {r.max_new_tokens} new tokens asked for, "
-          f"sampler.max_new_tokens={self._config.max_new_tokens}"
+          f"the engine's limit is {self._max_new_tokens}"
         )
-      if len(r.prompt_ids) + r.max_new_tokens > self._config.context:
+      if len(r.prompt_ids) + r.max_new_tokens > self._contexts[-1]:
         raise ValueError(
           f"session {r.session}: prompt of {len(r.prompt_ids)} and response "
-          f"of {r.max_new_tokens} tokens exceed sampler.context="
-          f"{self._config.context}"
+          f"of {r.max_new_tokens} tokens exceed the context of "
+          f"{self._contexts[-1]}"
         )
 
   def _slot(self, session: str) -> int:
@@ -240,18 +250,25 @@ class SlotEngine:
     n = self.num_slots
     length, limit = np.zeros((2, n), np.int32)
     heat = np.zeros(n, np.float32)
-    width = max((len(r.key) for r in of_slot.values()), default=4)
-    numbers = np.zeros((n, width), np.uint32)
+    numbers = np.zeros((n, 1 + _KEY_LENGTH), np.uint32)
     for slot in slots:
       request = of_slot[slot]
       length[slot] = len(request.prompt_ids)
       limit[slot] = request.max_new_tokens
       heat[slot] = request.temperature
-      numbers[slot] = request.key
+      numbers[slot, : 1 + len(request.key)] = (len(request.key), *request.key)
     self._cache, ids, logps, count = self._sample(
       self._params, self._cache, length, limit, heat, numbers, context=context
     )
     return jax.device_get((ids, logps, count))
+
+
+def _context_sizes(context: int) -> list[int]:
+  """Cache lengths to attend over: the context and its halves down to 64."""
+  sizes = [context]
+  while sizes[-1] % 2 == 0 and sizes[-1] // 2 >= 64:
+    sizes.append(sizes[-1] // 2)
+  return sizes[::-1]
 
 
 def _common(held: np.ndarray, prompt: np.ndarray) -> int:

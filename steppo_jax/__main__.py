@@ -1,0 +1,282 @@
+"""The command line: train, evaluate, play, report, data, algorithms."""
+
+import argparse
+import dataclasses
+import os
+import pathlib
+import sys
+from collections.abc import Sequence
+
+import rich.console
+import rich.progress
+import rich.table
+
+_EPILOG = """\
+examples:
+  python -m steppo_jax train experiments/household_steppo.py
+  python -m steppo_jax train experiments/household_steppo.py seed=1 \
+learner.learning_rate=1e-3
+  python -m steppo_jax train experiments/household_steppo.py --help
+  python -m steppo_jax evaluate experiments/household_steppo.py \
+weights=runs/household_steppo-seed0/policy.safetensors
+  python -m steppo_jax play household --size small
+  python -m steppo_jax report runs/household_steppo-seed*
+"""
+
+console = rich.console.Console(stderr=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs one command; returns the exit status.
+
+  A mistake in options or files is one line on stderr and status 2.
+  """
+  args, rest = _parser().parse_known_args(argv)
+  if rest and args.command not in ("train", "evaluate"):
+    _parser().error(f"unrecognized arguments: {' '.join(rest)}")
+  try:
+    return args.function(args, rest) or 0
+  except (ValueError, RuntimeError) as error:
+    console.print(f"error: {error}", style="red", markup=False, highlight=False)
+    return 2 if isinstance(error, ValueError) else 1
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = argparse.ArgumentParser(
+    prog="python -m steppo_jax",
+    description=__doc__,
+    epilog=_EPILOG,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  commands = parser.add_subparsers(dest="command", required=True)
+
+  def add(name, function, help_, **more):
+    command = commands.add_parser(name, help=help_, description=help_, **more)
+    command.set_defaults(function=function)
+    return command
+
+  train = add("train", _train, "train an agent", add_help=False)
+  train.add_argument("experiment", help="file that defines CONFIG")
+  run = add("evaluate", _evaluate, "evaluate a policy", add_help=False)
+  run.add_argument("experiment", help="file that defines CONFIG")
+  run.add_argument("--env", choices=("household", "alfworld"))
+  run.add_argument("--data-dir", help="folder of ALFWorld's games")
+  run.add_argument("--split", help="split of the panel")
+  run.add_argument("--episodes", type=int, help="size of the panel")
+  run.add_argument("--temperature", type=float, default=0.0)
+  run.add_argument("--samples", type=int, default=1, help="episodes a task")
+  run.add_argument("--output", help="file for one JSON line a step")
+  play = add("play", _play, "play a game in the terminal")
+  play.add_argument("game", choices=("household",))
+  play.add_argument("--size", default="small")
+  play.add_argument("--seed", type=int, default=0)
+  play.add_argument("--split", default="train")
+  play.add_argument("--data-dir", help="folder of ALFWorld's games")
+  shown = add("report", _report, "plot and summarise runs")
+  shown.add_argument("runs", nargs="+", help="run folders, one a seed")
+  shown.add_argument("--control", help="run folder drawn for comparison")
+  data = add("data", _data, "make the demonstrations (TFDS, ArrayRecord)")
+  data.add_argument("game", choices=("household",))
+  data.add_argument("--data-dir", default="runs/data")
+  data.add_argument("--split", default="train")
+  data.add_argument("--size", nargs="+", default=["small"])
+  data.add_argument("--episodes", type=int, default=2000)
+  data.add_argument("--seed", type=int, default=0)
+  data.add_argument("--detours", type=float, default=0.0)
+  add("algorithms", _algorithms, "print the table of algorithms")
+  return parser
+
+
+def _quiet_jax() -> None:
+  """Compile cache beside the results; set before JAX is loaded."""
+  cache = pathlib.Path(".cache/jax").absolute()
+  os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
+  os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+
+
+def _options(args, rest):
+  """The experiment's options with the assignments applied."""
+  _quiet_jax()
+  from steppo_jax import config
+
+  name = f"{args.command} {args.experiment}"
+  return config.override(
+    config.load(args.experiment), rest, f"python -m steppo_jax {name}"
+  )
+
+
+def _train(args, rest) -> None:
+  options = _options(args, rest)
+  from steppo_jax import config, report, run_folder
+
+  name = f"{pathlib.Path(args.experiment).stem}-seed{options.seed}"
+  folder = run_folder.open_folder(options, name, run_folder.command_line())
+  supervised = isinstance(options, config.SupervisedRun)
+  total = options.training.num_steps if supervised else options.num_updates
+  console.print(f"run folder: {folder}", markup=False)
+  with _progress() as progress:
+    bar = progress.add_task("updates", total=total, info="starting")
+    episodes = [0]
+
+    def on_update(done, found):
+      progress.update(bar, completed=done, info=_line(found))
+      if "eval/success" in found:
+        progress.console.print(_evaluation(done, found), markup=False)
+
+    def on_episode(_):
+      episodes[0] += 1
+      progress.update(bar, episodes=episodes[0])
+
+    if supervised:
+      from steppo_jax import imitation
+
+      imitation.train(options, folder, on_update=on_update)
+    else:
+      from steppo_jax import train
+
+      train.train(options, folder, on_update=on_update, on_episode=on_episode)
+  summary = report.report(folder)
+  print(pathlib.Path(summary).read_text())
+  console.print(f"plot: {folder / 'report.png'}", markup=False)
+
+
+def _progress():
+  return rich.progress.Progress(
+    rich.progress.TextColumn("{task.description}"),
+    rich.progress.BarColumn(bar_width=24),
+    rich.progress.MofNCompleteColumn(),
+    rich.progress.TimeElapsedColumn(),
+    rich.progress.TimeRemainingColumn(),
+    rich.progress.TextColumn("{task.fields[info]}"),
+    console=console,
+  )
+
+
+def _line(found) -> str:
+  """The few numbers shown beside the bar."""
+  parts = []
+  for name, label, form in (
+    ("rollout/success", "success", ".2f"),
+    ("rollout/invalid_share", "invalid", ".2f"),
+    ("rollout/episodes_per_s", "episodes/s", ".0f"),
+    ("tokens_per_s", "tokens/s", ".0f"),
+    ("supervised/loss", "loss", ".3f"),
+  ):
+    if name in found:
+      parts.append(f"{label} {found[name]:{form}}")
+  return "  ".join(parts)
+
+
+def _evaluation(done, found) -> str:
+  return (
+    f"update {done:4d}  {found['minutes']:5.1f} min  unseen success "
+    f"{found['eval/success']:.3f} [{found['eval/success_low']:.3f}, "
+    f"{found['eval/success_high']:.3f}]  invalid "
+    f"{found['eval/invalid_share']:.3f}"
+  )
+
+
+def _evaluate(args, rest) -> None:
+  options = _options(args, rest)
+  from steppo_jax import config, evaluate
+
+  if not isinstance(options, config.RunConfig):
+    raise ValueError(
+      f"{args.experiment} is not a run of reinforcement learning"
+    )
+  env, panel = options.env, options.evaluation
+  changes = {"name": args.env, "data_dir": args.data_dir}
+  env = dataclasses.replace(env, **_given(changes))
+  changes = {"split": args.split, "episodes": args.episodes}
+  panel = dataclasses.replace(panel, **_given(changes))
+  options = dataclasses.replace(options, env=env, evaluation=panel)
+  with _progress() as progress:
+    bar = progress.add_task(
+      "episodes", total=panel.episodes * args.samples, info=""
+    )
+    found = evaluate.evaluate(
+      options,
+      temperature=args.temperature,
+      samples=args.samples,
+      output=args.output,
+      on_finish=lambda _: progress.advance(bar),
+    )
+  _print_evaluation(options, found)
+
+
+def _given(changes):
+  return {name: value for name, value in changes.items() if value is not None}
+
+
+def _print_evaluation(options, found) -> None:
+  table = rich.table.Table(
+    title=f"{options.weights}\n{options.env.name}, "
+    f"{options.evaluation.split}, panel {found['eval/panel']}, at most "
+    f"{options.rollout.max_steps} steps"
+  )
+  table.add_column("")
+  table.add_column("value", justify="right")
+  for name, value in found.items():
+    if isinstance(value, float):
+      table.add_row(name.removeprefix("eval/"), f"{value:.3f}")
+  rich.console.Console().print(table)
+
+
+def _play(args, _) -> None:
+  from steppo_jax.envs import play
+
+  play.play_household(
+    size=args.size, seed=args.seed, split=args.split, data_dir=args.data_dir
+  )
+
+
+def _report(args, _) -> None:
+  from steppo_jax import report
+
+  summary = report.report(*args.runs, control=args.control)
+  print(pathlib.Path(summary).read_text())
+  console.print(f"written: {summary} and report.png beside it", markup=False)
+
+
+def _data(args, _) -> None:
+  from steppo_jax.data import demonstrations
+
+  folder = demonstrations.prepare(
+    args.data_dir,
+    demonstrations.Demonstrations(
+      split=args.split,
+      sizes=tuple(args.size),
+      num_episodes=args.episodes,
+      seed=args.seed,
+      detours=args.detours,
+    ),
+  )
+  print(folder)
+
+
+def _algorithms(args, _) -> None:
+  del args
+  from steppo_jax import algorithms
+
+  table = rich.table.Table(title="algorithms")
+  for name in ("name", "estimator", "ratio", "clip", "loss mean", "critic",
+               "needs", "evidence", "source"):  # fmt: skip
+    table.add_column(name)
+  for name, row in algorithms.ALGORITHMS.items():
+    pooled = f"step^{row.power:g}" + (" centred" if row.center else "")
+    table.add_row(
+      name,
+      row.estimator,
+      "token" if row.ratio == "token" else pooled,
+      f"{row.clip_low:g}/{row.clip_high:g}",
+      row.aggregation,
+      row.critic or "",
+      " ".join(row.needs),
+      row.evidence,
+      row.source,
+    )
+  rich.console.Console().print(table)
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,257 @@
+"""Options of a run: each part declares its own, here they are composed."""
+
+import dataclasses
+import difflib
+import importlib.util
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import tyro
+
+from steppo_jax import algorithms
+from steppo_jax.data.demonstrations import Demonstrations
+from steppo_jax.learner import LearnerConfig
+from steppo_jax.models import presets
+from steppo_jax.packing import PackingConfig
+from steppo_jax.rollout.loop import RolloutConfig
+from steppo_jax.sampler.engine import SamplerConfig
+from steppo_jax.supervised import SupervisedConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class AlgorithmConfig:
+  """The row of the table and the constants that replace the row's own.
+
+  Attributes:
+    name: See `python -m steppo_jax algorithms`.
+    discount: γ on the estimator's clock.
+    lambda_: λ on the estimator's clock.
+    clip_low: Distance of the clip below 1; it belongs to the kind of ratio.
+    clip_high: Distance of the clip above 1.
+    kl_coef: Weight of the KL to the starting policy.
+    entropy_coef: Weight of the entropy bonus.
+  """
+
+  name: str = "steppo"
+  discount: float | None = None
+  lambda_: float | None = None
+  clip_low: float | None = None
+  clip_high: float | None = None
+  kl_coef: float | None = None
+  entropy_coef: float | None = None
+
+  def row(self) -> algorithms.Algorithm:
+    """The row with its constants replaced.
+
+    Raises:
+      ValueError: unknown name, or a clip that cannot fit the ratio.
+    """
+    changes = {
+      field.name: getattr(self, field.name)
+      for field in dataclasses.fields(self)
+      if field.name != "name" and getattr(self, field.name) is not None
+    }
+    row = dataclasses.replace(algorithms.get(self.name), **changes)
+    algorithms.check_clip(row)
+    return row
+
+
+@dataclasses.dataclass(frozen=True)
+class EnvConfig:
+  """Which games are played.
+
+  Attributes:
+    name: "household" generates its games; "alfworld" reads the real ones.
+    size: Size of generated worlds: tiny, small, medium or full.
+    data_dir: Folder of ALFWorld's games; only for "alfworld".
+    invalid_penalty: Subtracted from the reward of a refused command.
+  """
+
+  name: str = "household"
+  size: str = "small"
+  data_dir: str | None = None
+  invalid_penalty: float = 0.1
+
+  def __post_init__(self):
+    if self.name not in ("household", "alfworld"):
+      raise ValueError(f"env.name={self.name!r} is none of household, alfworld")
+    if self.name == "alfworld" and not self.data_dir:
+      raise ValueError("env.name=alfworld needs env.data_dir=PATH")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+  """Greedy evaluation on a pinned panel of tasks.
+
+  Attributes:
+    every: Updates between two evaluations; the last update is evaluated too.
+    episodes: Size of the panel.
+    split: Split it is taken from.
+  """
+
+  every: int = 10
+  episodes: int = 500
+  split: str = "valid_unseen"
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+  """A run of reinforcement learning.
+
+  Attributes:
+    seed: Root of everything random in training.
+    run_dir: Folder of the results; None for runs/NAME-seedSEED.
+    weights: Safetensors file of the starting policy.
+    num_updates: Length of the run.
+    tasks_per_update: Tasks whose episodes make one batch.
+    group_size: Episodes of each task.
+    checkpoint_every: Updates between two checkpoints.
+    keep_checkpoints: How many are kept.
+    num_devices: Devices that rows are split over; None takes all.
+  """
+
+  weights: str
+  seed: int = 0
+  run_dir: str | None = None
+  num_updates: int = 60
+  tasks_per_update: int = 128
+  group_size: int = 1
+  checkpoint_every: int = 5
+  keep_checkpoints: int = 2
+  num_devices: int | None = None
+  algorithm: AlgorithmConfig = AlgorithmConfig()
+  env: EnvConfig = EnvConfig()
+  rollout: RolloutConfig = RolloutConfig()
+  sampler: SamplerConfig = SamplerConfig()
+  packing: PackingConfig = PackingConfig()
+  learner: LearnerConfig = LearnerConfig()
+  evaluation: EvalConfig = EvalConfig()
+
+  def __post_init__(self):
+    if self.packing.row_length < self.rollout.max_tokens:
+      raise ValueError(
+        f"packing.row_length={self.packing.row_length} is shorter than "
+        f"rollout.max_tokens={self.rollout.max_tokens}"
+      )
+    for name in ("num_updates", "tasks_per_update", "group_size"):
+      if getattr(self, name) < 1:
+        raise ValueError(f"{name} must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class SupervisedRun:
+  """A run of supervised learning on planner demonstrations.
+
+  Attributes:
+    weights: Safetensors file to start from; None starts from scratch.
+    save_weights: Safetensors file to write at the end; None writes none.
+    model: Preset of a model that starts from scratch.
+    seed: Root of everything random in training.
+    run_dir: Folder of the results; None for runs/NAME-seedSEED.
+    demonstrations: What is demonstrated.
+    data_dir: Folder of the TFDS dataset, prepared when missing.
+    minutes: Stop after so many minutes of training, if that comes first.
+  """
+
+  weights: str | None = None
+  save_weights: str | None = None
+  model: str = "micro"
+  seed: int = 0
+  run_dir: str | None = None
+  demonstrations: Demonstrations = Demonstrations(
+    split="train", sizes=("small",), num_episodes=2000, seed=0, detours=0.0
+  )
+  data_dir: str = "runs/data"
+  minutes: float | None = None
+  env: EnvConfig = EnvConfig()
+  rollout: RolloutConfig = RolloutConfig()
+  sampler: SamplerConfig = SamplerConfig()
+  packing: PackingConfig = PackingConfig()
+  training: SupervisedConfig = SupervisedConfig()
+  evaluation: EvalConfig = EvalConfig()
+
+  def __post_init__(self):
+    if self.model not in presets.PRESETS:
+      raise ValueError(
+        f"model={self.model!r} is none of {', '.join(presets.PRESETS)}"
+      )
+
+
+def load(path: str) -> RunConfig | SupervisedRun:
+  """Reads `CONFIG` of an experiment file.
+
+  Raises:
+    ValueError: no such file, or it defines no CONFIG.
+  """
+  file = pathlib.Path(path)
+  if not file.is_file():
+    folder = (
+      file.parent if file.parent.is_dir() else pathlib.Path("experiments")
+    )
+    names = [str(p) for p in sorted(folder.glob("*.py"))]
+    near = difflib.get_close_matches(str(file), names, n=1, cutoff=0.0)
+    hint = f"; did you mean {near[0]}" if near else ""
+    raise ValueError(f"no experiment file {path}{hint}")
+  spec = importlib.util.spec_from_file_location(file.stem, file)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  config = getattr(module, "CONFIG", None)
+  if not isinstance(config, RunConfig | SupervisedRun):
+    raise ValueError(f"{path} defines no CONFIG of type RunConfig")
+  return config
+
+
+def override(config: Any, assignments: Sequence[str], command: str) -> Any:
+  """Applies `key=value` assignments; `--help` lists every key.
+
+  Args:
+    config: The experiment's options, which are the defaults.
+    assignments: Such as "learner.learning_rate=1e-3".
+    command: Shown in help and errors.
+
+  Raises:
+    SystemExit: an unknown key, whose nearest is named, or a wrong type; as
+      usual for a command line.
+  """
+  args = []
+  for assignment in assignments:
+    if assignment in ("-h", "--help"):
+      args.append("--help")
+      continue
+    key, equals, value = assignment.partition("=")
+    if not equals or key.startswith("-"):
+      raise ValueError(f"expected key=value, got {assignment!r}")
+    known = keys(config)
+    if key not in known:
+      near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+      raise ValueError(f"unknown option {key!r}, did you mean {near[0]!r}")
+    args += [
+      f"--{key}",
+      *(value.split(",") if _is_tuple(config, key) else [value]),
+    ]
+  return tyro.cli(
+    type(config),
+    default=config,
+    args=args,
+    prog=command,
+    config=(tyro.conf.FlagConversionOff,),
+  )
+
+
+def keys(config: Any, prefix: str = "") -> list[str]:
+  """Names of all options, such as "learner.learning_rate"."""
+  names = []
+  for field in dataclasses.fields(config):
+    value = getattr(config, field.name)
+    if dataclasses.is_dataclass(value):
+      names += keys(value, f"{prefix}{field.name}.")
+    else:
+      names.append(prefix + field.name)
+  return names
+
+
+def _is_tuple(config: Any, key: str) -> bool:
+  for name in key.split("."):
+    config = getattr(config, name)
+  return isinstance(config, tuple)

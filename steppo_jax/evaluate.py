@@ -1,0 +1,241 @@
+"""Evaluation of a policy on a pinned panel of tasks."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import pathlib
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from steppo_jax import config as config_lib
+from steppo_jax import report, types
+from steppo_jax.data import tasks as tasks_lib
+from steppo_jax.data import tokenizer as tokenizer_lib
+from steppo_jax.envs import household
+from steppo_jax.models import transformer, weights
+from steppo_jax.rollout import loop, prompting
+from steppo_jax.sampler import engine as engine_lib
+
+# Keys of evaluation start here, far from every update's.
+_EVALUATION = 2**31
+
+
+def load_policy(
+  path: str, tokenizer: types.Tokenizer
+) -> tuple[transformer.ModelConfig, dict[str, Any]]:
+  """Reads a policy and checks that it belongs to the tokenizer.
+
+  Args:
+    path: Safetensors file written by this package.
+    tokenizer: The run's tokenizer.
+
+  Raises:
+    ValueError: the file is missing, cut short, of another tokenizer, or its
+      arrays do not fit the sizes it names.
+  """
+  params, metadata = weights.load_params(path, dtype="float32")
+  if "model" not in metadata or "tokenizer" not in metadata:
+    raise ValueError(
+      f"{path} does not name its model and tokenizer: it was not written by "
+      "`python -m steppo_jax train`"
+    )
+  if metadata["tokenizer"] != tokenizer.digest:
+    raise ValueError(
+      f"{path} was trained with tokenizer {metadata['tokenizer'][:12]}, this "
+      f"one is {tokenizer.digest[:12]}: use the weights' own tokenizer"
+    )
+  model = transformer.ModelConfig(**json.loads(metadata["model"]))
+  weights.check_like(params, transformer.abstract_params(model))
+  return model, params
+
+
+def save_policy(
+  path: str | pathlib.Path,
+  model: transformer.ModelConfig,
+  params: dict[str, Any],
+  tokenizer: types.Tokenizer,
+  facts: dict[str, Any],
+) -> None:
+  """Writes a policy with what `load_policy` checks and some facts."""
+  metadata = {
+    "model": json.dumps(dataclasses.asdict(model)),
+    "tokenizer": tokenizer.digest,
+    "facts": json.dumps(facts),
+  }
+  weights.save_params(path, params, metadata)
+
+
+def make_tasks(env: config_lib.EnvConfig):
+  """The task lists that the options name."""
+  if env.name == "alfworld":
+    return tasks_lib.RecordedTasks(env.data_dir)
+  return tasks_lib.GeneratedTasks(env.size)
+
+
+def make_env(env: config_lib.EnvConfig) -> Callable[[], types.Env]:
+  """A function that makes one environment."""
+  return functools.partial(
+    household.HouseholdEnv, invalid_penalty=env.invalid_penalty
+  )
+
+
+def panel_hash(tasks: Sequence[types.Task]) -> str:
+  """Names a panel by its tasks: equal hashes, equal panels."""
+  lines = "\n".join(task.uid for task in tasks)
+  return hashlib.sha256(lines.encode()).hexdigest()[:12]
+
+
+class Evaluator:
+  """Plays one panel of tasks with the weights it is given.
+
+  Attributes:
+    engine: The sampler; shared with training, so that nothing compiles twice.
+    tasks: The panel.
+  """
+
+  def __init__(
+    self,
+    engine: engine_lib.SlotEngine,
+    prompt: prompting.CompactPrompt,
+    rollout: loop.RolloutConfig,
+    env: config_lib.EnvConfig,
+    tasks: Sequence[types.Task],
+  ):
+    self.engine = engine
+    self.tasks = tasks
+    self._prompt = prompt
+    self._rollout = rollout
+    self._env = env
+
+  def __call__(
+    self,
+    *,
+    temperature: float = 0.0,
+    samples: int = 1,
+    on_finish: Callable[[types.Trajectory], None] | None = None,
+  ) -> tuple[dict[str, float], list[types.Trajectory]]:
+    """Plays the panel.
+
+    Args:
+      temperature: 0 is greedy.
+      samples: Episodes of each task.
+      on_finish: Called with each trajectory when it ends.
+
+    Returns:
+      Metrics named "eval/...", and the trajectories.
+    """
+    episodes = [
+      loop.Episode(f"evaluation-{i}-{j}", task, i, (_EVALUATION, i, j))
+      for i, task in enumerate(self.tasks)
+      for j in range(samples)
+    ]
+    start = time.monotonic()
+    trajectories = loop.run(
+      self.engine,
+      make_env(self._env),
+      episodes,
+      self._prompt,
+      dataclasses.replace(self._rollout, temperature=temperature),
+      on_finish=on_finish,
+    )
+    # An evaluation counts an error as a failure: the task was not solved.
+    found = loop.summary(trajectories)
+    solved = sum(t.success for t in trajectories)
+    found["success"] = (float(solved), float(len(trajectories)))
+    metrics = {
+      f"eval/{name}": total / weight if weight else float("nan")
+      for name, (total, weight) in found.items()
+    }
+    low, high = report.wilson_interval(solved, len(trajectories))
+    metrics["eval/success_low"], metrics["eval/success_high"] = low, high
+    metrics["eval/seconds"] = time.monotonic() - start
+    return metrics, trajectories
+
+
+def make_engine(
+  model: transformer.ModelConfig,
+  tokenizer: types.Tokenizer,
+  sampler: engine_lib.SamplerConfig,
+  rollout: loop.RolloutConfig,
+  seed: int,
+) -> engine_lib.SlotEngine:
+  """The local engine with the limits of the rollout."""
+  return engine_lib.SlotEngine(
+    model,
+    sampler,
+    context=rollout.max_tokens,
+    max_new_tokens=rollout.max_new_tokens,
+    end_of_turn_id=tokenizer.end_of_turn_id,
+    seed=seed,
+  )
+
+
+def evaluate(
+  config: config_lib.RunConfig,
+  *,
+  temperature: float,
+  samples: int,
+  output: str | None,
+  on_finish: Callable[[types.Trajectory], None] | None = None,
+) -> dict[str, float]:
+  """Evaluates the weights that a configuration names.
+
+  Args:
+    config: A run's options; `weights` is the policy.
+    temperature: 0 is greedy.
+    samples: Episodes of each task.
+    output: File that gets one JSON line a step; None writes none.
+    on_finish: Called with each trajectory when it ends.
+
+  Returns:
+    Metrics named "eval/..."; "eval/panel" is the hash of the panel.
+  """
+  tokenizer = tokenizer_lib.SentencePieceTokenizer()
+  model, params = load_policy(config.weights, tokenizer)
+  tasks = make_tasks(config.env).panel(
+    config.evaluation.split, config.evaluation.episodes
+  )
+  engine = make_engine(
+    model, tokenizer, config.sampler, config.rollout, config.seed
+  )
+  engine.set_params(params, 0)
+  prompt = prompting.CompactPrompt(tokenizer)
+  evaluator = Evaluator(engine, prompt, config.rollout, config.env, tasks)
+  metrics, trajectories = evaluator(
+    temperature=temperature, samples=samples, on_finish=on_finish
+  )
+  if output:
+    write_steps(output, trajectories, prompt)
+  return metrics | {"eval/panel": panel_hash(tasks)}
+
+
+def write_steps(
+  path: str | pathlib.Path,
+  trajectories: Sequence[types.Trajectory],
+  prompt: prompting.CompactPrompt,
+) -> None:
+  """Writes one JSON line a step, and one for an episode without steps."""
+  with open(path, "w") as file:
+    for trajectory in trajectories:
+      common = {
+        "trajectory": trajectory.uid,
+        "task": trajectory.task.uid,
+        "family": trajectory.task.family,
+        "success": trajectory.success,
+        "error": trajectory.error,
+      }
+      for step in trajectory.steps:
+        line = common | {
+          "step": step.step_index,
+          "prompt": prompt.tokenizer.decode(step.prompt_ids),
+          "action": prompt.action(step.response_ids),
+          "reward": step.reward,
+          "terminated": step.terminated,
+          "truncated": step.truncated,
+          **step.metadata,
+        }
+        file.write(json.dumps(line) + "\n")
+      if not trajectory.steps:
+        file.write(json.dumps(common) + "\n")

@@ -1,0 +1,252 @@
+"""The host-side environment loop: many episodes, whole batches of steps."""
+
+import collections
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from steppo_jax import types
+from steppo_jax.rollout import prompting
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutConfig:
+  """Limits of an episode.
+
+  Attributes:
+    max_steps: Steps after which an episode is truncated.
+    max_tokens: Length in tokens that prompt and response may reach together;
+      an episode that cannot take another step is truncated.
+    max_new_tokens: Longest response in tokens.
+    temperature: Softmax temperature; 0 is greedy.
+  """
+
+  max_steps: int = 15
+  max_tokens: int = 256
+  max_new_tokens: int = 12
+  temperature: float = 1.0
+
+
+class Episode(NamedTuple):
+  """An episode to be run.
+
+  Attributes:
+    uid: Unique name of the episode.
+    task: What to reset to.
+    seed: Given to the environment's reset.
+    key: Integers that the sampler's keys derive from; the turn is appended.
+  """
+
+  uid: str
+  task: types.Task
+  seed: int
+  key: tuple[int, ...]
+
+
+@dataclasses.dataclass
+class _Live:
+  """An episode under way."""
+
+  episode: Episode
+  env: types.Env
+  prompt_ids: np.ndarray
+  anchor: str
+  steps: list[types.Step] = dataclasses.field(default_factory=list)
+
+
+def run(
+  engine: types.Engine,
+  make_env: Callable[[], types.Env],
+  episodes: Iterable[Episode],
+  prompt: prompting.CompactPrompt,
+  config: RolloutConfig,
+  *,
+  on_finish: Callable[[types.Trajectory], None] | None = None,
+) -> list[types.Trajectory]:
+  """Runs episodes side by side, as many as the engine has slots.
+
+  A finished episode's slot is refilled at once. Every episode comes back
+  exactly once: an environment that raises ends its own episode with `error`
+  and no other.
+
+  Args:
+    engine: Samples the responses.
+    make_env: Makes one environment; environments are reused.
+    episodes: What to run.
+    prompt: Builds prompts from observations.
+    config: Limits.
+    on_finish: Called with each trajectory when it ends.
+
+  Returns:
+    Trajectories in the order of `episodes`.
+  """
+  waiting = collections.deque(enumerate(episodes))
+  done: dict[int, types.Trajectory] = {}
+  live: dict[int, _Live] = {}
+  idle: list[types.Env] = []
+
+  def finish(index, trajectory):
+    done[index] = trajectory
+    engine.release(trajectory.uid)
+    state = live.pop(index, None)
+    if state is not None and trajectory.error is None:
+      idle.append(state.env)
+    elif state is not None:
+      _close(state.env)
+    if on_finish is not None:
+      on_finish(trajectory)
+
+  while waiting or live:
+    while waiting and len(live) < engine.num_slots:
+      index, episode = waiting.popleft()
+      started = _start(episode, idle, make_env, prompt, config)
+      if isinstance(started, types.Trajectory):
+        finish(index, started)
+      else:
+        live[index] = started
+    if not live:
+      continue
+    responses = engine.generate([_request(s, config) for s in live.values()])
+    for (index, state), response in zip(
+      list(live.items()), responses, strict=True
+    ):
+      trajectory = _advance(state, response, prompt, config)
+      if trajectory is not None:
+        finish(index, trajectory)
+  for env in idle:
+    _close(env)
+  return [done[index] for index in range(len(done))]
+
+
+def _close(env: types.Env) -> None:
+  """Closes an environment; one that fails to close has nothing left to lose."""
+  try:
+    env.close()
+  except Exception:
+    return
+
+
+def _start(episode, idle, make_env, prompt, config):
+  """Resets an environment; returns the live episode or its failure."""
+  env = None
+  try:
+    env = idle.pop() if idle else make_env()
+    first = env.reset(episode.task, episode.seed)
+    prompt_ids = prompt.first(first.observation)
+  except Exception as error:
+    if env is not None:
+      _close(env)
+    return _failed(episode, (), error)
+  needed = len(prompt_ids) + config.max_new_tokens
+  if needed > config.max_tokens:
+    idle.append(env)
+    reason = (
+      f"first prompt of {len(prompt_ids)} tokens leaves no room for a "
+      f"response: raise rollout.max_tokens={config.max_tokens}"
+    )
+    return types.Trajectory(episode.uid, episode.task, (), None, False, reason)
+  return _Live(episode, env, prompt_ids, first.info.get("anchor", ""))
+
+
+def _failed(episode, steps, error) -> types.Trajectory:
+  reason = f"{type(error).__name__}: {error}"
+  return types.Trajectory(
+    episode.uid, episode.task, tuple(steps), None, False, reason
+  )
+
+
+def _request(state: _Live, config: RolloutConfig) -> types.Request:
+  return types.Request(
+    state.episode.uid,
+    state.prompt_ids,
+    (*state.episode.key, len(state.steps)),
+    config.max_new_tokens,
+    config.temperature,
+  )
+
+
+def _advance(
+  state: _Live, response: types.Response, prompt, config: RolloutConfig
+) -> types.Trajectory | None:
+  """Steps one environment; returns the trajectory if that ended it."""
+  episode = state.episode
+  try:
+    out = state.env.step(prompt.action(response.response_ids))
+    next_ids = prompt.extend(
+      state.prompt_ids, response.response_ids, out.observation
+    )
+  except Exception as error:
+    return _failed(episode, state.steps, error)
+  full = len(next_ids) + config.max_new_tokens > config.max_tokens
+  out_of_steps = len(state.steps) + 1 >= config.max_steps
+  truncated = not out.terminated and (out.truncated or full or out_of_steps)
+  state.steps.append(
+    types.Step(
+      prompt_ids=state.prompt_ids,
+      response_ids=response.response_ids,
+      response_mask=np.ones(len(response.response_ids), bool),
+      rollout_logprobs=response.logprobs,
+      reward=float(out.reward),
+      trajectory_uid=episode.uid,
+      step_index=len(state.steps),
+      group_uid=episode.task.uid,
+      policy_version=response.policy_version,
+      terminated=out.terminated,
+      truncated=truncated,
+      stop_reason=response.stop_reason,
+      anchor_obs=state.anchor,
+      metadata={"invalid": bool(out.info.get("invalid", False))},
+    )
+  )
+  state.prompt_ids = next_ids
+  state.anchor = out.info.get("anchor", "")
+  if not (out.terminated or truncated):
+    return None
+  return types.Trajectory(
+    episode.uid,
+    episode.task,
+    tuple(state.steps),
+    # The critic reads what fits of the prompt that would have come next.
+    None if out.terminated else next_ids[: config.max_tokens],
+    bool(out.info.get("won", False)),
+  )
+
+
+def summary(
+  trajectories: Sequence[types.Trajectory],
+) -> dict[str, tuple[float, float]]:
+  """Rollout metrics as (sum, weight) by name; errors count in their own rate.
+
+  Args:
+    trajectories: Finished episodes.
+  """
+  whole = [t for t in trajectories if t.error is None]
+  steps = [s for t in whole for s in t.steps]
+  out = {
+    "episodes": (float(len(trajectories)), 1.0),
+    "error_share": (len(trajectories) - len(whole), len(trajectories)),
+    "success": (sum(t.success for t in whole), len(whole)),
+    "reward": (sum(t.total_reward for t in whole), len(whole)),
+    "truncated_share": (sum(t.steps[-1].truncated for t in whole), len(whole)),
+    "steps": (len(steps), len(whole)),
+    "invalid_share": (
+      sum(s.metadata.get("invalid", False) for s in steps),
+      len(steps),
+    ),
+    "cut_response_share": (
+      sum(s.stop_reason == "length" for s in steps),
+      len(steps),
+    ),
+    "response_tokens": (sum(len(s.response_ids) for s in steps), len(steps)),
+  }
+  for family in sorted({t.task.family for t in whole}):
+    of = [t for t in whole if t.task.family == family]
+    out[f"success/{family}"] = (sum(t.success for t in of), len(of))
+  won = [t for t in whole if t.success and t.task.golden_steps]
+  out["length_over_golden"] = (
+    sum(len(t.steps) / t.task.golden_steps for t in won),
+    len(won),
+  )
+  return {name: (float(a), float(b)) for name, (a, b) in out.items()}

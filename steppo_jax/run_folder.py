@@ -1,0 +1,126 @@
+"""The folder of a run: what ran, where, and whether it may go on."""
+
+import dataclasses
+import datetime
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from typing import Any
+
+CONFIG_NAME = "config.json"
+FACTS_NAME = "run.json"
+POLICY_NAME = "policy.safetensors"
+CHECKPOINTS_NAME = "checkpoints"
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def open_folder(config: Any, default_name: str, command: str) -> pathlib.Path:
+  """Makes the folder of a run, or checks that the one there is this run's.
+
+  Args:
+    config: The run's options; `run_dir` names the folder.
+    default_name: Folder under `runs/` when `run_dir` is None.
+    command: What the user typed, for the record.
+
+  Raises:
+    ValueError: the folder belongs to a run with other options.
+  """
+  path = pathlib.Path(config.run_dir or f"runs/{default_name}")
+  if path.exists() and not path.is_dir():
+    raise ValueError(f"run_dir={path} is a file")
+  options = json.loads(json.dumps(dataclasses.asdict(config)))
+  file = path / CONFIG_NAME
+  if file.is_file():
+    _check_same(path, json.loads(file.read_text()), options)
+    return path
+  if path.is_dir() and any(path.iterdir()):
+    raise ValueError(
+      f"{path} holds files of something else: choose another run_dir"
+    )
+  path.mkdir(parents=True, exist_ok=True)
+  facts = {
+    "command": command,
+    "date": datetime.datetime.now().astimezone().isoformat("T", "seconds"),
+    "commit": commit(),
+    "hardware": hardware(),
+    "versions": {name: metadata.version(name) for name in _PACKAGES}
+    | {"python": platform.python_version()},
+  }
+  _write(path / FACTS_NAME, facts)
+  _write(file, options)  # last: its presence says that the folder is whole
+  return path
+
+
+def _write(path: pathlib.Path, value: Any) -> None:
+  new = path.with_suffix(".tmp")
+  new.write_text(json.dumps(value, indent=2) + "\n")
+  os.replace(new, path)
+
+
+def _flat(options: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+  flat = {}
+  for name, value in options.items():
+    if isinstance(value, dict):
+      flat |= _flat(value, f"{prefix}{name}.")
+    else:
+      flat[prefix + name] = value
+  return flat
+
+
+def _check_same(path, saved, wanted) -> None:
+  saved, wanted = _flat(saved), _flat(wanted)
+  names = sorted(saved.keys() | wanted.keys())
+  changed = [
+    f"{n}={saved.get(n)} there, {wanted.get(n)} now"
+    for n in names
+    if saved.get(n) != wanted.get(n) and n != "run_dir"
+  ]
+  if changed:
+    raise ValueError(
+      f"{path} holds a run with other options ({'; '.join(changed[:5])}): "
+      "choose another run_dir, or remove that folder"
+    )
+
+
+def commit() -> str:
+  """The commit of this checkout, with a "+" if tracked files differ."""
+  folder = pathlib.Path(__file__).parent
+  try:
+    out = [
+      subprocess.run(
+        ["git", "-C", str(folder), *args],
+        capture_output=True,
+        text=True,
+        timeout=10,
+        check=True,
+      ).stdout.strip()
+      for args in (
+        ["rev-parse", "--short=12", "HEAD"],
+        ["status", "-s", "-uno"],
+      )
+    ]
+  except (OSError, subprocess.SubprocessError):
+    return "unknown"
+  return out[0] + ("+" if out[1] else "")
+
+
+def hardware() -> str:
+  """Processor, cores and memory of this machine."""
+  name = platform.processor() or platform.machine()
+  info = pathlib.Path("/proc/cpuinfo")
+  if info.is_file():
+    for line in info.read_text().splitlines():
+      if line.startswith("model name"):
+        name = line.partition(":")[2].strip()
+        break
+  return f"{name}, {os.cpu_count()} cores"
+
+
+def command_line() -> str:
+  """What the user typed, without the path of the interpreter."""
+  return " ".join(["python -m steppo_jax", *sys.argv[1:]])

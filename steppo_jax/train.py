@@ -1,0 +1,244 @@
+"""A run of reinforcement learning, read from top to bottom."""
+
+import pathlib
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from steppo_jax import (
+  algorithms,
+  checkpoint,
+  evaluate,
+  metrics,
+  packing,
+  run_folder,
+  types,
+)
+from steppo_jax import config as config_lib
+from steppo_jax import learner as learner_lib
+from steppo_jax import mesh as mesh_lib
+from steppo_jax.data import tokenizer as tokenizer_lib
+from steppo_jax.rollout import loop, prompting
+
+# Purposes of keys: training episodes, mini-batches.
+_EPISODES, _MINIBATCHES = 0, 1
+
+
+class Run:
+  """Everything a run is made of, built before the first update.
+
+  Args:
+    config: The options.
+    folder: Where results go.
+  """
+
+  def __init__(self, config: config_lib.RunConfig, folder: pathlib.Path):
+    self.config = config
+    self.folder = folder
+    self.tokenizer = tokenizer_lib.SentencePieceTokenizer()
+    self.model, self.policy = evaluate.load_policy(
+      config.weights, self.tokenizer
+    )
+    row = config.algorithm.row()
+    algorithms.check_needs(row, _provided(config))
+    self.reference = self.policy if row.kl_coef else None
+    self.mesh = mesh_lib.make_mesh(config.num_devices)
+    self.tasks = evaluate.make_tasks(config.env)
+    self.prompt = prompting.CompactPrompt(self.tokenizer)
+    self.learner = learner_lib.Learner(
+      self.model,
+      row,
+      config.learner,
+      self.mesh,
+      num_updates=config.num_updates,
+      seed=config.seed,
+    )
+    self.engine = evaluate.make_engine(
+      self.model, self.tokenizer, config.sampler, config.rollout, config.seed
+    )
+    panel = self.tasks.panel(
+      config.evaluation.split, config.evaluation.episodes
+    )
+    self.evaluator = evaluate.Evaluator(
+      self.engine, self.prompt, config.rollout, config.env, panel
+    )
+
+  def episodes(self, update: int) -> list[loop.Episode]:
+    """The episodes of an update, a pure function of (seed, update)."""
+    config = self.config
+    tasks = self.tasks.sample(
+      config.tasks_per_update, seed=config.seed, update=update
+    )
+    return [
+      loop.Episode(f"{update}-{g}-{j}", task, j, (_EPISODES, update, g, j))
+      for g, task in enumerate(tasks)
+      for j in range(config.group_size)
+    ]
+
+  def pack(
+    self, trajectories: Sequence[types.Trajectory], update: int
+  ) -> packing.Packed:
+    """Trajectories as device arrays, dealt to mini-batches at random."""
+    config = self.config
+    parts = config.learner.num_minibatches
+    rng = np.random.default_rng([config.seed, _MINIBATCHES, update])
+    part = rng.permutation(len(trajectories)) % parts
+    return packing.pack(
+      trajectories,
+      [int(p) for p in part],
+      config.packing,
+      num_parts=parts,
+      rows_multiple=config.learner.microbatch_rows,
+      pad_id=self.tokenizer.pad_id,
+    )
+
+
+def _provided(config: config_lib.RunConfig) -> set[str]:
+  """What this trainer offers to an algorithm."""
+  groups = {"group", "anchor"} if config.group_size > 1 else set()
+  return {"critic", "reference"} | groups
+
+
+def _resume(run: Run, store: checkpoint.Checkpoints):
+  """The state to start from, and the minutes already spent."""
+  state = run.learner.init(run.policy)
+  if store.latest() is None:
+    return state, 0.0
+  state, host = store.restore(None, state)
+  return state, host["minutes"]
+
+
+def train(
+  config: config_lib.RunConfig,
+  folder: pathlib.Path,
+  *,
+  on_update: Callable[[int, dict[str, Any]], None],
+  on_episode: Callable[[types.Trajectory], None],
+) -> None:
+  """Trains until `num_updates` are done, from a checkpoint if there is one.
+
+  Args:
+    config: The options.
+    folder: The run's folder, from `run_folder.open_folder`.
+    on_update: Called with the update and its metrics after each.
+    on_episode: Called with every training episode when it ends.
+
+  Raises:
+    ValueError: options, weights or data that do not fit.
+    RuntimeError: every episode of an update failed, or the loss is not
+      finite.
+  """
+  run = Run(config, folder)
+  store = checkpoint.Checkpoints(
+    folder / run_folder.CHECKPOINTS_NAME, config.keep_checkpoints
+  )
+  state, minutes = _resume(run, store)
+  first = int(state.update)
+  clock = time.monotonic() - 60 * minutes
+  spent = lambda: (time.monotonic() - clock) / 60
+  run.engine.set_params(_for_engine(state.policy), first)
+  run.engine.warm_up()
+  with metrics.MetricsWriter(folder, resumed=first or None) as writer:
+    if first == 0:
+      found = _evaluate(run, 0)
+      writer.write(0, found | {"minutes": spent()})
+      on_update(0, found)
+    for update in range(first, config.num_updates):
+      state, found = _one_update(run, state, update, on_episode)
+      done = update + 1
+      if done % config.evaluation.every == 0 or done == config.num_updates:
+        found |= _evaluate(run, done)
+      found |= {"minutes": spent()}
+      writer.write(done, found)
+      if done % config.checkpoint_every == 0 or done == config.num_updates:
+        store.save(done, state, {"minutes": found["minutes"]})
+      on_update(done, found)
+  store.close()
+  evaluate.save_policy(
+    folder / run_folder.POLICY_NAME,
+    run.model,
+    jax.device_get(state.policy),
+    run.tokenizer,
+    {"updates": config.num_updates, "seed": config.seed},
+  )
+
+
+def _for_engine(policy: Any) -> Any:
+  """The policy on one device, as copies that the next update cannot donate."""
+  return jax.device_put(jax.device_get(policy), jax.devices()[0])
+
+
+def _evaluate(run: Run, update: int) -> dict[str, Any]:
+  """Greedy evaluation of the weights the engine holds."""
+  found, _ = run.evaluator()
+  return found | {"eval/panel": evaluate.panel_hash(run.evaluator.tasks)}
+
+
+def _one_update(run: Run, state, update: int, on_episode):
+  """Rollout, packing, learning; returns the state and named numbers."""
+  started = time.monotonic()
+  trajectories = loop.run(
+    run.engine,
+    evaluate.make_env(run.config.env),
+    run.episodes(update),
+    run.prompt,
+    run.config.rollout,
+    on_finish=on_episode,
+  )
+  rolled = time.monotonic()
+  whole = [t for t in trajectories if t.error is None]
+  if not whole:
+    raise RuntimeError(
+      f"update {update}: all {len(trajectories)} episodes failed, the first "
+      f"with {trajectories[0].error}"
+    )
+  packed = run.pack(whole, update)
+  state, found = run.learner.update(
+    state, run.reference, learner_lib.put_batch(packed, run.mesh)
+  )
+  pairs, plain = learner_lib.split_metrics(jax.device_get(found))
+  learned = time.monotonic()
+  run.engine.set_params(_for_engine(state.policy), update + 1)
+  mean = metrics.Mean()
+  mean.add({f"rollout/{k}": v for k, v in loop.summary(trajectories).items()})
+  mean.add(pairs)
+  result = mean.result() | plain
+  if not np.isfinite(result["policy/grad_norm"]):
+    raise RuntimeError(
+      f"update {update}: the policy's gradient is not finite; lower "
+      "learner.learning_rate, or look at the batch's log-ratios"
+    )
+  for cause, count in _errors(trajectories).items():
+    result[f"rollout/error/{cause}"] = count
+  return state, result | _speeds(
+    run, packed, trajectories, started, rolled, learned
+  )
+
+
+def _errors(trajectories: Sequence[types.Trajectory]) -> dict[str, int]:
+  """Failed episodes by the kind of error."""
+  causes: dict[str, int] = {}
+  for trajectory in trajectories:
+    if trajectory.error is not None:
+      cause = trajectory.error.partition(":")[0]
+      causes[cause] = causes.get(cause, 0) + 1
+  return causes
+
+
+def _speeds(run: Run, packed, trajectories, started, rolled, learned):
+  """Speeds, shares and counters of one update."""
+  return {
+    "time/rollout_s": rolled - started,
+    "time/learn_s": learned - rolled,
+    "rollout/episodes_per_s": len(trajectories) / (rolled - started),
+    "tokens_per_s": packed.unique_tokens / (learned - started),
+    "batch/unique_over_row_tokens": packed.unique_tokens / packed.row_tokens,
+    "batch/row_use": packed.unique_tokens
+    / (int(packed.rows_used.sum()) * packed.tokens.tokens.shape[-1]),
+    "sampler/prefill_tokens": run.engine.prefill_tokens,
+    "compiles/sampler": run.engine.compiles,
+    "compiles/learner": run.learner.compiles,
+  }

@@ -1,0 +1,206 @@
+"""The sampler: exact log-probs, history read once, no compile after warm-up."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import worlds
+
+from steppo_jax import types
+from steppo_jax.models import transformer
+from steppo_jax.ops import attention, logprobs
+
+
+def request(session, prompt, *, key=(0,), new=6, temperature=1.0):
+  ids = np.asarray(prompt, np.int32)
+  return types.Request(session, ids, key, new, temperature)
+
+
+def learner_logprobs(ids):
+  """log p of every token of one sequence, by the learner's own forward."""
+  ids = jnp.asarray(ids)[None]
+  t = ids.shape[1]
+  end = jnp.full((1, t), t)
+  attend = lambda q, k, v: attention.interval_attention(q, k, v, end, block=16)
+  positions = jnp.arange(t)[None]
+  hidden = transformer.apply(
+    worlds.model(), worlds.policy(), ids, positions, attend
+  )
+  logp, _ = logprobs.next_token_logprobs(
+    hidden, worlds.policy()["embed"]["embedding"], ids,
+    jnp.maximum(positions - 1, 0), chunk=16,
+  )  # fmt: skip
+  return np.asarray(logp[0])
+
+
+def conversation(engine, turns=4):
+  """Several sessions over several turns; returns the last prompts."""
+  rng = np.random.default_rng(0)
+  vocab = worlds.tokenizer().vocab_size
+  prompts = [rng.integers(3, vocab, n) for n in (5, 17, 70)]
+  spans = [[] for _ in prompts]
+  for turn in range(turns):
+    answers = engine.generate(
+      [request(str(i), p, key=(i, turn)) for i, p in enumerate(prompts)]
+    )
+    for i, answer in enumerate(answers):
+      spans[i].append((len(prompts[i]), answer))
+      seen = rng.integers(3, vocab, 4)
+      prompts[i] = np.concatenate([prompts[i], answer.response_ids, seen])
+  return prompts, spans
+
+
+def test_rollout_logprobs_equal_the_learners_over_many_turns():
+  prompts, spans = conversation(worlds.engine())
+  for ids, turns in zip(prompts, spans, strict=True):
+    expected = learner_logprobs(ids)
+    for start, answer in turns:
+      got = answer.logprobs
+      want = expected[start : start + len(got)]
+      np.testing.assert_allclose(got, want, atol=1e-4)
+
+
+def test_each_token_of_a_conversation_is_read_once():
+  engine = worlds.engine()
+  prompts, spans = conversation(engine)
+  read = sum(len(p) - 4 for p in prompts)  # the last 4 were never asked for
+  sampled = sum(len(a.response_ids) for turns in spans for _, a in turns)
+  # A sampled token enters the cache while decoding, but for each turn's last,
+  # which the next prompt brings; the last turn's is never read.
+  last = len(prompts) * 3
+  assert engine.prefill_tokens == read - sampled + last
+  assert engine.prompt_tokens > 2 * engine.prefill_tokens
+
+
+def test_nothing_compiles_after_warm_up():
+  engine = worlds.engine()
+  engine.warm_up()
+  before = engine.compiles
+  assert before > 0
+  conversation(engine, turns=6)
+  assert engine.compiles == before
+
+
+def test_samples_depend_on_the_key_and_not_on_the_company():
+  prompt = np.arange(10, 30)
+  alone = worlds.engine().generate([request("a", prompt, key=(7, 1))])[0]
+  crowd = [request(str(i), prompt[: 5 + i], key=(i, 0)) for i in range(5)]
+  mixed = worlds.engine().generate([*crowd, request("a", prompt, key=(7, 1))])
+  np.testing.assert_array_equal(alone.response_ids, mixed[-1].response_ids)
+  other = worlds.engine().generate([request("a", prompt, key=(7, 2))])[0]
+  assert alone.response_ids.tolist() != other.response_ids.tolist()
+
+
+def test_temperature_zero_takes_the_most_likely_token():
+  prompt = np.arange(10, 30)
+  first = worlds.engine().generate([request("a", prompt, temperature=0.0)])[0]
+  again = worlds.engine(seed=5).generate(
+    [request("a", prompt, key=(9,), temperature=0.0)]
+  )[0]
+  np.testing.assert_array_equal(first.response_ids, again.response_ids)
+  ids = np.append(prompt, first.response_ids[0])
+  best = max(
+    learner_logprobs(np.append(prompt, token))[-1]
+    for token in range(0, worlds.tokenizer().vocab_size, 7)
+  )
+  assert learner_logprobs(ids)[-1] >= best - 1e-6
+
+
+def test_sampled_frequencies_follow_the_probabilities():
+  # 40 draws of 8 slots from one prompt: 320 first tokens.
+  prompt = np.arange(10, 30)
+  engine = worlds.engine()
+  count, logps = 0, []
+  expected = 0.0
+  greedy = engine.generate([request("g", prompt, new=1, temperature=0.0)])[0]
+  engine.release("g")
+  probability = float(np.exp(greedy.logprobs[0]))
+  for n in range(40):
+    answers = engine.generate(
+      [request(str(i), prompt, key=(n, i), new=1) for i in range(8)]
+    )
+    count += sum(a.response_ids[0] == greedy.response_ids[0] for a in answers)
+    logps += [a.logprobs[0] for a in answers]
+  expected = 320 * probability
+  deviation = np.sqrt(320 * probability * (1 - probability))
+  assert 0.02 < probability < 0.98
+  assert abs(count - expected) < 4 * deviation
+
+
+def test_a_prompt_that_was_rewritten_is_read_from_where_it_differs():
+  engine = worlds.engine()
+  prompt = np.arange(10, 40)
+  engine.generate([request("a", prompt)])
+  before = engine.prefill_tokens
+  changed = prompt.copy()
+  changed[20] = 3
+  answer = engine.generate([request("a", changed, key=(4,))])[0]
+  assert engine.prefill_tokens - before == 10
+  ids = np.concatenate([changed, answer.response_ids])
+  want = learner_logprobs(ids)[len(changed) :]
+  np.testing.assert_allclose(answer.logprobs, want, atol=1e-4)
+
+
+def test_new_weights_drop_the_cache():
+  engine = worlds.engine()
+  prompt = np.arange(10, 40)
+  engine.generate([request("a", prompt)])
+  engine.set_params(worlds.policy(1), 3)
+  before = engine.prefill_tokens
+  answer = engine.generate([request("a", prompt)])[0]
+  assert engine.prefill_tokens - before == len(prompt)
+  assert answer.policy_version == 3
+
+
+def test_the_limit_ends_a_response():
+  answers = worlds.engine().generate(
+    [request(str(i), [9, 10, 11], key=(i,), new=3) for i in range(8)]
+  )
+  end = worlds.tokenizer().end_of_turn_id
+  for answer in answers:
+    stopped = answer.response_ids[-1] == end
+    assert answer.stop_reason == ("stop" if stopped else "length")
+    assert stopped or len(answer.response_ids) == 3
+
+
+@pytest.mark.parametrize(
+  ("requests", "message"),
+  [
+    ([request("a", [])], "empty prompt"),
+    ([request("a", [1]), request("a", [2])], "one session"),
+    ([request(str(i), [1]) for i in range(9)], "num_slots=8"),
+    ([request("a", [1] * 252)], "context"),
+    ([request("a", [1], new=99)], "limit"),
+  ],
+)
+def test_requests_that_cannot_be_served_are_refused(requests, message):
+  with pytest.raises(ValueError, match=message):
+    worlds.engine().generate(requests)
+
+
+def test_sessions_that_are_never_released_are_reported():
+  engine = worlds.engine()
+  engine.generate([request(str(i), [5, 6]) for i in range(8)])
+  with pytest.raises(RuntimeError, match="release"):
+    engine.generate([request("late", [5, 6])])
+  engine.release("3")
+  assert len(engine.generate([request("late", [5, 6])])) == 1
+
+
+def test_an_engine_without_weights_says_so():
+  engine = worlds.engine()
+  engine._params = None
+  with pytest.raises(RuntimeError, match="set_params"):
+    engine.generate([request("a", [1])])
+
+
+def test_model_sizes_that_do_not_fit_are_refused():
+  with pytest.raises(ValueError, match="num_heads=3"):
+    dataclasses.replace(worlds.model(), num_heads=3)
+  with pytest.raises(ValueError, match="head_dim=7"):
+    dataclasses.replace(worlds.model(), head_dim=7)
+  assert jax.tree.structure(
+    transformer.abstract_params(worlds.model())
+  ) == jax.tree.structure(worlds.policy())

@@ -1,0 +1,170 @@
+"""Packing: whole trajectories, each token once, clear refusals."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import worlds
+
+from steppo_jax import packing, types
+
+TASK = types.Task("t", "household", "f", {})
+
+
+def step(prompt, response, index=0, *, uid="a", end=None, reward=0.0):
+  return types.Step(
+    prompt_ids=np.array(prompt, np.int32),
+    response_ids=np.array(response, np.int32),
+    response_mask=np.ones(len(response), bool),
+    rollout_logprobs=-np.arange(1, len(response) + 1, dtype=np.float32),
+    reward=reward,
+    trajectory_uid=uid,
+    step_index=index,
+    group_uid="g",
+    policy_version=0,
+    terminated=end == "terminated",
+    truncated=end == "truncated",
+  )
+
+
+def trajectory(steps, *, uid="a", final=None):
+  final = None if final is None else np.array(final, np.int32)
+  return types.Trajectory(uid, TASK, tuple(steps), final, False)
+
+
+def pack(trajectories, layout="packed", parts=1, **options):
+  config = packing.PackingConfig(layout=layout, row_length=12)
+  part = [i % parts for i in range(len(trajectories))]
+  return packing.pack(
+    trajectories, part, config, num_parts=parts, rows_multiple=1, pad_id=0,
+    **options,
+  )  # fmt: skip
+
+
+TWO_STEPS = trajectory(
+  [
+    step([5, 6], [7, 8]),
+    step([5, 6, 7, 8, 9], [10], 1, end="truncated", reward=0.5),
+  ],
+  final=[5, 6, 7, 8, 9, 10, 11],
+)
+
+
+def test_a_chain_is_stored_once_with_its_steps_and_bootstrap():
+  packed = pack([TWO_STEPS])
+  rows = packed.tokens
+  assert rows.tokens[0, 0].tolist() == [5, 6, 7, 8, 9, 10, 11, 0, 0, 0, 0, 0]
+  assert rows.step_ids[0, 0, :7].tolist() == [0, 0, 1, 1, 0, 2, 0]
+  assert rows.positions[0, 0, :7].tolist() == [0, 1, 2, 3, 4, 5, 6]
+  assert rows.parent[0, 0, :7].tolist() == [0, 0, 1, 2, 3, 4, 5]
+  assert rows.subtree_end[0, 0, :7].tolist() == [7] * 7
+  assert rows.behaviour_logp[0, 0, :7].tolist() == [0, 0, -1, -2, 0, -1, 0]
+  table = packed.table
+  assert table.live[:4].tolist() == [False, True, True, False]
+  assert table.boundary[1:3].tolist() == [1, 4]
+  assert table.bootstrap_at[2] == 6
+  assert table.truncated[:3].tolist() == [False, False, True]
+  assert table.last[:4].tolist() == [True, False, True, True]
+  assert table.reward[2] == 0.5
+  # 7 stored tokens; one row a step would hold 4 + 6.
+  assert (packed.unique_tokens, packed.row_tokens) == (7, 10)
+
+
+def test_rows_layout_stores_one_row_a_step_and_one_for_the_bootstrap():
+  packed = pack([TWO_STEPS], layout="rows")
+  tokens = packed.tokens.tokens[0]
+  assert tokens[0, :4].tolist() == [5, 6, 7, 8]
+  assert tokens[1, :6].tolist() == [5, 6, 7, 8, 9, 10]
+  assert tokens[2, :7].tolist() == [5, 6, 7, 8, 9, 10, 11]
+  assert packed.table.boundary[1:3].tolist() == [1, 12 + 4]
+  assert packed.table.bootstrap_at[2] == 24 + 6
+
+
+def test_a_rewritten_prompt_starts_a_chain_of_its_own():
+  rewritten = trajectory(
+    [step([5, 6], [7]), step([5, 9], [8], 1, end="terminated")]
+  )
+  packed = pack([rewritten])
+  row = packed.tokens.tokens[0, 0]
+  # Both chains fit one row, and neither sees the other.
+  assert row[:6].tolist() == [5, 6, 7, 5, 9, 8]
+  assert packed.tokens.subtree_end[0, 0, :6].tolist() == [3, 3, 3, 6, 6, 6]
+  assert packed.tokens.positions[0, 0, :6].tolist() == [0, 1, 2, 0, 1, 2]
+
+
+def test_an_empty_response_keeps_its_boundary():
+  empty = trajectory(
+    [step([5, 6], []), step([5, 6, 9], [7], 1, end="terminated")]
+  )
+  packed = pack([empty])
+  assert packed.table.boundary[1:3].tolist() == [1, 2]
+  assert 1 not in packed.tokens.step_ids
+
+
+def test_trajectories_stay_whole_within_their_part():
+  real = worlds.trajectories()
+  config = packing.PackingConfig(row_length=worlds.CONTEXT)
+  packed = packing.pack(
+    real, [i % 3 for i in range(len(real))], config,
+    num_parts=3, rows_multiple=2, pad_id=0,
+  )  # fmt: skip
+  steps = np.cumsum([0] + [len(t.steps) for t in real])
+  for i in range(len(real)):
+    ids = np.arange(steps[i] + 1, steps[i + 1] + 1)
+    where = np.isin(packed.tokens.step_ids, ids)
+    assert set(np.nonzero(where)[0]) == {i % 3}
+  assert packed.tokens.tokens.shape[1] % 2 == 0
+
+
+def test_every_sampled_token_is_stored_exactly_once_with_its_logp():
+  real = worlds.trajectories()
+  config = packing.PackingConfig(row_length=worlds.CONTEXT)
+  packed = packing.pack(
+    real, [0] * len(real), config, num_parts=1, rows_multiple=1, pad_id=0
+  )
+  steps = [s for t in real for s in t.steps]
+  for number, s in enumerate(steps, 1):
+    at = packed.tokens.step_ids == number
+    assert packed.tokens.tokens[at].tolist() == s.response_ids.tolist()
+    np.testing.assert_array_equal(
+      packed.tokens.behaviour_logp[at], s.rollout_logprobs
+    )
+
+
+@pytest.mark.parametrize(
+  ("trajectories", "message"),
+  [
+    ([trajectory([])], "no steps"),
+    ([trajectory([step([], [1], end="terminated")])], "empty prompt"),
+    ([TWO_STEPS, TWO_STEPS], "twice"),
+    ([trajectory([step([1], [2], 1, end="terminated")])], "recorded as step 1"),
+    ([trajectory([step([1], [2])])], "exactly the last step"),
+    ([trajectory([step([1], [2], end="truncated")])], "final_prompt_ids"),
+    ([trajectory([step([1] * 12, [2], end="terminated")])], "row_length"),
+    ([dataclasses.replace(TWO_STEPS, error="x")], "do not train"),
+  ],
+)
+def test_records_that_cannot_be_trained_on_are_refused(trajectories, message):
+  with pytest.raises(ValueError, match=message):
+    pack(trajectories)
+
+
+def test_ragged_response_records_are_refused():
+  bad = dataclasses.replace(
+    step([1], [2, 3], end="terminated"), rollout_logprobs=np.zeros(1)
+  )
+  with pytest.raises(ValueError, match="lengths"):
+    pack([trajectory([bad])])
+
+
+def test_shapes_too_small_for_the_batch_are_refused():
+  with pytest.raises(ValueError, match="num_steps=2"):
+    pack([TWO_STEPS], num_steps=2)
+  with pytest.raises(ValueError, match="rows_per_part=1"):
+    pack([TWO_STEPS], layout="rows", rows_per_part=1)
+
+
+def test_buckets_grow_by_at_most_a_half():
+  sizes = [packing.bucket(n, smallest=8) for n in range(1, 200)]
+  assert sorted(set(sizes)) == [8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256]
+  assert all(s >= n for n, s in enumerate(sizes, 1))

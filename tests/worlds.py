@@ -1,0 +1,106 @@
+"""Small real parts that several tests share: policy, games, rollouts."""
+
+import functools
+
+import jax
+import numpy as np
+
+from steppo_jax.data import tokenizer as tokenizer_lib
+from steppo_jax.envs import household, household_worlds
+from steppo_jax.models import transformer
+from steppo_jax.rollout import loop, prompting
+from steppo_jax.sampler import engine as engine_lib
+
+CONTEXT = 256
+ROLLOUT = loop.RolloutConfig(max_steps=5, max_tokens=CONTEXT, max_new_tokens=8)
+
+
+@functools.cache
+def tokenizer():
+  return tokenizer_lib.SentencePieceTokenizer()
+
+
+def model():
+  return transformer.ModelConfig(
+    vocab_size=tokenizer().vocab_size,
+    width=32,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    mlp_width=48,
+  )
+
+
+@functools.cache
+def policy(seed=0):
+  """Random weights, large enough that the distribution is far from flat."""
+  params = transformer.init(model(), jax.random.key(seed))
+  return jax.tree.map(lambda x: x * 1.5, params)
+
+
+def engine(num_slots=8, seed=0):
+  made = engine_lib.SlotEngine(
+    model(),
+    engine_lib.SamplerConfig(num_slots=num_slots, prefill_lengths=(16, 64)),
+    context=CONTEXT,
+    max_new_tokens=ROLLOUT.max_new_tokens,
+    end_of_turn_id=tokenizer().end_of_turn_id,
+    seed=seed,
+  )
+  made.set_params(policy(), 0)
+  return made
+
+
+def episodes(count, *, samples=1):
+  return [
+    loop.Episode(
+      f"e{n}-{j}",
+      household_worlds.generate(n, split="train", size="tiny"),
+      0,
+      (0, 0, n, j),
+    )
+    for n in range(count)
+    for j in range(samples)
+  ]
+
+
+@functools.cache
+def trajectories(count=12, samples=1):
+  """Real episodes of a random policy: refused commands, cut responses."""
+  return tuple(
+    loop.run(
+      engine(),
+      functools.partial(household.HouseholdEnv, invalid_penalty=0.1),
+      episodes(count, samples=samples),
+      prompting.CompactPrompt(tokenizer()),
+      ROLLOUT,
+    )
+  )
+
+
+class ScriptedEngine:
+  """An engine that answers from a script: text by (session, turn)."""
+
+  num_slots = 4
+
+  def __init__(self, answer):
+    self._answer = answer
+    self.turns = {}
+    self.released = []
+
+  def generate(self, requests):
+    from steppo_jax import types
+
+    out = []
+    for request in requests:
+      turn = self.turns.get(request.session, 0)
+      self.turns[request.session] = turn + 1
+      text = self._answer(request.session, turn)
+      ids = prompting.CompactPrompt(tokenizer()).response(text)
+      logps = np.full(len(ids), -1.0, np.float32)
+      out.append(types.Response(ids, logps, "stop", 0))
+    return out
+
+  def release(self, session):
+    self.released.append(session)
