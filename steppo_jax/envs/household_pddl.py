@@ -206,61 +206,67 @@ def _compact(facts, goal):
     for row in rows:
       for kind, argument in zip(SIGNATURES[predicate], row, strict=True):
         sets[kind].add(argument)
-  receptacles, objects = sorted(sets["r"]), sorted(sets["o"])
-  locations = {id_: k for k, id_ in enumerate(sorted(sets["l"]))}
   names = _names(sets["r"] | sets["o"])
-  object_index = {id_: k for k, id_ in enumerate(objects)}
-  recep_index = {id_: k for k, id_ in enumerate(receptacles)}
-
-  places, openable, opened = (
-    dict(facts["receptacleatlocation"]),
-    {row[0] for row in facts["openable"]},
-    {row[0] for row in facts["opened"]},
-  )
-  types = dict(facts["receptacletype"])
-  if len(places) != len({tuple(row) for row in facts["receptacleatlocation"]}):
-    raise ValueError("pddl problem: a receptacle has two locations")
-
-  otypes = dict(facts["objecttype"])
-  bits, inside, at = dict.fromkeys(objects, 0), {}, {}
-  for k, flag in enumerate(FLAGS):
-    for (id_,) in facts[flag]:
-      bits[id_] |= 1 << k
-  for id_, r in facts["inreceptacle"]:
-    inside.setdefault(id_, set()).add(recep_index[r])
-  for id_, place in facts["objectatlocation"]:
-    at.setdefault(id_, set()).add(locations[place])
-
+  receptacles, objects, places = (_ranks(sets[kind]) for kind in "rol")
+  extra = {
+    predicate: [[objects[word] for word in row] for row in rows]
+    for predicate in (*STATES, "inreceptacleobject")
+    if (rows := facts[predicate])
+  }
   contains = collections.defaultdict(set)
   for rtype, otype in facts["cancontain"]:
     contains[_type(rtype)].add(_type(otype))
   game = {
-    "R": [
-      [
-        names[r],
-        _type(types.get(r, "")),
-        locations[places[r]] if r in places else -1,
-        (r in openable) + 2 * (r in opened),
-      ]
-      for r in receptacles
-    ],
-    "O": [
-      [
-        names[o],
-        _type(otypes.get(o, "")),
-        bits[o],
-        sorted(inside.get(o, ())),
-        sorted(at.get(o, ())),
-      ]
-      for o in objects
-    ],
+    "R": _receptacle_rows(facts, names, receptacles, places),
+    "O": _object_rows(facts, names, receptacles, objects, places),
     "C": {rtype: sorted(held) for rtype, held in sorted(contains.items())},
-    "A": locations[facts["atlocation"][0][1]],
+    "A": places[facts["atlocation"][0][1]],
     "G": goal,
   }
-  extra = {
-    predicate: [[object_index[word] for word in row] for row in rows]
-    for predicate in (*STATES, "inreceptacleobject")
-    if (rows := facts[predicate])
-  }
   return game | ({"X": extra} if extra else {})
+
+
+def _ranks(ids):
+  """{id: rank} in sorted order."""
+  return {id_: k for k, id_ in enumerate(sorted(ids))}
+
+
+def _receptacle_rows(facts, names, receptacles, places):
+  at, types = dict(facts["receptacleatlocation"]), dict(facts["receptacletype"])
+  if len(at) != len({tuple(row) for row in facts["receptacleatlocation"]}):
+    raise ValueError("pddl problem: a receptacle has two locations")
+  openable = {row[0] for row in facts["openable"]}
+  opened = {row[0] for row in facts["opened"]}
+  return [
+    [
+      names[r],
+      _type(types.get(r, "")),
+      places[at[r]] if r in at else -1,
+      (r in openable) + 2 * (r in opened),
+    ]
+    for r in receptacles
+  ]
+
+
+def _object_rows(facts, names, receptacles, objects, places):
+  types = dict(facts["objecttype"])
+  bits = dict.fromkeys(objects, 0)
+  inside = {o: set() for o in objects}
+  around = {o: set() for o in objects}
+  for k, flag in enumerate(FLAGS):
+    for (o,) in facts[flag]:
+      bits[o] |= 1 << k
+  for o, r in facts["inreceptacle"]:
+    inside[o].add(receptacles[r])
+  for o, place in facts["objectatlocation"]:
+    around[o].add(places[place])
+  return [
+    [
+      names[o],
+      _type(types.get(o, "")),
+      bits[o],
+      sorted(inside[o]),
+      sorted(around[o]),
+    ]
+    for o in objects
+  ]
