@@ -151,6 +151,15 @@ def test_drop_last_leaves_the_step_out_and_bootstraps_from_its_prompt():
   assert result.advantage[5] == result.advantage[6] == 0
 
 
+def test_dropping_an_episode_of_one_step_leaves_the_one_before_it_ended():
+  tokens, table = base.records()
+  table = table.replace(truncated=np.arange(7) == 6)
+  _, kept = estimators.resolve_truncation(tokens, table, bootstrap="drop_last")
+  np.testing.assert_array_equal(kept.live, [0, 1, 1, 1, 1, 1, 0])
+  assert not kept.truncated.any()
+  np.testing.assert_array_equal(kept.bootstrap_at, table.bootstrap_at)
+
+
 def test_an_unknown_bootstrap_is_refused():
   with pytest.raises(ValueError, match="not 'critic'"):
     estimators.resolve_truncation(*base.records(), bootstrap="critic")

@@ -86,6 +86,21 @@ def test_surrogate_equals_a_loop(seed, dual):
   close(loss, expected)
 
 
+def test_cispo_keeps_every_gradient_at_its_clipped_weight():
+  # Ratios .5 1.1 2 clipped to [.8, 1.28]; d loss / d logp = -weight * A.
+  advantage = f32([1, 1, -1])
+
+  def total(logp):
+    loss, clipped = losses.cispo(
+      logp, jnp.exp(logp), advantage, clip_low=0.2, clip_high=0.28
+    )
+    return loss.sum(), clipped
+
+  grad, clipped = jax.grad(total, has_aux=True)(np.log(f32([0.5, 1.1, 2])))
+  close(grad, [-0.8, -1.1, 1.28])
+  np.testing.assert_array_equal(clipped, [True, False, True])
+
+
 def test_soft_gate_starts_like_reinforce_and_fades():
   slope = jax.grad(
     lambda w: losses.soft_gate(w, jnp.ones(()), tau=2.0)[0].sum()
