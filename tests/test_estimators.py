@@ -235,6 +235,19 @@ def test_hgpo_weighs_longer_shared_histories_more():
   close(result.advantage[2::2], [-1, 0, 3])
 
 
+def test_hgpo_never_takes_another_episode_for_history():
+  tokens, table = base.small(
+    [1] * 5,
+    reward=[0, 1, 0, 2, 6],
+    last=[0, 1, 0, 1, 1],
+    trajectory=[0, 0, 1, 1, 2],
+    anchor=[0, 5, 0, 5, 0],
+  )
+  result = run("hgpo", tokens, table, None, discount=1.0, alpha=1.0, history=1)
+  # Three episodes begin alike: 1 2 6, mean 3, on both levels.
+  close(np.asarray(result.advantage)[[1, 3, 5]], [-2, -1, 3])
+
+
 def test_gigpo_adds_the_score_among_steps_of_one_state():
   constants = {"discount": 0.95, "lambda_": 1.0, "singleton": "zero"}
   mean = run("gigpo_mean", *base.records(), None, omega=2.0, **constants)
