@@ -123,9 +123,9 @@ def policy_loss(
   """
   num_steps = table.live.shape[0]
   ids, mask = batch.step_ids, batch.step_ids > 0
-  # Nothing outside the actions is read, whatever it holds.
+  # Values outside the actions are masked where they are added up; here their
+  # gradients end, even where poison would have made one NaN.
   logp_t = jnp.where(mask, logp_t, 0).astype(jnp.float32)
-  entropy_t = jnp.where(mask, entropy_t, 0).astype(jnp.float32)
   z = policy_log_ratio(algorithm, logp_t, batch, num_steps=num_steps, mu=mu)
   advantage = _to_clock(advantage, z, ids, num_steps)
   loss, clipped, z = _SURROGATES[algorithm.surrogate](
@@ -134,9 +134,7 @@ def policy_loss(
   loss_t = loss if loss.ndim == 2 else segments.to_tokens(loss, ids)
   kl_t = jnp.zeros_like(loss_t)
   if ref_logp_t is not None:
-    kl_t = losses.kl_k3(
-      logp_t, jnp.where(mask, ref_logp_t, 0).astype(jnp.float32)
-    )
+    kl_t = losses.kl_k3(logp_t, ref_logp_t)
   total_t = (
     loss_t + algorithm.kl_coef * kl_t - algorithm.entropy_coef * entropy_t
   )

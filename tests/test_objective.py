@@ -20,6 +20,7 @@ IDS, ACTION = TOKENS.step_ids, TOKENS.step_ids > 0
 RNG = np.random.default_rng(0)
 COUNT = np.asarray(segments.step_count(IDS, num_steps=9))
 VOCAB = 5
+NOTHING = np.zeros(IDS.shape, np.float32)
 LOGITS = RNG.normal(size=(*IDS.shape, VOCAB)).astype(np.float32)
 CHOICE = RNG.integers(0, VOCAB, size=IDS.shape)
 REF = -RNG.uniform(0.1, 2, size=IDS.shape).astype(np.float32)
@@ -49,7 +50,7 @@ def mean_log_ratio(row, logp, tokens):
   return total / jnp.maximum(count, 1)
 
 
-def pair(row, advantage, logp, entropy, tokens, table, mu, count=COUNT):
+def pair(row, advantage, logp, entropy, tokens, table, mu, ref=REF):
   return objective.policy_loss(
     row,
     advantage,
@@ -58,8 +59,8 @@ def pair(row, advantage, logp, entropy, tokens, table, mu, count=COUNT):
     tokens,
     table,
     mu=mu,
-    count_k=count,
-    ref_logp_t=REF,
+    count_k=COUNT,
+    ref_logp_t=ref,
   )
 
 
@@ -67,12 +68,13 @@ def pair(row, advantage, logp, entropy, tokens, table, mu, count=COUNT):
 def compiled(name):
   row = row_of(name)
 
-  def loss(logits, tokens, table, value):
-    logp, entropy = policy(logits)
+  def loss(logits, tokens, table, value, outside):
+    # `outside` is 0 on the actions and poison elsewhere.
+    logp, entropy = (x + outside for x in policy(logits))
     mu = mean_log_ratio(row, logp, tokens)
     result = objective.advantages(row, tokens, table, value, EXTRAS)
     (total, weight), metrics = pair(
-      row, result.advantage, logp, entropy, tokens, table, mu
+      row, result.advantage, logp, entropy, tokens, table, mu, REF + outside
     )
     return total / weight, metrics
 
@@ -84,7 +86,7 @@ def test_no_gradient_on_tokens_that_the_policy_did_not_sample(name):
   # A ratio near 1, so that no clip hides the gradient.
   logp, _ = policy(LOGITS)
   tokens = TOKENS.replace(behaviour_logp=np.asarray(logp))
-  (loss, metrics), grad = compiled(name)(LOGITS, tokens, TABLE, VALUE)
+  (loss, metrics), grad = compiled(name)(LOGITS, tokens, TABLE, VALUE, NOTHING)
   assert np.isfinite(loss)
   np.testing.assert_array_equal(np.asarray(grad)[~ACTION], 0)
   assert np.abs(np.asarray(grad)[ACTION]).max() > 0
@@ -95,15 +97,16 @@ def test_no_gradient_on_tokens_that_the_policy_did_not_sample(name):
 
 @pytest.mark.parametrize("name", ALL)
 def test_poison_outside_the_actions_changes_no_bit(name):
-  clean = compiled(name)(LOGITS, TOKENS, TABLE, VALUE)
-  poison = np.where(ACTION[..., None], LOGITS, 1e30).astype(np.float32)
-  behaviour = np.where(ACTION, TOKENS.behaviour_logp, -1e30)
-  tokens = TOKENS.replace(behaviour_logp=behaviour.astype(np.float32))
-  jax.tree.map(
-    np.testing.assert_array_equal,
-    compiled(name)(poison, tokens, TABLE, VALUE),
-    clean,
-  )
+  clean = compiled(name)(LOGITS, TOKENS, TABLE, VALUE, NOTHING)
+  for poison in (1e30, -np.inf):
+    outside = np.where(ACTION, 0, poison).astype(np.float32)
+    behaviour = np.where(ACTION, TOKENS.behaviour_logp, poison)
+    tokens = TOKENS.replace(behaviour_logp=behaviour.astype(np.float32))
+    jax.tree.map(
+      np.testing.assert_array_equal,
+      compiled(name)(LOGITS, tokens, TABLE, VALUE, outside),
+      clean,
+    )
 
 
 @pytest.mark.parametrize("name", ["steppo", "capo", "ppo", "dr_grpo", "gmpo"])
