@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import importlib.util
 import pathlib
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -76,8 +77,6 @@ class EnvConfig:
   def __post_init__(self):
     if self.name not in ("household", "alfworld"):
       raise ValueError(f"env.name={self.name!r} is none of household, alfworld")
-    if self.name == "alfworld" and not self.data_dir:
-      raise ValueError("env.name=alfworld needs env.data_dir=PATH")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,7 +194,12 @@ def load(path: str) -> RunConfig | SupervisedRun:
     raise ValueError(f"no experiment file {path}{hint}")
   spec = importlib.util.spec_from_file_location(file.stem, file)
   module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
+  # An experiment may import the one beside it that it differs from.
+  sys.path.insert(0, str(file.parent.absolute()))
+  try:
+    spec.loader.exec_module(module)
+  finally:
+    sys.path.pop(0)
   config = getattr(module, "CONFIG", None)
   if not isinstance(config, RunConfig | SupervisedRun):
     raise ValueError(f"{path} defines no CONFIG of type RunConfig")

@@ -68,8 +68,17 @@ def save_policy(
 
 
 def make_tasks(env: config_lib.EnvConfig):
-  """The task lists that the options name."""
+  """The task lists that the options name.
+
+  Raises:
+    ValueError: ALFWorld without its folder, or an unknown size.
+  """
   if env.name == "alfworld":
+    if not env.data_dir:
+      raise ValueError(
+        "env.name=alfworld needs env.data_dir=PATH (evaluate: --data-dir), the "
+        "folder of ALFWorld's games"
+      )
     return tasks_lib.RecordedTasks(env.data_dir)
   return tasks_lib.GeneratedTasks(env.size)
 
@@ -92,6 +101,7 @@ class Evaluator:
 
   Attributes:
     engine: The sampler; shared with training, so that nothing compiles twice.
+    prompt: Builds prompts from observations.
     tasks: The panel.
   """
 
@@ -104,8 +114,8 @@ class Evaluator:
     tasks: Sequence[types.Task],
   ):
     self.engine = engine
+    self.prompt = prompt
     self.tasks = tasks
-    self._prompt = prompt
     self._rollout = rollout
     self._env = env
 
@@ -136,7 +146,7 @@ class Evaluator:
       self.engine,
       make_env(self._env),
       episodes,
-      self._prompt,
+      self.prompt,
       dataclasses.replace(self._rollout, temperature=temperature),
       on_finish=on_finish,
     )
@@ -154,22 +164,26 @@ class Evaluator:
     return metrics, trajectories
 
 
-def make_engine(
+def make_evaluator(
+  config: config_lib.RunConfig | config_lib.SupervisedRun,
   model: transformer.ModelConfig,
   tokenizer: types.Tokenizer,
-  sampler: engine_lib.SamplerConfig,
-  rollout: loop.RolloutConfig,
-  seed: int,
-) -> engine_lib.SlotEngine:
-  """The local engine with the limits of the rollout."""
-  return engine_lib.SlotEngine(
+) -> Evaluator:
+  """The evaluator that a configuration describes, with an engine of its own."""
+  rollout = config.rollout
+  engine = engine_lib.SlotEngine(
     model,
-    sampler,
+    config.sampler,
     context=rollout.max_tokens,
     max_new_tokens=rollout.max_new_tokens,
     end_of_turn_id=tokenizer.end_of_turn_id,
-    seed=seed,
+    seed=config.seed,
   )
+  panel = make_tasks(config.env).panel(
+    config.evaluation.split, config.evaluation.episodes
+  )
+  prompt = prompting.CompactPrompt(tokenizer)
+  return Evaluator(engine, prompt, rollout, config.env, panel)
 
 
 def evaluate(
@@ -192,23 +206,18 @@ def evaluate(
   Returns:
     Metrics named "eval/..."; "eval/panel" is the hash of the panel.
   """
+  if output and not pathlib.Path(output).absolute().parent.is_dir():
+    raise ValueError(f"no folder for output={output}")
   tokenizer = tokenizer_lib.SentencePieceTokenizer()
   model, params = load_policy(config.weights, tokenizer)
-  tasks = make_tasks(config.env).panel(
-    config.evaluation.split, config.evaluation.episodes
-  )
-  engine = make_engine(
-    model, tokenizer, config.sampler, config.rollout, config.seed
-  )
-  engine.set_params(params, 0)
-  prompt = prompting.CompactPrompt(tokenizer)
-  evaluator = Evaluator(engine, prompt, config.rollout, config.env, tasks)
+  evaluator = make_evaluator(config, model, tokenizer)
+  evaluator.engine.set_params(params, 0)
   metrics, trajectories = evaluator(
     temperature=temperature, samples=samples, on_finish=on_finish
   )
   if output:
-    write_steps(output, trajectories, prompt)
-  return metrics | {"eval/panel": panel_hash(tasks)}
+    write_steps(output, trajectories, evaluator.prompt)
+  return metrics | {"eval/panel": panel_hash(evaluator.tasks)}
 
 
 def write_steps(

@@ -1,11 +1,13 @@
-"""A run of supervised learning: the warm start, and the control of equal time."""
+"""Supervised runs: the warm start, and the control of equal time."""
 
+import contextlib
 import pathlib
 import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from steppo_jax import config as config_lib
 from steppo_jax import evaluate, metrics, run_folder, supervised, types
@@ -13,10 +15,6 @@ from steppo_jax.data import demonstrations
 from steppo_jax.data import tokenizer as tokenizer_lib
 from steppo_jax.models import presets, transformer
 from steppo_jax.rollout import prompting
-
-# The forward pass is the learner's own; see `LearnerConfig`.
-_ATTENTION_BLOCK = 64
-_LOGPROB_CHUNK = 2048
 
 
 def load_rows(config: config_lib.SupervisedRun, prompt, pad_id: int):
@@ -35,6 +33,15 @@ def load_rows(config: config_lib.SupervisedRun, prompt, pad_id: int):
   return supervised.pack_rows(trajectories, config.packing, pad_id=pad_id)
 
 
+def _start(config: config_lib.SupervisedRun, tokenizer):
+  """Sizes and parameters to start from: a file's, or fresh ones."""
+  if config.weights is None:
+    model = presets.get(config.model, tokenizer.vocab_size)
+    return model, transformer.init(model, jax.random.key(config.seed))
+  model, params = evaluate.load_policy(config.weights, tokenizer)
+  return model, jax.tree.map(jnp.asarray, params)
+
+
 def train(
   config: config_lib.SupervisedRun,
   folder: pathlib.Path,
@@ -43,7 +50,7 @@ def train(
 ) -> None:
   """Trains on demonstrations; evaluates as `train.train` does.
 
-  A run is short and starts over when it was interrupted.
+  A supervised run is short and starts over when it was interrupted.
 
   Args:
     config: The options.
@@ -55,53 +62,34 @@ def train(
   """
   tokenizer = tokenizer_lib.SentencePieceTokenizer()
   prompt = prompting.CompactPrompt(tokenizer)
-  if config.weights is None:
-    model = presets.get(config.model, tokenizer.vocab_size)
-    params = transformer.init(model, jax.random.key(config.seed))
-  else:
-    model, params = evaluate.load_policy(config.weights, tokenizer)
-    params = jax.tree.map(jax.numpy.asarray, params)
+  model, params = _start(config, tokenizer)
   rows = load_rows(config, prompt, tokenizer.pad_id)
-  engine = evaluate.make_engine(
-    model, tokenizer, config.sampler, config.rollout, config.seed
-  )
-  panel = evaluate.make_tasks(config.env).panel(
-    config.evaluation.split, config.evaluation.episodes
-  )
-  evaluator = evaluate.Evaluator(
-    engine, prompt, config.rollout, config.env, panel
-  )
-  optimizer, step = supervised.make_step(
-    model,
-    config.training,
-    attention_block=_ATTENTION_BLOCK,
-    logprob_chunk=_LOGPROB_CHUNK,
-  )
+  evaluator = evaluate.make_evaluator(config, model, tokenizer)
+  optimizer, step = supervised.make_step(model, config.training)
   state = optimizer.init(params)
-  engine.set_params(params, 0)
-  engine.warm_up()
-  start = time.monotonic()
-  batches = supervised.batches(rows, config.training, config.seed)
-  last = config.training.num_steps
+  clock = _Clock(config.minutes)
   mean = metrics.Mean()
 
   def finish(done):
-    found = mean.result()
-    engine.set_params(jax.tree.map(jax.numpy.copy, params), done)
-    found |= evaluator()[0] | {"minutes": (time.monotonic() - start) / 60}
+    nonlocal mean
+    minutes = clock.minutes
+    with clock.paused():
+      evaluator.engine.set_params(jax.tree.map(jnp.copy, params), done)
+      found = mean.result() | evaluator()[0] | {"minutes": minutes}
+    mean = metrics.Mean()
     writer.write(done, found)
     on_update(done, found)
 
   with metrics.MetricsWriter(folder, resumed=0) as writer:
     finish(0)
+    last = config.training.num_steps
+    batches = supervised.batches(rows, config.training, config.seed)
     for done in range(1, last + 1):
       params, state, loss = step(params, state, next(batches))
       mean.add({"supervised/loss": (float(loss), 1.0)})
-      minutes = (time.monotonic() - start) / 60
-      over = config.minutes is not None and minutes >= config.minutes
-      if over or done == last or done % config.evaluation.every == 0:
+      over = clock.is_over or done == last
+      if over or done % config.evaluation.every == 0:
         finish(done)
-        mean = metrics.Mean()
       else:
         on_update(done, {"supervised/loss": float(loss)})
       if over:
@@ -112,7 +100,31 @@ def train(
     "commit": run_folder.commit(),
     "command": run_folder.command_line(),
   }
-  params = jax.device_get(params)
   targets = [folder / run_folder.POLICY_NAME, config.save_weights]
   for target in filter(None, targets):
-    evaluate.save_policy(target, model, params, tokenizer, facts)
+    evaluate.save_policy(
+      target, model, jax.device_get(params), tokenizer, facts
+    )
+
+
+class _Clock:
+  """Minutes of training, evaluations left out."""
+
+  def __init__(self, limit: float | None):
+    self._limit = limit
+    self._start = time.monotonic()
+
+  @property
+  def minutes(self) -> float:
+    return (time.monotonic() - self._start) / 60
+
+  @property
+  def is_over(self) -> bool:
+    return self._limit is not None and self.minutes >= self._limit
+
+  @contextlib.contextmanager
+  def paused(self):
+    """Time spent inside does not count."""
+    paused = time.monotonic()
+    yield
+    self._start += time.monotonic() - paused

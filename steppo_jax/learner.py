@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import chex
@@ -10,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from steppo_jax import estimators, objective
+from steppo_jax import estimators
 from steppo_jax import mesh as mesh_lib
+from steppo_jax import update as update_lib
 from steppo_jax.algorithms import Algorithm
-from steppo_jax.batch import Advantages, StepTable, TokenBatch
+from steppo_jax.batch import StepTable, TokenBatch
 from steppo_jax.models import heads, transformer
-from steppo_jax.ops import attention, logprobs, ratios, segments
 from steppo_jax.packing import Packed
 
 
@@ -26,6 +25,8 @@ class LearnerConfig:
   Attributes:
     learning_rate: Of the policy, at its peak.
     critic_learning_rate: Of the critic, at its peak.
+    warmup_steps: Optimizer steps over which both rates rise from 0: Adam's
+      first steps have full size whatever the gradient.
     final_learning_rate: Fraction of both that is left at the last update; the
       decay is linear over `num_updates`.
     weight_decay: AdamW's, for matrices and vectors alike.
@@ -44,6 +45,7 @@ class LearnerConfig:
 
   learning_rate: float = 5e-4
   critic_learning_rate: float = 1e-3
+  warmup_steps: int = 10
   final_learning_rate: float = 0.1
   weight_decay: float = 0.0
   max_grad_norm: float = 1.0
@@ -99,9 +101,15 @@ def put_batch(packed: Packed, mesh: jax.sharding.Mesh) -> Batch:
 def optimizer(
   peak: float, config: LearnerConfig, steps: int
 ) -> optax.GradientTransformation:
-  """Clipping, AdamW and a linear decay over `steps` optimizer steps."""
-  schedule = optax.linear_schedule(
-    peak, peak * config.final_learning_rate, max(steps, 1)
+  """Clipping, AdamW, a short warm-up and a linear decay over `steps`."""
+  final = peak * config.final_learning_rate
+  warmup = min(config.warmup_steps, steps // 2)
+  schedule = optax.join_schedules(
+    [
+      optax.linear_schedule(0.0, peak, max(warmup, 1)),
+      optax.linear_schedule(peak, final, max(steps - warmup, 1)),
+    ],
+    [warmup],
   )
   return optax.chain(
     optax.clip_by_global_norm(config.max_grad_norm),
@@ -158,8 +166,8 @@ class Learner:
     )
     self._has_critic = algorithm.critic is not None
     run = functools.partial(
-      _update,
-      _Parts(
+      update_lib.update,
+      update_lib.Parts(
         model,
         algorithm,
         config,
@@ -205,294 +213,6 @@ class Learner:
       State after, and metrics: (sum, weight) pairs by name and quantiles.
     """
     return self._update(state, reference, batch)
-
-
-class _Parts(NamedTuple):
-  model: transformer.ModelConfig
-  algorithm: Algorithm
-  config: LearnerConfig
-  policy_optimizer: optax.GradientTransformation
-  critic_optimizer: optax.GradientTransformation
-  mesh: jax.sharding.Mesh
-  seed: int
-
-  def attend(self, rows: TokenBatch) -> Callable:
-    block = self.config.attention_block
-    return lambda q, k, v: attention.interval_attention(
-      q, k, v, rows.subtree_end, block=block
-    )
-
-  def logp(self, policy, rows: TokenBatch):
-    """Log-probs and entropies [r, T] of the tokens of some rows."""
-    hidden = transformer.apply(
-      self.model, policy, rows.tokens, rows.positions, self.attend(rows)
-    )
-    return logprobs.next_token_logprobs(
-      hidden,
-      policy["embed"]["embedding"],
-      rows.tokens,
-      rows.parent,
-      chunk=self.config.logprob_chunk,
-    )
-
-  def values(self, critic, rows: TokenBatch):
-    """V at every token [r, T] of some rows."""
-    return heads.values(
-      self.model, critic, rows.tokens, rows.positions, self.attend(rows)
-    )
-
-  def rows(self, batch: Batch, m, i, array=None):
-    """Rows of microbatch i of part m, and of an [M, R, T] array."""
-    size = self.config.microbatch_rows
-
-    def cut(x):
-      part = jax.lax.dynamic_index_in_dim(x, m, 0, keepdims=False)
-      part = jax.lax.dynamic_slice_in_dim(part, i * size, size, 0)
-      return jax.lax.with_sharding_constraint(
-        part, mesh_lib.by_row(self.mesh, 0)
-      )
-
-    return jax.tree.map(cut, batch.tokens if array is None else array)
-
-  def sum_over(self, batch: Batch, m, function, like):
-    """Adds function(rows of microbatch i, i) over the used rows of part m."""
-    size = self.config.microbatch_rows
-    count = (batch.rows_used[m] + size - 1) // size
-
-    def body(i, total):
-      return jax.tree.map(jnp.add, total, function(self.rows(batch, m, i), i))
-
-    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
-    return jax.lax.fori_loop(0, count, body, zero)
-
-
-def _over_all_rows(parts: _Parts, batch: Batch, function) -> chex.Array:
-  """Applies `function(rows) -> [r, T]` to every used row; [M, R, T]."""
-  size = parts.config.microbatch_rows
-
-  def part(m, out):
-    count = (batch.rows_used[m] + size - 1) // size
-
-    def body(i, out):
-      value = function(parts.rows(batch, m, i))
-      return jax.lax.dynamic_update_slice(out, value[None], (m, i * size, 0))
-
-    return jax.lax.fori_loop(0, count, body, out)
-
-  shape = batch.tokens.tokens.shape
-  return jax.lax.fori_loop(0, shape[0], part, jnp.zeros(shape))
-
-
-def _flat(batch: TokenBatch) -> TokenBatch:
-  """[M, R, T] to [M * R, T]."""
-  return jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]), batch)
-
-
-def _update(parts: _Parts, state, reference, batch: Batch):
-  """Values, advantages, critic epochs, policy epochs: one whole update."""
-  config, algorithm = parts.config, parts.algorithm
-  shape = batch.tokens.tokens.shape
-  flat, table = estimators.resolve_truncation(
-    _flat(batch.tokens), batch.table, bootstrap=config.bootstrap
-  )
-  tokens = jax.tree.map(lambda x: x.reshape(shape), flat)
-  batch = Batch(tokens, table, batch.rows_used)
-  old_value = None
-  if state.critic is not None:
-    old_value = _over_all_rows(
-      parts, batch, functools.partial(parts.values, state.critic)
-    )
-  value_bt = None if old_value is None else old_value.reshape(-1, shape[2])
-  credit = objective.advantages(algorithm, flat, table, value_bt, None)
-  metrics = _credit_metrics(table, credit, value_bt, algorithm)
-  ref_logp = None
-  if reference is not None and algorithm.kl_coef:
-    ref_logp = _over_all_rows(
-      parts, batch, lambda rows: parts.logp(reference, rows)[0]
-    )
-  critic, critic_optimizer = state.critic, state.critic_optimizer
-  if critic is not None:
-    critic, critic_optimizer, critic_metrics = _critic_epochs(
-      parts, state, batch, credit, old_value
-    )
-    metrics |= critic_metrics
-  policy, policy_optimizer, policy_metrics = _policy_epochs(
-    parts, state, batch, credit, ref_logp
-  )
-  return (
-    state.replace(
-      policy=policy,
-      policy_optimizer=policy_optimizer,
-      critic=critic,
-      critic_optimizer=critic_optimizer,
-      update=state.update + 1,
-    ),
-    metrics | policy_metrics,
-  )
-
-
-def _order(parts: _Parts, state, purpose: int, epochs: int):
-  """[epochs * M] order of mini-batches: a function of (seed, update)."""
-  key = jax.random.fold_in(jax.random.key(parts.seed), state.update)
-  keys = jax.random.split(jax.random.fold_in(key, purpose), epochs)
-  shuffle = lambda k: jax.random.permutation(k, parts.config.num_minibatches)
-  return jax.vmap(shuffle)(keys).reshape(-1)
-
-
-def _to_rows(x, shape):
-  """An advantage or target on the token clock as [M, R, T], else as it is."""
-  return x.reshape(shape) if x.ndim == 2 else x
-
-
-def _critic_epochs(parts, state, batch: Batch, credit, old_value):
-  """All optimizer steps of the critic."""
-  config, algorithm = parts.config, parts.algorithm
-  shape = batch.tokens.tokens.shape
-  target = _to_rows(credit.target, shape)
-  size = config.microbatch_rows
-
-  def loss(critic, rows, m, i):
-    first = (m * shape[1] + i * size) * shape[2]
-    local = batch.table.boundary - first
-    here = (local >= 0) & (local < size * shape[2]) & batch.table.live
-    (total, weight), metrics = objective.value_loss_terms(
-      algorithm,
-      parts.rows(batch, m, i, target) if target.ndim == 3 else target,
-      parts.values(critic, rows),
-      parts.rows(batch, m, i, old_value),
-      rows,
-      batch.table,
-      boundary_local=jnp.where(here, local, 0),
-      here=here,
-      value_clip=algorithm.value_clip,
-    )
-    return total, (weight, metrics)
-
-  def minibatch(carry, m):
-    critic, optimizer_state = carry
-
-    def one(rows, i):
-      return jax.value_and_grad(loss, has_aux=True)(critic, rows, m, i)
-
-    like = jax.eval_shape(one, parts.rows(batch, m, 0), 0)
-    (_, (weight, metrics)), grads = parts.sum_over(batch, m, one, like)
-    grads = jax.tree.map(lambda g: g / jnp.maximum(weight, 1.0), grads)
-    updates, optimizer_state = parts.critic_optimizer.update(
-      grads, optimizer_state, critic
-    )
-    metrics["grad_norm"] = (optax.global_norm(grads), jnp.ones(()))
-    return (optax.apply_updates(critic, updates), optimizer_state), metrics
-
-  order = _order(parts, state, 1, config.critic_epochs)
-  carry = (state.critic, state.critic_optimizer)
-  carry, metrics = jax.lax.scan(minibatch, carry, order)
-  return *carry, _named("critic", metrics)
-
-
-def _policy_epochs(parts, state, batch: Batch, credit, ref_logp):
-  """All optimizer steps of the policy."""
-  config, algorithm = parts.config, parts.algorithm
-  shape = batch.tokens.tokens.shape
-  num_steps = batch.table.live.shape[0]
-  advantage = _to_rows(credit.advantage, shape)
-  count_k = segments.step_count(
-    _flat(batch.tokens).step_ids, num_steps=num_steps
-  )
-
-  def loss(policy, rows, m, i, mu):
-    logp_t, entropy_t = parts.logp(policy, rows)
-    (total, weight), metrics = objective.policy_loss(
-      algorithm,
-      parts.rows(batch, m, i, advantage) if advantage.ndim == 3 else advantage,
-      logp_t,
-      entropy_t,
-      rows,
-      batch.table,
-      mu=mu,
-      count_k=count_k,
-      ref_logp_t=None
-      if ref_logp is None
-      else parts.rows(batch, m, i, ref_logp),
-    )
-    z, count = log_ratios(logp_t, rows)
-    metrics["token_log_ratio_abs"] = (jnp.sum(jnp.abs(z)), count)
-    return total, (weight, metrics)
-
-  def log_ratios(logp_t, rows):
-    mask = rows.step_ids > 0
-    z = ratios.log_ratio(logp_t, rows.behaviour_logp, mask)
-    return z, jnp.sum(mask).astype(jnp.float32)
-
-  def log_ratio_sums(policy, rows):
-    z, count = log_ratios(parts.logp(policy, rows)[0], rows)
-    return jnp.sum(z), count
-
-  def minibatch(carry, m):
-    policy, optimizer_state, live = carry
-    mu = None
-    if algorithm.center:
-      sums = functools.partial(log_ratio_sums, policy)
-      like = jax.eval_shape(sums, parts.rows(batch, m, 0))
-      z, n = parts.sum_over(batch, m, lambda rows, i: sums(rows), like)
-      mu = z / jnp.maximum(n, 1.0)
-
-    def one(rows, i):
-      return jax.value_and_grad(loss, has_aux=True)(policy, rows, m, i, mu)
-
-    like = jax.eval_shape(one, parts.rows(batch, m, 0), 0)
-    (_, (weight, metrics)), grads = parts.sum_over(batch, m, one, like)
-    grads = jax.tree.map(lambda g: g / jnp.maximum(weight, 1.0), grads)
-    updates, new_state = parts.policy_optimizer.update(
-      grads, optimizer_state, policy
-    )
-    kl, kl_weight = metrics["approx_kl"]
-    if config.target_kl is not None:
-      live &= kl <= config.target_kl * jnp.maximum(kl_weight, 1.0)
-    keep = lambda new, old: jnp.where(live, new, old)
-    policy = jax.tree.map(keep, optax.apply_updates(policy, updates), policy)
-    optimizer_state = jax.tree.map(keep, new_state, optimizer_state)
-    metrics["grad_norm"] = (optax.global_norm(grads), jnp.ones(()))
-    metrics["stepped"] = (live.astype(jnp.float32), jnp.ones(()))
-    return (policy, optimizer_state, live), metrics
-
-  order = _order(parts, state, 2, config.actor_epochs)
-  warm = state.critic is None or config.critic_warmup == 0
-  live = jnp.array(True) if warm else state.update >= config.critic_warmup
-  carry = (state.policy, state.policy_optimizer, live)
-  (policy, optimizer_state, _), metrics = jax.lax.scan(minibatch, carry, order)
-  # Before the first step learner and sampler hold the same weights, so that
-  # what is left of the log-ratio is the gap between the two programs.
-  gap = jax.tree.map(lambda x: x[0], metrics.pop("token_log_ratio_abs"))
-  named = _named("policy", metrics) | {"policy/sampler_gap": gap}
-  return policy, optimizer_state, named
-
-
-def _named(prefix, metrics):
-  """Adds (sum, weight) pairs over the mini-batches and prefixes the names."""
-  return {
-    f"{prefix}/{name}": jax.tree.map(lambda x: jnp.sum(x, axis=0), pair)
-    for name, pair in metrics.items()
-  }
-
-
-def _credit_metrics(table, credit: Advantages, value_bt, algorithm: Algorithm):
-  """What the estimator found, before anything is trained."""
-  live = table.live.astype(jnp.float32)
-  count = jnp.sum(live)
-  metrics = {
-    "batch/reward": (jnp.sum(table.reward * live), count),
-    "batch/truncated": (
-      jnp.sum(table.truncated & table.live).astype(jnp.float32),
-      jnp.sum(table.last & table.live).astype(jnp.float32),
-    ),
-  }
-  if value_bt is not None and algorithm.critic == "step":
-    value = value_bt.reshape(-1)[table.boundary]
-    mean = jnp.sum(credit.target * live) / jnp.maximum(count, 1.0)
-    spread = jnp.sum(live * jnp.square(credit.target - mean))
-    error = jnp.sum(live * jnp.square(credit.target - value))
-    metrics["critic/unexplained_variance"] = (error, spread)
-  return metrics
 
 
 def split_metrics(found: dict[str, Any]):

@@ -16,17 +16,15 @@ from typing import Any
 
 import numpy as np
 
-from steppo_jax import metrics
+from steppo_jax import metrics, run_folder
 
 SUCCESS = "eval/success"
 EPISODES = "eval/episodes"
 
-FACTS_NAME = "run.json"
-
 # Training curves of the second row, one panel each.
 _CURVES = (
   ("rollout/success", "rollout/invalid_share", "critic/explained_variance"),
-  ("policy/entropy", "policy/clip_fraction", "policy/kl"),
+  ("policy/entropy", "policy/clip_fraction", "policy/approx_kl"),
 )
 
 # A normal deviate beyond which 5 % lie, both sides together.
@@ -116,11 +114,13 @@ def read_run(run_dir: str | os.PathLike) -> Run:
   """
   path = pathlib.Path(run_dir)
   facts = {}
-  if (path / FACTS_NAME).is_file():
+  if (path / run_folder.FACTS_NAME).is_file():
     try:
-      facts = json.loads((path / FACTS_NAME).read_text())
+      facts = json.loads((path / run_folder.FACTS_NAME).read_text())
     except ValueError as error:
-      raise ValueError(f"{path / FACTS_NAME} is not JSON: {error}") from error
+      raise ValueError(
+        f"{path / run_folder.FACTS_NAME} is not JSON: {error}"
+      ) from error
   run = Run(path, metrics.read_jsonl(path), facts)
   if not run.evaluations:
     raise ValueError(
@@ -279,7 +279,7 @@ def _summary(runs, curve, control) -> str:
   lines = [f"# {runs[0].path.resolve().name}", ""]
   for run in runs:
     facts = "; ".join(f"{key}: {value}" for key, value in run.facts.items())
-    lines.append(f"- {run.path.name}: {facts or f'no {FACTS_NAME}'}")
+    lines.append(f"- {run.path.name}: {facts or f'no {run_folder.FACTS_NAME}'}")
   lines += [
     "",
     f"Intervals are 95 % ({kind}); {round(last[EPISODES])} episodes an "

@@ -26,6 +26,8 @@ class SupervisedConfig:
     num_steps: Optimizer steps.
     rows_per_step: Packed rows in one step.
     weight_decay: AdamW's.
+    attention_block: Queries handled at once.
+    logprob_chunk: Tokens projected to the vocabulary at once.
   """
 
   learning_rate: float = 3e-3
@@ -33,6 +35,8 @@ class SupervisedConfig:
   num_steps: int = 600
   rows_per_step: int = 16
   weight_decay: float = 0.01
+  attention_block: int = 64
+  logprob_chunk: int = 2048
 
 
 def demonstration(
@@ -84,19 +88,13 @@ def batches(
 
 
 def make_step(
-  model: transformer.ModelConfig,
-  config: SupervisedConfig,
-  *,
-  attention_block: int,
-  logprob_chunk: int,
+  model: transformer.ModelConfig, config: SupervisedConfig
 ) -> tuple[optax.GradientTransformation, Callable]:
   """The optimizer and one jitted step: minus mean log p of action tokens.
 
   Args:
     model: Sizes of the decoder.
     config: The budget.
-    attention_block: Queries handled at once.
-    logprob_chunk: Tokens projected to the vocabulary at once.
 
   Returns:
     The optimizer, and step(params, optimizer_state, rows) -> (params,
@@ -112,7 +110,7 @@ def make_step(
 
   def loss(params, rows: TokenBatch):
     attend = lambda q, k, v: attention.interval_attention(
-      q, k, v, rows.subtree_end, block=attention_block
+      q, k, v, rows.subtree_end, block=config.attention_block
     )
     hidden = transformer.apply(
       model, params, rows.tokens, rows.positions, attend
@@ -122,7 +120,7 @@ def make_step(
       params["embed"]["embedding"],
       rows.tokens,
       rows.parent,
-      chunk=logprob_chunk,
+      chunk=config.logprob_chunk,
     )
     mask = rows.step_ids > 0
     total = -jnp.sum(jnp.where(mask, logp, 0.0))

@@ -21,7 +21,7 @@ from steppo_jax import config as config_lib
 from steppo_jax import learner as learner_lib
 from steppo_jax import mesh as mesh_lib
 from steppo_jax.data import tokenizer as tokenizer_lib
-from steppo_jax.rollout import loop, prompting
+from steppo_jax.rollout import loop
 
 # Purposes of keys: training episodes, mini-batches.
 _EPISODES, _MINIBATCHES = 0, 1
@@ -47,7 +47,6 @@ class Run:
     self.reference = self.policy if row.kl_coef else None
     self.mesh = mesh_lib.make_mesh(config.num_devices)
     self.tasks = evaluate.make_tasks(config.env)
-    self.prompt = prompting.CompactPrompt(self.tokenizer)
     self.learner = learner_lib.Learner(
       self.model,
       row,
@@ -56,15 +55,9 @@ class Run:
       num_updates=config.num_updates,
       seed=config.seed,
     )
-    self.engine = evaluate.make_engine(
-      self.model, self.tokenizer, config.sampler, config.rollout, config.seed
-    )
-    panel = self.tasks.panel(
-      config.evaluation.split, config.evaluation.episodes
-    )
-    self.evaluator = evaluate.Evaluator(
-      self.engine, self.prompt, config.rollout, config.env, panel
-    )
+    self.evaluator = evaluate.make_evaluator(config, self.model, self.tokenizer)
+    self.engine = self.evaluator.engine
+    self.prompt = self.evaluator.prompt
 
   def episodes(self, update: int) -> list[loop.Episode]:
     """The episodes of an update, a pure function of (seed, update)."""
@@ -206,6 +199,9 @@ def _one_update(run: Run, state, update: int, on_episode):
   mean.add({f"rollout/{k}": v for k, v in loop.summary(trajectories).items()})
   mean.add(pairs)
   result = mean.result() | plain
+  if "critic/unexplained_variance" in result:
+    unexplained = result["critic/unexplained_variance"]
+    result["critic/explained_variance"] = 1.0 - unexplained
   if not np.isfinite(result["policy/grad_norm"]):
     raise RuntimeError(
       f"update {update}: the policy's gradient is not finite; lower "

@@ -30,7 +30,7 @@ class CompactPrompt:
   def first(self, observation: str) -> np.ndarray:
     """Prompt of the first step: [P] int32."""
     tokenizer = self.tokenizer
-    ids = tokenizer.encode(" " + observation.removeprefix(_BANNER))
+    ids = tokenizer.encode(observation.removeprefix(_BANNER))
     return _ids([tokenizer.bos_id], ids, [tokenizer.end_of_turn_id])
 
   def extend(
@@ -40,7 +40,7 @@ class CompactPrompt:
     end = self.tokenizer.end_of_turn_id
     # A response cut off by the limit is closed here, outside its action.
     closed = len(response_ids) > 0 and response_ids[-1] == end
-    ids = self.tokenizer.encode(" " + observation)
+    ids = self.tokenizer.encode(observation)
     return _ids(prompt_ids, response_ids, [] if closed else [end], ids, [end])
 
   def action(self, response_ids: np.ndarray) -> str:
@@ -49,7 +49,7 @@ class CompactPrompt:
 
   def response(self, action: str) -> np.ndarray:
     """The ids that spell a command, for demonstrations."""
-    ids = self.tokenizer.encode(" " + action)
+    ids = self.tokenizer.encode(action)
     return _ids(ids, [self.tokenizer.end_of_turn_id])
 
 

@@ -1,0 +1,37 @@
+"""The policy that every household experiment starts from.
+
+A 360k-parameter decoder, trained from scratch on 2,000 demonstrations of a
+searching expert in small worlds, and stopped early on purpose.
+
+    python -m steppo_jax train experiments/household_warm_start.py
+
+writes `experiments/weights/household_warm_start.safetensors`, which is
+committed; nothing else needs this run.
+"""
+
+import pathlib
+
+from steppo_jax import config
+from steppo_jax.data.demonstrations import Demonstrations
+from steppo_jax.packing import PackingConfig
+from steppo_jax.rollout.loop import RolloutConfig
+from steppo_jax.supervised import SupervisedConfig
+
+WEIGHTS = pathlib.Path(__file__).parent / "weights"
+
+CONFIG = config.SupervisedRun(
+  save_weights=str(WEIGHTS / "household_warm_start.safetensors"),
+  model="micro",
+  demonstrations=Demonstrations(
+    split="train",
+    sizes=("small",),
+    num_episodes=2000,
+    seed=0,
+    detours=float("inf"),
+  ),
+  env=config.EnvConfig(size="small"),
+  rollout=RolloutConfig(max_steps=20, max_tokens=320),
+  packing=PackingConfig(row_length=448),
+  training=SupervisedConfig(num_steps=1300, rows_per_step=8),
+  evaluation=config.EvalConfig(every=260, episodes=500),
+)
