@@ -250,12 +250,11 @@ def pack(
     first += len(trajectory.steps)
   placed = [_place([c], config) for c in chains]
   rows_used = np.array([rows for _, rows in placed], np.int32)
-  rows = bucket(int(rows_used.max(initial=1)), smallest=rows_multiple)
+  needed = int(rows_used.max(initial=1))
+  rows = rows_per_part or bucket(needed, smallest=rows_multiple)
   rows = -(-rows // rows_multiple) * rows_multiple
-  if rows_per_part is not None:
-    if rows > rows_per_part:
-      raise ValueError(f"{rows} rows do not fit rows_per_part={rows_per_part}")
-    rows = rows_per_part
+  if needed > rows:
+    raise ValueError(f"{needed} rows do not fit rows_per_part={rows_per_part}")
   columns = _table(trajectories, num_steps)
   shape = (num_parts * rows, config.row_length)
   tokens = _fill(trajectories, chains, placed, columns, shape, rows, pad_id)

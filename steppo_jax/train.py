@@ -78,6 +78,16 @@ class Run:
     config = self.config
     parts = config.learner.num_minibatches
     rng = np.random.default_rng([config.seed, _MINIBATCHES, update])
+    shape = {}
+    if config.packing.layout == "packed":
+      # The most that an update can need, so that it compiles once: unused rows
+      # are never computed, and these prompts are append-only, one chain each.
+      count = config.tasks_per_update * config.group_size
+      micro = config.learner.microbatch_rows
+      shape = {
+        "num_steps": count * config.rollout.max_steps + 1,
+        "rows_per_part": -(-(-(-count // parts)) // micro) * micro,
+      }
     part = rng.permutation(len(trajectories)) % parts
     return packing.pack(
       trajectories,
@@ -86,6 +96,7 @@ class Run:
       num_parts=parts,
       rows_multiple=config.learner.microbatch_rows,
       pad_id=self.tokenizer.pad_id,
+      **shape,
     )
 
 

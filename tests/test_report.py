@@ -24,7 +24,7 @@ def make_run(path, successes, *, minutes=2.0, seed=0, train=True):
               "rollout/episodes_per_s": 40.0,
               "tokens_per_s": 5000.0,
               "policy/entropy": float("nan") if step == 3 else 1 / step,
-              "policy/kl": 0.01,
+              "policy/approx_kl": 0.01,
               "policy/clip_fraction": 0.1,
               "critic/explained_variance": 0.5,
             },

@@ -1,5 +1,6 @@
 """Small real parts that several tests share: policy, games, rollouts."""
 
+import dataclasses
 import functools
 
 import jax
@@ -11,7 +12,7 @@ from steppo_jax.models import transformer
 from steppo_jax.rollout import loop, prompting
 from steppo_jax.sampler import engine as engine_lib
 
-CONTEXT = 256
+CONTEXT = 128
 ROLLOUT = loop.RolloutConfig(max_steps=5, max_tokens=CONTEXT, max_new_tokens=8)
 
 
@@ -24,7 +25,7 @@ def model():
   return transformer.ModelConfig(
     vocab_size=tokenizer().vocab_size,
     width=32,
-    num_layers=2,
+    num_layers=1,
     num_heads=4,
     num_kv_heads=2,
     head_dim=8,
@@ -67,16 +68,23 @@ def episodes(count, *, samples=1):
 
 @functools.cache
 def trajectories(count=12, samples=1):
-  """Real episodes of a random policy: refused commands, cut responses."""
-  return tuple(
-    loop.run(
-      engine(),
-      functools.partial(household.HouseholdEnv, invalid_penalty=0.1),
-      episodes(count, samples=samples),
-      prompting.CompactPrompt(tokenizer()),
-      ROLLOUT,
-    )
+  """Real episodes of a random policy: refused commands, cut responses.
+
+  Such a policy is refused at every step, which gives all episodes one reward;
+  noise takes its place.
+  """
+  rng = np.random.default_rng(0)
+  noisy = lambda steps: tuple(
+    dataclasses.replace(s, reward=float(rng.normal())) for s in steps
   )
+  played = loop.run(
+    engine(),
+    functools.partial(household.HouseholdEnv, invalid_penalty=0.1),
+    episodes(count, samples=samples),
+    prompting.CompactPrompt(tokenizer()),
+    ROLLOUT,
+  )
+  return tuple(dataclasses.replace(t, steps=noisy(t.steps)) for t in played)
 
 
 class ScriptedEngine:

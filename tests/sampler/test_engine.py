@@ -171,7 +171,7 @@ def test_the_limit_ends_a_response():
     ([request("a", [])], "empty prompt"),
     ([request("a", [1]), request("a", [2])], "one session"),
     ([request(str(i), [1]) for i in range(9)], "num_slots=8"),
-    ([request("a", [1] * 252)], "context"),
+    ([request("a", [1] * 124)], "context"),
     ([request("a", [1], new=99)], "limit"),
   ],
 )

@@ -1,0 +1,200 @@
+"""The command line: help that teaches, mistakes that are named."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import jax
+import pytest
+import worlds
+
+from steppo_jax import __main__ as cli
+from steppo_jax import config, evaluate
+
+EXPERIMENTS = pathlib.Path(__file__).parents[1] / "experiments"
+STEPPO = str(EXPERIMENTS / "household_steppo.py")
+
+
+@pytest.fixture
+def weights(tmp_path):
+  path = tmp_path / "weights.safetensors"
+  evaluate.save_policy(
+    path, worlds.model(), jax.device_get(worlds.policy()),
+    worlds.tokenizer(), {},
+  )  # fmt: skip
+  return str(path)
+
+
+def fails(capsys, *argv, status=2):
+  """Runs a command that must fail; returns what it said."""
+  try:
+    code = cli.main([str(a) for a in argv])
+  except SystemExit as stop:
+    code = stop.code
+  assert code == status
+  out = capsys.readouterr()
+  return " ".join((out.err + out.out).split())
+
+
+@pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*.py")), ids=str)
+def test_every_experiment_loads_and_names_a_row_of_the_table(path):
+  loaded = config.load(str(path))
+  if isinstance(loaded, config.RunConfig):
+    loaded.algorithm.row()
+
+
+def test_assignments_reach_nested_options():
+  loaded = config.override(
+    config.load(STEPPO),
+    [
+      "learner.learning_rate=1e-3",
+      "rollout.max_steps=7",
+      "run_dir=/tmp/x",
+      "learner.target_kl=None",
+      "sampler.prefill_lengths=8,32",
+    ],
+    "test",
+  )
+  assert loaded.learner.learning_rate == 1e-3
+  assert loaded.rollout.max_steps == 7
+  assert loaded.run_dir == "/tmp/x"
+  assert loaded.learner.target_kl is None
+  assert loaded.sampler.prefill_lengths == (8, 32)
+  # What is not assigned keeps the experiment's value.
+  assert loaded.algorithm == config.load(STEPPO).algorithm
+
+
+def test_an_unknown_key_names_the_nearest(capsys):
+  said = fails(capsys, "train", STEPPO, "learner.lerning_rate=1e-3")
+  assert "learner.lerning_rate" in said
+  assert "did you mean 'learner.learning_rate'" in said
+
+
+@pytest.mark.parametrize(
+  ("assignment", "names"),
+  [
+    ("learner.learning_rate=fast", "learner.learning-rate"),
+    ("num_updates=1.5", "num-updates"),
+    ("evaluation.every=", "evaluation.every"),
+  ],
+)
+def test_a_value_of_the_wrong_type_names_its_option(capsys, assignment, names):
+  assert names in fails(capsys, "train", STEPPO, assignment)
+
+
+@pytest.mark.parametrize(
+  ("assignment", "message"),
+  [
+    ("seed", "expected key=value"),
+    ("algorithm.name=stepo", "did you mean 'steppo'"),
+    ("algorithm.clip_low=5", "clip_low=5 does not fit a step ratio"),
+    ("env.size=huge", "env.size='huge' is none of tiny"),
+    ("env.name=webshop", "env.name='webshop'"),
+    ("weights=nowhere.safetensors", "nowhere.safetensors"),
+    ("packing.row_length=64", "packing.row_length=64 is shorter"),
+    ("num_updates=0", "num_updates must be at least 1"),
+    ("evaluation.split=test", "split 'test' is none of"),
+    ("env.name=alfworld", "needs env.data_dir"),
+    ("num_devices=99", "num_devices=99"),
+  ],
+)
+def test_values_that_cannot_work_are_refused(
+  capsys, tmp_path, weights, assignment, message
+):
+  said = fails(
+    capsys, "train", STEPPO, f"weights={weights}",
+    f"run_dir={tmp_path / 'run'}", assignment,
+  )  # fmt: skip
+  assert message in said
+
+
+def test_a_missing_experiment_names_the_nearest(capsys):
+  said = fails(capsys, "train", EXPERIMENTS / "household_stepo.py")
+  assert "did you mean" in said
+  assert "household_steppo.py" in said
+
+
+def test_a_file_without_config_is_refused(capsys, tmp_path):
+  empty = tmp_path / "empty.py"
+  empty.write_text("X = 1\n")
+  assert "defines no CONFIG" in fails(capsys, "train", empty)
+
+
+def test_a_missing_data_folder_is_named(capsys, tmp_path, weights):
+  said = fails(
+    capsys, "evaluate", STEPPO, f"weights={weights}", "--env", "alfworld",
+    "--data-dir", tmp_path / "nowhere", "--split", "valid_seen",
+  )  # fmt: skip
+  assert "nowhere" in said
+
+
+def test_help_lists_every_option_with_its_meaning(capsys):
+  with pytest.raises(SystemExit) as stop:
+    cli.main(["train", STEPPO, "--help"])
+  assert stop.value.code == 0
+  shown = " ".join(capsys.readouterr().out.split())
+  for option in ("--learner.learning-rate", "--rollout.max-steps", "--seed"):
+    assert option in shown
+  assert "Root of everything random" in shown
+
+
+def test_the_main_help_shows_examples(capsys):
+  with pytest.raises(SystemExit):
+    cli.main(["--help"])
+  assert "experiments/household_steppo.py" in capsys.readouterr().out
+
+
+def test_algorithms_prints_a_row_for_each(capsys):
+  assert cli.main(["algorithms"]) == 0
+  shown = capsys.readouterr().out
+  for name in ("steppo", "capo", "ppo", "grpo"):
+    assert name in shown
+
+
+def test_evaluate_plays_a_panel_and_writes_every_step(
+  capsys, tmp_path, weights
+):
+  steps = tmp_path / "steps.jsonl"
+  command = [
+    "evaluate", STEPPO, f"weights={weights}", "env.size=tiny",
+    "rollout.max_steps=3", "sampler.num_slots=8", "--episodes", "5",
+    "--samples", "2", "--temperature", "1.0", "--output", str(steps),
+  ]  # fmt: skip
+  assert cli.main(command) == 0
+  shown = capsys.readouterr().out
+  assert "panel" in shown
+  assert "success" in shown
+  lines = [json.loads(line) for line in steps.read_text().splitlines()]
+  assert len({line["trajectory"] for line in lines}) == 10
+  assert len({line["task"] for line in lines}) == 5
+  assert all("Your task is to:" in line["prompt"] for line in lines)
+
+
+def test_an_unwritable_output_is_an_error_before_the_episodes(
+  capsys, tmp_path, weights
+):
+  said = fails(
+    capsys, "evaluate", STEPPO, f"weights={weights}",
+    "--output", tmp_path / "no" / "folder" / "x.jsonl",
+  )  # fmt: skip
+  assert "no folder" in said
+
+
+def test_a_stray_argument_of_another_command_is_refused(capsys):
+  assert "unrecognized" in fails(capsys, "algorithms", "seed=1")
+
+
+def test_report_of_an_empty_folder_says_so(capsys, tmp_path):
+  assert str(tmp_path.name) in fails(capsys, "report", tmp_path)
+
+
+def test_importing_the_package_loads_neither_jax_nor_tensorflow():
+  code = (
+    "import sys, steppo_jax; "
+    "print([m for m in ('jax', 'tensorflow', 'flax') if m in sys.modules])"
+  )
+  out = subprocess.run(
+    [sys.executable, "-c", code], capture_output=True, text=True, check=True
+  )
+  assert out.stdout.strip() == "[]"

@@ -1,0 +1,244 @@
+"""The update: exact in every layout, on every device count, by hand."""
+
+import dataclasses
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import worlds
+
+from steppo_jax import algorithms, learner, mesh, packing
+
+ALGORITHMS = ("steppo", "capo", "ppo", "grpo")
+CONFIG = learner.LearnerConfig(
+  learning_rate=1e-2,
+  critic_learning_rate=1e-2,
+  num_minibatches=2,
+  actor_epochs=1,
+  critic_epochs=1,
+  critic_warmup=0,
+  microbatch_rows=8,
+  attention_block=64,
+  logprob_chunk=256,
+)
+
+
+def row(name, **changes):
+  """A row with a clip wide enough that a few large steps bind it in part."""
+  made = dataclasses.replace(algorithms.get(name), kl_coef=0.0)
+  return dataclasses.replace(made, **changes)
+
+
+def packed(layout="packed", *, length=worlds.CONTEXT, multiple=8, **options):
+  trajectories = worlds.trajectories(6, samples=2)
+  config = packing.PackingConfig(layout=layout, row_length=length)
+  part = [i % CONFIG.num_minibatches for i in range(len(trajectories))]
+  return packing.pack(
+    trajectories, part, config, num_parts=CONFIG.num_minibatches,
+    rows_multiple=multiple, pad_id=0, **options,
+  )  # fmt: skip
+
+
+def run(batch, algorithm, *, devices=1, config=CONFIG, updates=1):
+  """Parameters and metrics after some updates on one batch."""
+  one = mesh.make_mesh(devices)
+  made = learner.Learner(
+    worlds.model(), algorithm, config, one, num_updates=4, seed=0
+  )
+  state = made.init(worlds.policy())
+  for _ in range(updates):
+    state, found = made.update(state, None, learner.put_batch(batch, one))
+  return jax.device_get(state), jax.device_get(found)
+
+
+def close(a, b, tolerance=1e-5):
+  """Relative to the size of the update, not of the parameters."""
+  for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+    np.testing.assert_allclose(x, y, atol=tolerance, rtol=tolerance)
+
+
+# Adam divides by the gradient's own size, which magnifies rounding where a
+# gradient is nearly zero: layouts are compared with plain SGD.
+@pytest.fixture
+def sgd(monkeypatch):
+  import optax
+
+  monkeypatch.setattr(learner, "optimizer", lambda *_: optax.sgd(0.05))
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_packed_rows_and_rows_per_step_give_one_update(name, sgd):
+  a, found_a = run(packed("packed"), row(name))
+  b, found_b = run(packed("rows"), row(name))
+  moved = jax.tree.map(lambda x, y: x - y, a.policy, worlds.policy())
+  assert max(np.abs(x).max() for x in jax.tree.leaves(moved)) > 1e-4
+  close(a.policy, b.policy)
+  close(a.critic, b.critic)
+  for name_, pair in found_a.items():
+    if "gap" not in name_:
+      close(pair, found_b[name_], 1e-3)
+
+
+@pytest.mark.parametrize("name", ["steppo", "ppo"])
+def test_eight_devices_give_the_update_of_one(name, sgd):
+  a, _ = run(packed(), row(name), devices=1)
+  b, _ = run(packed(), row(name), devices=8)
+  close(a.policy, b.policy)
+  close(a.critic, b.critic)
+
+
+@pytest.mark.parametrize("name", ["steppo", "capo", "ppo"])
+def test_microbatches_change_nothing(name, sgd):
+  small = dataclasses.replace(CONFIG, microbatch_rows=2)
+  a, _ = run(packed("rows"), row(name))
+  b, _ = run(packed("rows"), row(name), config=small)
+  close(a.policy, b.policy)
+  close(a.critic, b.critic)
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_padding_weighs_nothing(name, sgd):
+  a, _ = run(packed(), row(name))
+  b, _ = run(packed(num_steps=256, rows_per_part=32), row(name))
+  close(a.policy, b.policy)
+  close(a.critic, b.critic)
+
+
+def test_poisoned_padding_changes_nothing(sgd):
+  batch = packed()
+  table, tokens = batch.table, batch.tokens
+  unused = ~table.live
+  poisoned = batch._replace(
+    table=table.replace(reward=np.where(unused, 1e30, table.reward)),
+    tokens=tokens.replace(
+      behaviour_logp=np.where(
+        tokens.step_ids == 0, 1e30, tokens.behaviour_logp
+      ).astype(np.float32)
+    ),
+  )
+  for name in ALGORITHMS:
+    a, _ = run(batch, row(name))
+    b, _ = run(poisoned, row(name))
+    close(a.policy, b.policy, 1e-7)
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_no_token_that_was_not_sampled_has_a_gradient(name):
+  from steppo_jax import objective
+  from steppo_jax.batch import TokenBatch
+  from steppo_jax.ops import segments
+
+  batch = packed()
+  flat = TokenBatch(
+    **{k: v.reshape(-1, v.shape[-1]) for k, v in batch.tokens.items()}
+  )
+  table = batch.table
+  steps = table.live.shape[0]
+  algorithm = row(name)
+  values = jnp.zeros(flat.tokens.shape)
+  credit = objective.advantages(algorithm, flat, table, values, None)
+  count = segments.step_count(flat.step_ids, num_steps=steps)
+
+  def loss(logits):
+    logp = jax.nn.log_softmax(logits)[..., 0]
+    entropy = -jnp.sum(jax.nn.softmax(logits) * jax.nn.log_softmax(logits), -1)
+    (total, weight), _ = objective.policy_loss(
+      algorithm, credit.advantage, logp, entropy, flat, table,
+      mu=jnp.zeros(()), count_k=count, ref_logp_t=None,
+    )  # fmt: skip
+    return total / weight
+
+  logits = jax.random.normal(jax.random.key(0), (*flat.tokens.shape, 4))
+  grad = jax.grad(loss)(logits)
+  sampled = flat.step_ids > 0
+  assert np.all(np.asarray(grad)[~sampled] == 0)
+  assert np.abs(np.asarray(grad)[sampled]).max() > 0
+
+
+def test_learner_and_sampler_agree_before_the_first_step():
+  _, found = run(packed(), row("steppo"))
+  total, count = found["policy/sampler_gap"]
+  assert count > 50
+  assert total / count < 1e-4
+
+
+def test_the_actor_is_frozen_while_the_critic_warms_up():
+  config = dataclasses.replace(CONFIG, critic_warmup=1)
+  state, _ = run(packed(), row("steppo"), config=config)
+  chex.assert_trees_all_equal(state.policy, worlds.policy())
+  assert np.abs(state.critic["head"]["kernel"]).max() > 0
+  later, _ = run(packed(), row("steppo"), config=config, updates=2)
+  assert not np.array_equal(
+    later.policy["final_norm"]["scale"], state.policy["final_norm"]["scale"]
+  )
+
+
+def test_the_target_kl_stops_the_policy_and_not_the_critic():
+  config = dataclasses.replace(CONFIG, target_kl=1e-9, actor_epochs=3)
+  state, found = run(packed(), row("steppo"), config=config)
+  # The first step is on-policy: its KL is 0 and it is taken; no other is.
+  assert found["policy/stepped"][0] == 1
+  assert found["policy/stepped"][1] == 6  # 3 epochs of 2 mini-batches
+  assert int(state.update) == 1
+
+
+def test_the_critic_learns_the_returns_of_a_batch():
+  config = dataclasses.replace(
+    CONFIG,
+    critic_epochs=40,
+    critic_warmup=3,
+    critic_learning_rate=3e-3,
+    final_learning_rate=1.0,
+  )
+  _, first = run(packed(), row("steppo", discount=1.0), config=config)
+  _, last = run(packed(), row("steppo", discount=1.0), config=config, updates=3)
+  unexplained = lambda m: np.divide(*m["critic/unexplained_variance"])
+  assert unexplained(first) > 0.9
+  assert unexplained(last) < 0.5
+
+
+def test_an_update_compiles_once_per_shape():
+  one = mesh.make_mesh(1)
+  made = learner.Learner(
+    worlds.model(), row("grpo"), CONFIG, one, num_updates=4, seed=0
+  )
+  state = made.init(worlds.policy())
+  for _ in range(3):
+    state, _ = made.update(state, None, learner.put_batch(packed(), one))
+  assert made.compiles == 1
+
+
+def test_the_reference_policy_pulls_the_policy_back(sgd):
+  one = mesh.make_mesh(1)
+  far = worlds.policy(3)
+
+  def distance(kl_coef):
+    made = learner.Learner(
+      worlds.model(), row("grpo", kl_coef=kl_coef), CONFIG, one,
+      num_updates=4, seed=0,
+    )  # fmt: skip
+    state, found = made.update(
+      made.init(worlds.policy()), far, learner.put_batch(packed(), one)
+    )
+    del state
+    return found
+
+  assert np.divide(*distance(0.1)["policy/kl_reference"]) > 0.01
+  assert np.divide(*distance(0.0)["policy/kl_reference"]) == 0
+
+
+def test_options_that_cannot_work_are_refused():
+  with pytest.raises(ValueError, match="bootstrap"):
+    learner.LearnerConfig(bootstrap="nothing")
+  with pytest.raises(ValueError, match="num_minibatches"):
+    learner.LearnerConfig(num_minibatches=0)
+  with pytest.raises(ValueError, match="8 devices"):
+    learner.Learner(
+      worlds.model(), row("grpo"),
+      dataclasses.replace(CONFIG, microbatch_rows=4), mesh.make_mesh(8),
+      num_updates=1, seed=0,
+    )  # fmt: skip
+  with pytest.raises(ValueError, match="num_devices=99"):
+    mesh.make_mesh(99)

@@ -1,0 +1,266 @@
+"""Runs end to end: resume bit for bit, errors counted, bad input refused."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+import worlds
+
+from steppo_jax import checkpoint, config, evaluate, metrics, run_folder, train
+from steppo_jax.learner import LearnerConfig
+from steppo_jax.models import weights
+from steppo_jax.packing import PackingConfig
+from steppo_jax.sampler.engine import SamplerConfig
+
+
+def small_config(folder: pathlib.Path, **changes) -> config.RunConfig:
+  """Three updates of a tiny model on tiny games; writes its start policy."""
+  folder.mkdir(parents=True, exist_ok=True)
+  start = folder / "start.safetensors"
+  if not start.exists():
+    evaluate.save_policy(
+      start, worlds.model(), jax.device_get(worlds.policy()),
+      worlds.tokenizer(), {},
+    )  # fmt: skip
+  made = config.RunConfig(
+    weights=str(start),
+    run_dir=str(folder / "run"),
+    num_updates=3,
+    tasks_per_update=6,
+    checkpoint_every=1,
+    num_devices=1,
+    algorithm=config.AlgorithmConfig(
+      name="steppo", clip_low=0.2, clip_high=0.2, kl_coef=0.0
+    ),
+    env=config.EnvConfig(size="tiny"),
+    rollout=dataclasses.replace(worlds.ROLLOUT, max_steps=4),
+    sampler=SamplerConfig(num_slots=8, prefill_lengths=(16, 64)),
+    packing=PackingConfig(row_length=worlds.CONTEXT),
+    learner=LearnerConfig(
+      num_minibatches=2, microbatch_rows=2, critic_warmup=1, critic_epochs=1
+    ),
+    evaluation=config.EvalConfig(every=2, episodes=8),
+  )
+  return dataclasses.replace(made, **changes)
+
+
+def run(options, *, stop_after=None):
+  """Trains; `stop_after` raises between two updates, as a kill would."""
+
+  class Killed(Exception):
+    pass
+
+  def on_update(done, found):
+    if done == stop_after:
+      raise Killed
+
+  folder = run_folder.open_folder(options, "test", "test")
+  with contextlib.suppress(Killed):
+    train.train(options, folder, on_update=on_update, on_episode=lambda _: None)
+  return folder
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+  options = small_config(tmp_path_factory.mktemp("whole"))
+  return options, run(options)
+
+
+def test_a_run_writes_metrics_policy_and_facts(finished):
+  options, folder = finished
+  lines = metrics.read_jsonl(folder / "metrics.jsonl")
+  assert [line["update"] for line in lines] == [0, 1, 2, 3]
+  assert ["eval/success" in line for line in lines] == [True, False, True, True]
+  last = lines[-1]
+  for name in (
+    "rollout/success", "rollout/invalid_share", "rollout/truncated_share",
+    "policy/entropy", "policy/clip_fraction", "policy/approx_kl",
+    "policy/sampler_gap", "policy/ratio_q99", "critic/unexplained_variance",
+    "tokens_per_s", "rollout/episodes_per_s", "batch/unique_over_row_tokens",
+    "eval/success/pick_and_place_simple",
+  ):  # fmt: skip
+    assert name in last, name
+  assert last["policy/sampler_gap"] < 1e-4
+  assert lines[1]["compiles/sampler"] == last["compiles/sampler"]
+  params, facts = weights.load_params(folder / "policy.safetensors")
+  assert facts["tokenizer"] == worlds.tokenizer().digest
+  before, _ = weights.load_params(options.weights)
+  assert not np.array_equal(
+    params["final_norm"]["scale"], before["final_norm"]["scale"]
+  )
+  assert {"command", "commit", "hardware", "date"} <= set(
+    json.loads((folder / "run.json").read_text())
+  )
+  assert list((folder / "tensorboard").iterdir())
+
+
+def test_a_run_killed_between_updates_ends_with_the_same_bits(
+  finished, tmp_path
+):
+  options, folder = finished
+  resumed = dataclasses.replace(options, run_dir=str(tmp_path / "again"))
+  run(resumed, stop_after=2)
+  again = run(resumed)
+  a = (folder / "policy.safetensors").read_bytes()
+  b = (again / "policy.safetensors").read_bytes()
+  assert a == b
+  lines = metrics.read_jsonl(again / "metrics.jsonl")
+  assert [line["update"] for line in lines] == [0, 1, 2, 3]
+  whole = metrics.read_jsonl(folder / "metrics.jsonl")
+  for name in ("rollout/reward", "policy/grad_norm", "critic/grad_norm"):
+    assert lines[3][name] == whole[3][name]
+
+
+def test_kill_9_and_the_same_command_end_with_the_same_bits(finished, tmp_path):
+  options, folder = finished
+  experiment = tmp_path / "experiment.py"
+  experiment.write_text(
+    "import sys, pathlib\n"
+    f"sys.path.insert(0, {str(pathlib.Path(__file__).parent)!r})\n"
+    "import test_train\n"
+    "CONFIG = test_train.small_config(\n"
+    f"  pathlib.Path({str(pathlib.Path(options.weights).parent)!r}))\n"
+  )
+  target = tmp_path / "killed"
+  command = [
+    sys.executable, "-m", "steppo_jax", "train", str(experiment),
+    f"run_dir={target}",
+  ]  # fmt: skip
+  env = os.environ | {"PYTHONUNBUFFERED": "1"}
+  process = subprocess.Popen(
+    command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env
+  )
+  deadline = time.monotonic() + 300
+  while not (target / "checkpoints" / "1").exists():
+    assert process.poll() is None, process.stdout.read().decode()
+    assert time.monotonic() < deadline
+    time.sleep(0.02)
+  process.send_signal(signal.SIGKILL)
+  process.communicate()
+  assert not (target / "policy.safetensors").exists()
+  done = subprocess.run(
+    command, capture_output=True, text=True, env=env, timeout=300
+  )
+  assert done.returncode == 0, done.stderr
+  a = (folder / "policy.safetensors").read_bytes()
+  assert a == (target / "policy.safetensors").read_bytes()
+  assert (target / "report.png").stat().st_size > 10_000
+  assert "unseen" in done.stdout or "success" in done.stdout
+
+
+def test_a_truncated_checkpoint_falls_back_to_the_one_before(
+  finished, tmp_path
+):
+  options, folder = finished
+  options = dataclasses.replace(
+    options, run_dir=str(tmp_path / "cut"), keep_checkpoints=3
+  )
+  run(options, stop_after=3)
+  newest = tmp_path / "cut" / "checkpoints" / "2"
+  store = checkpoint.Checkpoints(tmp_path / "cut" / "checkpoints", 3)
+  assert store.latest() in (2, 3)
+  store.close()
+  for name in ("2", "3"):
+    newest = tmp_path / "cut" / "checkpoints" / name
+    for file in newest.rglob("*"):
+      if file.is_file():
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+  again = run(options)
+  a = (folder / "policy.safetensors").read_bytes()
+  assert a == (again / "policy.safetensors").read_bytes()
+
+
+def test_a_folder_of_another_run_is_refused(finished):
+  options, _ = finished
+  changed = dataclasses.replace(
+    options, learner=dataclasses.replace(options.learner, learning_rate=1.0)
+  )
+  with pytest.raises(ValueError, match=r"learner\.learning_rate"):
+    run_folder.open_folder(changed, "test", "test")
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path):
+  (tmp_path / "run").mkdir()
+  (tmp_path / "run" / "thesis.txt").write_text("precious")
+  with pytest.raises(ValueError, match="something else"):
+    run(small_config(tmp_path))
+  assert (tmp_path / "run" / "thesis.txt").read_text() == "precious"
+
+
+def test_weights_of_another_tokenizer_are_refused(tmp_path):
+  options = small_config(tmp_path)
+  params, facts = weights.load_params(options.weights)
+  weights.save_params(options.weights, params, facts | {"tokenizer": "0" * 64})
+  with pytest.raises(ValueError, match="tokenizer"):
+    run(options)
+
+
+def test_weights_cut_short_are_refused(tmp_path):
+  options = small_config(tmp_path)
+  path = pathlib.Path(options.weights)
+  path.write_bytes(path.read_bytes()[:-100])
+  with pytest.raises(ValueError, match="start"):
+    run(options)
+
+
+def test_weights_without_facts_are_refused(tmp_path):
+  options = small_config(tmp_path)
+  params, _ = weights.load_params(options.weights)
+  weights.save_params(options.weights, params, {})
+  with pytest.raises(ValueError, match="does not name its model"):
+    run(options)
+
+
+def test_episodes_that_break_are_counted_and_the_run_goes_on(
+  tmp_path, monkeypatch
+):
+  from steppo_jax.envs import household
+
+  step = household.HouseholdEnv.step
+  calls = [0]
+
+  def breaks_sometimes(self, text):
+    calls[0] += 1
+    if calls[0] % 23 == 0:
+      raise TimeoutError("no answer")
+    return step(self, text)
+
+  monkeypatch.setattr(household.HouseholdEnv, "step", breaks_sometimes)
+  options = small_config(tmp_path, num_updates=2)
+  lines = metrics.read_jsonl(run(options) / "metrics.jsonl")
+  shares = [line.get("rollout/error_share", 0) for line in lines[1:]]
+  counts = [line.get("rollout/error/TimeoutError", 0) for line in lines[1:]]
+  assert sum(counts) > 0
+  assert shares == [count / 6 for count in counts]
+
+
+def test_an_update_in_which_everything_breaks_stops_the_run(
+  tmp_path, monkeypatch
+):
+  from steppo_jax.envs import household
+
+  def broken(self, text):
+    raise OSError("gone")
+
+  monkeypatch.setattr(household.HouseholdEnv, "step", broken)
+  with pytest.raises(RuntimeError, match=r"all 6 episodes failed.*gone"):
+    run(small_config(tmp_path))
+
+
+def test_an_algorithm_whose_needs_are_not_met_is_refused_before_compiling(
+  tmp_path,
+):
+  options = small_config(
+    tmp_path, algorithm=config.AlgorithmConfig(name="grpo", kl_coef=0.0)
+  )
+  with pytest.raises(ValueError, match="group"):
+    run(options)
