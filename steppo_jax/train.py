@@ -1,5 +1,6 @@
 """A run of reinforcement learning, read from top to bottom."""
 
+import math
 import pathlib
 import time
 from collections.abc import Callable, Sequence
@@ -83,10 +84,9 @@ class Run:
       # The most that an update can need, so that it compiles once: unused rows
       # are never computed, and these prompts are append-only, one chain each.
       count = config.tasks_per_update * config.group_size
-      micro = config.learner.microbatch_rows
       shape = {
         "num_steps": count * config.rollout.max_steps + 1,
-        "rows_per_part": -(-(-(-count // parts)) // micro) * micro,
+        "rows_per_part": math.ceil(count / parts),
       }
     part = rng.permutation(len(trajectories)) % parts
     return packing.pack(
@@ -147,8 +147,8 @@ def train(
   run.engine.warm_up()
   with metrics.MetricsWriter(folder, resumed=first or None) as writer:
     if first == 0:
-      found = _evaluate(run, 0)
-      writer.write(0, found | {"minutes": spent()})
+      found = _evaluate(run, 0) | {"minutes": spent()}
+      writer.write(0, found)
       on_update(0, found)
     for update in range(first, config.num_updates):
       state, found = _one_update(run, state, update, on_episode)
