@@ -11,7 +11,7 @@ WEIGHTS = pathlib.Path(__file__).parent / "weights"
 
 CONFIG = config.RunConfig(
   weights=str(WEIGHTS / "household_warm_start.safetensors"),
-  num_updates=90,
+  num_updates=80,
   tasks_per_update=128,
   algorithm=config.AlgorithmConfig(
     name="steppo",
@@ -26,6 +26,6 @@ CONFIG = config.RunConfig(
   env=config.EnvConfig(size="tiny", invalid_penalty=0.1),
   rollout=RolloutConfig(max_steps=15, max_tokens=256),
   packing=PackingConfig(row_length=256),
-  learner=LearnerConfig(),
-  evaluation=config.EvalConfig(every=15, episodes=500),
+  learner=LearnerConfig(final_learning_rate=0.05),
+  evaluation=config.EvalConfig(every=20, episodes=500),
 )

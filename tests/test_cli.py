@@ -50,7 +50,7 @@ def test_assignments_reach_nested_options():
     [
       "learner.learning_rate=1e-3",
       "rollout.max_steps=7",
-      "run_dir=/tmp/x",
+      "run_dir=runs/x",
       "learner.target_kl=None",
       "sampler.prefill_lengths=8,32",
     ],
@@ -58,7 +58,7 @@ def test_assignments_reach_nested_options():
   )
   assert loaded.learner.learning_rate == 1e-3
   assert loaded.rollout.max_steps == 7
-  assert loaded.run_dir == "/tmp/x"
+  assert loaded.run_dir == "runs/x"
   assert loaded.learner.target_kl is None
   assert loaded.sampler.prefill_lengths == (8, 32)
   # What is not assigned keeps the experiment's value.

@@ -12,7 +12,7 @@ from steppo_jax.envs import household
 from steppo_jax.rollout import loop, prompting
 
 PROMPT = prompting.CompactPrompt(worlds.tokenizer())
-LIMITS = dataclasses.replace(worlds.ROLLOUT, max_steps=12)
+LIMITS = dataclasses.replace(worlds.ROLLOUT, max_steps=12, max_tokens=320)
 
 
 def solutions(episodes):
