@@ -136,31 +136,10 @@ def train(
       finite.
   """
   run = Run(config, folder)
-  store = checkpoint.Checkpoints(
+  with checkpoint.Checkpoints(
     folder / run_folder.CHECKPOINTS_NAME, config.keep_checkpoints
-  )
-  state, minutes = _resume(run, store)
-  first = int(state.update)
-  clock = time.monotonic() - 60 * minutes
-  spent = lambda: (time.monotonic() - clock) / 60
-  run.engine.set_params(_for_engine(state.policy), first)
-  run.engine.warm_up()
-  with metrics.MetricsWriter(folder, resumed=first or None) as writer:
-    if first == 0:
-      found = _evaluate(run, 0) | {"minutes": spent()}
-      writer.write(0, found)
-      on_update(0, found)
-    for update in range(first, config.num_updates):
-      state, found = _one_update(run, state, update, on_episode)
-      done = update + 1
-      if done % config.evaluation.every == 0 or done == config.num_updates:
-        found |= _evaluate(run, done)
-      found |= {"minutes": spent()}
-      writer.write(done, found)
-      if done % config.checkpoint_every == 0 or done == config.num_updates:
-        store.save(done, state, {"minutes": found["minutes"]})
-      on_update(done, found)
-  store.close()
+  ) as store:
+    state = _updates(run, store, on_update, on_episode)
   evaluate.save_policy(
     folder / run_folder.POLICY_NAME,
     run.model,
@@ -168,6 +147,35 @@ def train(
     run.tokenizer,
     {"updates": config.num_updates, "seed": config.seed},
   )
+
+
+def _updates(run: Run, store: checkpoint.Checkpoints, on_update, on_episode):
+  """All updates that are left, with metrics and checkpoints; the last state."""
+  config = run.config
+  state, minutes = _resume(run, store)
+  first = int(state.update)
+  clock = time.monotonic() - 60 * minutes
+  spent = lambda: (time.monotonic() - clock) / 60
+  run.engine.set_params(_for_engine(state.policy), first)
+  run.engine.warm_up()
+  # Without a checkpoint the run starts over: no line of it is kept.
+  with metrics.MetricsWriter(run.folder, resumed=first or -1) as writer:
+    if first == 0:
+      found = _evaluate(run, 0) | {"minutes": spent()}
+      writer.write(0, found)
+      on_update(0, found)
+    for update in range(first, config.num_updates):
+      state, found = _one_update(run, state, update, on_episode)
+      done = update + 1
+      is_last = done == config.num_updates
+      if done % config.evaluation.every == 0 or is_last:
+        found |= _evaluate(run, done)
+      found |= {"minutes": spent()}
+      writer.write(done, found)
+      if done % config.checkpoint_every == 0 or is_last:
+        store.save(done, state, {"minutes": found["minutes"]})
+      on_update(done, found)
+  return state
 
 
 def _for_engine(policy: Any) -> Any:
