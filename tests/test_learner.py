@@ -19,6 +19,7 @@ CONFIG = learner.LearnerConfig(
   actor_epochs=1,
   critic_epochs=1,
   critic_warmup=0,
+  warmup_steps=0,
   microbatch_rows=8,
   attention_block=64,
   logprob_chunk=256,
