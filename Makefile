@@ -8,27 +8,37 @@ WORKERS ?= 2
 
 BIN := .venv/bin
 READY := .venv/ready
+# The oldest releases that pyproject.toml allows live in an environment of
+# their own.
+FLOOR_BIN := .venv-floor/bin
+FLOOR_READY := .venv-floor/ready
+FLOOR_PINS := constraints-jax-floor.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-slow check format clean
+.PHONY: help setup train test test-slow test-jax-floor test-floor-ops check \
+  format clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s%s\n", $$1, $$2 }' \
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s%s\n", $$1, $$2 }' \
 	  Makefile
 
 setup: $(READY)  ## make .venv with the package and its tools (CPU build of JAX)
 
-$(READY): pyproject.toml
+$(FLOOR_READY): PINS := -c $(FLOOR_PINS)
+$(FLOOR_READY): $(FLOOR_PINS)
+
+# The stem is the folder of the environment.
+$(READY) $(FLOOR_READY): %/ready: pyproject.toml
 	@test -n "$(PYTHON)" && $(PYTHON) -c '$(NEW_ENOUGH)' || \
 	  { echo "no Python 3.11 or newer found ($(PYTHON)); give one with" \
 	    "make setup PYTHON=/path/to/python3.11"; exit 1; }
 	@start=$$(date +%s); \
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv || exit 1; \
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-	  -e ".[dev]" || exit 1; \
-	echo "setup: $$(($$(date +%s) - start)) s, $$(du -sh .venv | cut -f1)" \
-	  "in .venv"; \
-	touch $(READY)
+	test -x $*/bin/python || $(PYTHON) -m venv $* || exit 1; \
+	$*/bin/python -m pip install --quiet --disable-pip-version-check \
+	  $(PINS) -e ".[dev]" || exit 1; \
+	echo "setup: $$(($$(date +%s) - start)) s, $$(du -sh $* | cut -f1)" \
+	  "in $*"; \
+	touch $@
 
 train: $(READY)  ## train an agent with StepPO on household games
 	$(BIN)/python -m steppo_jax train experiments/household_steppo.py
@@ -39,6 +49,18 @@ test: check  ## format, lint, layers, then every test that is not slow
 test-slow: $(READY)  ## the tests that train or run for minutes
 	$(BIN)/python -m pytest -q -m slow
 
+test-jax-floor: $(FLOOR_READY)  ## the tests on the oldest JAX that is allowed
+	@$(FLOOR_BIN)/python -c "import jax, flax; \
+	  print('floor: jax', jax.__version__, 'flax', flax.__version__)"
+	$(FLOOR_BIN)/python -m pytest -q -n $(WORKERS)
+
+# The pure functions that other people's code calls; .ci/run runs these.
+FLOOR_TESTS := tests/ops tests/test_algorithms.py tests/test_estimators.py \
+  tests/test_objective.py tests/test_public.py
+
+test-floor-ops: $(FLOOR_READY)  ## the tests of the pure functions there
+	$(FLOOR_BIN)/python -m pytest -q -n $(WORKERS) $(FLOOR_TESTS)
+
 check: $(READY)  ## format, lint and layers, no tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -48,7 +70,7 @@ format: $(READY)  ## rewrite the files in the project's form
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-clean:  ## remove .venv and every cache; keeps runs/
-	rm -rf .venv .cache .pytest_cache .ruff_cache .hypothesis \
+clean:  ## remove the environments and every cache; keeps runs/
+	rm -rf .venv .venv-floor .cache .pytest_cache .ruff_cache .hypothesis \
 	  .import_linter_cache build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
