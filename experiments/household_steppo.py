@@ -16,7 +16,7 @@ WEIGHTS = pathlib.Path(__file__).parent / "weights"
 
 CONFIG = config.RunConfig(
   weights=str(WEIGHTS / "household_warm_start.safetensors"),
-  num_updates=80,
+  num_updates=140,
   tasks_per_update=128,
   algorithm=config.AlgorithmConfig(
     name="steppo",
@@ -31,6 +31,11 @@ CONFIG = config.RunConfig(
   env=config.EnvConfig(size="tiny", invalid_penalty=0.1),
   rollout=RolloutConfig(max_steps=15, max_tokens=256),
   packing=PackingConfig(row_length=256),
-  learner=LearnerConfig(final_learning_rate=0.05),
+  learner=LearnerConfig(
+    learning_rate=4e-4,
+    warmup_steps=40,
+    final_learning_rate=0.05,
+    critic_epochs=1,
+  ),
   evaluation=config.EvalConfig(every=20, episodes=500),
 )

@@ -83,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
   data.add_argument("--episodes", type=int, default=2000)
   data.add_argument("--seed", type=int, default=0)
   data.add_argument("--detours", type=float, default=0.0)
+  data.add_argument("--noise", type=float, default=0.0)
   add("algorithms", _algorithms, "print the table of algorithms")
   return parser
 
@@ -249,6 +250,7 @@ def _data(args, _) -> None:
       num_episodes=args.episodes,
       seed=args.seed,
       detours=args.detours,
+      noise=args.noise,
     ),
   )
   print(folder)

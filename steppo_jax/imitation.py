@@ -29,7 +29,11 @@ def load_rows(config: config_lib.SupervisedRun, prompt, pad_id: int):
       f"{episode['uid']}#{number}", "household", episode["family"], {}
     )
     turns = [(s["observation"], s["action"]) for s in episode["steps"][:-1]]
-    trajectories.append(supervised.demonstration(task, turns, prompt))
+    trajectories.append(
+      supervised.demonstration(
+        task, turns, prompt, max_tokens=config.packing.row_length
+      )
+    )
   return supervised.pack_rows(trajectories, config.packing, pad_id=pad_id)
 
 

@@ -133,6 +133,7 @@ class Learner:
     *,
     num_updates: int,
     seed: int,
+    temperature: float = 1.0,
   ):
     """Builds the optimizers; nothing is compiled yet.
 
@@ -143,10 +144,16 @@ class Learner:
       mesh: Devices that rows are split over.
       num_updates: Length of the run, for the decay of the learning rates.
       seed: Root of the order of mini-batches.
+      temperature: Of the softmax that sampled, above 0.
 
     Raises:
       ValueError: the microbatch cannot be split over the devices.
     """
+    if not temperature > 0:
+      raise ValueError(
+        f"rollout.temperature={temperature} must be above 0 in training: a "
+        "greedy policy explores nothing"
+      )
     if config.microbatch_rows % mesh.size:
       raise ValueError(
         f"learner.microbatch_rows={config.microbatch_rows} is not a multiple "
@@ -175,6 +182,7 @@ class Learner:
         self._critic_optimizer,
         mesh,
         seed,
+        temperature,
       ),
     )
 

@@ -40,19 +40,29 @@ class SupervisedConfig:
 
 
 def demonstration(
-  task: types.Task, turns: Sequence[tuple[str, str]], prompt: Any
+  task: types.Task,
+  turns: Sequence[tuple[str, str]],
+  prompt: Any,
+  *,
+  max_tokens: int,
 ) -> types.Trajectory:
-  """A recorded episode as step records.
+  """A recorded episode as step records, cut off before it gets too long.
 
   Args:
     task: What was demonstrated.
     turns: (observation, action) of every step, in order.
     prompt: Prompt builder, such as `rollout.prompting.CompactPrompt`.
+    max_tokens: An episode that would get longer is truncated.
+
+  Raises:
+    ValueError: not even the first step fits.
   """
   steps = []
   prompt_ids = prompt.first(turns[0][0])
   for index, (_, action) in enumerate(turns):
     response_ids = prompt.response(action)
+    if len(prompt_ids) + len(response_ids) > max_tokens:
+      break
     last = index == len(turns) - 1
     steps.append(
       types.Step(
@@ -70,7 +80,16 @@ def demonstration(
     )
     if not last:
       prompt_ids = prompt.extend(prompt_ids, response_ids, turns[index + 1][0])
-  return types.Trajectory(task.uid, task, tuple(steps), None, True)
+  if not steps:
+    raise ValueError(
+      f"demonstration {task.uid}: the first step is longer than {max_tokens} "
+      "tokens"
+    )
+  final = None
+  if not steps[-1].terminated:
+    steps[-1] = dataclasses.replace(steps[-1], truncated=True)
+    final = prompt_ids[:max_tokens]
+  return types.Trajectory(task.uid, task, tuple(steps), final, final is None)
 
 
 def batches(

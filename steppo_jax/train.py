@@ -55,6 +55,7 @@ class Run:
       self.mesh,
       num_updates=config.num_updates,
       seed=config.seed,
+      temperature=config.rollout.temperature,
     )
     self.evaluator = evaluate.make_evaluator(config, self.model, self.tokenizer)
     self.engine = self.evaluator.engine

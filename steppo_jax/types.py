@@ -88,7 +88,8 @@ class Request:
     key: Integers folded into the sampler's seed, such as (update, group,
       sample, turn). Equal keys and prompts give equal samples.
     max_new_tokens: Limit of the response in tokens, end-of-turn included.
-    temperature: Softmax temperature; 0 takes the most likely token.
+    temperature: Of the softmax that is the policy, log-probs included; 0 takes
+      the most likely token and gives log-probs at temperature 1.
   """
 
   session: str
@@ -104,7 +105,7 @@ class Response:
 
   Attributes:
     response_ids: [R] int32, end-of-turn token included when it was sampled.
-    logprobs: [R] float32 log-probabilities of those tokens at temperature 1.
+    logprobs: [R] float32 log-probabilities of those tokens.
     stop_reason: "stop" after an end-of-turn token, "length" at the limit.
     policy_version: Number of updates behind the weights that sampled it.
   """

@@ -21,7 +21,8 @@ class Parts(NamedTuple):
   """What an update is made of, constant over a run.
 
   `config` is a `learner.LearnerConfig`. A batch is a `learner.Batch` with
-  tokens [M, R, T]: R rows in each of M mini-batches.
+  tokens [M, R, T]: R rows in each of M mini-batches. `temperature` is the
+  sampler's: the policy is softmax(logits / temperature).
   """
 
   model: transformer.ModelConfig
@@ -31,6 +32,7 @@ class Parts(NamedTuple):
   critic_optimizer: optax.GradientTransformation
   mesh: jax.sharding.Mesh
   seed: int
+  temperature: float = 1.0
 
   def attend(self, rows: TokenBatch) -> Callable:
     block = self.config.attention_block
@@ -44,7 +46,7 @@ class Parts(NamedTuple):
       self.model, policy, rows.tokens, rows.positions, self.attend(rows)
     )
     return logprobs.next_token_logprobs(
-      hidden,
+      hidden / self.temperature,
       policy["embed"]["embedding"],
       rows.tokens,
       rows.parent,

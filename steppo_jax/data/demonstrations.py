@@ -50,6 +50,7 @@ class Demonstrations:
     detours: mean number of places that the expert searches before it uses the
       planner's knowledge: 0 demonstrates shortest plans alone, `math.inf` an
       expert that finds everything itself.
+    noise: chance that a command is drawn from all admissible ones instead.
   """
 
   split: str
@@ -57,6 +58,7 @@ class Demonstrations:
   num_episodes: int
   seed: int
   detours: float
+  noise: float = 0.0
 
   def __post_init__(self):
     if self.split not in household_worlds.SPLITS:
@@ -80,13 +82,15 @@ class Demonstrations:
       raise ValueError(f"seed must be at least 0, got {self.seed}")
     if not self.detours >= 0:
       raise ValueError(f"detours must be at least 0, got {self.detours}")
+    if not 0 <= self.noise < 1:
+      raise ValueError(f"noise must be in [0, 1), got {self.noise}")
 
   @property
   def name(self) -> str:
     """Names the folder: equal options, equal data."""
     return (
       f"{self.split}-{'_'.join(self.sizes)}-n{self.num_episodes}"
-      f"-seed{self.seed}-detours{self.detours:g}"
+      f"-seed{self.seed}-detours{self.detours:g}-noise{self.noise:g}"
     )
 
   def task(self, index: int) -> types.Task:
@@ -106,6 +110,7 @@ def _episode(options: Demonstrations, index: int) -> dict[str, Any]:
   observations, commands = expert.demonstrate(
     game,
     detours=options.detours,
+    noise=options.noise,
     random=np.random.default_rng((options.seed, index)),
   )
   last = len(commands)

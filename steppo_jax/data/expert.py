@@ -16,14 +16,18 @@ _HALTS = ("take ", "use ", "move ", "put ")
 class _Search:
   """One episode while it is being played."""
 
-  def __init__(self, game: household.Game, random: np.random.Generator):
+  def __init__(
+    self, game: household.Game, visits: float, random: np.random.Generator
+  ):
     self.game = game
+    self.visits = visits
     self.random = random
     self.observations = [game.reset()]
     self.commands: list[str] = []
     self.seen: dict[str, str] = {}  # thing: where
     self.done: set[str] = set()  # things taken or switched on
     self.searched: set[str] = set()  # receptacles
+    self.looking: str | None = None  # receptacle that is being searched
 
   def play(self, command: str) -> None:
     """Plays one command and notes what is seen, and where."""
@@ -37,7 +41,24 @@ class _Search:
     elif verb in ("take", "use"):
       self.done.add(" ".join(rest.split()[:2]))
 
-  def alike(self, thing: str) -> str | None:
+  def intend(self) -> str:
+    """The expert's next command."""
+    look = f"open {self.looking}"
+    self.looking = None
+    if look in self.game.admissible_commands:
+      return look
+    plan = self.game.plan()
+    halt = next((c for c in plan if c.startswith(_HALTS)), plan[-1])
+    verb, *words = halt.split()[:3]
+    thing = " ".join(words)
+    if verb in ("take", "use") and self.visits and thing not in self.seen:
+      if seen := self._alike(thing):
+        return self._fetch(verb, seen)
+      if places := self._places(thing):
+        return self._visit(str(self.random.choice(places)))
+    return plan[0]
+
+  def _alike(self, thing: str) -> str | None:
     """A thing of the same kind that was seen and is still there."""
     found = [
       name
@@ -46,14 +67,14 @@ class _Search:
     ]
     return found[-1] if found else None
 
-  def fetch(self, verb: str, thing: str) -> None:
-    """Takes or uses a thing where it was seen."""
+  def _fetch(self, verb: str, thing: str) -> str:
+    """Goes where a thing was seen, and there takes or uses it."""
     place = self.seen[thing]
-    if f"go to {place}" in self.game.admissible_commands:
-      self.play(f"go to {place}")
-    self.play(f"{verb} {thing}" + f" from {place}" * (verb == "take"))
+    act = f"{verb} {thing}" + f" from {place}" * (verb == "take")
+    ways = (f"go to {place}", f"open {place}", act)
+    return next(c for c in ways if c in self.game.admissible_commands)
 
-  def places(self, thing: str) -> list[str]:
+  def _places(self, thing: str) -> list[str]:
     """Receptacles not searched yet that could hold a thing."""
     world = self.game.world
     left = [
@@ -65,16 +86,20 @@ class _Search:
     likely = [name for name, r in left if kind in world.accepts.get(r, ())]
     return likely or [name for name, _ in left]
 
-  def visit(self, place: str) -> None:
-    """Goes to a receptacle and looks into it."""
+  def _visit(self, place: str) -> str:
+    """Goes to a receptacle, to look into it."""
+    self.visits -= 1
     self.searched.add(place)
-    self.play(f"go to {place}")
-    if f"open {place}" in self.game.admissible_commands:
-      self.play(f"open {place}")
+    self.looking = place
+    return f"go to {place}"
 
 
 def demonstrate(
-  game: household.Game, *, detours: float, random: np.random.Generator
+  game: household.Game,
+  *,
+  detours: float,
+  noise: float,
+  random: np.random.Generator,
 ) -> tuple[list[str], list[str]]:
   """Plays a game as someone does who first has to find things.
 
@@ -87,7 +112,9 @@ def demonstrate(
   Args:
     game: the game; it is reset first.
     detours: mean limit on the visits, at least 0; 0 gives a shortest plan.
-    random: draws the visits; not read where `detours` is 0.
+    noise: chance in [0, 1) that a command is drawn from the admissible ones
+      instead, all alike. The expert goes on from where that leads.
+    random: draws the visits and the noise.
 
   Returns:
     Observations and the commands between them, one fewer. The game is won.
@@ -95,24 +122,13 @@ def demonstrate(
   Raises:
     ValueError: the game cannot be won.
   """
-  search = _Search(game, random)
   visits = detours
   if 0 < detours < math.inf:
     visits = int(random.poisson(detours))
+  search = _Search(game, visits, random)
   while not game.won:
-    plan = game.plan()
-    halts = [k for k, c in enumerate(plan) if c.startswith(_HALTS)]
-    plan = plan[: halts[0] + 1] if halts else plan
-    verb, *words = plan[-1].split()[:3]
-    thing = " ".join(words)
-    if verb in ("take", "use") and visits and thing not in search.seen:
-      if seen := search.alike(thing):
-        search.fetch(verb, seen)
-        continue
-      if places := search.places(thing):
-        visits -= 1
-        search.visit(str(random.choice(places)))
-        continue
-    for command in plan:
-      search.play(command)
+    if noise and random.random() < noise:
+      search.play(str(random.choice(game.admissible_commands)))
+    else:
+      search.play(search.intend())
   return search.observations, search.commands

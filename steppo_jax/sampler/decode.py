@@ -136,12 +136,17 @@ def request_keys(seed: chex.Array, purpose: chex.Array) -> chex.Array:
 
 
 def _sample(logits, keys, index, temperature):
-  """Draws one token a row; [N, V] -> ids [N] and log-probs at temperature 1."""
+  """Draws one token a row; [N, V] -> ids and log-probs [N] of the policy.
+
+  The policy is softmax(logits / temperature); at temperature 0, which samples
+  nothing, log-probs are those of temperature 1.
+  """
   draw = jax.vmap(lambda k, i: jax.random.gumbel(
     jax.random.fold_in(k, i), logits.shape[-1:]))  # fmt: skip
   scale = jnp.where(temperature > 0, temperature, 1.0)[:, None]
   noise = jnp.where(temperature > 0, 1.0, 0.0)[:, None] * draw(keys, index)
-  token = jnp.argmax(logits / scale + noise, axis=-1).astype(jnp.int32)
+  logits = logits / scale
+  token = jnp.argmax(logits + noise, axis=-1).astype(jnp.int32)
   logp = jax.nn.log_softmax(logits, axis=-1)
   return token, jnp.take_along_axis(logp, token[:, None], axis=1)[:, 0]
 

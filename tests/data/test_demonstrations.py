@@ -142,6 +142,8 @@ def test_a_broken_file_is_named(tmp_path, fault):
     ({"seed": -1}, "seed must be at least 0"),
     ({"detours": -0.5}, "detours must be at least 0"),
     ({"detours": math.nan}, "detours must be at least 0"),
+    ({"noise": -0.1}, "noise must be in"),
+    ({"noise": 1.0}, "noise must be in"),
   ],
 )
 def test_wrong_options_are_named(change, message):
@@ -169,7 +171,7 @@ def test_neither_tensorflow_nor_jax_is_imported():
 def test_without_detours_the_plan_is_shortest():
   for seed in range(30):
     game, task = new_game(seed)
-    _, commands = expert.demonstrate(game, detours=0, random=None)
+    _, commands = expert.demonstrate(game, detours=0, noise=0, random=None)
     assert len(commands) == task.golden_steps
     assert game.won
 
@@ -179,7 +181,7 @@ def test_a_full_search_uses_only_what_was_seen(size):
   for seed in range(30):
     game, _ = new_game(seed, size)
     observations, commands = expert.demonstrate(
-      game, detours=math.inf, random=np.random.default_rng(seed)
+      game, detours=math.inf, noise=0, random=np.random.default_rng(seed)
     )
     assert game.won
     assert household.household_text.NOTHING not in observations
@@ -198,9 +200,38 @@ def test_more_detours_are_longer_episodes():
     lengths = []
     for seed in range(60):
       game, _ = new_game(seed, "medium")
-      commands = expert.demonstrate(game, detours=detours, random=random)[1]
+      _, commands = expert.demonstrate(
+        game, detours=detours, noise=0, random=random
+      )
       lengths.append(len(commands))
     return np.mean(lengths)
 
   none, one, all_ = map(mean_length, (0, 1, math.inf))
   assert none < one < all_
+
+
+def test_noise_plays_only_what_is_admissible_and_still_wins():
+  for seed in range(30):
+    game, task = new_game(seed, "medium")
+    observations, commands = expert.demonstrate(
+      game, detours=math.inf, noise=0.7, random=np.random.default_rng(seed)
+    )
+    assert game.won
+    assert household.household_text.NOTHING not in observations
+    assert len(commands) >= task.golden_steps
+
+
+def test_the_share_of_noise_is_what_was_asked_for():
+  astray = total = 0
+  for seed in range(60):
+    game, _ = new_game(seed)
+    _, commands = expert.demonstrate(
+      game, detours=0, noise=0.5, random=np.random.default_rng(seed)
+    )
+    total += len(commands)
+    game.reset()
+    for command in commands:
+      astray += command != game.plan()[0]
+      game.step(command)
+  # One in about six of the random commands is the plan's own.
+  assert 0.35 < astray / total < 0.5

@@ -96,7 +96,7 @@ def test_a_game_needs_no_byte_and_no_learned_piece(tokenizer, size, dialect):
       task.payload["game"], task.payload["task"], dialect=dialect
     )
     observations, commands = expert.demonstrate(
-      game, detours=2.0, random=np.random.default_rng(seed)
+      game, detours=2.0, noise=0, random=np.random.default_rng(seed)
     )
     for text in (*observations, *commands, *game.admissible_commands):
       ids = tokenizer.encode(text)

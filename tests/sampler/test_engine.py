@@ -18,7 +18,7 @@ def request(session, prompt, *, key=(0,), new=6, temperature=1.0):
   return types.Request(session, ids, key, new, temperature)
 
 
-def learner_logprobs(ids):
+def learner_logprobs(ids, temperature=1.0):
   """log p of every token of one sequence, by the learner's own forward."""
   ids = jnp.asarray(ids)[None]
   t = ids.shape[1]
@@ -29,13 +29,13 @@ def learner_logprobs(ids):
     worlds.model(), worlds.policy(), ids, positions, attend
   )
   logp, _ = logprobs.next_token_logprobs(
-    hidden, worlds.policy()["embed"]["embedding"], ids,
+    hidden / temperature, worlds.policy()["embed"]["embedding"], ids,
     jnp.maximum(positions - 1, 0), chunk=16,
   )  # fmt: skip
   return np.asarray(logp[0])
 
 
-def conversation(engine, turns=4):
+def conversation(engine, turns=4, temperature=1.0):
   """Several sessions over several turns; returns the last prompts."""
   rng = np.random.default_rng(0)
   vocab = worlds.tokenizer().vocab_size
@@ -43,7 +43,10 @@ def conversation(engine, turns=4):
   spans = [[] for _ in prompts]
   for turn in range(turns):
     answers = engine.generate(
-      [request(str(i), p, key=(i, turn)) for i, p in enumerate(prompts)]
+      [
+        request(str(i), p, key=(i, turn), temperature=temperature)
+        for i, p in enumerate(prompts)
+      ]
     )
     for i, answer in enumerate(answers):
       spans[i].append((len(prompts[i]), answer))
@@ -52,10 +55,11 @@ def conversation(engine, turns=4):
   return prompts, spans
 
 
-def test_rollout_logprobs_equal_the_learners_over_many_turns():
-  prompts, spans = conversation(worlds.engine())
+@pytest.mark.parametrize("temperature", [1.0, 0.4])
+def test_rollout_logprobs_equal_the_learners_over_many_turns(temperature):
+  prompts, spans = conversation(worlds.engine(), temperature=temperature)
   for ids, turns in zip(prompts, spans, strict=True):
-    expected = learner_logprobs(ids)
+    expected = learner_logprobs(ids, temperature)
     for start, answer in turns:
       got = answer.logprobs
       want = expected[start : start + len(got)]
