@@ -1,10 +1,11 @@
-"""StepPO on ALFWorld's real games, from the same small policy.
+"""StepPO on ALFWorld's real games, from the same small decoder.
 
     python -m steppo_jax train experiments/alfworld_steppo.py \
       env.data_dir=PATH
 
 PATH holds the compact files or an ALFWorld release (`json_2.1.1`). Trains on
-the 3,553 games of the train split and evaluates on valid_seen.
+the 3,553 games of the train split and evaluates on valid_seen. Hardware: 2 CPU
+cores. Time and result: docs/results.md.
 """
 
 import dataclasses
@@ -17,8 +18,12 @@ from steppo_jax.rollout.loop import RolloutConfig
 
 CONFIG = dataclasses.replace(
   household_steppo.CONFIG,
+  weights=str(
+    household_steppo.WEIGHTS / "household_full_warm_start.safetensors"
+  ),
+  num_updates=80,
   env=config.EnvConfig(name="alfworld", invalid_penalty=0.1),
   rollout=RolloutConfig(max_steps=30, max_tokens=512),
   packing=PackingConfig(row_length=512),
-  evaluation=config.EvalConfig(every=10, episodes=140, split="valid_seen"),
+  evaluation=config.EvalConfig(every=20, episodes=140, split="valid_seen"),
 )
