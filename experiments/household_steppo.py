@@ -33,9 +33,9 @@ CONFIG = config.RunConfig(
   packing=PackingConfig(row_length=256),
   learner=LearnerConfig(
     learning_rate=4e-4,
-    warmup_steps=40,
+    warmup_steps=100,
     final_learning_rate=0.05,
     critic_epochs=1,
   ),
-  evaluation=config.EvalConfig(every=20, episodes=500),
+  evaluation=config.EvalConfig(every=35, episodes=500),
 )

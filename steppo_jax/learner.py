@@ -25,8 +25,10 @@ class LearnerConfig:
   Attributes:
     learning_rate: Of the policy, at its peak.
     critic_learning_rate: Of the critic, at its peak.
-    warmup_steps: Optimizer steps over which both rates rise from 0: Adam's
-      first steps have full size whatever the gradient.
+    warmup_steps: Optimizer steps over which the policy's rate rises from 0:
+      Adam's first steps have full size whatever the gradient, and the critic
+      has yet to learn.
+    critic_warmup_steps: The same for the critic's rate.
     final_learning_rate: Fraction of both that is left at the last update; the
       decay is linear over `num_updates`.
     weight_decay: AdamW's, for matrices and vectors alike.
@@ -46,6 +48,7 @@ class LearnerConfig:
   learning_rate: float = 5e-4
   critic_learning_rate: float = 1e-3
   warmup_steps: int = 10
+  critic_warmup_steps: int = 10
   final_learning_rate: float = 0.1
   weight_decay: float = 0.0
   max_grad_norm: float = 1.0
@@ -99,11 +102,11 @@ def put_batch(packed: Packed, mesh: jax.sharding.Mesh) -> Batch:
 
 
 def optimizer(
-  peak: float, config: LearnerConfig, steps: int
+  peak: float, warmup: int, config: LearnerConfig, steps: int
 ) -> optax.GradientTransformation:
   """Clipping, AdamW, a short warm-up and a linear decay over `steps`."""
   final = peak * config.final_learning_rate
-  warmup = min(config.warmup_steps, steps // 2)
+  warmup = min(warmup, steps // 2)
   schedule = optax.join_schedules(
     [
       optax.linear_schedule(0.0, peak, max(warmup, 1)),
@@ -165,11 +168,15 @@ class Learner:
     warmup = config.critic_warmup if algorithm.critic else 0
     self._policy_optimizer = optimizer(
       config.learning_rate,
+      config.warmup_steps,
       config,
       config.actor_epochs * config.num_minibatches * (num_updates - warmup),
     )
     self._critic_optimizer = optimizer(
-      config.critic_learning_rate, config, config.critic_epochs * steps
+      config.critic_learning_rate,
+      config.critic_warmup_steps,
+      config,
+      config.critic_epochs * steps,
     )
     self._has_critic = algorithm.critic is not None
     run = functools.partial(
