@@ -7,6 +7,7 @@ names up.
 
 import dataclasses
 import difflib
+import numbers
 from dataclasses import replace as _replace
 from typing import Any, Literal
 
@@ -14,6 +15,9 @@ from typing import Any, Literal
 @dataclasses.dataclass(frozen=True)
 class Algorithm:
   """What makes an algorithm. Change a constant with `dataclasses.replace`.
+
+  Within a traced function its numbers may be traced scalars, except
+  `segment_share` and whole numbers, on which shapes depend.
 
   Attributes:
     estimator: Function of `estimators` that assigns credit.
@@ -74,6 +78,21 @@ class Algorithm:
   kl_coef: float = 0.0
   entropy_coef: float = 0.0
   value_clip: float | None = None
+
+  @property
+  def reads_reference(self) -> bool:
+    """Whether an update evaluates the reference policy."""
+    known = isinstance(self.kl_coef, numbers.Real)
+    return "reference" in self.needs or not known or self.kl_coef != 0
+
+
+# Weightings of the loss by name: what counts the same, and the function of
+# `ops.aggregation` that makes it so.
+LOSS_WEIGHTINGS = {
+  "token": "token_mean",
+  "step": "step_mean_loss",
+  "trajectory": "trajectory_step_mean",
+}
 
 
 def _constants(**values: Any) -> tuple[tuple[str, Any], ...]:
@@ -170,13 +189,31 @@ def get(name: str) -> Algorithm:
   Raises:
     ValueError: there is none; the message names the nearest.
   """
-  if name in ALGORITHMS:
-    return ALGORITHMS[name]
-  near = difflib.get_close_matches(name, ALGORITHMS, n=1, cutoff=0.5)
+  return _lookup("algorithm", name, ALGORITHMS)
+
+
+def weighted(algorithm: Algorithm, weighting: str) -> Algorithm:
+  """The row with the loss averaged so that each of something counts the same.
+
+  Args:
+    algorithm: A row.
+    weighting: "token"; "step": a mean over the tokens of each step first; or
+      "trajectory": a mean over the tokens of each step, then over the steps of
+      each trajectory.
+
+  Raises:
+    ValueError: `weighting` is none of these.
+  """
+  name = _lookup("loss_weighting", weighting, LOSS_WEIGHTINGS)
+  return dataclasses.replace(algorithm, aggregation=name)
+
+
+def _lookup(kind, name, table):
+  if name in table:
+    return table[name]
+  near = difflib.get_close_matches(name, table, n=1, cutoff=0.5)
   hint = f", did you mean {near[0]!r}" if near else ""
-  raise ValueError(
-    f"unknown algorithm {name!r}{hint}; known: {', '.join(ALGORITHMS)}"
-  )
+  raise ValueError(f"unknown {kind} {name!r}{hint}; known: {', '.join(table)}")
 
 
 def check_clip(algorithm: Algorithm) -> None:
@@ -212,6 +249,18 @@ def check_clip(algorithm: Algorithm) -> None:
     )
 
 
+_COMPARED = "episodes of one task are compared, set group_size above 1"
+_PROVIDED_BY = {
+  "group": _COMPARED,
+  "anchor": _COMPARED,
+  "teacher": "a teacher's weights are named by algorithm.teacher",
+  "reference": "a KL term needs the parameters of a reference policy, or"
+  " algorithm.kl_coef=0",
+  "critic": "values come from the critic in the learner's state",
+  "entropy": "entropies come from the policy before the update",
+}
+
+
 def check_needs(algorithm: Algorithm, provided: set[str]) -> None:
   """Refuses an algorithm whose needs the run cannot meet.
 
@@ -221,14 +270,16 @@ def check_needs(algorithm: Algorithm, provided: set[str]) -> None:
       "entropy" the run has.
 
   Raises:
-    ValueError: something is missing; the message says what.
+    ValueError: something is missing; the message says what, and which option
+      provides it.
   """
   needs = set(algorithm.needs)
   needs |= {"critic"} if algorithm.critic else set()
-  needs |= {"reference"} if algorithm.kl_coef else set()
+  needs |= {"reference"} if algorithm.reads_reference else set()
   missing = sorted(needs - provided)
   if missing:
+    ways = "; ".join(dict.fromkeys(_PROVIDED_BY[need] for need in missing))
     raise ValueError(
       f"estimator {algorithm.estimator!r} needs {', '.join(missing)}, which"
-      " this run does not provide"
+      f" this run does not provide: {ways}"
     )

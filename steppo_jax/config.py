@@ -32,6 +32,10 @@ class AlgorithmConfig:
     clip_high: Distance of the clip above 1.
     kl_coef: Weight of the KL to the starting policy.
     entropy_coef: Weight of the entropy bonus.
+    loss_weighting: What counts the same in the loss: each "token", each "step"
+      or each "trajectory".
+    teacher: Safetensors file of the teacher, for the rows that need one; see
+      `update.update` for what it stands for.
   """
 
   name: str = "steppo"
@@ -41,20 +45,30 @@ class AlgorithmConfig:
   clip_high: float | None = None
   kl_coef: float | None = None
   entropy_coef: float | None = None
+  loss_weighting: str | None = None
+  teacher: str | None = None
 
   def row(self) -> algorithms.Algorithm:
     """The row with its constants replaced.
 
     Raises:
-      ValueError: unknown name, or a clip that cannot fit the ratio.
+      ValueError: unknown name or weighting, a clip that cannot fit the ratio,
+        or a teacher that the row does not read.
     """
     changes = {
       field.name: getattr(self, field.name)
-      for field in dataclasses.fields(self)
-      if field.name != "name" and getattr(self, field.name) is not None
+      for field in dataclasses.fields(algorithms.Algorithm)
+      if getattr(self, field.name, None) is not None
     }
     row = dataclasses.replace(algorithms.get(self.name), **changes)
+    if self.loss_weighting is not None:
+      row = algorithms.weighted(row, self.loss_weighting)
     algorithms.check_clip(row)
+    if self.teacher is not None and "teacher" not in row.needs:
+      raise ValueError(
+        f"algorithm.teacher={self.teacher} is not read by {self.name}: leave "
+        "it out"
+      )
     return row
 
 

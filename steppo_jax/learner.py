@@ -14,6 +14,7 @@ from steppo_jax import mesh as mesh_lib
 from steppo_jax import update as update_lib
 from steppo_jax.algorithms import Algorithm
 from steppo_jax.batch import StepTable, TokenBatch
+from steppo_jax.microbatch import Parts
 from steppo_jax.models import heads, transformer
 from steppo_jax.packing import Packed
 
@@ -102,7 +103,12 @@ def put_batch(packed: Packed, mesh: jax.sharding.Mesh) -> Batch:
 
 
 def optimizer(
-  peak: float, warmup: int, config: LearnerConfig, steps: int
+  peak: chex.Numeric,
+  warmup: int,
+  config: LearnerConfig,
+  steps: int,
+  *,
+  eps_root: float,
 ) -> optax.GradientTransformation:
   """Clipping, AdamW, a short warm-up and a linear decay over `steps`."""
   final = peak * config.final_learning_rate
@@ -116,7 +122,102 @@ def optimizer(
   )
   return optax.chain(
     optax.clip_by_global_norm(config.max_grad_norm),
-    optax.adamw(schedule, b2=0.99, weight_decay=config.weight_decay),
+    optax.adamw(
+      schedule, b2=0.99, eps_root=eps_root, weight_decay=config.weight_decay
+    ),
+  )
+
+
+def make_parts(
+  model: transformer.ModelConfig,
+  algorithm: Algorithm,
+  config: LearnerConfig,
+  mesh: jax.sharding.Mesh,
+  *,
+  num_updates: int,
+  seed: chex.Numeric,
+  temperature: float = 1.0,
+  differentiable: bool = False,
+) -> Parts:
+  """What `update.update` is made of.
+
+  Called inside a traced function it takes traced scalars for the seed, for the
+  rates of `config` and for the numbers of `algorithm`:
+
+    def run(seed, discount, rate):
+      parts = make_parts(
+        model, replace(row, discount=discount),
+        replace(config, learning_rate=rate), mesh, num_updates=1, seed=seed)
+      return update.update(parts, init(parts, policy), None, batch)
+
+    states, metrics = jax.jit(jax.vmap(run))(seeds, discounts, rates)
+
+  Args:
+    model: Sizes of the decoder.
+    algorithm: Row of the table.
+    config: The options.
+    mesh: Devices that rows are split over.
+    num_updates: Length of the run, for the decay of the learning rates.
+    seed: Root of the order of mini-batches.
+    temperature: Of the softmax that sampled, above 0; not traced.
+    differentiable: See `microbatch.Parts`.
+
+  Raises:
+    ValueError: the microbatch cannot be split over the devices, or the
+      temperature is 0.
+  """
+  if not temperature > 0:
+    raise ValueError(
+      f"rollout.temperature={temperature} must be above 0 in training: a "
+      "greedy policy explores nothing"
+    )
+  if config.microbatch_rows % mesh.size:
+    raise ValueError(
+      f"learner.microbatch_rows={config.microbatch_rows} is not a multiple "
+      f"of the {mesh.size} devices"
+    )
+  steps = config.num_minibatches * num_updates
+  warmup = config.critic_warmup if algorithm.critic else 0
+  # Adam's square root has no derivative where a gradient is always 0.
+  root = 1e-16 if differentiable else 0.0
+  return Parts(
+    model,
+    algorithm,
+    config,
+    optimizer(
+      config.learning_rate,
+      config.warmup_steps,
+      config,
+      config.actor_epochs * config.num_minibatches * (num_updates - warmup),
+      eps_root=root,
+    ),
+    optimizer(
+      config.critic_learning_rate,
+      config.critic_warmup_steps,
+      config,
+      config.critic_epochs * steps,
+      eps_root=root,
+    ),
+    mesh,
+    seed,
+    temperature,
+    differentiable,
+  )
+
+
+def init(parts: Parts, policy: Any) -> LearnerState:
+  """State before the first update, from copies of the policy's parameters."""
+  policy = jax.tree.map(jnp.array, policy)
+  critic = critic_optimizer = None
+  if parts.algorithm.critic is not None:
+    critic = jax.tree.map(jnp.array, heads.init_critic(policy))
+    critic_optimizer = parts.critic_optimizer.init(critic)
+  return LearnerState(
+    policy=policy,
+    policy_optimizer=parts.policy_optimizer.init(policy),
+    critic=critic,
+    critic_optimizer=critic_optimizer,
+    update=jnp.zeros((), jnp.int32),
   )
 
 
@@ -138,84 +239,34 @@ class Learner:
     seed: int,
     temperature: float = 1.0,
   ):
-    """Builds the optimizers; nothing is compiled yet.
-
-    Args:
-      model: Sizes of the decoder.
-      algorithm: Row of the table.
-      config: The options.
-      mesh: Devices that rows are split over.
-      num_updates: Length of the run, for the decay of the learning rates.
-      seed: Root of the order of mini-batches.
-      temperature: Of the softmax that sampled, above 0.
-
-    Raises:
-      ValueError: the microbatch cannot be split over the devices.
-    """
-    if not temperature > 0:
-      raise ValueError(
-        f"rollout.temperature={temperature} must be above 0 in training: a "
-        "greedy policy explores nothing"
-      )
-    if config.microbatch_rows % mesh.size:
-      raise ValueError(
-        f"learner.microbatch_rows={config.microbatch_rows} is not a multiple "
-        f"of the {mesh.size} devices"
-      )
+    """Builds the optimizers; nothing is compiled yet. See `make_parts`."""
     self.compiles = 0
     self._mesh = mesh
-    steps = config.num_minibatches * num_updates
-    warmup = config.critic_warmup if algorithm.critic else 0
-    self._policy_optimizer = optimizer(
-      config.learning_rate,
-      config.warmup_steps,
+    self._parts = make_parts(
+      model,
+      algorithm,
       config,
-      config.actor_epochs * config.num_minibatches * (num_updates - warmup),
+      mesh,
+      num_updates=num_updates,
+      seed=seed,
+      temperature=temperature,
     )
-    self._critic_optimizer = optimizer(
-      config.critic_learning_rate,
-      config.critic_warmup_steps,
-      config,
-      config.critic_epochs * steps,
-    )
-    self._has_critic = algorithm.critic is not None
-    run = functools.partial(
-      update_lib.update,
-      update_lib.Parts(
-        model,
-        algorithm,
-        config,
-        self._policy_optimizer,
-        self._critic_optimizer,
-        mesh,
-        seed,
-        temperature,
-      ),
-    )
+    run = functools.partial(update_lib.update, self._parts)
 
-    def update(state, reference, batch):
+    def update(state, reference, batch, teacher):
       self.compiles += 1  # runs while tracing only
-      return run(state, reference, batch)
+      return run(state, reference, batch, teacher)
 
     self._update = jax.jit(update, donate_argnums=0)
 
   def init(self, policy: Any) -> LearnerState:
     """State before the first update; `policy` is copied to the devices."""
-    policy = jax.tree.map(jnp.array, policy)
-    critic = heads.init_critic(policy) if self._has_critic else None
-    state = LearnerState(
-      policy=policy,
-      policy_optimizer=self._policy_optimizer.init(policy),
-      critic=jax.tree.map(jnp.array, critic),
-      critic_optimizer=(
-        self._critic_optimizer.init(critic) if self._has_critic else None
-      ),
-      update=jnp.zeros((), jnp.int32),
+    return jax.device_put(
+      init(self._parts, policy), mesh_lib.replicated(self._mesh)
     )
-    return jax.device_put(state, mesh_lib.replicated(self._mesh))
 
   def update(
-    self, state: LearnerState, reference: Any, batch: Batch
+    self, state: LearnerState, reference: Any, batch: Batch, teacher: Any = None
   ) -> tuple[LearnerState, dict[str, Any]]:
     """One update; `state` is donated.
 
@@ -223,11 +274,15 @@ class Learner:
       state: State before.
       reference: Parameters of the reference policy, None without a KL term.
       batch: From `put_batch`.
+      teacher: Parameters of a teacher, None without; see `update.update`.
 
     Returns:
       State after, and metrics: (sum, weight) pairs by name and quantiles.
+
+    Raises:
+      ValueError: a policy that the algorithm reads is missing.
     """
-    return self._update(state, reference, batch)
+    return self._update(state, reference, batch, teacher)
 
 
 def split_metrics(found: dict[str, Any]):

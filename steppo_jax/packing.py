@@ -99,7 +99,8 @@ def validate(trajectories: Sequence[types.Trajectory]) -> None:
 
   Raises:
     ValueError: an episode marked with an error, an empty trajectory or
-      prompt, a duplicate trajectory, or steps out of order.
+      prompt, a duplicate trajectory, steps that are missing, doubled or out of
+      order, or a reward that is no finite float.
   """
   seen = set()
   for trajectory in trajectories:
@@ -113,12 +114,8 @@ def validate(trajectories: Sequence[types.Trajectory]) -> None:
     if uid in seen:
       raise ValueError(f"trajectory {uid} appears twice")
     seen.add(uid)
+    _check_order(trajectory)
     for index, step in enumerate(trajectory.steps):
-      if step.step_index != index or step.trajectory_uid != uid:
-        raise ValueError(
-          f"step {index} of trajectory {uid} is recorded as step "
-          f"{step.step_index} of {step.trajectory_uid}"
-        )
       if len(step.prompt_ids) == 0:
         raise ValueError(f"step {index} of trajectory {uid}: empty prompt")
       lengths = {
@@ -131,6 +128,7 @@ def validate(trajectories: Sequence[types.Trajectory]) -> None:
           f"step {index} of trajectory {uid}: response_ids, response_mask "
           f"and rollout_logprobs have lengths {sorted(lengths)}"
         )
+      _check_reward(step.reward, f"step {index} of trajectory {uid}")
       is_last = index == len(trajectory.steps) - 1
       if (step.terminated or step.truncated) != is_last:
         raise ValueError(
@@ -143,6 +141,43 @@ def validate(trajectories: Sequence[types.Trajectory]) -> None:
         f"trajectory {uid} is truncated and has no final_prompt_ids to "
         "bootstrap from"
       )
+
+
+def _check_order(trajectory: types.Trajectory) -> None:
+  """Steps are numbered 0, 1, 2, ... in order, each once."""
+  uid = trajectory.uid
+  for step in trajectory.steps:
+    if step.trajectory_uid != uid:
+      raise ValueError(
+        f"step {step.step_index} of trajectory {step.trajectory_uid} lies in "
+        f"trajectory {uid}"
+      )
+  found = [step.step_index for step in trajectory.steps]
+  wanted = range(len(found))
+  if found == list(wanted):
+    return
+  doubled = [k for k in sorted(set(found)) if found.count(k) > 1]
+  missing = [k for k in wanted if k not in found]
+  fault = "they are out of order"
+  if doubled:
+    fault = f"{doubled} appear more than once"
+  elif missing:
+    fault = f"{missing} are missing"
+  raise ValueError(
+    f"steps of trajectory {uid} are numbered {found}: {fault}; they must run "
+    "from 0 without a gap"
+  )
+
+
+def _check_reward(reward: float, where: str) -> None:
+  # A whole number is more often an id or a count than a reward.
+  if not isinstance(reward, float | np.floating):
+    raise ValueError(
+      f"{where}: reward {reward!r} is of type {type(reward).__name__}: rewards "
+      "are floats"
+    )
+  if not np.isfinite(reward):
+    raise ValueError(f"{where}: reward {reward} is not finite")
 
 
 def _first_fit(lengths: Sequence[int], capacity: int) -> list[tuple[int, int]]:

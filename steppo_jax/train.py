@@ -45,7 +45,8 @@ class Run:
     )
     row = config.algorithm.row()
     algorithms.check_needs(row, _provided(config))
-    self.reference = self.policy if row.kl_coef else None
+    self.reference = self.policy if row.reads_reference else None
+    self.teacher = _load_teacher(config, self.model, self.tokenizer)
     self.mesh = mesh_lib.make_mesh(config.num_devices)
     self.tasks = evaluate.make_tasks(config.env)
     self.learner = learner_lib.Learner(
@@ -104,7 +105,22 @@ class Run:
 def _provided(config: config_lib.RunConfig) -> set[str]:
   """What this trainer offers to an algorithm."""
   groups = {"group", "anchor"} if config.group_size > 1 else set()
-  return {"critic", "reference"} | groups
+  teacher = {"teacher"} if config.algorithm.teacher else set()
+  return {"critic", "reference", "entropy"} | groups | teacher
+
+
+def _load_teacher(config: config_lib.RunConfig, model, tokenizer):
+  """Parameters of the teacher, None without one."""
+  path = config.algorithm.teacher
+  if path is None:
+    return None
+  sizes, params = evaluate.load_policy(path, tokenizer)
+  if sizes != model:
+    raise ValueError(
+      f"algorithm.teacher={path} holds {sizes}, the policy is {model}: they "
+      "must have the same sizes"
+    )
+  return params
 
 
 def _resume(run: Run, store: checkpoint.Checkpoints):
@@ -210,7 +226,10 @@ def _one_update(run: Run, state, update: int, on_episode):
     )
   packed = run.pack(whole, update)
   state, found = run.learner.update(
-    state, run.reference, learner_lib.put_batch(packed, run.mesh)
+    state,
+    run.reference,
+    learner_lib.put_batch(packed, run.mesh),
+    run.teacher,
   )
   pairs, plain = learner_lib.split_metrics(jax.device_get(found))
   learned = time.monotonic()

@@ -1,141 +1,61 @@
 """One update as a pure function: values, credit, critic and policy epochs."""
 
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 import optax
 
-from steppo_jax import estimators, objective
-from steppo_jax import mesh as mesh_lib
-from steppo_jax.algorithms import Algorithm
-from steppo_jax.batch import Advantages, TokenBatch
-from steppo_jax.models import heads, transformer
-from steppo_jax.ops import attention, logprobs, ratios, segments
+from steppo_jax import algorithms, objective
+from steppo_jax import credit as credit_lib
+from steppo_jax.batch import TokenBatch
+from steppo_jax.microbatch import Parts
+from steppo_jax.ops import ratios, segments
 
 
-class Parts(NamedTuple):
-  """What an update is made of, constant over a run.
+def update(parts: Parts, state, reference, batch, teacher=None):
+  """Values, advantages, critic epochs, policy epochs: one whole update.
 
-  `config` is a `learner.LearnerConfig`. A batch is a `learner.Batch` with
-  tokens [M, R, T]: R rows in each of M mini-batches. `temperature` is the
-  sampler's: the policy is softmax(logits / temperature).
+  A pure function. Numbers of `parts.algorithm` and `parts.config`, the learning
+  rates and the seed may be traced, so that `vmap` over them runs several
+  updates at once. With `parts.differentiable` the new parameters also have
+  reverse-mode gradients in them. That in the clip of the "clip" surrogate is 0:
+  moving the clip moves the policy's gradient only by whole steps or tokens;
+  "cispo" and "log_clip" depend on theirs smoothly.
+
+  Args:
+    parts: What stays the same over a run.
+    state: `learner.LearnerState` before.
+    reference: Parameters of the reference policy, None where the algorithm
+      reads none.
+    batch: `learner.Batch`.
+    teacher: Parameters of a teacher, None where the algorithm reads none. They
+      are evaluated on the tokens as they were sampled, so that the teacher
+      sees what the student saw. SERL's teacher is the policy itself, shown a
+      successful episode of the same task besides; what the teachers of
+      StepOPSD and AgentOPSD see was not found. A fixed policy, say a larger
+      run's, takes their place here.
+
+  Returns:
+    State after, and metrics.
+
+  Raises:
+    ValueError: a policy that the algorithm reads is missing, or rows do not
+      make whole microbatches. Raised while tracing: nothing is compiled.
   """
-
-  model: transformer.ModelConfig
-  algorithm: Algorithm
-  config: Any
-  policy_optimizer: optax.GradientTransformation
-  critic_optimizer: optax.GradientTransformation
-  mesh: jax.sharding.Mesh
-  seed: int
-  temperature: float = 1.0
-
-  def attend(self, rows: TokenBatch) -> Callable:
-    block = self.config.attention_block
-    return lambda q, k, v: attention.interval_attention(
-      q, k, v, rows.subtree_end, block=block
-    )
-
-  def logp(self, policy, rows: TokenBatch):
-    """Log-probs and entropies [r, T] of the tokens of some rows."""
-    hidden = transformer.apply(
-      self.model, policy, rows.tokens, rows.positions, self.attend(rows)
-    )
-    return logprobs.next_token_logprobs(
-      hidden / self.temperature,
-      policy["embed"]["embedding"],
-      rows.tokens,
-      rows.parent,
-      chunk=self.config.logprob_chunk,
-    )
-
-  def values(self, critic, rows: TokenBatch):
-    """V at every token [r, T] of some rows."""
-    return heads.values(
-      self.model, critic, rows.tokens, rows.positions, self.attend(rows)
-    )
-
-  def rows(self, batch, m, i, array=None):
-    """Rows of microbatch i of part m, and of an [M, R, T] array."""
-    size = self.config.microbatch_rows
-
-    def cut(x):
-      part = jax.lax.dynamic_index_in_dim(x, m, 0, keepdims=False)
-      part = jax.lax.dynamic_slice_in_dim(part, i * size, size, 0)
-      return jax.lax.with_sharding_constraint(
-        part, mesh_lib.by_row(self.mesh, 0)
-      )
-
-    return jax.tree.map(cut, batch.tokens if array is None else array)
-
-  def sum_over(self, batch, m, function, like):
-    """Adds function(rows of microbatch i, i) over the used rows of part m."""
-    size = self.config.microbatch_rows
-    count = (batch.rows_used[m] + size - 1) // size
-
-    def body(i, total):
-      return jax.tree.map(jnp.add, total, function(self.rows(batch, m, i), i))
-
-    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
-    return jax.lax.fori_loop(0, count, body, zero)
-
-
-def _over_all_rows(parts: Parts, batch, function) -> chex.Array:
-  """Applies `function(rows) -> [r, T]` to every used row; [M, R, T]."""
-  size = parts.config.microbatch_rows
-
-  def part(m, out):
-    count = (batch.rows_used[m] + size - 1) // size
-
-    def body(i, out):
-      value = function(parts.rows(batch, m, i))
-      return jax.lax.dynamic_update_slice(out, value[None], (m, i * size, 0))
-
-    return jax.lax.fori_loop(0, count, body, out)
-
-  shape = batch.tokens.tokens.shape
-  return jax.lax.fori_loop(0, shape[0], part, jnp.zeros(shape))
-
-
-def _flat(batch: TokenBatch) -> TokenBatch:
-  """[M, R, T] to [M * R, T]."""
-  return jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]), batch)
-
-
-def update(parts: Parts, state, reference, batch):
-  """Values, advantages, critic epochs, policy epochs: one whole update."""
-  config, algorithm = parts.config, parts.algorithm
-  shape = batch.tokens.tokens.shape
-  flat, table = estimators.resolve_truncation(
-    _flat(batch.tokens), batch.table, bootstrap=config.bootstrap
-  )
-  tokens = jax.tree.map(lambda x: x.reshape(shape), flat)
-  batch = batch._replace(tokens=tokens, table=table)
-  old_value = None
-  if state.critic is not None:
-    old_value = _over_all_rows(
-      parts, batch, functools.partial(parts.values, state.critic)
-    )
-  value_bt = None if old_value is None else old_value.reshape(-1, shape[2])
-  credit = objective.advantages(algorithm, flat, table, value_bt, None)
-  metrics = _credit_metrics(table, credit, value_bt, algorithm)
-  ref_logp = None
-  if reference is not None and algorithm.kl_coef:
-    ref_logp = _over_all_rows(
-      parts, batch, lambda rows: parts.logp(reference, rows)[0]
-    )
+  _check(parts, state, reference, batch, teacher)
+  credit = credit_lib.assign(parts, state, reference, batch, teacher)
+  metrics = credit.metrics
   critic, critic_optimizer = state.critic, state.critic_optimizer
   if critic is not None:
     critic, critic_optimizer, critic_metrics = _critic_epochs(
-      parts, state, batch, credit, old_value
+      parts, state, credit
     )
     metrics |= critic_metrics
   policy, policy_optimizer, policy_metrics = _policy_epochs(
-    parts, state, batch, credit, ref_logp
+    parts, state, credit
   )
   return (
     state.replace(
@@ -147,6 +67,22 @@ def update(parts: Parts, state, reference, batch):
     ),
     metrics | policy_metrics,
   )
+
+
+def _check(parts: Parts, state, reference, batch, teacher) -> None:
+  policies = {
+    "critic": state.critic, "reference": reference, "teacher": teacher,
+  }  # fmt: skip
+  found = {name for name, params in policies.items() if params is not None}
+  algorithms.check_needs(
+    parts.algorithm, found | {"group", "anchor", "entropy"}
+  )
+  rows, size = batch.tokens.tokens.shape[1], parts.config.microbatch_rows
+  if rows % size:
+    raise ValueError(
+      f"{rows} rows of a mini-batch are not a multiple of "
+      f"learner.microbatch_rows={size}: pack with rows_multiple={size}"
+    )
 
 
 def _order(parts: Parts, state, purpose: int, epochs: int):
@@ -162,11 +98,11 @@ def _to_rows(x, shape):
   return x.reshape(shape) if x.ndim == 2 else x
 
 
-def _critic_epochs(parts, state, batch, credit, old_value):
+def _critic_epochs(parts, state, credit: credit_lib.Credit):
   """All optimizer steps of the critic."""
-  config, algorithm = parts.config, parts.algorithm
+  config, algorithm, batch = parts.config, parts.algorithm, credit.batch
   shape = batch.tokens.tokens.shape
-  target = _to_rows(credit.target, shape)
+  target = _to_rows(credit.advantages.target, shape)
   size = config.microbatch_rows
 
   def loss(critic, rows, m, i):
@@ -177,7 +113,7 @@ def _critic_epochs(parts, state, batch, credit, old_value):
       algorithm,
       parts.rows(batch, m, i, target) if target.ndim == 3 else target,
       parts.values(critic, rows),
-      parts.rows(batch, m, i, old_value),
+      parts.rows(batch, m, i, credit.old_value),
       rows,
       batch.table,
       boundary_local=jnp.where(here, local, 0),
@@ -286,14 +222,16 @@ def _policy_step(parts, batch, fixed: _Fixed, carry, m):
   return (policy, optimizer_state, live), metrics
 
 
-def _policy_epochs(parts, state, batch, credit, ref_logp):
+def _policy_epochs(parts, state, credit: credit_lib.Credit):
   """All optimizer steps of the policy."""
-  config = parts.config
+  config, batch = parts.config, credit.batch
   shape = batch.tokens.tokens.shape
   count_k = segments.step_count(
-    _flat(batch.tokens).step_ids, num_steps=batch.table.live.shape[0]
+    credit_lib.flat_rows(batch.tokens).step_ids,
+    num_steps=batch.table.live.shape[0],
   )
-  fixed = _Fixed(_to_rows(credit.advantage, shape), count_k, ref_logp)
+  advantage = _to_rows(credit.advantages.advantage, shape)
+  fixed = _Fixed(advantage, count_k, credit.ref_logp)
   live = jnp.array(True)
   if state.critic is not None:
     live = state.update >= config.critic_warmup
@@ -321,23 +259,3 @@ def _named(prefix, metrics):
     f"{prefix}/{name}": jax.tree.map(lambda x: jnp.sum(x, axis=0), pair)
     for name, pair in metrics.items()
   }
-
-
-def _credit_metrics(table, credit: Advantages, value_bt, algorithm: Algorithm):
-  """What the estimator found, before anything is trained."""
-  live = table.live.astype(jnp.float32)
-  count = jnp.sum(live)
-  metrics = {
-    "batch/reward": (jnp.sum(table.reward * live), count),
-    "batch/truncated": (
-      jnp.sum(table.truncated & table.live).astype(jnp.float32),
-      jnp.sum(table.last & table.live).astype(jnp.float32),
-    ),
-  }
-  if value_bt is not None and algorithm.critic == "step":
-    value = value_bt.reshape(-1)[table.boundary]
-    mean = jnp.sum(credit.target * live) / jnp.maximum(count, 1.0)
-    spread = jnp.sum(live * jnp.square(credit.target - mean))
-    error = jnp.sum(live * jnp.square(credit.target - value))
-    metrics["critic/unexplained_variance"] = (error, spread)
-  return metrics

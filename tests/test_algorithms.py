@@ -87,3 +87,51 @@ def test_needs_that_a_run_cannot_meet_are_refused():
     algorithms.check_needs(algorithms.get("gigpo"), {"group"})
   with pytest.raises(ValueError, match="needs critic"):
     algorithms.check_needs(algorithms.get("ppo"), {"reference"})
+
+
+@pytest.mark.parametrize(
+  ("name", "option"),
+  [
+    ("gigpo", "group_size above 1"),
+    ("serl", r"algorithm\.teacher"),
+    ("grpo", r"algorithm\.kl_coef=0"),
+  ],
+)
+def test_a_missing_need_comes_with_the_option_that_provides_it(name, option):
+  with pytest.raises(ValueError, match=option):
+    algorithms.check_needs(algorithms.get(name), set())
+
+
+def test_a_row_reads_the_reference_for_its_loss_or_for_its_reward():
+  assert algorithms.get("grpo").reads_reference
+  assert algorithms.get("rloo").reads_reference
+  assert not algorithms.get("dapo").reads_reference
+  # A traced weight is not known to be 0.
+  traced = dataclasses.replace(algorithms.get("dapo"), kl_coef=object())
+  assert traced.reads_reference
+
+
+def test_the_loss_is_averaged_over_tokens_steps_or_trajectories():
+  for name, own in (("grpo", "token"), ("steppo", "step")):
+    row = algorithms.get(name)
+    assert algorithms.weighted(row, own) == row
+  paper = algorithms.weighted(algorithms.get("steppo"), "trajectory")
+  assert paper.aggregation == "trajectory_step_mean"
+  with pytest.raises(ValueError, match="'trajectroy', did you mean 'traj"):
+    algorithms.weighted(row, "trajectroy")
+
+
+def test_options_of_a_run_change_the_row():
+  from steppo_jax import config
+
+  made = config.AlgorithmConfig(
+    name="serl", clip_low=0.3, loss_weighting="step", teacher="teacher.st"
+  ).row()
+  row = algorithms.get("serl")
+  assert made == dataclasses.replace(
+    row, clip_low=0.3, aggregation="step_mean_loss"
+  )
+  with pytest.raises(ValueError, match=r"algorithm\.teacher=x is not read by"):
+    config.AlgorithmConfig(name="grpo", teacher="x").row()
+  with pytest.raises(ValueError, match="unknown loss_weighting 'episode'"):
+    config.AlgorithmConfig(name="grpo", loss_weighting="episode").row()

@@ -66,7 +66,7 @@ def close(a, b, tolerance=1e-5):
 def sgd(monkeypatch):
   import optax
 
-  monkeypatch.setattr(learner, "optimizer", lambda *_: optax.sgd(0.05))
+  monkeypatch.setattr(learner, "optimizer", lambda *_, **__: optax.sgd(0.05))
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)

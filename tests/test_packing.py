@@ -137,7 +137,7 @@ def test_every_sampled_token_is_stored_exactly_once_with_its_logp():
     ([trajectory([])], "no steps"),
     ([trajectory([step([], [1], end="terminated")])], "empty prompt"),
     ([TWO_STEPS, TWO_STEPS], "twice"),
-    ([trajectory([step([1], [2], 1, end="terminated")])], "recorded as step 1"),
+    ([trajectory([step([1], [2], 1, end="terminated")])], r"\[0\] are missing"),
     ([trajectory([step([1], [2])])], "exactly the last step"),
     ([trajectory([step([1], [2], end="truncated")])], "final_prompt_ids"),
     ([trajectory([step([1] * 12, [2], end="terminated")])], "row_length"),
@@ -147,6 +147,45 @@ def test_every_sampled_token_is_stored_exactly_once_with_its_logp():
 def test_records_that_cannot_be_trained_on_are_refused(trajectories, message):
   with pytest.raises(ValueError, match=message):
     pack(trajectories)
+
+
+@pytest.mark.parametrize(
+  ("numbers", "message"),
+  [
+    ((0, 1, 1), r"a are numbered \[0, 1, 1\]: \[1\] appear more than once"),
+    ((0, 0, 1), r"\[0\] appear more than once"),
+    ((0, 2, 3), r"a are numbered \[0, 2, 3\]: \[1\] are missing"),
+    ((1, 2, 3), r"\[0\] are missing; they must run from 0 without a gap"),
+    ((0, 2, 1), r"a are numbered \[0, 2, 1\]: they are out of order"),
+  ],
+)
+def test_steps_are_numbered_from_0_in_order_each_once(numbers, message):
+  steps = [step([1], [2], k) for k in numbers[:-1]]
+  steps.append(step([1], [2], numbers[-1], end="terminated"))
+  with pytest.raises(ValueError, match=message):
+    pack([trajectory(steps)])
+
+
+def test_a_step_of_another_trajectory_is_refused():
+  strange = step([1], [2], 1, uid="b", end="terminated")
+  with pytest.raises(ValueError, match="step 1 of trajectory b lies in traj"):
+    pack([trajectory([step([1], [2]), strange])])
+
+
+@pytest.mark.parametrize(
+  ("reward", "message"),
+  [
+    (1, "step 0 of trajectory a: reward 1 is of type int: rewards are floats"),
+    (np.int32(1), "of type int32"),
+    (True, "of type bool"),
+    (float("nan"), "reward nan is not finite"),
+    (np.float32("inf"), "reward inf is not finite"),
+  ],
+)
+def test_a_reward_is_a_finite_float(reward, message):
+  with pytest.raises(ValueError, match=message):
+    pack([trajectory([step([1], [2], end="terminated", reward=reward)])])
+  pack([trajectory([step([1], [2], end="terminated", reward=np.float32(1))])])
 
 
 def test_ragged_response_records_are_refused():

@@ -17,7 +17,7 @@ import worlds
 
 from steppo_jax import checkpoint, config, evaluate, metrics, run_folder, train
 from steppo_jax.learner import LearnerConfig
-from steppo_jax.models import weights
+from steppo_jax.models import transformer, weights
 from steppo_jax.packing import PackingConfig
 from steppo_jax.sampler.engine import SamplerConfig
 
@@ -256,6 +256,48 @@ def test_an_update_in_which_everything_breaks_stops_the_run(
   monkeypatch.setattr(household.HouseholdEnv, "step", broken)
   with pytest.raises(RuntimeError, match=r"all 6 episodes failed.*gone"):
     run(small_config(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["household_gigpo", "household_gagpo"])
+def test_an_experiment_of_groups_trains_on_small_games(name, tmp_path):
+  file = pathlib.Path(__file__).parents[1] / "experiments" / f"{name}.py"
+  loaded = config.load(str(file))
+  row = loaded.algorithm.row()
+  assert f"{name.removeprefix('household_')}" == loaded.algorithm.name
+  assert (row.critic, row.discount) == (None, 0.95)
+  assert loaded.tasks_per_update * loaded.group_size == 128
+  options = small_config(
+    tmp_path, algorithm=loaded.algorithm, num_updates=1, tasks_per_update=2,
+    group_size=3,
+  )  # fmt: skip
+  lines = metrics.read_jsonl(run(options) / "metrics.jsonl")
+  assert np.isfinite(lines[1]["policy/policy_loss"])
+  assert lines[1]["policy/stepped"] == 1
+
+
+def test_a_teacher_is_read_from_its_file(tmp_path):
+  options = small_config(tmp_path, num_updates=1, tasks_per_update=2,
+                         group_size=3)  # fmt: skip
+  serl = config.AlgorithmConfig(name="serl", teacher=options.weights)
+  found = run(dataclasses.replace(options, algorithm=serl))
+  assert np.isfinite(
+    metrics.read_jsonl(found / "metrics.jsonl")[1]["policy/policy_loss"]
+  )
+  with pytest.raises(ValueError, match=r"needs teacher.*algorithm\.teacher"):
+    run(
+      small_config(
+        tmp_path / "none",
+        group_size=3,
+        algorithm=config.AlgorithmConfig(name="serl"),
+      )
+    )
+  sizes = dataclasses.replace(worlds.model(), width=16)
+  params = jax.device_get(transformer.init(sizes, jax.random.key(0)))
+  other = tmp_path / "other.safetensors"
+  evaluate.save_policy(other, sizes, params, worlds.tokenizer(), {})
+  serl = dataclasses.replace(serl, teacher=str(other))
+  with pytest.raises(ValueError, match="must have the same sizes"):
+    run(small_config(tmp_path / "size", group_size=3, algorithm=serl))
 
 
 def test_an_algorithm_whose_needs_are_not_met_is_refused_before_compiling(

@@ -27,7 +27,8 @@ def serl(
 ):
   """GRPO, each token re-weighted within a band by exp of the teacher gap.
 
-  The public code lets `mix` fall from 0.5 to 0 over 50 updates.
+  The public code lets `mix` fall from 0.5 to 0 over 50 updates; here it is
+  a constant.
 
   Returns:
     Advantages [B, T].

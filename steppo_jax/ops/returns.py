@@ -35,7 +35,12 @@ def _zero(like):
 def _check_steps(reward_k, last_k, bootstrap_k, *others):
   chex.assert_rank(reward_k, 1)
   chex.assert_equal_shape([reward_k, last_k, bootstrap_k, *others])
-  for x in (reward_k, bootstrap_k, *others):
+  chex.assert_type(
+    reward_k,
+    float,
+    custom_message=f"reward_k is {reward_k.dtype}: give rewards as floats",
+  )
+  for x in (bootstrap_k, *others):
     chex.assert_type(x, float)
   chex.assert_type(last_k, bool)
 

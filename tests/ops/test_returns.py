@@ -252,9 +252,9 @@ def test_gradient_in_discount_and_lambda_is_finite_and_right(at):
 def test_integer_rewards_and_wrong_shapes_are_refused():
   x, last = np.zeros(3, np.float32), np.ones(3, bool)
   whole = np.zeros(3, np.int32)
-  with pytest.raises(AssertionError):
+  with pytest.raises(AssertionError, match="reward_k is int32: give"):
     returns.discounted_returns(whole, last, x, discount=1.0)
-  with pytest.raises(AssertionError):
+  with pytest.raises(AssertionError, match="reward_k is int32: give"):
     returns.step_gae(whole, x, last, x, discount=1.0, lambda_=1.0)
   with pytest.raises(AssertionError):
     returns.step_gae(x, x[:2], last, x, discount=1.0, lambda_=1.0)
@@ -262,7 +262,7 @@ def test_integer_rewards_and_wrong_shapes_are_refused():
     returns.step_gae(x, x, x, x, discount=1.0, lambda_=1.0)
   ids = np.zeros((1, 2), np.int32)
   value = np.zeros((1, 2), np.float32)
-  with pytest.raises(AssertionError):
+  with pytest.raises(AssertionError, match="reward_k is int32: give"):
     returns.token_gae(
       whole,
       value,

@@ -1,0 +1,124 @@
+"""What an update is made of, and work over its rows, a microbatch at a time."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from steppo_jax import mesh as mesh_lib
+from steppo_jax.algorithms import Algorithm
+from steppo_jax.batch import TokenBatch
+from steppo_jax.models import heads, transformer
+from steppo_jax.ops import attention, logprobs
+
+
+class Parts(NamedTuple):
+  """What an update is made of, constant over a run.
+
+  A batch is a `learner.Batch` with tokens [M, R, T]: R rows in each of M
+  mini-batches.
+
+  Attributes:
+    model: Sizes of the decoder.
+    algorithm: Row of the table; its numbers may be traced scalars.
+    config: A `learner.LearnerConfig`; likewise.
+    policy_optimizer: Of the policy.
+    critic_optimizer: Of the critic.
+    mesh: Devices that rows are split over.
+    seed: Root of the order of mini-batches, an int or a traced scalar.
+    temperature: The sampler's: the policy is softmax(logits / temperature).
+    differentiable: True computes unused rows too. Only rows in use are computed
+      otherwise, in a loop whose length is data, which JAX cannot differentiate
+      in reverse.
+  """
+
+  model: transformer.ModelConfig
+  algorithm: Algorithm
+  config: Any
+  policy_optimizer: optax.GradientTransformation
+  critic_optimizer: optax.GradientTransformation
+  mesh: jax.sharding.Mesh
+  seed: chex.Numeric
+  temperature: float = 1.0
+  differentiable: bool = False
+
+  def attend(self, rows: TokenBatch) -> Callable:
+    block = self.config.attention_block
+    return lambda q, k, v: attention.interval_attention(
+      q, k, v, rows.subtree_end, block=block
+    )
+
+  def logp(self, policy, rows: TokenBatch):
+    """Log-probs and entropies [r, T] of the tokens of some rows."""
+    hidden = transformer.apply(
+      self.model, policy, rows.tokens, rows.positions, self.attend(rows)
+    )
+    return logprobs.next_token_logprobs(
+      hidden / self.temperature,
+      policy["embed"]["embedding"],
+      rows.tokens,
+      rows.parent,
+      chunk=self.config.logprob_chunk,
+    )
+
+  def values(self, critic, rows: TokenBatch):
+    """V at every token [r, T] of some rows."""
+    return heads.values(
+      self.model, critic, rows.tokens, rows.positions, self.attend(rows)
+    )
+
+  def rows(self, batch, m, i, array=None):
+    """Rows of microbatch i of part m, and of an [M, R, T] array."""
+    size = self.config.microbatch_rows
+
+    def cut(x):
+      part = jax.lax.dynamic_index_in_dim(x, m, 0, keepdims=False)
+      part = jax.lax.dynamic_slice_in_dim(part, i * size, size, 0)
+      return jax.lax.with_sharding_constraint(
+        part, mesh_lib.by_row(self.mesh, 0)
+      )
+
+    return jax.tree.map(cut, batch.tokens if array is None else array)
+
+  def count(self, batch, m):
+    """Number of microbatches of part m that are computed."""
+    size = self.config.microbatch_rows
+    if self.differentiable:
+      return batch.tokens.tokens.shape[1] // size
+    return (batch.rows_used[m] + size - 1) // size
+
+  def sum_over(self, batch, m, function, like):
+    """Adds function(rows of microbatch i, i) over the microbatches of part m.
+
+    Unused rows hold no action token, so that they add nothing.
+    """
+
+    def body(i, total):
+      return jax.tree.map(jnp.add, total, function(self.rows(batch, m, i), i))
+
+    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+    return jax.lax.fori_loop(0, self.count(batch, m), body, zero)
+
+  def over_all_rows(self, batch, function):
+    """Applies function(rows) -> [r, T] arrays everywhere; [M, R, T] each.
+
+    Rows that are not computed hold 0.
+    """
+    shape = batch.tokens.tokens.shape
+    size = self.config.microbatch_rows
+
+    def part(m, out):
+      def body(i, out):
+        put = lambda whole, x: jax.lax.dynamic_update_slice(
+          whole, x[None], (m, i * size, 0)
+        )
+        return jax.tree.map(put, out, function(self.rows(batch, m, i)))
+
+      return jax.lax.fori_loop(0, self.count(batch, m), body, out)
+
+    like = jax.eval_shape(function, self.rows(batch, 0, 0))
+    out = jax.tree.map(lambda x: jnp.zeros(shape, x.dtype), like)
+    return jax.lax.fori_loop(0, shape[0], part, out)

@@ -1,0 +1,253 @@
+"""Every row of the table through one whole update on real rollouts."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import test_learner
+import worlds
+
+from steppo_jax import algorithms, credit, estimators, learner, mesh, objective
+from steppo_jax import update as update_lib
+from steppo_jax.ops import ratios, segments
+
+ALL = list(algorithms.ALGORITHMS)
+CRITICS = [name for name in ALL if algorithms.get(name).critic]
+# One block of queries and one chunk of tokens, so that each row compiles fast.
+CONFIG = dataclasses.replace(
+  test_learner.CONFIG, attention_block=worlds.CONTEXT, logprob_chunk=1024
+)
+
+
+@functools.cache
+def batch():
+  one = mesh.make_mesh(1)
+  return learner.put_batch(test_learner.packed(), one)
+
+
+def parts_of(row, **options):
+  config = dataclasses.replace(CONFIG, **options)
+  return learner.make_parts(
+    worlds.model(), row, config, mesh.make_mesh(1), num_updates=4, seed=0
+  )
+
+
+def start(parts):
+  """A state whose critic already has opinions."""
+  state = learner.init(parts, worlds.policy())
+  if state.critic is None:
+    return state
+  kernel = jax.random.normal(jax.random.key(7), (worlds.model().width,))
+  head = state.critic["head"] | {"kernel": 0.3 * kernel}
+  return state.replace(critic=state.critic | {"head": head})
+
+
+def policies(row):
+  """The reference and the teacher that a row reads."""
+  return (
+    worlds.policy(1) if row.reads_reference else None,
+    worlds.policy(2) if "teacher" in row.needs else None,
+  )
+
+
+def updated(row, *, reference=None, teacher=None, **options):
+  """State and metrics after one update with plain gradient steps."""
+  import optax
+
+  parts = parts_of(row, **options)._replace(
+    policy_optimizer=optax.sgd(0.05), critic_optimizer=optax.sgd(0.05)
+  )
+  run = functools.partial(update_lib.update, parts)
+  return jax.device_get(jax.jit(run)(start(parts), reference, batch(), teacher))
+
+
+def distance(a, b):
+  """Largest difference between two trees."""
+  gaps = jax.tree.map(lambda x, y: np.abs(x - y).max(), a, b)
+  return max(jax.tree.leaves(gaps))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_one_update_moves_the_policy_and_reports_finite_numbers(name):
+  row = algorithms.get(name)
+  made = learner.Learner(
+    worlds.model(), row, CONFIG, mesh.make_mesh(1), num_updates=4, seed=0
+  )
+  reference, teacher = policies(row)
+  state, found = made.update(
+    made.init(worlds.policy()), reference, batch(), teacher
+  )
+  state, found = jax.device_get((state, found))
+  # AdamW's first steps have the size of the learning rate.
+  assert distance(state.policy, worlds.policy()) > 1e-3
+  for key, value in found.items():
+    assert np.isfinite(np.asarray(value)).all(), key
+  assert found["policy/policy_loss"][1] > 0
+  assert found["policy/grad_norm"][0] > 0
+  assert (state.critic is not None) == (row.critic is not None)
+  if row.critic:
+    assert distance(state.critic["trunk"], worlds.policy()) > 1e-3
+    assert found["critic/value_target"][1] > 0
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_no_token_that_was_not_sampled_has_a_gradient(name):
+  # The credit of the update itself, with segments, teacher and reference.
+  row = dataclasses.replace(algorithms.get(name), entropy_coef=0.01)
+  parts = parts_of(row)
+  reference, teacher = policies(row)
+  assign = functools.partial(credit.assign, parts)
+  found = jax.jit(assign)(start(parts), reference, batch(), teacher)
+  flat, table = credit.flat_rows(found.batch.tokens), found.batch.table
+  steps = table.live.shape[0]
+  count = segments.step_count(flat.step_ids, num_steps=steps)
+  ref_logp = found.ref_logp
+  if ref_logp is not None:
+    ref_logp = ref_logp.reshape(flat.tokens.shape)
+  logits = jax.random.normal(jax.random.key(0), (*flat.tokens.shape, 4))
+  # Ratios near 1, so that no clip hides a gradient.
+  logp = jax.nn.log_softmax(logits)[..., 0]
+  flat = flat.replace(behaviour_logp=logp)
+
+  def loss(logits):
+    logp = jax.nn.log_softmax(logits)
+    entropy = -jnp.sum(jnp.exp(logp) * logp, axis=-1)
+    z = ratios.log_ratio(logp[..., 0], flat.behaviour_logp, flat.step_ids > 0)
+    total, number = ratios.log_ratio_mean(z, flat.step_ids)
+    (total, weight), _ = objective.policy_loss(
+      row, found.advantages.advantage, logp[..., 0], entropy, flat, table,
+      mu=total / number, count_k=count, ref_logp_t=ref_logp,
+    )  # fmt: skip
+    return total / weight
+
+  grad = np.asarray(jax.jit(jax.grad(loss))(logits))
+  sampled = np.asarray(flat.step_ids) > 0
+  assert 50 < sampled.sum() < sampled.size / 2
+  np.testing.assert_array_equal(grad[~sampled], 0)
+  assert (np.abs(grad[sampled]).max(axis=-1) > 0).mean() > 0.9
+
+
+@pytest.mark.parametrize(
+  ("name", "message"),
+  [
+    ("grpo", r"needs reference, which.*algorithm\.kl_coef=0"),
+    ("rloo", "needs reference"),
+    ("serl", r"needs reference, teacher, which.*algorithm\.teacher"),
+  ],
+)
+def test_a_policy_that_is_missing_is_named_before_anything_compiles(
+  name, message
+):
+  made = learner.Learner(
+    worlds.model(), algorithms.get(name), CONFIG, mesh.make_mesh(1),
+    num_updates=4, seed=0,
+  )  # fmt: skip
+  with pytest.raises(ValueError, match=message):
+    made.update(made.init(worlds.policy()), None, batch())
+
+
+def test_rows_that_make_no_whole_microbatches_are_refused():
+  parts = parts_of(test_learner.row("grpo"), microbatch_rows=3)
+  with pytest.raises(ValueError, match=r"not a multiple of.*microbatch_rows=3"):
+    update_lib.update(parts, start(parts), None, batch())
+
+
+@pytest.mark.parametrize("name", ["serl", "stepopsd", "agentopsd"])
+def test_a_teacher_that_is_the_policy_leaves_grpo(name):
+  row = dataclasses.replace(algorithms.get(name), kl_coef=0.0)
+  plain, _ = updated(test_learner.row("grpo"))
+  same, _ = updated(row, teacher=worlds.policy())
+  other, _ = updated(row, teacher=worlds.policy(2))
+  # Gap 0 gives weight 1: exp 0, and twice the sigmoid of 0.
+  assert distance(plain.policy, same.policy) < 1e-6
+  assert distance(plain.policy, other.policy) > 1e-5
+
+
+def test_rloo_pays_for_its_distance_from_the_reference():
+  row = algorithms.get("rloo")
+  free = dataclasses.replace(
+    row, options=(("singleton", "zero"), ("kl_reward", 0.0))
+  )
+  here, _ = updated(row, reference=worlds.policy())
+  far, _ = updated(row, reference=worlds.policy(1))
+  unpaid, _ = updated(free, reference=worlds.policy(1))
+  # The policy is its own reference: nothing to pay.
+  assert distance(here.policy, unpaid.policy) < 1e-6
+  assert distance(far.policy, unpaid.policy) > 1e-6
+
+
+def test_segments_are_cut_where_the_policy_is_unsure():
+  row = algorithms.get("sapo_segment")
+  parts = parts_of(row)
+  found = jax.jit(functools.partial(credit.assign, parts))(
+    start(parts), None, batch(), None
+  )
+  before, after = batch().table, found.batch.table
+  sampled = int((batch().tokens.step_ids > 0).sum())
+  cuts = int(after.live.sum()) - int(before.live.sum())
+  # 30 % of the tokens end a segment; the last of a step does anyway.
+  assert 0.1 * sampled < cuts <= 0.3 * sampled
+  np.testing.assert_array_equal(
+    found.batch.tokens.step_ids > 0, batch().tokens.step_ids > 0
+  )
+  np.testing.assert_allclose(
+    after.reward[after.live].sum(), before.reward[before.live].sum(), rtol=1e-5
+  )
+  whole = dataclasses.replace(row, segment_share=None)
+  a, _ = updated(dataclasses.replace(row, segment_share=0.0))
+  b, _ = updated(whole)
+  c, _ = updated(row)
+  assert distance(a.policy, b.policy) < 1e-6
+  assert distance(c.policy, b.policy) > 1e-5
+
+
+@pytest.mark.parametrize("name", CRITICS)
+def test_every_critic_knows_three_ends_of_a_truncated_episode(name):
+  table = batch().table
+  assert (table.truncated & table.live).sum() >= 10
+  found = {}
+  for mode in estimators.BOOTSTRAPS:
+    parts = parts_of(algorithms.get(name), bootstrap=mode)
+    made = jax.jit(functools.partial(credit.assign, parts))(
+      start(parts), worlds.policy(1), batch(), None
+    )
+    pair = made.advantages
+    assert np.isfinite(pair.advantage).all()
+    assert np.isfinite(pair.target).all()
+    found[mode] = np.asarray(pair.target), np.asarray(made.batch.table.live)
+  assert np.abs(found["value"][0] - found["zero"][0]).max() > 0.1
+  assert found["drop_last"][1].sum() < found["value"][1].sum()
+
+
+def test_a_dropped_step_trains_nothing():
+  # Every episode is cut: five steps of each make four.
+  _, whole = updated(test_learner.row("steppo"))
+  _, cut = updated(test_learner.row("steppo"), bootstrap="drop_last")
+  live = int(batch().table.live.sum())
+  ended = int((batch().table.truncated & batch().table.live).sum())
+  assert whole["critic/value"][1] == live
+  assert cut["critic/value"][1] == live - ended
+
+
+def test_each_weighting_counts_what_it_names():
+  # Weights of one mini-batch each, summed over both.
+  table, ids = batch().table, np.asarray(batch().tokens.step_ids)
+  acted = np.unique(ids[ids > 0])
+  expected = {
+    "token": (ids > 0).sum(),
+    "step": len(acted),
+    "trajectory": len(np.unique(np.asarray(table.trajectory)[acted])),
+  }
+  states = {}
+  for weighting, count in expected.items():
+    for name in ("steppo", "grpo"):
+      row = algorithms.weighted(test_learner.row(name), weighting)
+      states[name, weighting], found = updated(row)
+      np.testing.assert_allclose(found["policy/policy_loss"][1], count)
+  for name, own in (("steppo", "step"), ("grpo", "token")):
+    plain, _ = updated(test_learner.row(name))
+    assert distance(plain.policy, states[name, own].policy) < 1e-7
+    assert distance(plain.policy, states[name, "trajectory"].policy) > 1e-6
