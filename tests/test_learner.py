@@ -20,6 +20,7 @@ CONFIG = learner.LearnerConfig(
   critic_epochs=1,
   critic_warmup=0,
   warmup_steps=0,
+  critic_warmup_steps=0,
   microbatch_rows=8,
   attention_block=64,
   logprob_chunk=256,
