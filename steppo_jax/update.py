@@ -21,9 +21,14 @@ def update(parts: Parts, state, reference, batch, teacher=None):
   A pure function. Numbers of `parts.algorithm` and `parts.config`, the learning
   rates and the seed may be traced, so that `vmap` over them runs several
   updates at once. With `parts.differentiable` the new parameters also have
-  reverse-mode gradients in them. That in the clip of the "clip" surrogate is 0:
-  moving the clip moves the policy's gradient only by whole steps or tokens;
-  "cispo" and "log_clip" depend on theirs smoothly.
+  reverse-mode gradients in them. Two limits of those gradients:
+
+  - A ratio is inside its clip or outside, so that parameters move by jumps as
+    the clip moves: their gradient in the clip of the "clip" surrogate is 0. It
+    is the loss that depends on that clip smoothly, and "log_clip" whose new
+    parameters do.
+  - What a loss takes for a constant is one here too: CISPO's weight with its
+    clip, and CAPO's centre.
 
   Args:
     parts: What stays the same over a run.
@@ -35,8 +40,8 @@ def update(parts: Parts, state, reference, batch, teacher=None):
       are evaluated on the tokens as they were sampled, so that the teacher
       sees what the student saw. SERL's teacher is the policy itself, shown a
       successful episode of the same task besides; what the teachers of
-      StepOPSD and AgentOPSD see was not found. A fixed policy, say a larger
-      run's, takes their place here.
+      StepOPSD and AgentOPSD see was not found. A fixed policy, say that of a
+      longer run, takes their place here.
 
   Returns:
     State after, and metrics.
