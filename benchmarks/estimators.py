@@ -73,6 +73,7 @@ def make(steps, seed=0):
     table=StepTable(
       live=live,
       reward=np.where(live, rng.normal(size=steps + 1), 0).astype(np.float32),
+      num_tokens=np.concatenate([[0], action.sum(1)]).astype(np.int32),
       last=number % STEPS_OF_EPISODE == 0,
       truncated=np.zeros(steps + 1, bool),
       boundary=np.where(

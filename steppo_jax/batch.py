@@ -38,6 +38,8 @@ class StepTable:
   Attributes:
     live: [S] bool, True on slots that hold a real step.
     reward: [S] float32 reward of the transition that the step caused.
+    num_tokens: [S] int32 number of action tokens, L in the formulas; 0 for an
+      empty response and where not live.
     last: [S] bool, True at the final step of each trajectory and on every
       slot that is not live.
     truncated: [S] bool, True at a final step whose episode was cut by a limit.
@@ -55,6 +57,7 @@ class StepTable:
 
   live: chex.Array
   reward: chex.Array
+  num_tokens: chex.Array
   last: chex.Array
   truncated: chex.Array
   boundary: chex.Array

@@ -61,7 +61,7 @@ class LearnerConfig:
   target_kl: float | None = None
   bootstrap: str = "value"
   attention_block: int = 64
-  logprob_chunk: int = 2048
+  logprob_chunk: int = 256
 
   def __post_init__(self):
     if self.bootstrap not in estimators.BOOTSTRAPS:

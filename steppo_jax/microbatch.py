@@ -61,6 +61,7 @@ class Parts(NamedTuple):
       policy["embed"]["embedding"],
       rows.tokens,
       rows.parent,
+      rows.step_ids > 0,
       chunk=self.config.logprob_chunk,
     )
 

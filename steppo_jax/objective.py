@@ -99,7 +99,6 @@ def policy_loss(
   table: StepTable,
   *,
   mu: chex.Numeric | None,
-  count_k: chex.Array,
   ref_logp_t: chex.Array | None,
 ) -> tuple[Pair, Metrics]:
   """Loss of the policy on some rows of a mini-batch.
@@ -114,8 +113,6 @@ def policy_loss(
     batch: Rows of the mini-batch; their `step_ids` index the full table.
     table: All steps [S].
     mu: See `policy_log_ratio`.
-    count_k: [S] int32 action tokens of each step in the whole batch, whichever
-      rows are given here: `segments.step_count` of all rows.
     ref_logp_t: [B, T] log-probability under the reference policy, or None.
 
   Returns:
@@ -138,7 +135,7 @@ def policy_loss(
   total_t = (
     loss_t + algorithm.kl_coef * kl_t - algorithm.entropy_coef * entropy_t
   )
-  reduce = lambda x_t: _aggregate(algorithm, x_t, ids, count_k, table)
+  reduce = lambda x_t: _aggregate(algorithm, x_t, ids, table)
   z_t = ratios.log_ratio(logp_t, batch.behaviour_logp, mask)
   clock = (
     mask if z.ndim == 2 else segments.step_count(ids, num_steps=num_steps) > 0
@@ -282,9 +279,9 @@ _SURROGATES = {
 }
 
 
-def _aggregate(algorithm, x_t, step_ids, count_k, table):
+def _aggregate(algorithm, x_t, step_ids, table):
   """Averages a per-token quantity the way the algorithm's loss is averaged."""
-  name = algorithm.aggregation
+  name, count_k = algorithm.aggregation, table.num_tokens
   if name == "token_mean":
     return aggregation.token_mean(x_t, step_ids)
   if name == "step_mean_loss":

@@ -229,6 +229,9 @@ def _table(
   columns = {
     "live": np.ones(len(steps), bool),
     "reward": np.array([s.reward for s in steps], np.float32),
+    "num_tokens": np.array(
+      [np.count_nonzero(s.response_mask) for s in steps], np.int32
+    ),
     "last": np.array([s.terminated or s.truncated for s in steps], bool),
     "truncated": np.array([s.truncated for s in steps], bool),
     "trajectory": np.repeat(np.arange(len(counts)), counts).astype(np.int32),

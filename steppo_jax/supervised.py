@@ -36,7 +36,7 @@ class SupervisedConfig:
   rows_per_step: int = 16
   weight_decay: float = 0.01
   attention_block: int = 64
-  logprob_chunk: int = 2048
+  logprob_chunk: int = 512
 
 
 def demonstration(
@@ -128,6 +128,7 @@ def make_step(
   )
 
   def loss(params, rows: TokenBatch):
+    mask = rows.step_ids > 0
     attend = lambda q, k, v: attention.interval_attention(
       q, k, v, rows.subtree_end, block=config.attention_block
     )
@@ -139,9 +140,9 @@ def make_step(
       params["embed"]["embedding"],
       rows.tokens,
       rows.parent,
+      mask,
       chunk=config.logprob_chunk,
     )
-    mask = rows.step_ids > 0
     total = -jnp.sum(jnp.where(mask, logp, 0.0))
     return total / jnp.maximum(jnp.sum(mask), 1)
 

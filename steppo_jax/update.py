@@ -152,7 +152,6 @@ class _Fixed(NamedTuple):
   """What stays the same over all steps of the policy."""
 
   advantage: chex.Array  # [S] or [M, R, T]
-  count_k: chex.Array  # [S] action tokens of every step
   ref_logp: chex.Array | None  # [M, R, T]
 
 
@@ -175,7 +174,6 @@ def _policy_loss(parts, batch, fixed: _Fixed, mu, policy, rows, m, i):
     rows,
     batch.table,
     mu=mu,
-    count_k=fixed.count_k,
     ref_logp_t=None if ref_logp is None else parts.rows(batch, m, i, ref_logp),
   )
   z, count = _log_ratios(logp_t, rows)
@@ -231,12 +229,8 @@ def _policy_epochs(parts, state, credit: credit_lib.Credit):
   """All optimizer steps of the policy."""
   config, batch = parts.config, credit.batch
   shape = batch.tokens.tokens.shape
-  count_k = segments.step_count(
-    credit_lib.flat_rows(batch.tokens).step_ids,
-    num_steps=batch.table.live.shape[0],
-  )
   advantage = _to_rows(credit.advantages.advantage, shape)
-  fixed = _Fixed(advantage, count_k, credit.ref_logp)
+  fixed = _Fixed(advantage, credit.ref_logp)
   live = jnp.array(True)
   if state.critic is not None:
     live = state.update >= config.critic_warmup
@@ -251,7 +245,7 @@ def _policy_epochs(parts, state, credit: credit_lib.Credit):
   # Each step is in one mini-batch; the last epoch is the furthest off-policy.
   z_k = jnp.sum(metrics.pop("step_log_ratio")[-shape[0] :], axis=0)
   found = _named("policy", metrics) | {"policy/sampler_gap": gap}
-  z_k = jnp.where(count_k > 0, z_k, jnp.nan)
+  z_k = jnp.where(batch.table.num_tokens > 0, z_k, jnp.nan)
   for percent in (1, 50, 99):
     quantile = jnp.nanquantile(z_k, percent / 100)
     found[f"policy/ratio_q{percent:02d}"] = jnp.exp(quantile)

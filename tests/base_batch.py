@@ -77,6 +77,7 @@ def small(steps, **fields):
   )
   table = batch.StepTable(
     live=np.arange(rows + 1) > 0,
+    num_tokens=np.array([0, *steps], np.int32),
     truncated=zeros.astype(bool),
     boundary=np.array([0, *np.arange(rows) * columns], np.int32),
     bootstrap_at=zeros,

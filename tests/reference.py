@@ -234,6 +234,9 @@ def device_records(batch):
   table = records.StepTable(
     live=batch.live,
     reward=batch.reward,
+    num_tokens=np.bincount(
+      batch.step_ids[batch.step_ids > 0], minlength=len(batch.live)
+    ).astype(np.int32),
     last=batch.last,
     truncated=batch.truncated,
     boundary=batch.boundary,

@@ -112,6 +112,8 @@ def test_an_empty_step_gets_no_advantage_and_still_a_target():
   tokens, table = base.records()
   empty = np.where(tokens.step_ids == 2, 0, tokens.step_ids)
   tokens = tokens.replace(step_ids=empty)
+  number = np.where(np.arange(7) == 2, 0, table.num_tokens)
+  table = table.replace(num_tokens=number.astype(np.int32))
   value = np.zeros(empty.shape, np.float32)
   value[:, 0] = [0.5, 0.4, 0.7, 0.2, 0.1, 1.5]
   result = run("step_gae", tokens, table, value)

@@ -130,25 +130,22 @@ def test_poisoned_padding_changes_nothing(sgd):
 def test_no_token_that_was_not_sampled_has_a_gradient(name):
   from steppo_jax import objective
   from steppo_jax.batch import TokenBatch
-  from steppo_jax.ops import segments
 
   batch = packed()
   flat = TokenBatch(
     **{k: v.reshape(-1, v.shape[-1]) for k, v in batch.tokens.items()}
   )
   table = batch.table
-  steps = table.live.shape[0]
   algorithm = row(name)
   values = jnp.zeros(flat.tokens.shape)
   credit = objective.advantages(algorithm, flat, table, values, None)
-  count = segments.step_count(flat.step_ids, num_steps=steps)
 
   def loss(logits):
     logp = jax.nn.log_softmax(logits)[..., 0]
     entropy = -jnp.sum(jax.nn.softmax(logits) * jax.nn.log_softmax(logits), -1)
     (total, weight), _ = objective.policy_loss(
       algorithm, credit.advantage, logp, entropy, flat, table,
-      mu=jnp.zeros(()), count_k=count, ref_logp_t=None,
+      mu=jnp.zeros(()), ref_logp_t=None,
     )  # fmt: skip
     return total / weight
 

@@ -11,14 +11,13 @@ import pytest
 import reference
 
 from steppo_jax import algorithms, estimators, objective
-from steppo_jax.ops import ratios, segments
+from steppo_jax.ops import ratios
 
 ALL = list(algorithms.ALGORITHMS)
 RAGGED = reference.ragged(8)
 TOKENS, TABLE, VALUE = reference.device_records(RAGGED)
 IDS, ACTION = TOKENS.step_ids, TOKENS.step_ids > 0
 RNG = np.random.default_rng(0)
-COUNT = np.asarray(segments.step_count(IDS, num_steps=9))
 VOCAB = 5
 NOTHING = np.zeros(IDS.shape, np.float32)
 LOGITS = RNG.normal(size=(*IDS.shape, VOCAB)).astype(np.float32)
@@ -59,7 +58,6 @@ def pair(row, advantage, logp, entropy, tokens, table, mu, ref=REF):
     tokens,
     table,
     mu=mu,
-    count_k=COUNT,
     ref_logp_t=ref,
   )
 
@@ -172,7 +170,6 @@ def test_a_step_loss_by_hand():
     tokens,
     table,
     mu=None,
-    count_k=np.array([0, 2, 1]),
     ref_logp_t=None,
   )
   # 1.2 * -2 (clipped), .8 * 1 (clipped); entropies: means 2 and 4.
@@ -199,7 +196,6 @@ def test_the_penalty_is_the_mean_of_k3():
     tokens,
     table,
     mu=None,
-    count_k=np.array([0, 2, 1]),
     ref_logp_t=np.float32([[9, -1.5, -1], [9, -1, 9]]),
   )
   # d = -.5 on one token of three: .106531.

@@ -104,6 +104,7 @@ def test_no_token_that_was_not_sampled_has_a_gradient(name):
   flat, table = credit.flat_rows(found.batch.tokens), found.batch.table
   steps = table.live.shape[0]
   count = segments.step_count(flat.step_ids, num_steps=steps)
+  np.testing.assert_array_equal(table.num_tokens, count)
   ref_logp = found.ref_logp
   if ref_logp is not None:
     ref_logp = ref_logp.reshape(flat.tokens.shape)
@@ -119,7 +120,7 @@ def test_no_token_that_was_not_sampled_has_a_gradient(name):
     total, number = ratios.log_ratio_mean(z, flat.step_ids)
     (total, weight), _ = objective.policy_loss(
       row, found.advantages.advantage, logp[..., 0], entropy, flat, table,
-      mu=total / number, count_k=count, ref_logp_t=ref_logp,
+      mu=total / number, ref_logp_t=ref_logp,
     )  # fmt: skip
     return total / weight
 

@@ -28,7 +28,7 @@ def step_gae(batch, table, value_bt, extras, *, discount, lambda_):
   """
   del extras
   raw_k, target_k = _step_gae(table, value_bt, discount, lambda_)
-  advantage_k = stats.whiten(raw_k, inputs.acted(batch, table))
+  advantage_k = stats.whiten(raw_k, inputs.acted(table))
   return Advantages(
     advantage=advantage_k, target=jnp.where(table.live, target_k, 0.0)
   )

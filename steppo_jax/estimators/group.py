@@ -107,7 +107,7 @@ def reinforce_pp_baseline(
   del value_bt, extras, discount, lambda_
   return_n, group_n, live_n = inputs.trajectories(table)
   score_n = _centered(return_n, group_n, live_n, singleton)
-  score_k = inputs.to_steps(score_n, batch, table)
+  score_k = inputs.to_steps(score_n, table)
   score_t = segments.to_tokens(score_k, batch.step_ids)
   return Advantages(
     advantage=stats.whiten(score_t, batch.step_ids > 0), target=None
@@ -141,7 +141,7 @@ def gigpo(
     singleton=singleton,
   ).advantage
   return_k = _step_returns(table, discount)
-  acted_k = inputs.acted(batch, table)
+  acted_k = inputs.acted(table)
   step = groups.group_zscore(
     return_k,
     groups.joint_group(table.group, table.anchor),
@@ -172,7 +172,7 @@ def gigpo_mean(
     lambda_=lambda_,
     singleton=singleton,
   ).advantage
-  acted_k = inputs.acted(batch, table)
+  acted_k = inputs.acted(table)
   step = groups.group_center(
     _step_returns(table, discount),
     groups.joint_group(table.group, table.anchor),
@@ -196,7 +196,7 @@ def hgpo(batch, table, value_bt, extras, *, discount, lambda_, alpha, history):
     Advantages [S].
   """
   del value_bt, extras, lambda_
-  acted_k = inputs.acted(batch, table)
+  acted_k = inputs.acted(table)
   num, return_k = acted_k.shape[0], _step_returns(table, discount)
   total = jnp.zeros(num)
   weights = jnp.zeros(num)
@@ -239,7 +239,7 @@ def gagpo(batch, table, value_bt, extras, *, discount, lambda_, eps, singleton):
   score_k = groups.group_zscore(
     raw_k,
     table.group,
-    inputs.acted(batch, table),
+    inputs.acted(table),
     num_groups=num,
     eps=eps,
     singleton=singleton,
@@ -248,7 +248,7 @@ def gagpo(batch, table, value_bt, extras, *, discount, lambda_, eps, singleton):
 
 
 def _for_steps(score_n, batch, table):
-  score_k = inputs.to_steps(score_n, batch, table)
+  score_k = inputs.to_steps(score_n, table)
   return Advantages(advantage=score_k, target=None)
 
 

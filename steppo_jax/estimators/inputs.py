@@ -68,6 +68,7 @@ def resolve_truncation(
   table = table.replace(
     live=table.live & ~dropped,
     reward=jnp.where(dropped, 0.0, table.reward),
+    num_tokens=jnp.where(dropped, 0, table.num_tokens),
     last=table.last | now_last,
     truncated=now_last,
     bootstrap_at=jnp.where(
@@ -132,6 +133,7 @@ def resegment(
   table = table.replace(
     live=live,
     reward=jnp.where(final, table.reward[of], 0.0),
+    num_tokens=segments.step_count(new_ids, num_steps=num_steps),
     last=jnp.where(live, final & table.last[of], True),
     truncated=final & table.truncated[of],
     boundary=jnp.where(first, table.boundary[of], inside),
@@ -144,11 +146,9 @@ def resegment(
   return batch.replace(step_ids=new_ids), table
 
 
-def acted(batch: TokenBatch, table: StepTable) -> chex.Array:
+def acted(table: StepTable) -> chex.Array:
   """[S] bool, live steps with at least one action token."""
-  num_steps = table.live.shape[0]
-  count_k = segments.step_count(batch.step_ids, num_steps=num_steps)
-  return table.live & (count_k > 0)
+  return table.live & (table.num_tokens > 0)
 
 
 def step_values(table: StepTable, value_bt: chex.Array) -> chex.Array:
@@ -179,11 +179,9 @@ def trajectories(
   return return_n, group_n, count_n > 0
 
 
-def to_steps(
-  advantage_n: chex.Array, batch: TokenBatch, table: StepTable
-) -> chex.Array:
+def to_steps(advantage_n: chex.Array, table: StepTable) -> chex.Array:
   """Gives the number of a trajectory to those of its steps that acted."""
-  return jnp.where(acted(batch, table), advantage_n[table.trajectory], 0.0)
+  return jnp.where(acted(table), advantage_n[table.trajectory], 0.0)
 
 
 def _entropy_ends(entropy_t, step_ids, share):

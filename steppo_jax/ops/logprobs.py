@@ -1,4 +1,4 @@
-"""Log-probabilities of given tokens, without ever holding [B, T, V]."""
+"""Log-probabilities of sampled tokens, without ever holding [B, T, V]."""
 
 import chex
 import jax
@@ -10,46 +10,67 @@ def next_token_logprobs(
   embedding: chex.Array,
   tokens: chex.Array,
   parent: chex.Array,
+  wanted: chex.Array,
   *,
   chunk: int,
 ) -> tuple[chex.Array, chex.Array]:
   """Log-probability of each token given its parent, and the entropy there.
+
+  Only wanted tokens are projected to the vocabulary: those of a row are moved
+  to its front, and chunks of columns without any are skipped. Under vmap every
+  chunk is computed.
 
   Args:
     hidden: [B, T, D] hidden states.
     embedding: [V, D] output embedding.
     tokens: [B, T] int32.
     parent: [B, T] int32 in-row index of the token whose logits predict this
-      one. Roots are predicted by themselves: a number of no meaning, to be
-      masked.
-    chunk: Number of tokens projected to the vocabulary at once.
+      one. A wanted root would be predicted by itself: of no meaning.
+    wanted: [B, T] bool, True on the tokens whose numbers are needed.
+    chunk: Number of tokens projected to the vocabulary at once, at least B.
 
   Returns:
     log p(token) [B, T] and the entropy in nats of the distribution it was
-    drawn from [B, T], both float32.
+    drawn from [B, T], both float32 and 0 where not wanted.
 
   Raises:
     AssertionError: the shapes do not fit each other.
   """
-  chex.assert_rank([hidden, embedding, tokens, parent], [3, 2, 2, 2])
-  b, t, d = hidden.shape
-  context = jnp.take_along_axis(hidden, parent[..., None], axis=1)
-  context, target = context.reshape(-1, d), tokens.reshape(-1)
-  pad = -context.shape[0] % chunk
-  context = jnp.pad(context, ((0, pad), (0, 0))).reshape(-1, chunk, d)
-  target = jnp.pad(target, (0, pad)).reshape(-1, chunk)
+  chex.assert_rank([hidden, embedding], [3, 2])
+  chex.assert_equal_shape([tokens, parent, wanted, hidden[..., 0]])
+  b, t = tokens.shape
+  width = min(max(chunk // b, 1), t)
+  pad = -t % width
+  # Stable: the order of a row's own wanted tokens stays.
+  order = jnp.argsort(~wanted, axis=1, stable=True)
+  take = lambda x: jnp.take_along_axis(x, order, axis=1)
 
-  @jax.checkpoint
-  def project(args):
-    x, y = args
-    logits = jnp.einsum("nd,vd->nv", x, embedding).astype(jnp.float32)
+  def columns(x):
+    x = jnp.pad(x, ((0, 0), (0, pad)))
+    return jnp.moveaxis(x.reshape(b, -1, width), 1, 0)
+
+  context, target, live = map(columns, (take(parent), take(tokens),
+                                        take(wanted)))  # fmt: skip
+
+  def project(at, y, live):
+    x = jnp.take_along_axis(hidden, at[..., None], axis=1)
+    logits = jnp.einsum("btd,vd->btv", x, embedding).astype(jnp.float32)
     logp = jax.nn.log_softmax(logits, axis=-1)
     entropy = -jnp.sum(jnp.exp(logp) * logp, axis=-1)
-    return jnp.take_along_axis(logp, y[:, None], axis=1)[:, 0], entropy
+    logp = jnp.take_along_axis(logp, y[..., None], axis=-1)[..., 0]
+    return jnp.where(live, logp, 0.0), jnp.where(live, entropy, 0.0)
 
-  logp, entropy = jax.lax.map(project, (context, target))
-  shape = (b, t)
-  return (
-    logp.reshape(-1)[: b * t].reshape(shape),
-    entropy.reshape(-1)[: b * t].reshape(shape),
+  def nothing(at, y, live):
+    zero = jnp.zeros(live.shape, jnp.float32)
+    return zero, zero
+
+  @jax.checkpoint
+  def body(args):
+    return jax.lax.cond(jnp.any(args[2]), project, nothing, *args)
+
+  found = jax.lax.map(body, (context, target, live))
+  back = jnp.argsort(order, axis=1)
+  restore = lambda x: jnp.take_along_axis(
+    jnp.moveaxis(x, 0, 1).reshape(b, -1)[:, :t], back, axis=1
   )
+  return restore(found[0]), restore(found[1])

@@ -30,7 +30,7 @@ def learner_logprobs(ids, temperature=1.0):
   )
   logp, _ = logprobs.next_token_logprobs(
     hidden / temperature, worlds.policy()["embed"]["embedding"], ids,
-    jnp.maximum(positions - 1, 0), chunk=16,
+    jnp.maximum(positions - 1, 0), positions > 0, chunk=16,
   )  # fmt: skip
   return np.asarray(logp[0])
 
