@@ -128,7 +128,12 @@ def to_tokens(x_k: chex.Array, step_ids: chex.Array) -> chex.Array:
   x_k, step_ids = jnp.asarray(x_k), jnp.asarray(step_ids)
   chex.assert_rank(x_k, 1)
   check_step_ids(step_ids)
-  return jnp.where(step_ids > 0, x_k[step_ids], jnp.zeros((), x_k.dtype))
+  # Written out by a scatter first. XLA's CPU backend fuses everything else that
+  # made `x_k` into the gather and computes it once a token, not once a step.
+  slots = jnp.arange(x_k.shape[0])
+  x_k = jnp.zeros_like(x_k).at[slots].set(x_k, unique_indices=True)
+  tokens = x_k.at[step_ids].get(mode="clip", wrap_negative_indices=False)
+  return jnp.where(step_ids > 0, tokens, jnp.zeros((), x_k.dtype))
 
 
 def first_token(step_ids: chex.Array, *, num_steps: int) -> chex.Array:
