@@ -16,7 +16,7 @@ WEIGHTS = pathlib.Path(__file__).parent / "weights"
 
 CONFIG = config.RunConfig(
   weights=str(WEIGHTS / "household_warm_start.safetensors"),
-  num_updates=140,
+  num_updates=172,
   tasks_per_update=128,
   algorithm=config.AlgorithmConfig(
     name="steppo",
@@ -37,5 +37,5 @@ CONFIG = config.RunConfig(
     final_learning_rate=0.05,
     critic_epochs=1,
   ),
-  evaluation=config.EvalConfig(every=35, episodes=500),
+  evaluation=config.EvalConfig(every=43, episodes=500),
 )

@@ -146,9 +146,13 @@ def _sample(logits, keys, index, temperature):
   scale = jnp.where(temperature > 0, temperature, 1.0)[:, None]
   noise = jnp.where(temperature > 0, 1.0, 0.0)[:, None] * draw(keys, index)
   logits = logits / scale
-  token = jnp.argmax(logits + noise, axis=-1).astype(jnp.int32)
-  logp = jax.nn.log_softmax(logits, axis=-1)
-  return token, jnp.take_along_axis(logp, token[:, None], axis=1)[:, 0]
+  noisy = logits + noise
+  # The first of the largest: an argmax that the CPU backend vectorises.
+  index = jnp.arange(logits.shape[-1], dtype=jnp.int32)
+  best = noisy == noisy.max(-1, keepdims=True)
+  token = jnp.where(best, index, logits.shape[-1] - 1).min(-1)
+  chosen = jnp.take_along_axis(logits, token[:, None], axis=1)[:, 0]
+  return token, chosen - jax.nn.logsumexp(logits, axis=-1)
 
 
 def decode(
