@@ -6,10 +6,11 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from steppo_jax import types
+from steppo_jax import forest, records, types
 from steppo_jax.batch import StepTable, TokenBatch
 
-Layout = Literal["rows", "packed"]
+Layout = Literal["rows", "packed", "tree"]
+TooLong = Literal["error", "truncate"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,23 +18,19 @@ class PackingConfig:
   """How trajectories become rows.
 
   Attributes:
-    layout: "packed" stores a trajectory once, while each prompt extends the
-      one before; "rows" stores one row a step, as the public systems do.
+    layout: "rows" stores one row a step, as the public systems do. "packed"
+      stores a trajectory once while each prompt extends the path before it.
+      "tree" stores every common prefix once, also where prompts are rewritten
+      and across the trajectories of a task.
     row_length: T, the length of a row in tokens, at least the longest episode
       that the rollout allows.
+    too_long: What becomes of a step that is longer than a row: "error", or
+      "truncate" cuts its trajectory before it, counted in `Packed.cut`.
   """
 
   layout: Layout = "packed"
   row_length: int = 256
-
-
-class _Chain(NamedTuple):
-  """A run of tokens, each continuing the one before, and what it carries."""
-
-  ids: np.ndarray
-  step: list[int]  # steps whose response lies in this chain
-  boundary: list[int]  # offset of the last prompt token of each step
-  bootstrap: int | None  # truncated step whose next prompt ends this chain
+  too_long: TooLong = "error"
 
 
 class Packed(NamedTuple):
@@ -45,6 +42,7 @@ class Packed(NamedTuple):
     rows_used: [M] int32 number of rows in use in every part.
     unique_tokens: Number of stored tokens.
     row_tokens: Number of tokens that one row a step would store.
+    cut: Number of trajectories that were cut, or left out, to fit a row.
   """
 
   tokens: TokenBatch
@@ -52,6 +50,7 @@ class Packed(NamedTuple):
   rows_used: np.ndarray
   unique_tokens: int
   row_tokens: int
+  cut: int
 
 
 def bucket(count: int, *, smallest: int) -> int:
@@ -64,152 +63,84 @@ def bucket(count: int, *, smallest: int) -> int:
   return size
 
 
-def _extends(ids: np.ndarray, prefix: np.ndarray) -> bool:
-  return len(ids) >= len(prefix) and np.array_equal(ids[: len(prefix)], prefix)
-
-
-def _chains(
-  trajectory: types.Trajectory, first_step: int, layout: Layout
-) -> list[_Chain]:
-  """Splits a trajectory into chains; `first_step` numbers its first step."""
-  chains: list[_Chain] = []
-  for offset, step in enumerate(trajectory.steps):
-    number = first_step + offset
-    ids = np.concatenate([step.prompt_ids, step.response_ids])
-    boundary = len(step.prompt_ids) - 1
-    last = chains[-1] if chains else None
-    if layout == "packed" and last and _extends(step.prompt_ids, last.ids):
-      chains[-1] = _Chain(
-        ids, [*last.step, number], [*last.boundary, boundary], None
-      )
-    else:
-      chains.append(_Chain(ids, [number], [boundary], None))
+def _paths(
+  trajectory: types.Trajectory, number: int, first_step: int
+) -> list[forest.Path]:
+  """The steps of a trajectory, and the prompt after a truncated one."""
+  paths = [
+    forest.Path(
+      np.concatenate([step.prompt_ids, step.response_ids]),
+      len(step.prompt_ids),
+      first_step + offset,
+      0,
+      number,
+    )
+    for offset, step in enumerate(trajectory.steps)
+  ]
   final = trajectory.final_prompt_ids
   if final is not None:
-    last = chains[-1]
-    if layout == "packed" and _extends(final, last.ids):
-      chains[-1] = last._replace(ids=final, bootstrap=number)
+    last = paths[-1].step
+    paths.append(forest.Path(np.asarray(final), len(final), 0, last, number))
+  return paths
+
+
+def _trees(
+  trajectories: Sequence[types.Trajectory],
+  part: Sequence[int],
+  config: PackingConfig,
+  num_parts: int,
+) -> list[list[forest.Tree]]:
+  """The trees of every part; those of the layout "tree" span a group."""
+  bundles: dict[tuple[int, object], list[forest.Path]] = {}
+  first = 1
+  for number, (trajectory, where) in enumerate(
+    zip(trajectories, part, strict=True)
+  ):
+    grouped = config.layout == "tree"
+    key = trajectory.steps[0].group_uid if grouped else number
+    paths = _paths(trajectory, number, first)
+    longest = max(len(path.ids) for path in paths)
+    if longest > config.row_length:
+      raise ValueError(
+        f"trajectory {trajectory.uid} has a step of {longest} tokens, which "
+        f"does not fit row_length={config.row_length}: raise "
+        "packing.row_length, or set packing.too_long=truncate"
+      )
+    bundles.setdefault((where, key), []).extend(paths)
+    first += len(trajectory.steps)
+  trees: list[list[forest.Tree]] = [[] for _ in range(num_parts)]
+  for (where, _), paths in bundles.items():
+    if config.layout == "tree":
+      trees[where] += forest.tries(paths, config.row_length)
+    elif config.layout == "packed":
+      trees[where] += forest.chains(paths)
     else:
-      chains.append(_Chain(final, [], [], number))
-  return chains
-
-
-def validate(trajectories: Sequence[types.Trajectory]) -> None:
-  """Refuses records that cannot be trained on.
-
-  Raises:
-    ValueError: an episode marked with an error, an empty trajectory or
-      prompt, a duplicate trajectory, steps that are missing, doubled or out of
-      order, or a reward that is no finite float.
-  """
-  seen = set()
-  for trajectory in trajectories:
-    uid = trajectory.uid
-    if trajectory.error is not None:
-      raise ValueError(
-        f"trajectory {uid} ended in an error: count it, do not train on it"
-      )
-    if not trajectory.steps:
-      raise ValueError(f"trajectory {uid} has no steps")
-    if uid in seen:
-      raise ValueError(f"trajectory {uid} appears twice")
-    seen.add(uid)
-    _check_order(trajectory)
-    for index, step in enumerate(trajectory.steps):
-      if len(step.prompt_ids) == 0:
-        raise ValueError(f"step {index} of trajectory {uid}: empty prompt")
-      lengths = {
-        len(step.response_ids),
-        len(step.response_mask),
-        len(step.rollout_logprobs),
-      }
-      if len(lengths) > 1:
-        raise ValueError(
-          f"step {index} of trajectory {uid}: response_ids, response_mask "
-          f"and rollout_logprobs have lengths {sorted(lengths)}"
-        )
-      _check_reward(step.reward, f"step {index} of trajectory {uid}")
-      is_last = index == len(trajectory.steps) - 1
-      if (step.terminated or step.truncated) != is_last:
-        raise ValueError(
-          f"step {index} of trajectory {uid}: exactly the last step is "
-          "terminated or truncated"
-        )
-    cut = trajectory.steps[-1].truncated
-    if cut and trajectory.final_prompt_ids is None:
-      raise ValueError(
-        f"trajectory {uid} is truncated and has no final_prompt_ids to "
-        "bootstrap from"
-      )
-
-
-def _check_order(trajectory: types.Trajectory) -> None:
-  """Steps are numbered 0, 1, 2, ... in order, each once."""
-  uid = trajectory.uid
-  for step in trajectory.steps:
-    if step.trajectory_uid != uid:
-      raise ValueError(
-        f"step {step.step_index} of trajectory {step.trajectory_uid} lies in "
-        f"trajectory {uid}"
-      )
-  found = [step.step_index for step in trajectory.steps]
-  wanted = range(len(found))
-  if found == list(wanted):
-    return
-  doubled = [k for k in sorted(set(found)) if found.count(k) > 1]
-  missing = [k for k in wanted if k not in found]
-  fault = "they are out of order"
-  if doubled:
-    fault = f"{doubled} appear more than once"
-  elif missing:
-    fault = f"{missing} are missing"
-  raise ValueError(
-    f"steps of trajectory {uid} are numbered {found}: {fault}; they must run "
-    "from 0 without a gap"
-  )
-
-
-def _check_reward(reward: float, where: str) -> None:
-  # A whole number is more often an id or a count than a reward.
-  if not isinstance(reward, float | np.floating):
-    raise ValueError(
-      f"{where}: reward {reward!r} is of type {type(reward).__name__}: rewards "
-      "are floats"
-    )
-  if not np.isfinite(reward):
-    raise ValueError(f"{where}: reward {reward} is not finite")
+      trees[where] += forest.alone(paths)
+  return trees
 
 
 def _first_fit(lengths: Sequence[int], capacity: int) -> list[tuple[int, int]]:
   """First-fit decreasing: (row, column) of every item."""
   order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-  free: list[int] = []
+  free = np.full(len(lengths), capacity)
   place = [(0, 0)] * len(lengths)
+  used = 0
   for i in order:
-    fits = (row for row, room in enumerate(free) if room >= lengths[i])
-    row = next(fits, len(free))
-    if row == len(free):
-      free.append(capacity)
-    place[i] = (row, capacity - free[row])
+    fits = free[: used + 1] >= lengths[i]
+    row = int(fits.argmax())
+    place[i] = (row, capacity - int(free[row]))
     free[row] -= lengths[i]
+    used = max(used, row + 1) if row == used else used
   return place
 
 
 def _place(
-  chains: list[list[_Chain]], config: PackingConfig
+  trees: list[forest.Tree], config: PackingConfig
 ) -> tuple[list[tuple[int, int]], int]:
-  """Gives every chain of one part its row and column."""
-  flat = [chain for group in chains for chain in group]
-  lengths = [len(chain.ids) for chain in flat]
-  longest = max(lengths, default=0)
-  if longest > config.row_length:
-    raise ValueError(
-      f"a chain of {longest} tokens does not fit row_length="
-      f"{config.row_length}: raise packing.row_length"
-    )
+  """Gives every tree of one part its row and column; counts the rows."""
   if config.layout == "rows":
-    return [(row, 0) for row in range(len(flat))], len(flat)
-  place = _first_fit(lengths, config.row_length)
+    return [(row, 0) for row in range(len(trees))], len(trees)
+  place = _first_fit([len(t.tokens) for t in trees], config.row_length)
   return place, 1 + max((row for row, _ in place), default=-1)
 
 
@@ -272,21 +203,30 @@ def pack(
       bucket that fits.
     rows_per_part: Rows R of each part; None picks the bucket that fits.
 
+  Returns:
+    The batch. Under "truncate" trajectories that no step is left of are not in
+    it; should that be all of them, it is an error.
+
   Raises:
     ValueError: a record cannot be trained on, or does not fit.
   """
-  validate(trajectories)
-  total = sum(len(t.steps) for t in trajectories)
-  needed = total + 1
-  num_steps = num_steps or bucket(needed, smallest=64)
-  if needed > num_steps:
-    raise ValueError(f"{total} steps do not fit num_steps={num_steps}")
-  chains: list[list[_Chain]] = [[] for _ in range(num_parts)]
-  first = 1
-  for trajectory, where in zip(trajectories, part, strict=True):
-    chains[where] += _chains(trajectory, first, config.layout)
-    first += len(trajectory.steps)
-  placed = [_place([c], config) for c in chains]
+  records.validate(trajectories)
+  cut = 0
+  if config.too_long == "truncate":
+    kept, cut = records.fit(trajectories, config.row_length)
+    part = [p for p, t in zip(part, kept, strict=True) if t is not None]
+    if trajectories and not part:
+      raise ValueError(
+        f"no first step of {len(kept)} trajectories fits row_length="
+        f"{config.row_length}: raise packing.row_length"
+      )
+    trajectories = [t for t in kept if t is not None]
+  steps = [step for t in trajectories for step in t.steps]
+  num_steps = num_steps or bucket(len(steps) + 1, smallest=64)
+  if len(steps) >= num_steps:
+    raise ValueError(f"{len(steps)} steps do not fit num_steps={num_steps}")
+  trees = _trees(trajectories, part, config, num_parts)
+  placed = [_place(group, config) for group in trees]
   rows_used = np.array([rows for _, rows in placed], np.int32)
   needed = int(rows_used.max(initial=1))
   rows = rows_per_part or bucket(needed, smallest=rows_multiple)
@@ -294,8 +234,13 @@ def pack(
   if needed > rows:
     raise ValueError(f"{needed} rows do not fit rows_per_part={rows_per_part}")
   columns = _table(trajectories, num_steps)
+  flat = [
+    (tree, m * rows + row, start)
+    for m, (group, (place, _)) in enumerate(zip(trees, placed, strict=True))
+    for tree, (row, start) in zip(group, place, strict=True)
+  ]
   shape = (num_parts * rows, config.row_length)
-  tokens = _fill(trajectories, chains, placed, columns, shape, rows, pad_id)
+  tokens = _fill(flat, steps, columns, shape, pad_id)
   stacked = {
     name: x.reshape(num_parts, rows, config.row_length)
     for name, x in tokens.items()
@@ -304,17 +249,14 @@ def pack(
     TokenBatch(**stacked),
     StepTable(**columns),
     rows_used,
-    sum(len(c.ids) for group in chains for c in group),
-    sum(
-      len(s.prompt_ids) + len(s.response_ids)
-      for t in trajectories
-      for s in t.steps
-    ),
+    sum(len(tree.tokens) for tree, _, _ in flat),
+    sum(len(s.prompt_ids) + len(s.response_ids) for s in steps),
+    cut,
   )
 
 
-def _fill(trajectories, chains, placed, columns, shape, rows, pad_id):
-  """Writes every chain to its place; returns the token arrays."""
+def _fill(flat, steps, columns, shape, pad_id):
+  """Writes every (tree, row, column); returns the token arrays."""
   column = np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape)
   out = {
     "tokens": np.full(shape, pad_id, np.int32),
@@ -324,23 +266,21 @@ def _fill(trajectories, chains, placed, columns, shape, rows, pad_id):
     "step_ids": np.zeros(shape, np.int32),
     "behaviour_logp": np.zeros(shape, np.float32),
   }
-  steps = [None, *(step for t in trajectories for step in t.steps)]
-  for m, (group, (place, _)) in enumerate(zip(chains, placed, strict=True)):
-    for chain, (row, start) in zip(group, place, strict=True):
-      r, n = m * rows + row, len(chain.ids)
-      where = np.s_[r, start : start + n]
-      out["tokens"][where] = chain.ids
-      out["positions"][where] = np.arange(n)
-      out["parent"][where] = np.maximum(np.arange(n) - 1, 0) + start
-      out["subtree_end"][where] = start + n
-      base = r * shape[1] + start
-      for number, boundary in zip(chain.step, chain.boundary, strict=True):
-        step = steps[number]
-        a = start + boundary + 1
-        span = np.s_[r, a : a + len(step.response_ids)]
-        out["step_ids"][span] = np.where(step.response_mask, number, 0)
-        out["behaviour_logp"][span] = step.rollout_logprobs
-        columns["boundary"][number] = base + boundary
-      if chain.bootstrap is not None:
-        columns["bootstrap_at"][chain.bootstrap] = base + n - 1
+  for tree, row, start in flat:
+    where = np.s_[row, start : start + len(tree.tokens)]
+    out["tokens"][where] = tree.tokens
+    out["positions"][where] = tree.positions
+    out["parent"][where] = tree.parent + start
+    out["subtree_end"][where] = tree.subtree_end + start
+    for number, at in tree.responses:
+      step = steps[number - 1]
+      at += start
+      span = np.s_[row, at : at + len(step.response_ids)]
+      out["step_ids"][span] = np.where(step.response_mask, number, 0)
+      out["behaviour_logp"][span] = step.rollout_logprobs
+    base = row * shape[1] + start
+    for number, at in tree.boundaries:
+      columns["boundary"][number] = base + at
+    for number, at in tree.finals:
+      columns["bootstrap_at"][number] = base + at
   return out

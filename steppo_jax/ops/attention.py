@@ -1,11 +1,16 @@
 """Attention under the interval mask of a packed row."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
 
 # Finite, so that a token that sees nothing (padding) stays free of NaN.
-_HIDDEN = -1e30
+HIDDEN = -1e30
+# Rows of more blocks go through one loop instead of an unrolled program, which
+# was faster from five blocks on (8 rows of 320 and more tokens on CPU).
+_UNROLLED_BLOCKS = 4
 
 
 def interval_mask(subtree_end: chex.Array) -> chex.Array:
@@ -24,6 +29,50 @@ def interval_mask(subtree_end: chex.Array) -> chex.Array:
   return (j <= i[:, None]) & (i[:, None] < subtree_end[:, None, :])
 
 
+def interval_blocks(
+  subtree_end: chex.Array, *, block_q: int, block_k: int
+) -> chex.Array:
+  """Which blocks of queries may see which blocks of keys, in O(T) and memory.
+
+  A key block counts if it begins before the query block ends and one of its
+  subtrees reaches beyond the query block's begin. No visible pair is missed;
+  where `block_k` divides `block_q`, no other block counts.
+
+  Args:
+    subtree_end: [B, T] int32 in-row index one past the last descendant; T is a
+      multiple of both blocks.
+    block_q: Queries in a block.
+    block_k: Keys in a block.
+
+  Returns:
+    [B, T / block_q, T / block_k] bool.
+
+  Raises:
+    AssertionError: T is not a multiple of both blocks.
+  """
+  b, t = subtree_end.shape
+  chex.assert_is_divisible(t, block_q)
+  chex.assert_is_divisible(t, block_k)
+  # An unused slot is visible to nobody, however late in the row it lies.
+  reach = jnp.where(subtree_end > jnp.arange(t), subtree_end, 0)
+  reach = reach.reshape(b, t // block_k, block_k).max(-1)
+  begin = jnp.arange(0, t, block_q)[:, None]
+  causal = jnp.arange(0, t, block_k) < begin + block_q
+  return causal & (begin < reach[:, None, :])
+
+
+def varying_alike(*arrays: chex.Array) -> list[chex.Array]:
+  """The arrays, each varying over every mesh axis that one varies over.
+
+  Inside a `jax.shard_map` a loop or kernel must not mix arrays that are split
+  over an axis with arrays that are the same along it; outside it this does
+  nothing.
+  """
+  varying = functools.reduce(jnp.add, [x.ravel()[0] > 0 for x in arrays])
+  # Compiles to x, and so does its transpose.
+  return [x + jnp.where(varying, 0, 0).astype(x.dtype) for x in arrays]
+
+
 def interval_attention(
   q: chex.Array,
   k: chex.Array,
@@ -34,9 +83,16 @@ def interval_attention(
 ) -> chex.Array:
   """Softmax attention under the interval mask, by blocks of queries.
 
-  A block of queries reads only the keys up to its own end, so that the upper
-  triangle is never computed and no [T, T] array exists for rows longer than
-  one block.
+  Rows of up to 4 blocks are one unrolled program in which a block of queries
+  reads the keys up to its own end, differentiable any number of times. Longer
+  rows are a loop over the pairs of blocks in which some row of the batch has a
+  visible pair. It keeps log-sum-exps for the backward pass and no weights, so
+  that memory grows with T and not with T²; it has a gradient, but no
+  forward-mode and no second derivative (make `block` larger for those).
+
+  Where every row is plain causal (`subtree_end` is T everywhere), this is
+  `jax.nn.dot_product_attention(q, k, v, is_causal=True)`; that the rows are
+  plain is data, so the choice is the caller's.
 
   Args:
     q: [B, T, H, D] queries.
@@ -59,6 +115,79 @@ def interval_attention(
   q = q.reshape(b, t, kv, h // kv, d).transpose(0, 2, 3, 1, 4) * d**-0.5
   k = k.transpose(0, 2, 1, 3)
   v = v.transpose(0, 2, 1, 3)
+  if t <= block * _UNROLLED_BLOCKS:
+    out = _short_rows(q, k, v, subtree_end, block)
+  else:
+    out = _long_rows(*varying_alike(q, k, v, subtree_end), block)
+  return out.transpose(0, 3, 1, 2, 4).reshape(b, t, h, d)
+
+
+def attend_rows(
+  q: chex.Array,
+  k: chex.Array,
+  v: chex.Array,
+  subtree_end: chex.Array,
+  *,
+  block: int,
+  implementation: str,
+  mesh: jax.sharding.Mesh | None,
+) -> chex.Array:
+  """Softmax attention under the interval mask, by the means of this device.
+
+  Args:
+    q: [B, T, H, D] queries.
+    k: [B, T, KV, D] keys; H is a multiple of KV.
+    v: [B, T, KV, D] values.
+    subtree_end: [B, T] int32 in-row index one past the last descendant.
+    block: Number of queries handled at once; "pallas" also handles so many keys
+      at once and rounds up to a multiple of 128.
+    implementation: "xla" for `interval_attention`, "pallas" for
+      `attention_pallas.interval_attention_tpu` (interpreted, slowly, where
+      there is no TPU), "auto" for "pallas" on a TPU and "xla" elsewhere.
+    mesh: Its axis "data" splits the rows, and each device attends to its own;
+      None leaves that to the compiler, which refuses to split a kernel.
+
+  Returns:
+    [B, T, H, D]. A token that sees nothing gets a finite value of no meaning.
+
+  Raises:
+    AssertionError: the shapes do not fit each other.
+    ValueError: there is no such implementation, or B is not a multiple of the
+      devices.
+  """
+  on_tpu = jax.default_backend() == "tpu"
+  if implementation == "auto":
+    implementation = "pallas" if on_tpu else "xla"
+  if implementation == "xla":
+    attend = functools.partial(interval_attention, block=block)
+  elif implementation == "pallas":
+    # Here, because that module imports this one.
+    from steppo_jax.ops import attention_pallas
+
+    rounded = -(-block // 128) * 128
+    attend = functools.partial(
+      attention_pallas.interval_attention_tpu,
+      block_q=rounded,
+      block_k=rounded,
+      interpret=not on_tpu,
+    )
+  else:
+    raise ValueError(
+      f"implementation={implementation!r} must be 'xla', 'pallas' or 'auto'"
+    )
+  if mesh is not None:
+    rows = jax.sharding.PartitionSpec("data")
+    # JAX cannot check an interpreted kernel.
+    check = implementation == "xla" or on_tpu
+    attend = jax.shard_map(
+      attend, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=check
+    )
+  return attend(q, k, v, subtree_end)
+
+
+def _short_rows(q, k, v, subtree_end, block):
+  """Attention [B, KV, G, T, D]; one softmax per block of queries."""
+  b, kv, g, t, d = q.shape
   outputs = []
   for start in range(0, t, block):
     stop = min(start + block, t)
@@ -67,11 +196,118 @@ def interval_attention(
     visible = (j <= i) & (i < subtree_end[:, None, :stop])
     qb = q[:, :, :, start:stop].reshape(b, kv, -1, d)
     score = jnp.einsum("bkqd,bkjd->bkqj", qb, k[:, :, :stop])
-    score = score.reshape(b, kv, h // kv, stop - start, stop)
-    score = jnp.where(visible[:, None, None], score, _HIDDEN)
+    score = score.reshape(b, kv, g, stop - start, stop)
+    score = jnp.where(visible[:, None, None], score, HIDDEN)
     weight = jax.nn.softmax(score.astype(jnp.float32), axis=-1)
     weight = weight.astype(v.dtype).reshape(b, kv, -1, stop)
     out = jnp.einsum("bkqj,bkjd->bkqd", weight, v[:, :, :stop])
-    outputs.append(out.reshape(b, kv, h // kv, stop - start, d))
-  out = jnp.concatenate(outputs, axis=3)
-  return out.transpose(0, 3, 1, 2, 4).reshape(b, t, h, d)
+    outputs.append(out.reshape(b, kv, g, stop - start, d))
+  return jnp.concatenate(outputs, axis=3)
+
+
+def _long_rows(q, k, v, subtree_end, block):
+  """Attention [B, KV, G, T, D]; one loop over visible pairs of blocks."""
+  b, kv, g, t, d = q.shape
+  n = -(-t // block)
+  pad = n * block - t
+  q = jnp.pad(q, [(0, 0)] * 3 + [(0, pad), (0, 0)])
+  k, v = (jnp.pad(x, [(0, 0)] * 2 + [(0, pad), (0, 0)]) for x in (k, v))
+  end = jnp.pad(subtree_end, [(0, 0), (0, pad)])
+  # Blocks lead: [N, B, KV, G * block, D] and [N, B, KV, block, D].
+  q = q.reshape(b, kv, g, n, block, d).transpose(3, 0, 1, 2, 4, 5)
+  q = q.reshape(n, b, kv, g * block, d)
+  k, v = (
+    x.reshape(b, kv, n, block, d).transpose(2, 0, 1, 3, 4) for x in (k, v)
+  )
+  out = _paired(q, k, v, end, block)
+  out = out.reshape(n, b, kv, g, block, d).transpose(1, 2, 3, 0, 4, 5)
+  return out.reshape(b, kv, g, n * block, d)[:, :, :, :t]
+
+
+def _pairs(end, block):
+  """Query block and key block of every visible pair, and their number."""
+  seen = interval_blocks(end, block_q=block, block_k=block).any(0)
+  n = seen.shape[0]
+  i, j = jnp.nonzero(seen, size=n * (n + 1) // 2, fill_value=0)
+  return i, j, seen.sum()
+
+
+def _pair_scores(q, k, end, i, j, block):
+  """Scores [B, KV, G * block, block] in float32, and which are visible."""
+  score = jnp.einsum(
+    "bkqd,bkjd->bkqj", q[i], k[j], preferred_element_type=jnp.float32
+  )
+  b = end.shape[0]
+  row = i * block + jnp.arange(block)[:, None]
+  column = j * block + jnp.arange(block)[None, :]
+  end = jax.lax.dynamic_slice_in_dim(end, j * block, block, 1)
+  visible = (column <= row) & (row < end[:, None, :])
+  visible = jnp.broadcast_to(
+    visible[:, None, None], (b, 1, q.shape[3] // block, block, block)
+  )
+  return score, visible.reshape(b, 1, -1, block)
+
+
+def _constant(value, x):
+  # `jnp.full` would not vary over the axes of a shard_map, as a carry must.
+  return jnp.where(x == 0, jnp.float32(value), jnp.float32(value))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _paired(q, k, v, end, block):
+  return _paired_forward(q, k, v, end, block)[0]
+
+
+def _paired_forward(q, k, v, end, block):
+  qi, kj, count = _pairs(end, block)
+
+  def add(p, carry):
+    top, total, out = carry
+    i, j = qi[p], kj[p]
+    score, visible = _pair_scores(q, k, end, i, j, block)
+    score = jnp.where(visible, score, HIDDEN)
+    new = jnp.maximum(top[i], score.max(-1))
+    weight = jnp.where(visible, jnp.exp(score - new[..., None]), 0.0)
+    shrink = jnp.exp(top[i] - new)
+    read = jnp.einsum(
+      "bkqj,bkjd->bkqd",
+      weight.astype(v.dtype),
+      v[j],
+      preferred_element_type=jnp.float32,
+    )
+    total = total.at[i].set(total[i] * shrink + weight.sum(-1))
+    out = out.at[i].set(out[i] * shrink[..., None] + read)
+    return top.at[i].set(new), total, out
+
+  carry = (_constant(HIDDEN, q[..., 0]), _constant(0, q[..., 0]))
+  top, total, out = jax.lax.fori_loop(0, count, add, (*carry, _constant(0, q)))
+  total = jnp.where(total > 0, total, 1.0)
+  out = (out / total[..., None]).astype(q.dtype)
+  return out, (q, k, v, end, out, top + jnp.log(total), (qi, kj, count))
+
+
+def _paired_backward(block, saved, dout):
+  q, k, v, end, out, log_total, (qi, kj, count) = saved
+  # Σⱼ wᵢⱼ dwᵢⱼ, the inner product in the gradient of a softmax.
+  inner = (dout.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1)
+
+  def add(p, carry):
+    dq, dk, dv = carry
+    i, j = qi[p], kj[p]
+    score, visible = _pair_scores(q, k, end, i, j, block)
+    weight = jnp.where(visible, jnp.exp(score - log_total[i][..., None]), 0.0)
+    product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+    dweight = product("bkqd,bkjd->bkqj", dout[i], v[j])
+    dscore = (weight * (dweight - inner[i][..., None])).astype(q.dtype)
+    weight = weight.astype(v.dtype)
+    dq = dq.at[i].add(product("bkqj,bkjd->bkqd", dscore, k[j]))
+    dk = dk.at[j].add(product("bkqj,bkqd->bkjd", dscore, q[i]))
+    dv = dv.at[j].add(product("bkqj,bkqd->bkjd", weight, dout[i]))
+    return dq, dk, dv
+
+  zeros = tuple(_constant(0, x) for x in (q, k, v))
+  dq, dk, dv = jax.lax.fori_loop(0, count, add, zeros)
+  return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None
+
+
+_paired.defvjp(_paired_forward, _paired_backward)

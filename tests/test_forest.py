@@ -1,0 +1,159 @@
+"""Trees of token sequences: every path exact, every sampled token once."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from steppo_jax import forest
+
+LAYOUTS = {
+  "alone": forest.alone,
+  "chains": lambda paths: [
+    tree
+    for number in sorted({p.trajectory for p in paths})
+    for tree in forest.chains([p for p in paths if p.trajectory == number])
+  ],
+  "tries": lambda paths: forest.tries(paths, 64),
+}
+
+
+@st.composite
+def conversations(draw):
+  """Trajectories over two token ids, so that prefixes and answers coincide.
+
+  A prompt extends the path before it, rewrites it from some depth on, or
+  repeats an earlier prompt of the trajectory.
+  """
+  token = st.integers(0, 1)
+  some = lambda low, high: draw(st.lists(token, min_size=low, max_size=high))
+  task = some(1, 3)
+  paths, step = [], 0
+  for trajectory in range(draw(st.integers(1, 3))):
+    prompt, prompts = list(task), []
+    for _ in range(draw(st.integers(1, 4))):
+      step += 1
+      response = some(0, 3)
+      prompts.append(prompt)
+      ids = [*prompt, *response]
+      paths.append((ids, len(prompt), step, 0, trajectory))
+      how = draw(st.sampled_from(["extend", "rewrite", "repeat"]))
+      if how == "extend":
+        prompt = [*ids, *some(0, 2)]
+      elif how == "rewrite":
+        prompt = [*ids[: draw(st.integers(1, len(ids)))], *some(0, 2)]
+      else:
+        prompt = draw(st.sampled_from(prompts))
+    if draw(st.booleans()):
+      paths.append((prompt, len(prompt), 0, step, trajectory))
+  return [forest.Path(np.array(p[0], np.int32), *p[1:]) for p in paths]
+
+
+def line(tree, slot):
+  """Slots from the root to `slot`, by parents."""
+  found = [slot]
+  while tree.parent[found[-1]] != found[-1]:
+    found.append(int(tree.parent[found[-1]]))
+  return found[::-1]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@settings(max_examples=150, deadline=None)
+@given(paths=conversations())
+def test_every_step_is_stored_once_behind_its_own_prompt(layout, paths):
+  trees = LAYOUTS[layout](paths)
+  steps = {p.step: p for p in paths if p.step}
+  seen, owner = [], {}
+  for t, tree in enumerate(trees):
+    boundary = dict(tree.boundaries)
+    for step, start in tree.responses:
+      path = steps[step]
+      seen.append(step)
+      prompt = line(tree, boundary[step])
+      count = len(path.ids) - path.prompt
+      slots = [*prompt, *range(start, start + count)]
+      np.testing.assert_array_equal(tree.tokens[slots], path.ids)
+      np.testing.assert_array_equal(
+        tree.positions[slots], np.arange(len(path.ids))
+      )
+      if count:
+        assert line(tree, start + count - 1) == slots
+      for slot in slots[path.prompt :]:
+        assert owner.setdefault((t, slot), step) == step
+  assert sorted(seen) == sorted(steps)
+  # A sampled token is behind prompts of its own trajectory only.
+  for t, tree in enumerate(trees):
+    boundary = dict(tree.boundaries)
+    for step in boundary:
+      for slot in line(tree, boundary[step]):
+        other = owner.get((t, slot))
+        if other is not None:
+          assert steps[other].trajectory == steps[step].trajectory
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@settings(max_examples=150, deadline=None)
+@given(paths=conversations())
+def test_a_token_sees_exactly_its_ancestors(layout, paths):
+  for tree in LAYOUTS[layout](paths):
+    n = len(tree.tokens)
+    j = np.arange(n)
+    for i in range(n):
+      sees = (j <= i) & (i < tree.subtree_end)
+      assert np.flatnonzero(sees).tolist() == line(tree, i)
+
+
+@settings(max_examples=150, deadline=None)
+@given(paths=conversations())
+def test_a_prompt_after_the_end_is_stored_too(paths):
+  for layout in LAYOUTS.values():
+    found = {
+      step: tree.tokens[line(tree, slot)].tolist()
+      for tree in layout(paths)
+      for step, slot in tree.finals
+    }
+    wanted = {p.final_of: p.ids.tolist() for p in paths if p.final_of}
+    assert found == wanted
+
+
+@settings(max_examples=150, deadline=None)
+@given(paths=conversations())
+def test_a_trie_is_never_larger_than_chains_and_those_than_rows(paths):
+  size = lambda trees: sum(len(t.tokens) for t in trees)
+  rows, chains, tries = (
+    size(LAYOUTS[name](paths)) for name in ("alone", "chains", "tries")
+  )
+  assert tries <= chains <= rows == sum(len(p.ids) for p in paths)
+  # No trie can be smaller than the distinct prefixes.
+  assert tries >= len({tuple(p.ids[:n]) for p in paths
+                       for n in range(1, len(p.ids) + 1)})  # fmt: skip
+
+
+@settings(max_examples=100, deadline=None)
+@given(paths=conversations(), capacity=st.integers(0, 20))
+def test_a_trie_that_is_too_large_is_cut_into_ones_that_fit(paths, capacity):
+  capacity += max(len(p.ids) for p in paths)
+  trees = forest.tries(paths, capacity)
+  assert max(len(t.tokens) for t in trees) <= capacity
+  assert sorted(s for t in trees for s, _ in t.responses) == sorted(
+    p.step for p in paths if p.step
+  )
+
+
+def test_branches_of_one_prompt_and_equal_answers_by_hand():
+  make = lambda ids, prompt, step, trajectory: forest.Path(
+    np.array(ids, np.int32), prompt, step, 0, trajectory
+  )
+  paths = [
+    make([5, 6, 7, 8], 2, 1, 0),  # answers 7 8
+    make([5, 6, 7, 8, 9, 4], 5, 2, 0),  # goes on
+    make([5, 6, 7, 8], 2, 3, 1),  # the same answer in another trajectory
+    make([5, 6, 3], 2, 4, 2),  # another answer
+  ]
+  (tree,) = forest.tries(paths, 64)
+  assert tree.tokens.tolist() == [5, 6, 7, 8, 9, 4, 7, 8, 3]
+  assert tree.parent.tolist() == [0, 0, 1, 2, 3, 4, 1, 6, 1]
+  assert tree.subtree_end.tolist() == [9, 9, 6, 6, 6, 6, 8, 8, 9]
+  assert tree.positions.tolist() == [0, 1, 2, 3, 4, 5, 2, 3, 2]
+  assert sorted(tree.responses) == [(1, 2), (2, 5), (3, 6), (4, 8)]
+  assert dict(tree.boundaries) == {1: 1, 2: 4, 3: 1, 4: 1}
