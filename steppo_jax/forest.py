@@ -83,11 +83,33 @@ def tries(paths: Sequence[Path], capacity: int) -> list[Tree]:
 
   Args:
     paths: Of one or more trajectories with a common task, in order.
-    capacity: Most tokens of a tree; a trie that would be larger is cut into
-      trees that repeat the prefix at the cut.
+    capacity: Most tokens of a tree. Trajectories that do not fit together get
+      trees of their own; one that does not fit alone is cut into trees that
+      repeat the prefix at the cut.
 
   Source: the tree of decision 2 in docs/design.md.
   """
+  of: dict[int, list[Path]] = {}
+  for path in paths:
+    of.setdefault(path.trajectory, []).append(path)
+  trees: list[Tree] = []
+  members: list[Path] = []
+  for own in of.values():
+    together = [*members, *own]
+    if members and _size(together) > capacity:
+      trees += _cut_tries(members, capacity)
+      together = own
+    members = together
+  return [*trees, *_cut_tries(members, capacity)]
+
+
+def _size(paths: Sequence[Path]) -> int:
+  """Tokens of the trie of some paths."""
+  return sum(len(p.ids) for p in paths) - sum(_depth_first(paths)[1])
+
+
+def _cut_tries(paths: Sequence[Path], capacity: int) -> list[Tree]:
+  """The trie of some paths, cut before the first one that does not fit."""
   order, shared = _depth_first(paths)
   trees: list[Tree] = []
   members: list[Path] = []

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import chex
 import jax
@@ -42,7 +42,10 @@ class LearnerConfig:
     target_kl: Policy steps stop for the rest of the update once the mean k3
       of a mini-batch exceeds this many nats; None never stops.
     bootstrap: What follows a truncated episode: "value", "zero", "drop_last".
-    attention_block: Queries handled at once.
+    attention: "xla", "pallas" (a TPU kernel, interpreted elsewhere), or "auto":
+      "pallas" on a TPU and "xla" on anything else.
+    attention_block: Queries handled at once. Rows of more than 4 blocks go
+      through a loop that has a gradient and no second derivative.
     logprob_chunk: Tokens projected to the vocabulary at once.
   """
 
@@ -60,6 +63,7 @@ class LearnerConfig:
   microbatch_rows: int = 8
   target_kl: float | None = None
   bootstrap: str = "value"
+  attention: Literal["auto", "xla", "pallas"] = "auto"
   attention_block: int = 64
   logprob_chunk: int = 256
 

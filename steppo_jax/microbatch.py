@@ -46,9 +46,17 @@ class Parts(NamedTuple):
   differentiable: bool = False
 
   def attend(self, rows: TokenBatch) -> Callable:
-    block = self.config.attention_block
-    return lambda q, k, v: attention.interval_attention(
-      q, k, v, rows.subtree_end, block=block
+    config = self.config
+    kernel = attention.resolve(config.attention)
+    return lambda q, k, v: attention.attend_rows(
+      q,
+      k,
+      v,
+      rows.subtree_end,
+      block=config.attention_block,
+      implementation=kernel,
+      # The compiler splits the rows of everything but a kernel by itself.
+      mesh=self.mesh if kernel == "pallas" else None,
     )
 
   def logp(self, policy, rows: TokenBatch):

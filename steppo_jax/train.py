@@ -271,6 +271,7 @@ def _speeds(run: Run, packed, trajectories, started, rolled, learned):
     "rollout/episodes_per_s": len(trajectories) / (rolled - started),
     "tokens_per_s": packed.unique_tokens / (learned - started),
     "batch/unique_over_row_tokens": packed.unique_tokens / packed.row_tokens,
+    "batch/cut_trajectories": packed.cut,
     "batch/row_use": packed.unique_tokens
     / (int(packed.rows_used.sum()) * packed.tokens.tokens.shape[-1]),
     "sampler/prefill_tokens": run.engine.prefill_tokens,

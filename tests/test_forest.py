@@ -138,6 +138,14 @@ def test_a_trie_that_is_too_large_is_cut_into_ones_that_fit(paths, capacity):
   assert sorted(s for t in trees for s, _ in t.responses) == sorted(
     p.step for p in paths if p.step
   )
+  # Trajectories that fit alone are never cut, so sharing never costs.
+  size = lambda trees: sum(len(t.tokens) for t in trees)
+  alone = [
+    forest.tries([p for p in paths if p.trajectory == number], 64)
+    for number in {p.trajectory for p in paths}
+  ]
+  if max(map(size, alone)) <= capacity:
+    assert size(trees) <= sum(map(size, alone))
 
 
 def test_branches_of_one_prompt_and_equal_answers_by_hand():

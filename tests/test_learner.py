@@ -91,6 +91,14 @@ def test_eight_devices_give_the_update_of_one(name, sgd):
   close(a.critic, b.critic)
 
 
+def test_the_kernel_gives_the_update_of_the_blocks(sgd):
+  kernel = dataclasses.replace(CONFIG, attention="pallas")
+  a, _ = run(packed(), row("steppo"))
+  b, _ = run(packed(), row("steppo"), devices=2, config=kernel)
+  close(a.policy, b.policy)
+  close(a.critic, b.critic)
+
+
 @pytest.mark.parametrize("name", ["steppo", "capo", "ppo"])
 def test_microbatches_change_nothing(name, sgd):
   small = dataclasses.replace(CONFIG, microbatch_rows=2)

@@ -32,8 +32,8 @@ def trajectory(steps, *, uid="a", final=None):
   return types.Trajectory(uid, TASK, tuple(steps), final, False)
 
 
-def pack(trajectories, layout="packed", parts=1, **options):
-  config = packing.PackingConfig(layout=layout, row_length=12)
+def pack(trajectories, layout="packed", parts=1, too_long="error", **options):
+  config = packing.PackingConfig(layout, 12, too_long)
   part = [i % parts for i in range(len(trajectories))]
   return packing.pack(
     trajectories, part, config, num_parts=parts, rows_multiple=1, pad_id=0,
@@ -99,6 +99,80 @@ def test_an_empty_response_keeps_its_boundary():
   packed = pack([empty])
   assert packed.table.boundary[1:3].tolist() == [1, 2]
   assert 1 not in packed.tokens.step_ids
+
+
+def test_the_table_counts_the_sampled_tokens_of_each_step():
+  masked = dataclasses.replace(
+    step([5, 6], [7, 8, 9], end="terminated"),
+    response_mask=np.array([True, False, True]),
+  )
+  packed = pack([trajectory([masked])])
+  assert packed.table.num_tokens[:3].tolist() == [0, 2, 0]
+  for layout in ("rows", "packed", "tree"):
+    packed = pack([TWO_STEPS], layout=layout)
+    count = np.bincount(packed.tokens.step_ids.ravel(), minlength=64)
+    assert packed.table.num_tokens[1:].tolist() == count[1:64].tolist()
+
+
+def test_a_group_shares_its_task_in_a_tree_and_not_in_chains():
+  twin = trajectory([step([5, 6], [9], uid="b", end="terminated")], uid="b")
+  assert pack([TWO_STEPS, twin]).unique_tokens == 7 + 3
+  packed = pack([TWO_STEPS, twin], layout="tree")
+  assert packed.unique_tokens == 7 + 1
+  assert packed.table.boundary[1] == packed.table.boundary[3]
+  # Parts hold whole trajectories: nothing is shared between them.
+  assert pack([TWO_STEPS, twin], layout="tree", parts=2).unique_tokens == 10
+
+
+LONG = trajectory(
+  [
+    step([1, 2], [3], uid="c", reward=0.25),
+    step([1, 2, 3, 4], [5], 1, uid="c", reward=0.5),
+    step([1] * 10, [2] * 5, 2, uid="c", end="terminated", reward=1.0),
+  ],
+  uid="c",
+)
+
+
+def test_a_step_that_is_too_long_is_an_error_that_names_the_ways_out():
+  with pytest.raises(ValueError, match=r"15 tokens.*raise packing.row_length"):
+    pack([LONG])
+  with pytest.raises(ValueError, match=r"packing\.too_long=truncate"):
+    pack([LONG], layout="tree")
+
+
+@pytest.mark.parametrize("layout", ["rows", "packed", "tree"])
+def test_a_trajectory_can_be_cut_before_a_step_that_is_too_long(layout):
+  packed = pack([LONG, TWO_STEPS], layout=layout, too_long="truncate")
+  table = packed.table
+  assert packed.cut == 1
+  assert table.live[:6].tolist() == [False, True, True, True, True, False]
+  assert table.truncated[:6].tolist() == [
+    False,
+    False,
+    True,
+    False,
+    True,
+    False,
+  ]
+  assert table.reward[1:3].tolist() == [0.25, 0.5]
+  # The prompt of the step that is left out is what follows.
+  tokens = packed.tokens.tokens.ravel()
+  assert tokens[table.bootstrap_at[2]] == 1
+  assert pack([TWO_STEPS], too_long="truncate").cut == 0
+
+
+def test_a_cut_moves_to_the_front_while_the_next_prompt_is_too_long():
+  far = dataclasses.replace(LONG.steps[2], prompt_ids=np.ones(13, np.int32))
+  long = trajectory([*LONG.steps[:2], far], uid="c")
+  packed = pack([long], too_long="truncate")
+  assert packed.table.live.sum() == 1
+  assert packed.table.truncated[1]
+  short = trajectory([dataclasses.replace(far, step_index=0)], uid="c")
+  kept = pack([short, TWO_STEPS], too_long="truncate")
+  assert (kept.cut, kept.table.live.sum()) == (1, 2)
+  with pytest.raises(ValueError, match="no first step of 1 trajectories"):
+    pack([short], too_long="truncate")
 
 
 def test_trajectories_stay_whole_within_their_part():

@@ -122,6 +122,19 @@ def interval_attention(
   return out.transpose(0, 3, 1, 2, 4).reshape(b, t, h, d)
 
 
+def resolve(name: str) -> str:
+  """Resolves "auto": "pallas" on a TPU, "xla" elsewhere; others stay.
+
+  Raises:
+    ValueError: the name is none of "auto", "xla" and "pallas".
+  """
+  if name not in ("auto", "xla", "pallas"):
+    raise ValueError(f"attention={name!r} is none of auto, xla, pallas")
+  if name != "auto":
+    return name
+  return "pallas" if jax.default_backend() == "tpu" else "xla"
+
+
 def attend_rows(
   q: chex.Array,
   k: chex.Array,
@@ -143,7 +156,7 @@ def attend_rows(
       at once and rounds up to a multiple of 128.
     implementation: "xla" for `interval_attention`, "pallas" for
       `attention_pallas.interval_attention_tpu` (interpreted, slowly, where
-      there is no TPU), "auto" for "pallas" on a TPU and "xla" elsewhere.
+      there is no TPU).
     mesh: Its axis "data" splits the rows, and each device attends to its own;
       None leaves that to the compiler, which refuses to split a kernel.
 
@@ -156,8 +169,6 @@ def attend_rows(
       devices.
   """
   on_tpu = jax.default_backend() == "tpu"
-  if implementation == "auto":
-    implementation = "pallas" if on_tpu else "xla"
   if implementation == "xla":
     attend = functools.partial(interval_attention, block=block)
   elif implementation == "pallas":
@@ -173,7 +184,7 @@ def attend_rows(
     )
   else:
     raise ValueError(
-      f"implementation={implementation!r} must be 'xla', 'pallas' or 'auto'"
+      f"implementation={implementation!r} must be 'xla' or 'pallas'"
     )
   if mesh is not None:
     rows = jax.sharding.PartitionSpec("data")

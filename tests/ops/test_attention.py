@@ -250,7 +250,7 @@ def test_vmap_and_shard_map_agree_with_jit(name):
   close(jax.jit(sharded)(many), np.asarray(mapped))
 
 
-@pytest.mark.parametrize("implementation", ["xla", "pallas", "auto"])
+@pytest.mark.parametrize("implementation", ["xla", "pallas"])
 def test_rows_split_over_devices_give_the_same_attention(implementation):
   end = forests(11, rows=8)
   q, k, v, dout = arrays(11, end)
@@ -292,3 +292,14 @@ def test_wrong_options_are_named():
     attention.attend_rows(
       q, k, v, end, block=4, implementation="mosaic", mesh=None
     )
+  with pytest.raises(ValueError, match="attention='mosaic' is none of"):
+    attention.resolve("mosaic")
+
+
+def test_a_kernel_is_chosen_on_a_tpu_only():
+  assert jax.default_backend() == "cpu"
+  assert [attention.resolve(x) for x in ("auto", "xla", "pallas")] == [
+    "xla",
+    "xla",
+    "pallas",
+  ]
