@@ -45,7 +45,7 @@ class LearnerConfig:
     attention: "xla", "pallas" (a TPU kernel, interpreted elsewhere), or "auto":
       "pallas" on a TPU and "xla" on anything else.
     attention_block: Queries handled at once. Rows of more than 4 blocks go
-      through a loop that has a gradient and no second derivative.
+      through a loop, which a differentiable update avoids with larger blocks.
     logprob_chunk: Tokens projected to the vocabulary at once.
   """
 

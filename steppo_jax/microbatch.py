@@ -32,7 +32,7 @@ class Parts(NamedTuple):
     temperature: The sampler's: the policy is softmax(logits / temperature).
     differentiable: True computes unused rows too. Only rows in use are computed
       otherwise, in a loop whose length is data, which JAX cannot differentiate
-      in reverse.
+      in reverse. It also attends without loop and kernel, for the same reason.
   """
 
   model: transformer.ModelConfig
@@ -46,14 +46,19 @@ class Parts(NamedTuple):
   differentiable: bool = False
 
   def attend(self, rows: TokenBatch) -> Callable:
-    config = self.config
-    kernel = attention.resolve(config.attention)
+    kernel = attention.resolve(self.config.attention)
+    block = self.config.attention_block
+    if self.differentiable:
+      kernel, block = (
+        "xla",
+        max(block, attention.unrolled(rows.tokens.shape[1])),
+      )
     return lambda q, k, v: attention.attend_rows(
       q,
       k,
       v,
       rows.subtree_end,
-      block=config.attention_block,
+      block=block,
       implementation=kernel,
       # The compiler splits the rows of everything but a kernel by itself.
       mesh=self.mesh if kernel == "pallas" else None,

@@ -82,9 +82,10 @@ class Run:
     parts = config.learner.num_minibatches
     rng = np.random.default_rng([config.seed, _MINIBATCHES, update])
     shape = {}
-    if config.packing.layout == "packed":
+    if config.packing.layout != "rows":
       # The most that an update can need, so that it compiles once: unused rows
-      # are never computed, and these prompts are append-only, one chain each.
+      # are never computed, and these prompts are append-only, so that a row
+      # holds at least one trajectory.
       count = config.tasks_per_update * config.group_size
       shape = {
         "num_steps": count * config.rollout.max_steps + 1,

@@ -220,3 +220,17 @@ def test_without_the_option_the_update_has_no_reverse_gradient():
 
   with pytest.raises(ValueError, match="Reverse-mode"):
     jax.grad(result)(np.float32(0.2))
+
+
+def test_long_rows_are_differentiable_too():
+  # Eight blocks a row, which an update that is not differentiated loops over.
+  row = test_learner.row("steppo")
+  change = lambda discount, block: moved(
+    dataclasses.replace(row, discount=discount), attention_block=block
+  )
+  few, many = (
+    jax.jit(jax.grad(functools.partial(change, block=block)))(0.9)
+    for block in (worlds.CONTEXT, worlds.CONTEXT // 8)
+  )
+  np.testing.assert_allclose(many, few, rtol=1e-4)
+  assert few != 0

@@ -135,6 +135,11 @@ def resolve(name: str) -> str:
   return "pallas" if jax.default_backend() == "tpu" else "xla"
 
 
+def unrolled(length: int) -> int:
+  """The smallest block for which rows of `length` are no loop."""
+  return -(-length // _UNROLLED_BLOCKS)
+
+
 def attend_rows(
   q: chex.Array,
   k: chex.Array,

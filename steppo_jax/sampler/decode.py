@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from steppo_jax.models import transformer
-
-_HIDDEN = -1e30
+from steppo_jax.ops import attention
 
 
 class Cache(NamedTuple):
@@ -47,7 +46,7 @@ def _attention(q, k, v, positions):
   score = jnp.einsum("rkqd,rkcd->rkqc", q.reshape(r, kv, -1, d), k)
   score = score.reshape(r, kv, h // kv, t, c)
   visible = jnp.arange(c) <= positions[..., None]
-  score = jnp.where(visible[:, None, None], score, _HIDDEN)
+  score = jnp.where(visible[:, None, None], score, attention.HIDDEN)
   weight = jax.nn.softmax(score, axis=-1).reshape(r, kv, -1, c)
   out = jnp.einsum("rkqc,rkcd->rkqd", weight, v)
   out = out.reshape(r, kv, h // kv, t, d)
@@ -148,9 +147,9 @@ def _sample(logits, keys, index, temperature):
   logits = logits / scale
   noisy = logits + noise
   # The first of the largest: an argmax that the CPU backend vectorises.
-  index = jnp.arange(logits.shape[-1], dtype=jnp.int32)
+  number = jnp.arange(logits.shape[-1], dtype=jnp.int32)
   best = noisy == noisy.max(-1, keepdims=True)
-  token = jnp.where(best, index, logits.shape[-1] - 1).min(-1)
+  token = jnp.where(best, number, logits.shape[-1] - 1).min(-1)
   chosen = jnp.take_along_axis(logits, token[:, None], axis=1)[:, 0]
   return token, chosen - jax.nn.logsumexp(logits, axis=-1)
 
