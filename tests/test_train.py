@@ -258,8 +258,11 @@ def test_an_update_in_which_everything_breaks_stops_the_run(
     run(small_config(tmp_path))
 
 
-@pytest.mark.parametrize("name", ["household_gigpo", "household_gagpo"])
-def test_an_experiment_of_groups_trains_on_small_games(name, tmp_path):
+@pytest.mark.parametrize(
+  ("name", "layout"),
+  [("household_gigpo", "packed"), ("household_gagpo", "tree")],
+)
+def test_an_experiment_of_groups_trains_on_small_games(name, layout, tmp_path):
   file = pathlib.Path(__file__).parents[1] / "experiments" / f"{name}.py"
   loaded = config.load(str(file))
   row = loaded.algorithm.row()
@@ -268,7 +271,7 @@ def test_an_experiment_of_groups_trains_on_small_games(name, tmp_path):
   assert loaded.tasks_per_update * loaded.group_size == 128
   options = small_config(
     tmp_path, algorithm=loaded.algorithm, num_updates=1, tasks_per_update=2,
-    group_size=3,
+    group_size=3, packing=PackingConfig(layout, worlds.CONTEXT),
   )  # fmt: skip
   lines = metrics.read_jsonl(run(options) / "metrics.jsonl")
   assert np.isfinite(lines[1]["policy/policy_loss"])
