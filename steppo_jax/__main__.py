@@ -26,6 +26,13 @@ weights=runs/household_steppo-seed0/policy.safetensors
 console = rich.console.Console(stderr=True)
 
 
+def _say(text: str, style: str | None = None) -> None:
+  """One line as it is: a path that is broken in two cannot be copied."""
+  console.print(
+    text, style=style, markup=False, highlight=False, soft_wrap=True
+  )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs one command; returns the exit status.
 
@@ -37,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   try:
     return args.function(args, rest) or 0
   except (ValueError, RuntimeError) as error:
-    console.print(f"error: {error}", style="red", markup=False, highlight=False)
+    _say(f"error: {error}", style="red")
     return 2 if isinstance(error, ValueError) else 1
 
 
@@ -114,7 +121,7 @@ def _train(args, rest) -> None:
   folder = run_folder.open_folder(options, name, run_folder.command_line())
   supervised = isinstance(options, config.SupervisedRun)
   total = options.training.num_steps if supervised else options.num_updates
-  console.print(f"run folder: {folder}", markup=False)
+  _say(f"run folder: {folder}")
   with _progress() as progress:
     bar = progress.add_task("updates", total=total, info="starting")
     episodes = [0]
@@ -138,7 +145,7 @@ def _train(args, rest) -> None:
       train.train(options, folder, on_update=on_update, on_episode=on_episode)
   summary = report.report(folder)
   print(pathlib.Path(summary).read_text())
-  console.print(f"plot: {folder / 'report.png'}", markup=False)
+  _say(f"plot: {folder / 'report.png'}")
 
 
 def _progress():
@@ -236,7 +243,7 @@ def _report(args, _) -> None:
 
   summary = report.report(*args.runs, control=args.control)
   print(pathlib.Path(summary).read_text())
-  console.print(f"written: {summary} and report.png beside it", markup=False)
+  _say(f"written: {summary} and report.png beside it")
 
 
 def _data(args, _) -> None:
