@@ -85,8 +85,8 @@ def main():
     "steps_per_s": steps / sum(rollout_s),
     "decoded_tokens_per_s": decoded / sum(rollout_s),
     "unique_tokens": unique,
-    "prefill_over_prompt_tokens": run.engine.prefill_tokens
-    / run.engine.prompt_tokens,
+    "prefill_over_prompt_tokens": run.engine.counters.prefill_tokens
+    / run.engine.counters.prompt_tokens,
     "update_packed_s": packed_s,
     "update_rows_s": rows_s,
     "rows_over_packed": rows_s / packed_s,

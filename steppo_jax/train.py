@@ -1,5 +1,6 @@
 """A run of reinforcement learning, read from top to bottom."""
 
+import dataclasses
 import math
 import pathlib
 import time
@@ -210,6 +211,7 @@ def _evaluate(run: Run, update: int) -> dict[str, Any]:
 def _one_update(run: Run, state, update: int, on_episode):
   """Rollout, packing, learning; returns the state and named numbers."""
   started = time.monotonic()
+  before = dataclasses.replace(run.engine.counters)
   trajectories = loop.run(
     run.engine,
     evaluate.make_env(run.config.env),
@@ -251,7 +253,7 @@ def _one_update(run: Run, state, update: int, on_episode):
     result[f"rollout/error/{cause}"] = count
   return state, result | _speeds(
     run, packed, trajectories, started, rolled, learned
-  )
+  ) | _sampling(run.engine, before, packed, trajectories)
 
 
 def _errors(trajectories: Sequence[types.Trajectory]) -> dict[str, int]:
@@ -275,7 +277,23 @@ def _speeds(run: Run, packed, trajectories, started, rolled, learned):
     "batch/cut_trajectories": packed.cut,
     "batch/row_use": packed.unique_tokens
     / (int(packed.rows_used.sum()) * packed.tokens.tokens.shape[-1]),
-    "sampler/prefill_tokens": run.engine.prefill_tokens,
     "compiles/sampler": run.engine.compiles,
     "compiles/learner": run.learner.compiles,
+  }
+
+
+def _sampling(engine, before, packed, trajectories):
+  """What the sampler read for one update's episodes."""
+  now = engine.counters
+  since = {
+    name: value - getattr(before, name)
+    for name, value in dataclasses.asdict(now).items()
+  }
+  sampled = sum(len(s.response_ids) for t in trajectories for s in t.steps)
+  slot_steps = since["decode_steps"] * engine.num_slots
+  return {f"sampler/{name}": value for name, value in since.items()} | {
+    # 1 if every token that the policy did not write itself is read once.
+    "sampler/prefill_over_unique": since["prefill_tokens"]
+    / max(packed.unique_tokens - sampled, 1),
+    "sampler/slot_use": since["decode_tokens"] / max(slot_steps, 1),
   }

@@ -117,12 +117,18 @@ class Response:
 
 
 class Engine(Protocol):
-  """Samples responses for whole batches of requests."""
+  """Samples responses for requests that come and go."""
 
   num_slots: int
 
-  def generate(self, requests: Sequence[Request]) -> list[Response]:
-    """Answers all requests, at most `num_slots`, in their order."""
+  def submit(self, requests: Sequence[Request]) -> None:
+    """Takes requests in, at most `num_slots` under way at once."""
+
+  def poll(self) -> list[tuple[Request, Response]]:
+    """Works on what was submitted; returns what has been answered since.
+
+    May return nothing while responses are under way; calling it again goes on.
+    """
 
   def release(self, session: str) -> None:
     """Frees the slot of a trajectory that has ended."""

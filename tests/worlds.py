@@ -6,6 +6,7 @@ import functools
 import jax
 import numpy as np
 
+from steppo_jax import types
 from steppo_jax.data import tokenizer as tokenizer_lib
 from steppo_jax.envs import household, household_worlds
 from steppo_jax.models import transformer
@@ -40,10 +41,12 @@ def policy(seed=0):
   return jax.tree.map(lambda x: x * 1.5, params)
 
 
-def engine(num_slots=8, seed=0):
+def engine(num_slots=8, seed=0, **options):
   made = engine_lib.SlotEngine(
     model(),
-    engine_lib.SamplerConfig(num_slots=num_slots, prefill_lengths=(16, 64)),
+    engine_lib.SamplerConfig(
+      num_slots=num_slots, prefill_lengths=(16, 64), **options
+    ),
     context=CONTEXT,
     max_new_tokens=ROLLOUT.max_new_tokens,
     end_of_turn_id=tokenizer().end_of_turn_id,
@@ -94,21 +97,24 @@ class ScriptedEngine:
 
   def __init__(self, answer):
     self._answer = answer
+    self._asked = []
     self.turns = {}
     self.released = []
 
-  def generate(self, requests):
-    from steppo_jax import types
+  def submit(self, requests):
+    self._asked += requests
 
-    out = []
-    for request in requests:
-      turn = self.turns.get(request.session, 0)
-      self.turns[request.session] = turn + 1
-      text = self._answer(request.session, turn)
-      ids = prompting.CompactPrompt(tokenizer()).response(text)
-      logps = np.full(len(ids), -1.0, np.float32)
-      out.append(types.Response(ids, logps, "stop", 0))
-    return out
+  def poll(self):
+    asked, self._asked = self._asked, []
+    return [(request, self._respond(request)) for request in asked]
+
+  def _respond(self, request):
+    turn = self.turns.get(request.session, 0)
+    self.turns[request.session] = turn + 1
+    text = self._answer(request.session, turn)
+    ids = prompting.CompactPrompt(tokenizer()).response(text)
+    logps = np.full(len(ids), -1.0, np.float32)
+    return types.Response(ids, logps, "stop", 0)
 
   def release(self, session):
     self.released.append(session)

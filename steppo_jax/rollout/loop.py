@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
+from concurrent import futures
 from typing import NamedTuple
 
 import numpy as np
@@ -21,12 +22,16 @@ class RolloutConfig:
       an episode that cannot take another step is truncated.
     max_new_tokens: Longest response in tokens.
     temperature: Softmax temperature; 0 is greedy.
+    env_threads: Threads that step environments while the sampler goes on; 0
+      steps them between two calls of the sampler, in an order that is the same
+      in every run. Worth it for environments that wait for something.
   """
 
   max_steps: int = 15
   max_tokens: int = 256
   max_new_tokens: int = 12
   temperature: float = 1.0
+  env_threads: int = 0
 
 
 class Episode(NamedTuple):
@@ -67,9 +72,9 @@ def run(
 ) -> list[types.Trajectory]:
   """Runs episodes side by side, as many as the engine has slots.
 
-  A finished episode's slot is refilled at once. Every episode comes back
-  exactly once: an environment that raises ends its own episode with `error`
-  and no other.
+  A finished episode's slot is refilled at once, and an environment that is
+  slow holds no other. Every episode comes back exactly once: an environment
+  that raises ends its own episode with `error` and no other.
 
   Args:
     engine: Samples the responses.
@@ -84,13 +89,14 @@ def run(
   """
   waiting = collections.deque(enumerate(episodes))
   done: dict[int, types.Trajectory] = {}
-  live: dict[int, _Live] = {}
+  live: dict[int, _Live | None] = {}
+  index_of: dict[str, int] = {}
   idle: list[types.Env] = []
 
   def finish(index, trajectory):
     done[index] = trajectory
     engine.release(trajectory.uid)
-    state = live.pop(index, None)
+    state = live.pop(index)
     if state is not None and trajectory.error is None:
       idle.append(state.env)
     elif state is not None:
@@ -98,26 +104,65 @@ def run(
     if on_finish is not None:
       on_finish(trajectory)
 
-  while waiting or live:
-    while waiting and len(live) < engine.num_slots:
-      index, episode = waiting.popleft()
-      started = _start(episode, idle, make_env, prompt, config)
-      if isinstance(started, types.Trajectory):
-        finish(index, started)
-      else:
-        live[index] = started
-    if not live:
-      continue
-    responses = engine.generate([_request(s, config) for s in live.values()])
-    for (index, state), response in zip(
-      list(live.items()), responses, strict=True
-    ):
-      trajectory = _advance(state, response, prompt, config)
-      if trajectory is not None:
-        finish(index, trajectory)
+  with _Calls(config.env_threads) as calls:
+    while waiting or live:
+      while waiting and len(live) < engine.num_slots:
+        index, episode = waiting.popleft()
+        live[index], index_of[episode.uid] = None, index
+        env = idle.pop() if idle else None
+        calls.start(index, _start, episode, env, make_env, prompt, config)
+      requests = []
+      # All are with their environments: nothing to do but wait.
+      for index, found in calls.finished(wait=len(calls) == len(live)):
+        if isinstance(found, types.Trajectory):
+          finish(index, found)
+        else:
+          live[index] = found
+          requests.append(_request(found, config))
+      engine.submit(requests)
+      for request, response in engine.poll():
+        index = index_of[request.session]
+        calls.start(index, _advance, live[index], response, prompt, config)
   for env in idle:
     _close(env)
   return [done[index] for index in range(len(done))]
+
+
+class _Calls:
+  """Calls of environments, in threads or at once, by episode."""
+
+  def __init__(self, threads: int):
+    self._pool = futures.ThreadPoolExecutor(threads) if threads else None
+    self._pending: dict[futures.Future, int] = {}
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    if self._pool is not None:
+      self._pool.shutdown(cancel_futures=True)
+
+  def __len__(self) -> int:
+    return len(self._pending)
+
+  def start(self, index: int, function, *args) -> None:
+    if self._pool is not None:
+      future = self._pool.submit(function, *args)
+    else:
+      future = futures.Future()
+      future.set_result(function(*args))
+    self._pending[future] = index
+
+  def finished(self, *, wait: bool) -> list[tuple[int, object]]:
+    """Results that are there, in the order of the calls.
+
+    Args:
+      wait: Whether to wait for the first if there is none.
+    """
+    if wait:
+      futures.wait(self._pending, return_when=futures.FIRST_COMPLETED)
+    ready = [future for future in self._pending if future.done()]
+    return [(self._pending.pop(future), future.result()) for future in ready]
 
 
 def _close(env: types.Env) -> None:
@@ -128,11 +173,10 @@ def _close(env: types.Env) -> None:
     return
 
 
-def _start(episode, idle, make_env, prompt, config):
+def _start(episode, env, make_env, prompt, config):
   """Resets an environment; returns the live episode or its failure."""
-  env = None
   try:
-    env = idle.pop() if idle else make_env()
+    env = env or make_env()
     first = env.reset(episode.task, episode.seed)
     prompt_ids = prompt.first(first.observation)
   except Exception as error:
@@ -141,7 +185,7 @@ def _start(episode, idle, make_env, prompt, config):
     return _failed(episode, (), error)
   needed = len(prompt_ids) + config.max_new_tokens
   if needed > config.max_tokens:
-    idle.append(env)
+    _close(env)
     reason = (
       f"first prompt of {len(prompt_ids)} tokens leaves no room for a "
       f"response: raise rollout.max_tokens={config.max_tokens}"
@@ -169,7 +213,7 @@ def _request(state: _Live, config: RolloutConfig) -> types.Request:
 
 def _advance(
   state: _Live, response: types.Response, prompt, config: RolloutConfig
-) -> types.Trajectory | None:
+) -> types.Trajectory | _Live:
   """Steps one environment; returns the trajectory if that ended it."""
   episode = state.episode
   try:
@@ -203,7 +247,7 @@ def _advance(
   state.prompt_ids = next_ids
   state.anchor = out.info.get("anchor", "")
   if not (out.terminated or truncated):
-    return None
+    return state
   return types.Trajectory(
     episode.uid,
     episode.task,

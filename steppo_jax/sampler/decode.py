@@ -25,6 +25,33 @@ class Cache(NamedTuple):
   hidden: chex.Array
 
 
+class Turns(NamedTuple):
+  """What each slot has sampled of the response under way.
+
+  Attributes:
+    ids: [N, M] int32 sampled tokens, zeros behind.
+    logps: [N, M] float32 log-probs of those tokens.
+    count: [N] int32 number of sampled tokens.
+    live: [N] bool, True while the response is unfinished.
+  """
+
+  ids: chex.Array
+  logps: chex.Array
+  count: chex.Array
+  live: chex.Array
+
+
+def no_turns(num_slots: int, max_new_tokens: int) -> Turns:
+  """Slots without a response under way."""
+  shape = (num_slots, max_new_tokens)
+  return Turns(
+    jnp.zeros(shape, jnp.int32),
+    jnp.zeros(shape, jnp.float32),
+    jnp.zeros(num_slots, jnp.int32),
+    jnp.zeros(num_slots, bool),
+  )
+
+
 def empty_cache(
   config: transformer.ModelConfig, num_slots: int, context: int
 ) -> Cache:
@@ -122,6 +149,70 @@ def prefill(
   return cache._replace(hidden=cache.hidden.at[slots].set(hidden, mode="drop"))
 
 
+def take(cache: Cache, turns: Turns, slots: chex.Array, *, context: int):
+  """The first `context` positions and the responses of some slots.
+
+  Args:
+    cache: The cache.
+    turns: Responses under way.
+    slots: [R] int32; N on unused rows, which then have no live response.
+    context: Number of positions.
+
+  Returns:
+    A cache and responses of R slots.
+  """
+  used = slots < turns.live.shape[0]
+  read = lambda x: x.at[slots].get(mode="clip")
+  part = lambda x: read(x[:, :, :context])
+  turns = jax.tree.map(read, turns)
+  return (
+    Cache(
+      tuple(part(k) for k in cache.k),
+      tuple(part(v) for v in cache.v),
+      read(cache.hidden),
+    ),
+    turns._replace(live=turns.live & used),
+  )
+
+
+def put(
+  cache: Cache, turns: Turns, slots: chex.Array, taken: Cache, new: Turns
+):
+  """Writes back what `take` took; cache and turns are donated by the caller."""
+  context = taken.k[0].shape[2]
+  write = lambda x, y: x.at[slots].set(y, mode="drop")
+  part = lambda x, y: x.at[slots, :, :context].set(y, mode="drop")
+  return (
+    Cache(
+      tuple(map(part, cache.k, taken.k)),
+      tuple(map(part, cache.v, taken.v)),
+      write(cache.hidden, taken.hidden),
+    ),
+    jax.tree.map(write, turns, new),
+  )
+
+
+def copy(
+  cache: Cache, source: chex.Array, target: chex.Array, *, context: int
+) -> Cache:
+  """Copies what some slots hold into others, all read before one is written.
+
+  Args:
+    cache: The cache; donated by the caller.
+    source: [R] int32 slots to read.
+    target: [R] int32 slots to write; N on unused rows.
+    context: Number of positions to copy.
+  """
+
+  def one(x):
+    read = x[:, :, :context].at[source].get(mode="clip")
+    return x.at[target, :, :context].set(read, mode="drop")
+
+  return Cache(
+    tuple(one(k) for k in cache.k), tuple(one(v) for v in cache.v), cache.hidden
+  )
+
+
 def request_keys(seed: chex.Array, purpose: chex.Array) -> chex.Array:
   """One key a request: the integers of [N, I] folded into the seed in turn."""
 
@@ -158,59 +249,85 @@ def decode(
   config: transformer.ModelConfig,
   params: Any,
   cache: Cache,
+  turns: Turns,
+  fresh: chex.Array,
   length: chex.Array,
   limit: chex.Array,
   temperature: chex.Array,
   keys: chex.Array,
+  stop_at: chex.Array,
+  max_steps: chex.Array,
   *,
   end_of_turn_id: int,
-  max_new_tokens: int,
   context: int,
-) -> tuple[Cache, chex.Array, chex.Array, chex.Array]:
-  """Samples in all slots at once until each ends its turn or its limit.
+) -> tuple[Cache, Turns, chex.Array, chex.Array]:
+  """Samples in all live slots side by side until enough of them have ended.
+
+  A slot's draws depend on its key and on how many tokens it has sampled, never
+  on when its response began or on the other slots.
 
   Args:
     config: Sizes of the decoder.
     params: Decoder parameters.
     cache: The cache; donated by the caller.
-    length: [N] int32 tokens already in each slot.
-    limit: [N] int32 tokens each slot may sample; 0 leaves a slot out.
+    turns: Responses under way; donated by the caller.
+    fresh: [N] bool, slots whose prompt was just read: they start a response.
+    length: [N] int32 prompt tokens in each slot.
+    limit: [N] int32 tokens each response may have.
     temperature: [N] float32; 0 takes the most likely token.
     keys: [N] PRNG keys.
-    end_of_turn_id: The token that ends a turn.
-    max_new_tokens: Static upper bound of `limit`.
+    stop_at: Number of live slots at which to stop.
+    max_steps: Tokens after which to stop.
+    end_of_turn_id: The token that ends a response.
     context: Number of cache positions to attend over.
 
   Returns:
-    The cache, token ids [N, M], their float32 log-probs [N, M] and the number
-    of tokens sampled in each slot [N].
+    The cache, the responses, and two int32 counts: tokens read side by side
+    and the sum over them of live slots.
   """
   num_slots = length.shape[0]
   capacity = cache.k[0].shape[2]
+  row = jnp.arange(num_slots)
 
-  def sample(cache, ids, logps, count, live, t):
-    logits = transformer.logits(params, cache.hidden)
-    index = jnp.full((num_slots,), t)
-    token, logp = _sample(logits, keys, index, temperature)
-    ids = ids.at[:, t].set(jnp.where(live, token, 0))
-    logps = logps.at[:, t].set(jnp.where(live, logp, 0.0))
-    count = count + live
-    live = live & (token != end_of_turn_id) & (count < limit)
-    return cache, ids, logps, count, live, t + 1
+  def sample(hidden, turns, where):
+    """Adds one token to the slots `where`."""
+    logits = transformer.logits(params, hidden)
+    token, logp = _sample(logits, keys, turns.count, temperature)
+    at = jnp.where(where, turns.count, turns.ids.shape[1])
+    count = turns.count + where
+    ended = where & ((token == end_of_turn_id) | (count >= limit))
+    return Turns(
+      turns.ids.at[row, at].set(token, mode="drop"),
+      turns.logps.at[row, at].set(logp, mode="drop"),
+      count,
+      turns.live & ~ended,
+    )
 
   def read_and_sample(state):
-    cache, ids, logps, count, live, t = state
+    cache, turns, steps, work = state
     # The token that ends a turn is not read here but with the next prompt.
-    at = jnp.where(live, length + count - 1, capacity)[:, None]
-    token = jax.lax.dynamic_slice_in_dim(ids, t - 1, 1, axis=1)
+    at = jnp.where(turns.live, length + turns.count - 1, capacity)[:, None]
+    last = jnp.maximum(turns.count - 1, 0)[:, None]
+    token = jnp.take_along_axis(turns.ids, last, axis=1)
     hidden, cache = _step(config, params, cache, token, at, None, context)
     cache = cache._replace(hidden=hidden[:, 0])
-    return sample(cache, ids, logps, count, live, t)
+    work = work + jnp.sum(turns.live, dtype=jnp.int32)
+    return cache, sample(cache.hidden, turns, turns.live), steps + 1, work
 
-  ids = jnp.zeros((num_slots, max_new_tokens), jnp.int32)
-  logps = jnp.zeros((num_slots, max_new_tokens), jnp.float32)
-  count = jnp.zeros_like(length)
-  state = sample(cache, ids, logps, count, limit > 0, 0)
-  state = jax.lax.while_loop(lambda s: jnp.any(s[4]), read_and_sample, state)
-  cache, ids, logps, count, _, _ = state
-  return cache, ids, logps, count
+  def goes_on(state):
+    _, turns, steps, _ = state
+    return (jnp.sum(turns.live) > stop_at) & (steps < max_steps)
+
+  turns = turns._replace(
+    count=jnp.where(fresh, 0, turns.count), live=turns.live | fresh
+  )
+  turns = jax.lax.cond(
+    jnp.any(fresh),
+    lambda turns: sample(cache.hidden, turns, fresh),
+    lambda turns: turns,
+    turns,
+  )
+  zero = jnp.zeros((), jnp.int32)
+  return jax.lax.while_loop(
+    goes_on, read_and_sample, (cache, turns, zero, zero)
+  )

@@ -1,8 +1,6 @@
 """The local engine: slots that keep their cache from turn to turn."""
 
-import collections
 import dataclasses
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,10 +9,7 @@ import numpy as np
 
 from steppo_jax import types
 from steppo_jax.models import transformer
-from steppo_jax.sampler import decode
-
-# Most integers in a request's key; the shape must not vary.
-_KEY_LENGTH = 7
+from steppo_jax.sampler import programs, slots
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,23 +20,60 @@ class SamplerConfig:
     num_slots: Trajectories that are sampled side by side.
     prefill_lengths: Sizes into which runs of new prompt tokens are cut,
       ascending; longer prompts are read in several runs.
+    refill: Responses that must have ended before their slots are given new
+      work; 0 for an eighth of the slots.
+    burst: Tokens after which requests that came meanwhile are taken in, even
+      if no response has ended.
   """
 
   num_slots: int = 128
   prefill_lengths: tuple[int, ...] = (8, 16, 32, 64)
+  refill: int = 0
+  burst: int = 64
+
+  def __post_init__(self):
+    for name, least in (("num_slots", 1), ("refill", 0), ("burst", 1)):
+      if getattr(self, name) < least:
+        raise ValueError(
+          f"sampler.{name}={getattr(self, name)} must be at least {least}"
+        )
+    lengths = self.prefill_lengths
+    if not lengths or list(lengths) != sorted({n for n in lengths if n > 0}):
+      raise ValueError(
+        f"sampler.prefill_lengths={lengths} must be positive and ascending"
+      )
+
+
+@dataclasses.dataclass
+class Counters:
+  """What the engine has done so far.
+
+  Attributes:
+    prompt_tokens: Prompt tokens asked for.
+    prefill_tokens: Prompt tokens read.
+    copied_tokens: Prompt tokens taken over from another slot.
+    decode_steps: Tokens read side by side while sampling.
+    decode_tokens: Tokens read while sampling, over all slots.
+  """
+
+  prompt_tokens: int = 0
+  prefill_tokens: int = 0
+  copied_tokens: int = 0
+  decode_steps: int = 0
+  decode_tokens: int = 0
 
 
 class SlotEngine:
   """Samples with one key-value cache per slot; implements `types.Engine`.
 
   On each turn only the tokens that the slot does not hold are read: the
-  longest common prefix of the prompt and the slot's contents is kept.
+  longest common prefix of the prompt and the slot's contents is kept, and a new
+  session copies the prefix that it shares with another. Slots whose response
+  has ended get new work while the others go on.
 
   Attributes:
-    num_slots: Most requests that `generate` takes at once.
-    compiles: Programs compiled so far; constant after `warm_up`.
-    prefill_tokens: Prompt tokens read so far.
-    prompt_tokens: Prompt tokens asked for so far.
+    num_slots: Most responses under way at once.
+    counters: What has been done so far.
   """
 
   def __init__(
@@ -64,215 +96,189 @@ class SlotEngine:
       end_of_turn_id: The token that ends a response.
       seed: Root of all keys.
     """
-    self.num_slots = config.num_slots
-    self.compiles = 0
-    self.prefill_tokens = 0
-    self.prompt_tokens = 0
+    n = config.num_slots
+    self.num_slots = n
+    self.counters = Counters()
     self._config = config
-    self._seed = seed
     self._end_of_turn = end_of_turn_id
-    self._params: Any = None
-    self._version = 0
-    self._cache = decode.empty_cache(model, config.num_slots, context)
-    self._held = [np.zeros(0, np.int32) for _ in range(config.num_slots)]
-    self._slot_of: dict[str, int] = {}
-    self._free = collections.deque(range(config.num_slots))
+    self._version: int | None = None
+    self._context = context
     self._max_new_tokens = max_new_tokens
-    self._contexts = _context_sizes(context)
-    # Few rows for new trajectories, all of them for the usual turn.
-    self._row_sizes = sorted({max(1, config.num_slots // 8), config.num_slots})
-
-    def prefill(params, cache, tokens, start, length, slots, *, context):
-      self.compiles += 1  # runs while tracing only
-      return decode.prefill(
-        model, params, cache, tokens, start, length, slots, context=context
-      )
-
-    def sample(params, cache, length, limit, heat, numbers, *, context):
-      self.compiles += 1
-      keys = decode.request_keys(self._seed, numbers)
-      return decode.decode(
-        model,
-        params,
-        cache,
-        length,
-        limit,
-        heat,
-        keys,
-        end_of_turn_id=end_of_turn_id,
-        max_new_tokens=max_new_tokens,
-        context=context,
-      )
-
-    jit = functools.partial(
-      jax.jit, static_argnames="context", donate_argnums=1
+    self._refill = config.refill or max(1, n // 8)
+    self._device = programs.Programs(
+      model,
+      num_slots=n,
+      context=context,
+      max_new_tokens=max_new_tokens,
+      prefill_lengths=config.prefill_lengths,
+      end_of_turn_id=end_of_turn_id,
+      seed=seed,
     )
-    self._prefill, self._sample = jit(prefill), jit(sample)
+    self._slots = slots.Slots(n, context)
+    self._queue: list[slots.Read] = []
+    self._under_way: dict[int, types.Request] = {}
+    self._count = np.zeros(n, np.int32)
+    self._asked = programs.Asked.none(n)
 
   def set_params(self, params: Any, version: int) -> None:
-    """Takes new weights; caches made by other weights are dropped."""
-    self._params, self._version = params, version
-    self._held = [np.zeros(0, np.int32) for _ in self._held]
+    """Takes new weights; caches made by other weights are dropped.
+
+    Raises:
+      RuntimeError: responses are under way.
+    """
+    if self._under_way:
+      raise RuntimeError(
+        f"{len(self._under_way)} responses are under way: poll until they have "
+        "ended before the weights change"
+      )
+    self._device.params, self._version = params, version
+    self._slots.clear()
 
   def warm_up(self) -> None:
-    """Compiles every program that `generate` can need."""
-    if self._params is None:
-      raise RuntimeError("set_params must be called before warm_up")
-    for context in self._contexts:
-      for rows in self._row_sizes:
-        for size in self._config.prefill_lengths:
-          if size <= context:
-            self._run_prefill([], rows, size, context)
-      self._run_sample([], {}, context)
+    """Compiles every program that requests can need."""
+    self._require_params("warm_up")
+    self._device.warm_up()
 
   def release(self, session: str) -> None:
-    """Frees the slot of a trajectory that has ended."""
-    slot = self._slot_of.pop(session, None)
-    if slot is not None:
-      self._free.append(slot)
+    """Frees the slot of a trajectory that has ended.
+
+    Raises:
+      RuntimeError: a response of the session is under way.
+    """
+    if any(r.session == session for r in self._under_way.values()):
+      raise RuntimeError(f"session {session}: a response is under way")
+    self._slots.release(session)
+
+  def submit(self, requests: Sequence[types.Request]) -> None:
+    """Takes requests in; `poll` answers them. All are refused or none.
+
+    Raises:
+      ValueError: an empty prompt, a prompt and response that do not fit the
+        context, or two requests of one session under way.
+      RuntimeError: no weights yet, or no free slot for a new session.
+    """
+    self._check(requests)
+    for request in requests:
+      read = self._slots.plan(request.session, request.prompt_ids)
+      slot = read.slot
+      self._queue.append(read)
+      self._under_way[slot] = request
+      self._count[slot] = 0
+      self._asked.take(slot, request)
+      self.counters.prompt_tokens += len(request.prompt_ids)
+      self.counters.prefill_tokens += len(read.ids)
+      self.counters.copied_tokens += read.start * (read.source is not None)
+
+  def poll(self) -> list[tuple[types.Request, types.Response]]:
+    """Reads what was submitted and samples until some responses have ended.
+
+    Returns:
+      The requests whose responses have ended, by slot: none if nothing is
+      under way, or if `burst` tokens ended none.
+    """
+    if not self._under_way:
+      return []
+    fresh = np.zeros(self.num_slots, bool)
+    fresh[[read.slot for read in self._queue]] = True
+    for wave in slots.waves(self._queue):
+      self._device.read(wave)
+    self._queue.clear()
+    live = sorted(self._under_way)
+    asked, burst = self._asked, self._config.burst
+    ahead = np.minimum(asked.limit - self._count, burst + 1)
+    steps, tokens = self._device.sample(
+      live,
+      asked,
+      fresh,
+      longest=int((asked.length + self._count + ahead)[live].max()),
+      stop_at=max(0, len(live) - self._refill),
+      max_steps=burst,
+    )
+    self.counters.decode_steps += steps
+    self.counters.decode_tokens += tokens
+    return self._collect(live)
 
   def generate(self, requests: Sequence[types.Request]) -> list[types.Response]:
     """Answers all requests, at most `num_slots`, in their order.
 
     Raises:
-      ValueError: too many requests, two of one session, an empty prompt, or
-        a prompt and response that do not fit the context.
+      ValueError: see `submit`; also too many requests.
+      RuntimeError: see `submit`; also responses under way.
     """
-    self._check(requests)
-    slots = [self._slot(r.session) for r in requests]
-    pending = []
-    for request, slot in zip(requests, slots, strict=True):
-      prompt = request.prompt_ids
-      # The last token is always read anew: its output starts the response.
-      keep = min(_common(self._held[slot], prompt), len(prompt) - 1)
-      pending.append((slot, keep, prompt[keep:]))
-      self.prefill_tokens += len(prompt) - keep
-      self.prompt_tokens += len(prompt)
-    self._read(pending)
-    longest = max((len(r.prompt_ids) + r.max_new_tokens for r in requests),
-                  default=1)  # fmt: skip
-    of_slot = dict(zip(slots, requests, strict=True))
-    ids, logps, count = self._run_sample(
-      slots, of_slot, self._pick_context(longest)
-    )
-    responses = []
-    for request, slot in zip(requests, slots, strict=True):
-      n = int(count[slot])
+    if self._under_way:
+      raise RuntimeError("generate was called while responses are under way")
+    self.submit(requests)
+    done: dict[str, types.Response] = {}
+    while self._under_way:
+      done |= {r.session: response for r, response in self.poll()}
+    return [done[r.session] for r in requests]
+
+  def _collect(self, live):
+    """Responses that have ended; their slots stay with their sessions."""
+    turns = self._device.turns
+    count, alive = jax.device_get((turns.count, turns.live))
+    self._count = np.array(count)  # to be written to
+    ended = [slot for slot in live if not alive[slot]]
+    if not ended:
+      return []
+    ids, logps = jax.device_get((turns.ids, turns.logps))
+    found = []
+    for slot in ended:
+      n = self._count[slot]
       response = ids[slot, :n].copy()
-      held = [request.prompt_ids, response[:-1]]
-      self._held[slot] = np.concatenate(held).astype(np.int32)
-      stopped = n > 0 and response[-1] == self._end_of_turn
-      responses.append(
-        types.Response(
-          response,
-          logps[slot, :n].copy(),
-          "stop" if stopped else "length",
-          self._version,
+      self._slots.wrote(slot, response[:-1])
+      stopped = response[-1] == self._end_of_turn
+      found.append(
+        (
+          self._under_way.pop(slot),
+          types.Response(
+            response,
+            logps[slot, :n].copy(),
+            "stop" if stopped else "length",
+            self._version,
+          ),
         )
       )
-    return responses
+    return found
+
+  @property
+  def compiles(self) -> int:
+    """Programs compiled so far; constant after `warm_up`."""
+    return self._device.compiles
+
+  def _require_params(self, caller: str) -> None:
+    if self._version is None:
+      raise RuntimeError(f"set_params must be called before {caller}")
 
   def _check(self, requests):
-    if self._params is None:
-      raise RuntimeError("set_params must be called before generate")
-    if len(requests) > self.num_slots:
+    self._require_params("submit")
+    if len(requests) + len(self._under_way) > self.num_slots:
+      under_way = len(self._under_way)
       raise ValueError(
-        f"{len(requests)} requests for sampler.num_slots={self.num_slots}"
+        f"{len(requests)} requests and {under_way} under way for "
+        f"sampler.num_slots={self.num_slots}"
       )
-    if len({r.session for r in requests}) < len(requests):
-      raise ValueError("two requests of one session in one batch")
+    sessions = [r.session for r in requests]
+    both = sessions + [r.session for r in self._under_way.values()]
+    if len(set(both)) < len(both):
+      raise ValueError("two requests of one session under way")
     for r in requests:
-      if len(r.key) > _KEY_LENGTH:
+      if len(r.key) > programs.KEY_LENGTH:
         raise ValueError(
           f"session {r.session}: a key of {len(r.key)} integers, at most "
-          f"{_KEY_LENGTH} are taken"
+          f"{programs.KEY_LENGTH} are taken"
         )
       if len(r.prompt_ids) == 0:
         raise ValueError(f"session {r.session}: empty prompt")
-      if r.max_new_tokens > self._max_new_tokens:
+      if not 1 <= r.max_new_tokens <= self._max_new_tokens:
         raise ValueError(
           f"session {r.session}: {r.max_new_tokens} new tokens asked for, "
-          f"the engine's limit is {self._max_new_tokens}"
+          f"the engine's limit is {self._max_new_tokens}, the least 1"
         )
-      if len(r.prompt_ids) + r.max_new_tokens > self._contexts[-1]:
+      if len(r.prompt_ids) + r.max_new_tokens > self._context:
         raise ValueError(
           f"session {r.session}: prompt of {len(r.prompt_ids)} and response "
           f"of {r.max_new_tokens} tokens exceed the context of "
-          f"{self._contexts[-1]}"
+          f"{self._context}"
         )
-
-  def _slot(self, session: str) -> int:
-    if session not in self._slot_of:
-      if not self._free:
-        raise RuntimeError(
-          f"no free slot for session {session}: release ended sessions"
-        )
-      self._slot_of[session] = self._free.popleft()
-    return self._slot_of[session]
-
-  def _pick_context(self, needed: int) -> int:
-    return next(size for size in self._contexts if size >= needed)
-
-  def _read(self, pending) -> None:
-    """Prefills (slot, start, ids) runs, grouped by size to waste little."""
-    largest = self._config.prefill_lengths[-1]
-    while pending:
-      runs: dict[int, list] = collections.defaultdict(list)
-      rest = []
-      for slot, start, ids in pending:
-        now = ids[:largest]
-        if len(ids) > largest:
-          rest.append((slot, start + largest, ids[largest:]))
-        size = next(s for s in self._config.prefill_lengths if s >= len(now))
-        runs[size].append((slot, start, now))
-      for size, group in sorted(runs.items()):
-        end = max(start + len(ids) for _, start, ids in group)
-        context = self._pick_context(max(end, size))
-        few, many = self._row_sizes[0], self._row_sizes[-1]
-        while group:
-          rows = few if len(group) <= few else many
-          batch, group = group[:rows], group[rows:]
-          self._run_prefill(batch, rows, size, context)
-      pending = rest
-
-  def _run_prefill(self, batch, rows, size, context) -> None:
-    tokens = np.zeros((rows, size), np.int32)
-    start, length = np.zeros((2, rows), np.int32)
-    slots = np.full(rows, self.num_slots, np.int32)
-    for row, (slot, begin, ids) in enumerate(batch):
-      tokens[row, : len(ids)] = ids
-      start[row], length[row], slots[row] = begin, len(ids), slot
-    self._cache = self._prefill(
-      self._params, self._cache, tokens, start, length, slots, context=context
-    )
-
-  def _run_sample(self, slots, of_slot, context):
-    n = self.num_slots
-    length, limit = np.zeros((2, n), np.int32)
-    heat = np.zeros(n, np.float32)
-    numbers = np.zeros((n, 1 + _KEY_LENGTH), np.uint32)
-    for slot in slots:
-      request = of_slot[slot]
-      length[slot] = len(request.prompt_ids)
-      limit[slot] = request.max_new_tokens
-      heat[slot] = request.temperature
-      numbers[slot, : 1 + len(request.key)] = (len(request.key), *request.key)
-    self._cache, ids, logps, count = self._sample(
-      self._params, self._cache, length, limit, heat, numbers, context=context
-    )
-    return jax.device_get((ids, logps, count))
-
-
-def _context_sizes(context: int) -> list[int]:
-  """Cache lengths to attend over: the context and its halves down to 64."""
-  sizes = [context]
-  while sizes[-1] % 2 == 0 and sizes[-1] // 2 >= 64:
-    sizes.append(sizes[-1] // 2)
-  return sizes[::-1]
-
-
-def _common(held: np.ndarray, prompt: np.ndarray) -> int:
-  """Length of the longest common prefix."""
-  n = min(len(held), len(prompt))
-  differs = np.flatnonzero(held[:n] != prompt[:n])
-  return int(differs[0]) if len(differs) else n
+    self._slots.check_room(sessions)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import threading
 
 import numpy as np
 import pytest
@@ -117,6 +118,63 @@ def test_an_environment_that_raises_costs_its_own_episode_only():
   found = loop.summary(done)
   assert found["error_share"] == (4.0, 9.0)
   assert found["success"] == (5.0, 5.0)
+
+
+class Slow(household.HouseholdEnv):
+  """Answers, where the game was seeded 1, once all the others are through."""
+
+  through = threading.Semaphore(0)
+
+  def reset(self, task, seed):
+    self.seed = seed
+    return super().reset(task, seed)
+
+  def step(self, text):
+    if self.seed == 1:
+      for _ in range(8):
+        assert self.through.acquire(timeout=60), "the others never came through"
+      self.seed = 0
+    return super().step(text)
+
+
+def test_a_slow_environment_holds_no_other():
+  episodes = [e._replace(seed=int(i == 2)) for i, e in
+              enumerate(worlds.episodes(9))]  # fmt: skip
+  plans = solutions(episodes)
+  ended = []
+
+  def on_finish(trajectory):
+    ended.append(trajectory.uid)
+    Slow.through.release()
+
+  engine = worlds.ScriptedEngine(lambda uid, turn: plans[uid][turn])
+  done = loop.run(
+    engine, Slow, episodes, PROMPT, dataclasses.replace(LIMITS, env_threads=2),
+    on_finish=on_finish,
+  )  # fmt: skip
+  assert all(t.success for t in done)
+  assert [t.uid for t in done] == [e.uid for e in episodes]
+  assert ended[-1] == episodes[2].uid
+
+
+def test_threads_play_the_same_episodes():
+  inline, threaded = (
+    loop.run(
+      worlds.engine(4), household.HouseholdEnv, worlds.episodes(6), PROMPT,
+      dataclasses.replace(worlds.ROLLOUT, env_threads=threads),
+    )
+    for threads in (0, 3)
+  )  # fmt: skip
+  for a, b in zip(inline, threaded, strict=True):
+    assert [s.response_ids.tolist() for s in a.steps] == [
+      s.response_ids.tolist() for s in b.steps
+    ]
+
+
+def test_an_engine_that_fails_in_a_threaded_rollout_is_heard():
+  with pytest.raises(ZeroDivisionError):
+    run(lambda uid, turn: 1 / 0, worlds.episodes(3),
+        config=dataclasses.replace(LIMITS, env_threads=2))  # fmt: skip
 
 
 def test_an_environment_that_cannot_start_is_an_error_of_its_episode():

@@ -11,6 +11,7 @@ import worlds
 from steppo_jax import types
 from steppo_jax.models import transformer
 from steppo_jax.ops import attention, logprobs
+from steppo_jax.sampler import engine as engine_lib
 
 
 def request(session, prompt, *, key=(0,), new=6, temperature=1.0):
@@ -74,8 +75,8 @@ def test_each_token_of_a_conversation_is_read_once():
   # A sampled token enters the cache while decoding, but for each turn's last,
   # which the next prompt brings; the last turn's is never read.
   last = len(prompts) * 3
-  assert engine.prefill_tokens == read - sampled + last
-  assert engine.prompt_tokens > 2 * engine.prefill_tokens
+  assert engine.counters.prefill_tokens == read - sampled + last
+  assert engine.counters.prompt_tokens > 2 * engine.counters.prefill_tokens
 
 
 def test_nothing_compiles_after_warm_up():
@@ -137,11 +138,11 @@ def test_a_prompt_that_was_rewritten_is_read_from_where_it_differs():
   engine = worlds.engine()
   prompt = np.arange(10, 40)
   engine.generate([request("a", prompt)])
-  before = engine.prefill_tokens
+  before = engine.counters.prefill_tokens
   changed = prompt.copy()
   changed[20] = 3
   answer = engine.generate([request("a", changed, key=(4,))])[0]
-  assert engine.prefill_tokens - before == 10
+  assert engine.counters.prefill_tokens - before == 10
   ids = np.concatenate([changed, answer.response_ids])
   want = learner_logprobs(ids)[len(changed) :]
   np.testing.assert_allclose(answer.logprobs, want, atol=1e-4)
@@ -152,9 +153,9 @@ def test_new_weights_drop_the_cache():
   prompt = np.arange(10, 40)
   engine.generate([request("a", prompt)])
   engine.set_params(worlds.policy(1), 3)
-  before = engine.prefill_tokens
+  before = engine.counters.prefill_tokens
   answer = engine.generate([request("a", prompt)])[0]
-  assert engine.prefill_tokens - before == len(prompt)
+  assert engine.counters.prefill_tokens - before == len(prompt)
   assert answer.policy_version == 3
 
 
@@ -173,15 +174,100 @@ def test_the_limit_ends_a_response():
   ("requests", "message"),
   [
     ([request("a", [])], "empty prompt"),
-    ([request("a", [1]), request("a", [2])], "one session"),
+    ([request("a", [1]), request("a", [2])], "one session under way"),
     ([request(str(i), [1]) for i in range(9)], "num_slots=8"),
     ([request("a", [1] * 124)], "context"),
     ([request("a", [1], new=99)], "limit"),
+    ([request("a", [1], new=0)], "the least 1"),
+    ([request("a", [1], key=range(8))], "at most 7"),
   ],
 )
 def test_requests_that_cannot_be_served_are_refused(requests, message):
   with pytest.raises(ValueError, match=message):
     worlds.engine().generate(requests)
+
+
+@pytest.mark.parametrize(
+  ("option", "value"),
+  [("num_slots", 0), ("burst", 0), ("refill", -1), ("prefill_lengths", ()),
+   ("prefill_lengths", (16, 8)), ("prefill_lengths", (0, 8))],
+)  # fmt: skip
+def test_shapes_that_cannot_be_are_refused(option, value):
+  with pytest.raises(ValueError, match=f"sampler.{option}="):
+    engine_lib.SamplerConfig(**{option: value})
+
+
+def test_an_ended_response_makes_room_while_a_long_one_goes_on():
+  alone = {}
+  asked = {
+    "long": request("long", np.arange(10, 30), key=(1,), new=8),
+    "short": request("short", np.arange(40, 50), key=(2,), new=1),
+    "late": request("late", np.arange(60, 75), key=(3,), new=2),
+  }
+  for name, one in asked.items():
+    alone[name] = worlds.engine().generate([one])[0]
+  assert len(alone["long"].response_ids) > 4
+  engine = worlds.engine(num_slots=2)
+  engine.submit([asked["long"], asked["short"]])
+  found = engine.poll()
+  assert [r.session for r, _ in found] == ["short"]
+  engine.release("short")
+  engine.submit([asked["late"]])
+  found += engine.poll()
+  assert [r.session for r, _ in found] == ["short", "late"]
+  while len(found) < 3:
+    found += engine.poll()
+  assert engine.poll() == []
+  for one, response in found:
+    want = alone[one.session]
+    np.testing.assert_array_equal(response.response_ids, want.response_ids)
+    np.testing.assert_allclose(response.logprobs, want.logprobs, atol=1e-5)
+
+
+def test_a_burst_lets_new_requests_in():
+  engine = worlds.engine(num_slots=2, burst=2)
+  engine.submit([request("a", np.arange(10, 30), key=(1,), new=8)])
+  assert engine.poll() == []  # 3 of 8 tokens
+  engine.submit([request("b", np.arange(40, 50), key=(2,), new=1)])
+  assert [r.session for r, _ in engine.poll()] == ["b"]
+
+
+def test_members_of_a_group_read_their_prompt_once():
+  prompt = np.arange(10, 80)
+  group = [request(f"g{i}", prompt, key=(i,)) for i in range(4)]
+  other = request("o", np.arange(100, 140), key=(9,))
+  engine = worlds.engine()
+  answers = engine.generate([group[0], other, *group[1:]])
+  # One member reads all, the others their last token.
+  assert engine.counters.prefill_tokens == len(prompt) + 3 + 40
+  assert engine.counters.copied_tokens == 3 * (len(prompt) - 1)
+  members = [answers[0], *answers[2:]]
+  assert len({tuple(a.response_ids) for a in members}) > 1
+  for answer in members:
+    ids = np.concatenate([prompt, answer.response_ids])
+    want = learner_logprobs(ids)[len(prompt) :]
+    np.testing.assert_allclose(answer.logprobs, want, atol=1e-4)
+  for n in range(4):
+    engine.release(f"g{n}")
+  engine.generate([request("late", prompt, key=(7,))])
+  assert engine.counters.copied_tokens == 3 * (len(prompt) - 1)
+  assert engine.counters.prefill_tokens == len(prompt) + 3 + 40 + 1
+
+
+def test_weights_and_sessions_stay_while_a_response_is_under_way():
+  engine = worlds.engine(num_slots=2, burst=1)
+  engine.submit([request("a", np.arange(10, 30), key=(1,), new=8)])
+  assert engine.poll() == []
+  with pytest.raises(RuntimeError, match="under way"):
+    engine.set_params(worlds.policy(), 1)
+  with pytest.raises(RuntimeError, match="under way"):
+    engine.release("a")
+  with pytest.raises(RuntimeError, match="under way"):
+    engine.generate([request("b", [1, 2])])
+  with pytest.raises(ValueError, match="one session under way"):
+    engine.submit([request("a", [1, 2])])
+  with pytest.raises(ValueError, match="1 under way"):
+    engine.submit([request("b", [1]), request("c", [1])])
 
 
 def test_sessions_that_are_never_released_are_reported():
@@ -194,9 +280,13 @@ def test_sessions_that_are_never_released_are_reported():
 
 
 def test_an_engine_without_weights_says_so():
-  engine = worlds.engine()
-  engine._params = None
-  with pytest.raises(RuntimeError, match="set_params"):
+  engine = engine_lib.SlotEngine(
+    worlds.model(), engine_lib.SamplerConfig(num_slots=2), context=64,
+    max_new_tokens=4, end_of_turn_id=2, seed=0,
+  )  # fmt: skip
+  with pytest.raises(RuntimeError, match=r"set_params .* warm_up"):
+    engine.warm_up()
+  with pytest.raises(RuntimeError, match=r"set_params .* submit"):
     engine.generate([request("a", [1])])
 
 
