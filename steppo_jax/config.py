@@ -16,6 +16,7 @@ from steppo_jax.learner import LearnerConfig
 from steppo_jax.models import presets
 from steppo_jax.packing import PackingConfig
 from steppo_jax.rollout.loop import RolloutConfig
+from steppo_jax.rollout.prompting import PromptConfig
 from steppo_jax.sampler.engine import SamplerConfig
 from steppo_jax.supervised import SupervisedConfig
 
@@ -135,6 +136,7 @@ class RunConfig:
   num_devices: int | None = None
   algorithm: AlgorithmConfig = AlgorithmConfig()
   env: EnvConfig = EnvConfig()
+  prompt: PromptConfig = PromptConfig()
   rollout: RolloutConfig = RolloutConfig()
   sampler: SamplerConfig = SamplerConfig()
   packing: PackingConfig = PackingConfig()

@@ -108,7 +108,7 @@ class Evaluator:
   def __init__(
     self,
     engine: engine_lib.SlotEngine,
-    prompt: prompting.CompactPrompt,
+    prompt: prompting.Prompt,
     rollout: loop.RolloutConfig,
     env: config_lib.EnvConfig,
     tasks: Sequence[types.Task],
@@ -182,7 +182,10 @@ def make_evaluator(
   panel = make_tasks(config.env).panel(
     config.evaluation.split, config.evaluation.episodes
   )
-  prompt = prompting.CompactPrompt(tokenizer)
+  options = prompting.PromptConfig()
+  if isinstance(config, config_lib.RunConfig):
+    options = config.prompt
+  prompt = prompting.make(options, tokenizer)
   return Evaluator(engine, prompt, rollout, config.env, panel)
 
 
@@ -223,7 +226,7 @@ def evaluate(
 def write_steps(
   path: str | pathlib.Path,
   trajectories: Sequence[types.Trajectory],
-  prompt: prompting.CompactPrompt,
+  prompt: prompting.Prompt,
 ) -> None:
   """Writes one JSON line a step, and one for an episode without steps."""
   with open(path, "w") as file:

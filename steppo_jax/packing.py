@@ -41,7 +41,8 @@ class Packed(NamedTuple):
     table: [S] steps; `boundary` and `bootstrap_at` index M * R * T slots.
     rows_used: [M] int32 number of rows in use in every part.
     unique_tokens: Number of stored tokens.
-    row_tokens: Number of tokens that one row a step would store.
+    row_tokens: Number of tokens that one row a step would store, and one for
+      the prompt after a truncated episode.
     cut: Number of trajectories that were cut, or left out, to fit a row.
   """
 
@@ -222,6 +223,7 @@ def pack(
       )
     trajectories = [t for t in kept if t is not None]
   steps = [step for t in trajectories for step in t.steps]
+  finals = [t.final_prompt_ids for t in trajectories]
   num_steps = num_steps or bucket(len(steps) + 1, smallest=64)
   if len(steps) >= num_steps:
     raise ValueError(f"{len(steps)} steps do not fit num_steps={num_steps}")
@@ -250,7 +252,8 @@ def pack(
     StepTable(**columns),
     rows_used,
     sum(len(tree.tokens) for tree, _, _ in flat),
-    sum(len(s.prompt_ids) + len(s.response_ids) for s in steps),
+    sum(len(s.prompt_ids) + len(s.response_ids) for s in steps)
+    + sum(len(final) for final in finals if final is not None),
     cut,
   )
 

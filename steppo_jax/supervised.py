@@ -57,8 +57,8 @@ def demonstration(
   Raises:
     ValueError: not even the first step fits.
   """
-  steps = []
-  prompt_ids = prompt.first(turns[0][0])
+  steps, told = [], [types.Turn(turns[0][0])]
+  prompt_ids = prompt.first(told[0])
   for index, (_, action) in enumerate(turns):
     response_ids = prompt.response(action)
     if len(prompt_ids) + len(response_ids) > max_tokens:
@@ -79,7 +79,9 @@ def demonstration(
       )
     )
     if not last:
-      prompt_ids = prompt.extend(prompt_ids, response_ids, turns[index + 1][0])
+      answered = told[-1]._replace(response_ids=response_ids)
+      told[-1:] = [answered, types.Turn(turns[index + 1][0])]
+      prompt_ids = prompt.extend(prompt_ids, told)
   if not steps:
     raise ValueError(
       f"demonstration {task.uid}: the first step is longer than {max_tokens} "

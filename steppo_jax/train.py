@@ -85,12 +85,13 @@ class Run:
     shape = {}
     if config.packing.layout != "rows":
       # The most that an update can need, so that it compiles once: unused rows
-      # are never computed, and these prompts are append-only, so that a row
-      # holds at least one trajectory.
+      # are never computed. A row holds at least one trajectory, or one prompt
+      # where they do not extend each other.
       count = config.tasks_per_update * config.group_size
+      paths = 1 if self.prompt.append_only else config.rollout.max_steps + 1
       shape = {
         "num_steps": count * config.rollout.max_steps + 1,
-        "rows_per_part": math.ceil(count / parts),
+        "rows_per_part": math.ceil(count / parts) * paths,
       }
     part = rng.permutation(len(trajectories)) % parts
     return packing.pack(

@@ -38,7 +38,8 @@ class TimeStep(NamedTuple):
     truncated: The environment cut the episode short.
     info: Facts for metrics, never shown to the agent: `won` (bool), `invalid`
       (bool, the action was refused), `anchor` (str, text that identifies the
-      state for group methods).
+      state for group methods). `commands` (list of str, what can be answered)
+      is shown where the prompt's layout has a place for it.
   """
 
   observation: str
@@ -46,6 +47,20 @@ class TimeStep(NamedTuple):
   terminated: bool
   truncated: bool
   info: Mapping[str, Any]
+
+
+class Turn(NamedTuple):
+  """What was seen at a step and what was answered.
+
+  Attributes:
+    observation: Text for the agent.
+    commands: What can be answered, where that is known.
+    response_ids: [R] int32 answer, None where it is still to come.
+  """
+
+  observation: str
+  commands: Sequence[str] = ()
+  response_ids: np.ndarray | None = None
 
 
 class Env(Protocol):

@@ -66,8 +66,8 @@ def test_a_chain_is_stored_once_with_its_steps_and_bootstrap():
   assert table.truncated[:3].tolist() == [False, False, True]
   assert table.last[:4].tolist() == [True, False, True, True]
   assert table.reward[2] == 0.5
-  # 7 stored tokens; one row a step would hold 4 + 6.
-  assert (packed.unique_tokens, packed.row_tokens) == (7, 10)
+  # 7 stored tokens; one row a step would hold 4 + 6, and 7 to bootstrap from.
+  assert (packed.unique_tokens, packed.row_tokens) == (7, 17)
 
 
 def test_rows_layout_stores_one_row_a_step_and_one_for_the_bootstrap():

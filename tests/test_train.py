@@ -19,6 +19,7 @@ from steppo_jax import checkpoint, config, evaluate, metrics, run_folder, train
 from steppo_jax.learner import LearnerConfig
 from steppo_jax.models import transformer, weights
 from steppo_jax.packing import PackingConfig
+from steppo_jax.rollout.prompting import PromptConfig
 from steppo_jax.sampler.engine import SamplerConfig
 
 
@@ -43,7 +44,7 @@ def small_config(folder: pathlib.Path, **changes) -> config.RunConfig:
     ),
     env=config.EnvConfig(size="tiny"),
     rollout=dataclasses.replace(worlds.ROLLOUT, max_steps=4),
-    sampler=SamplerConfig(num_slots=8, prefill_lengths=(16, 64)),
+    sampler=SamplerConfig(num_slots=2, prefill_lengths=(16, 64)),
     packing=PackingConfig(row_length=worlds.CONTEXT),
     learner=LearnerConfig(
       num_minibatches=2, microbatch_rows=2, critic_warmup=1, critic_epochs=1
@@ -276,6 +277,27 @@ def test_an_experiment_of_groups_trains_on_small_games(name, layout, tmp_path):
   lines = metrics.read_jsonl(run(options) / "metrics.jsonl")
   assert np.isfinite(lines[1]["policy/policy_loss"])
   assert lines[1]["policy/stepped"] == 1
+
+
+@pytest.mark.parametrize(
+  ("layout", "history", "packed_as"),
+  [("official", None, "packed"), ("prefix_friendly", 1, "tree")],
+)
+def test_prompts_that_are_written_anew_train_too(
+  layout, history, packed_as, tmp_path
+):
+  options = small_config(
+    tmp_path, num_updates=1, tasks_per_update=3,
+    prompt=PromptConfig(layout, history),
+    rollout=dataclasses.replace(worlds.ROLLOUT, max_tokens=512),
+    packing=PackingConfig(packed_as, 512),
+    learner=LearnerConfig(num_minibatches=1, critic_warmup=0, critic_epochs=1),
+  )  # fmt: skip
+  lines = metrics.read_jsonl(run(options) / "metrics.jsonl")
+  assert lines[1]["policy/stepped"] == 1
+  assert lines[1]["compiles/learner"] == 1
+  assert 0 < lines[1]["batch/unique_over_row_tokens"] <= 1
+  assert lines[1]["policy/sampler_gap"] < 1e-5
 
 
 def test_a_teacher_is_read_from_its_file(tmp_path):

@@ -245,7 +245,12 @@ class HouseholdEnv:
 
   def _time_step(self, observation, reward, *, invalid):
     won = self.game.won
-    info = {"won": won, "invalid": invalid, "anchor": self.game.anchor()}
+    info = {
+      "won": won,
+      "invalid": invalid,
+      "anchor": self.game.anchor(),
+      "commands": self.game.admissible_commands,
+    }
     return types.TimeStep(observation, reward, won, False, info)
 
   @property

@@ -57,6 +57,7 @@ class _Live:
   episode: Episode
   env: types.Env
   prompt_ids: np.ndarray
+  turns: list[types.Turn]
   anchor: str
   steps: list[types.Step] = dataclasses.field(default_factory=list)
 
@@ -65,7 +66,7 @@ def run(
   engine: types.Engine,
   make_env: Callable[[], types.Env],
   episodes: Iterable[Episode],
-  prompt: prompting.CompactPrompt,
+  prompt: prompting.Prompt,
   config: RolloutConfig,
   *,
   on_finish: Callable[[types.Trajectory], None] | None = None,
@@ -178,7 +179,8 @@ def _start(episode, env, make_env, prompt, config):
   try:
     env = env or make_env()
     first = env.reset(episode.task, episode.seed)
-    prompt_ids = prompt.first(first.observation)
+    turn = _turn(first)
+    prompt_ids = prompt.first(turn)
   except Exception as error:
     if env is not None:
       _close(env)
@@ -191,7 +193,11 @@ def _start(episode, env, make_env, prompt, config):
       f"response: raise rollout.max_tokens={config.max_tokens}"
     )
     return types.Trajectory(episode.uid, episode.task, (), None, False, reason)
-  return _Live(episode, env, prompt_ids, first.info.get("anchor", ""))
+  return _Live(episode, env, prompt_ids, [turn], first.info.get("anchor", ""))
+
+
+def _turn(out: types.TimeStep) -> types.Turn:
+  return types.Turn(out.observation, out.info.get("commands", ()))
 
 
 def _failed(episode, steps, error) -> types.Trajectory:
@@ -218,9 +224,9 @@ def _advance(
   episode = state.episode
   try:
     out = state.env.step(prompt.action(response.response_ids))
-    next_ids = prompt.extend(
-      state.prompt_ids, response.response_ids, out.observation
-    )
+    answered = state.turns[-1]._replace(response_ids=response.response_ids)
+    state.turns[-1:] = [answered, _turn(out)]
+    next_ids = prompt.extend(state.prompt_ids, state.turns)
   except Exception as error:
     return _failed(episode, state.steps, error)
   full = len(next_ids) + config.max_new_tokens > config.max_tokens
