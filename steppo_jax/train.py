@@ -254,7 +254,7 @@ def _one_update(run: Run, state, update: int, on_episode):
     result[f"rollout/error/{cause}"] = count
   return state, result | _speeds(
     run, packed, trajectories, started, rolled, learned
-  ) | _sampling(run.engine, before, packed, trajectories)
+  ) | _sampling(run.engine, before, packed)
 
 
 def _errors(trajectories: Sequence[types.Trajectory]) -> dict[str, int]:
@@ -283,18 +283,17 @@ def _speeds(run: Run, packed, trajectories, started, rolled, learned):
   }
 
 
-def _sampling(engine, before, packed, trajectories):
+def _sampling(engine, before, packed):
   """What the sampler read for one update's episodes."""
   now = engine.counters
   since = {
     name: value - getattr(before, name)
     for name, value in dataclasses.asdict(now).items()
   }
-  sampled = sum(len(s.response_ids) for t in trajectories for s in t.steps)
+  reads = since["prefill_tokens"] + since["decode_tokens"]
   slot_steps = since["decode_steps"] * engine.num_slots
   return {f"sampler/{name}": value for name, value in since.items()} | {
-    # 1 if every token that the policy did not write itself is read once.
-    "sampler/prefill_over_unique": since["prefill_tokens"]
-    / max(packed.unique_tokens - sampled, 1),
+    # 1 if the decoder ran once on every token that is stored.
+    "sampler/reads_over_unique": reads / packed.unique_tokens,
     "sampler/slot_use": since["decode_tokens"] / max(slot_steps, 1),
   }
