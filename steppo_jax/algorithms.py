@@ -42,6 +42,8 @@ class Algorithm:
     segment_share: Share of the action tokens, by entropy, that end a segment:
       steps are cut into segments first (`estimators.resegment`). None: they
       are not.
+    mix_updates: Updates over which the option `mix` falls to 0 in a straight
+      line (`credit.annealed`); 0 leaves it as it is.
     kl_coef: Weight of the k3 estimate of the KL to the reference policy.
     entropy_coef: Weight of the entropy bonus.
     value_clip: Range of the critic's clip, or None.
@@ -75,6 +77,7 @@ class Algorithm:
   ] = "token_mean"
   constant: float = 1024.0
   segment_share: float | None = None
+  mix_updates: int = 0
   kl_coef: float = 0.0
   entropy_coef: float = 0.0
   value_clip: float | None = None
@@ -156,10 +159,11 @@ ALGORITHMS: dict[str, Algorithm] = {
     segment_share=0.3, value_clip=0.5),
   "serl": _replace(
     _GRPO, estimator="serl", source="arXiv:2605.19447", needs=_TAUGHT,
-    options=_constants(mix=0.5, **_BAND)),
+    options=_constants(mix=0.5, **_BAND), mix_updates=50),
   "stepopsd": _replace(
     _GRPO, estimator="stepopsd", source="arXiv:2605.27140", needs=_TAUGHT,
-    evidence="secondary", options=_constants(mix=0.2, **_BAND)),
+    evidence="secondary", options=_constants(mix=0.2, **_BAND),
+    mix_updates=50),
   "agentopsd": _replace(
     _GRPO, estimator="agentopsd", source="AgentOPSD", needs=_TAUGHT,
     evidence="reconstruction",
@@ -249,11 +253,30 @@ def check_clip(algorithm: Algorithm) -> None:
     )
 
 
+def check_mix(algorithm: Algorithm) -> None:
+  """Refuses a schedule of `mix` that cannot be followed.
+
+  Raises:
+    ValueError: `mix_updates` is negative, or the row has no `mix`.
+  """
+  if algorithm.mix_updates < 0:
+    raise ValueError(
+      f"mix_updates={algorithm.mix_updates} must be at least 0, which leaves"
+      " mix as it is"
+    )
+  if algorithm.mix_updates and "mix" not in dict(algorithm.options):
+    raise ValueError(
+      f"mix_updates={algorithm.mix_updates} is not read by estimator"
+      f" {algorithm.estimator!r}, which has no mix: leave it out"
+    )
+
+
 _COMPARED = "episodes of one task are compared, set group_size above 1"
 _PROVIDED_BY = {
   "group": _COMPARED,
   "anchor": _COMPARED,
-  "teacher": "a teacher's weights are named by algorithm.teacher",
+  "teacher": "algorithm.teacher=peer shows the policy a successful episode, or"
+  " names a file of weights",
   "reference": "a KL term needs the parameters of a reference policy, or"
   " algorithm.kl_coef=0",
   "critic": "values come from the critic in the learner's state",

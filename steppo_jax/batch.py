@@ -1,5 +1,7 @@
 """Device records: what the learner reads, as pytrees of arrays."""
 
+from typing import NamedTuple
+
 import chex
 
 
@@ -80,3 +82,24 @@ class Advantages:
 
   advantage: chex.Array
   target: chex.Array | None
+
+
+class TeacherRows(NamedTuple):
+  """The steps of a batch again, as a teacher that knows more reads them.
+
+  An action token at flat index i of the batch, of step k, lies at i + shift[k]
+  of the teacher's rows.
+
+  Attributes:
+    tokens: [1, R, T] rows, whose `step_ids` number the steps of the batch; R
+      and T are not those of the batch.
+    rows_used: [1] int32 number of rows in use.
+    shift: [S] int32 flat index here minus flat index in the batch; 0 for steps
+      that are not here.
+    covered: [S] bool, True for the steps that are here.
+  """
+
+  tokens: TokenBatch
+  rows_used: chex.Array
+  shift: chex.Array
+  covered: chex.Array

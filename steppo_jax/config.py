@@ -20,6 +20,9 @@ from steppo_jax.rollout.prompting import PromptConfig
 from steppo_jax.sampler.engine import SamplerConfig
 from steppo_jax.supervised import SupervisedConfig
 
+# The teacher that is the policy itself; see `peers`.
+PEER = "peer"
+
 
 @dataclasses.dataclass(frozen=True)
 class AlgorithmConfig:
@@ -35,8 +38,12 @@ class AlgorithmConfig:
     entropy_coef: Weight of the entropy bonus.
     loss_weighting: What counts the same in the loss: each "token", each "step"
       or each "trajectory".
-    teacher: Safetensors file of the teacher, for the rows that need one; see
-      `update.update` for what it stands for.
+    mix_updates: Updates over which the weight of the teacher falls to 0; 0 lets
+      it stay.
+    teacher: Who re-weights the credit, for the rows that need a teacher: "peer"
+      is the policy itself, shown a successful episode of the same task; any
+      other text is the safetensors file of a policy that sees what the student
+      sees.
   """
 
   name: str = "steppo"
@@ -47,14 +54,20 @@ class AlgorithmConfig:
   kl_coef: float | None = None
   entropy_coef: float | None = None
   loss_weighting: str | None = None
+  mix_updates: int | None = None
   teacher: str | None = None
+
+  @property
+  def teacher_file(self) -> str | None:
+    """The file of a teacher with weights of its own, None without one."""
+    return None if self.teacher == PEER else self.teacher
 
   def row(self) -> algorithms.Algorithm:
     """The row with its constants replaced.
 
     Raises:
       ValueError: unknown name or weighting, a clip that cannot fit the ratio,
-        or a teacher that the row does not read.
+        or a teacher or schedule that the row does not read.
     """
     changes = {
       field.name: getattr(self, field.name)
@@ -65,6 +78,7 @@ class AlgorithmConfig:
     if self.loss_weighting is not None:
       row = algorithms.weighted(row, self.loss_weighting)
     algorithms.check_clip(row)
+    algorithms.check_mix(row)
     if self.teacher is not None and "teacher" not in row.needs:
       raise ValueError(
         f"algorithm.teacher={self.teacher} is not read by {self.name}: leave "

@@ -1,5 +1,6 @@
 """Credit of a whole batch: what is known before anything is trained."""
 
+import dataclasses
 import functools
 import math
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ from steppo_jax import estimators, objective
 from steppo_jax.algorithms import Algorithm
 from steppo_jax.batch import Advantages, TokenBatch
 from steppo_jax.microbatch import Parts
+from steppo_jax.ops import shaping
 
 
 class Credit(NamedTuple):
@@ -38,6 +40,22 @@ def flat_rows(batch: TokenBatch) -> TokenBatch:
   return jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]), batch)
 
 
+def annealed(algorithm: Algorithm, update: chex.Numeric) -> Algorithm:
+  """The row as of an update: its `mix` on the way to 0, if it falls.
+
+  Args:
+    algorithm: Row of the table.
+    update: Number of updates done; may be traced.
+  """
+  if not algorithm.mix_updates:
+    return algorithm
+  options = dict(algorithm.options)
+  options["mix"] = shaping.annealed(
+    options["mix"], update, updates=algorithm.mix_updates
+  )
+  return dataclasses.replace(algorithm, options=tuple(options.items()))
+
+
 def assign(parts: Parts, state, reference, batch, teacher) -> Credit:
   """Evaluates the networks as they are and runs the estimator.
 
@@ -45,13 +63,15 @@ def assign(parts: Parts, state, reference, batch, teacher) -> Credit:
     parts: What the update is made of.
     state: `learner.LearnerState`.
     reference: Parameters of the reference policy, or None.
-    batch: `learner.Batch`.
-    teacher: Parameters of the teacher, or None.
+    batch: `learner.Batch`. With `batch.teacher` the teacher is the policy as
+      it is, reading those rows.
+    teacher: Parameters of another teacher, or None.
 
   Returns:
     See `Credit`. With segments as steps the step axis is longer than before.
   """
-  row, shape = parts.algorithm, batch.tokens.tokens.shape
+  row = annealed(parts.algorithm, state.update)
+  shape = batch.tokens.tokens.shape
   flat, table = estimators.resolve_truncation(
     flat_rows(batch.tokens), batch.table, bootstrap=parts.config.bootstrap
   )
@@ -73,7 +93,12 @@ def assign(parts: Parts, state, reference, batch, teacher) -> Credit:
     old_logp, entropy = logp(state.policy)
     gap = lambda a, b: (a - b).reshape(-1, shape[2])
     if "teacher" in row.needs:
-      extras = extras._replace(teacher_gap=gap(logp(teacher)[0], old_logp))
+      mix = dict(row.options).get("mix", 1.0)
+      asked = batch._replace(table=table)
+      told, found = _teacher_gap(
+        parts, state.policy, asked, flat.step_ids, old_logp, teacher, mix
+      )
+      extras, metrics = extras._replace(teacher_gap=told), metrics | found
     if "reference" in row.needs:
       extras = extras._replace(reference_gap=gap(old_logp, ref_logp))
   if row.segment_share is not None:
@@ -90,6 +115,36 @@ def assign(parts: Parts, state, reference, batch, teacher) -> Credit:
   tokens = jax.tree.map(lambda x: x.reshape(shape), flat)
   batch = batch._replace(tokens=tokens, table=table)
   return Credit(batch, advantages, old_value, ref_logp, metrics)
+
+
+def _teacher_gap(parts, policy, batch, step_ids, old_logp, teacher, mix):
+  """[B, T] how much more likely the teacher finds each action token.
+
+  Exactly 0 where there is no teacher to ask: at steps that `batch.teacher`
+  leaves out, and everywhere once `mix` is 0, when nothing is evaluated.
+  """
+  mix = jnp.asarray(mix, jnp.float32)
+  read = batch if batch.teacher is None else batch.teacher
+  told = teacher if batch.teacher is None else policy
+  used = jnp.where(mix > 0, read.rows_used, 0)
+  logp = parts.over_all_rows(
+    read._replace(rows_used=used), lambda rows: parts.logp(told, rows)[0]
+  ).reshape(-1)
+  at = jnp.arange(step_ids.size).reshape(step_ids.shape)
+  heard = (step_ids > 0) & (mix > 0)
+  metrics = {"teacher/mix": (mix, jnp.ones(()))}
+  if batch.teacher is not None:
+    covered, live = batch.teacher.covered, batch.table.live
+    heard &= covered[step_ids]
+    at += batch.teacher.shift[step_ids]
+    metrics["teacher/covered"] = (
+      jnp.sum(covered & live).astype(jnp.float32),
+      jnp.sum(live).astype(jnp.float32),
+    )
+  old_logp = old_logp.reshape(step_ids.shape)
+  gap = jnp.where(heard, logp[jnp.where(heard, at, 0)] - old_logp, 0.0)
+  metrics["teacher/gap"] = jnp.sum(gap), jnp.sum(heard).astype(jnp.float32)
+  return gap, metrics
 
 
 def _batch_metrics(table):

@@ -13,7 +13,7 @@ from steppo_jax import estimators
 from steppo_jax import mesh as mesh_lib
 from steppo_jax import update as update_lib
 from steppo_jax.algorithms import Algorithm
-from steppo_jax.batch import StepTable, TokenBatch
+from steppo_jax.batch import StepTable, TeacherRows, TokenBatch
 from steppo_jax.microbatch import Parts
 from steppo_jax.models import heads, transformer
 from steppo_jax.packing import Packed
@@ -90,19 +90,37 @@ class LearnerState:
 
 
 class Batch(NamedTuple):
-  """One update's data on the devices; see `packing.Packed`."""
+  """One update's data on the devices; see `packing.Packed`.
+
+  With `teacher` the policy itself, told more, is the teacher.
+  """
 
   tokens: TokenBatch  # [M, R, T]
   table: StepTable  # [S]
   rows_used: chex.Array  # [M]
+  teacher: TeacherRows | None = None
 
 
-def put_batch(packed: Packed, mesh: jax.sharding.Mesh) -> Batch:
-  """Moves a packed batch to the devices, rows split over them."""
+def put_batch(
+  packed: Packed,
+  mesh: jax.sharding.Mesh,
+  teacher: TeacherRows | None = None,
+) -> Batch:
+  """Moves a packed batch to the devices, rows split over them.
+
+  Args:
+    packed: The batch on the host.
+    mesh: The devices.
+    teacher: The rows of its teacher (`peers.pack`), or None.
+  """
+  rows, whole = mesh_lib.by_row(mesh, 1), mesh_lib.replicated(mesh)
+  if teacher is not None:
+    teacher = jax.device_put(teacher, TeacherRows(rows, whole, whole, whole))
   return Batch(
-    jax.device_put(packed.tokens, mesh_lib.by_row(mesh, 1)),
-    jax.device_put(packed.table, mesh_lib.replicated(mesh)),
-    jax.device_put(packed.rows_used, mesh_lib.replicated(mesh)),
+    jax.device_put(packed.tokens, rows),
+    jax.device_put(packed.table, whole),
+    jax.device_put(packed.rows_used, whole),
+    teacher,
   )
 
 

@@ -26,11 +26,23 @@ class PackingConfig:
       that the rollout allows.
     too_long: What becomes of a step that is longer than a row: "error", or
       "truncate" cuts its trajectory before it, counted in `Packed.cut`.
+    teacher_length: Length of the rows in which a teacher reads a peer's episode
+      before the student's tokens, in tokens; None is twice `row_length`, which
+      always suffices where prompts are append-only.
   """
 
   layout: Layout = "packed"
   row_length: int = 256
   too_long: TooLong = "error"
+  teacher_length: int | None = None
+
+  def __post_init__(self):
+    length = self.teacher_length
+    if length is not None and length < self.row_length:
+      raise ValueError(
+        f"packing.teacher_length={length} is shorter than packing.row_length="
+        f"{self.row_length}: no peer's episode fits before such a row"
+      )
 
 
 class Packed(NamedTuple):
@@ -44,6 +56,7 @@ class Packed(NamedTuple):
     row_tokens: Number of tokens that one row a step would store, and one for
       the prompt after a truncated episode.
     cut: Number of trajectories that were cut, or left out, to fit a row.
+    trajectories: What lies in it, after cutting, in the order of its steps.
   """
 
   tokens: TokenBatch
@@ -52,6 +65,7 @@ class Packed(NamedTuple):
   unique_tokens: int
   row_tokens: int
   cut: int
+  trajectories: tuple[types.Trajectory, ...]
 
 
 def bucket(count: int, *, smallest: int) -> int:
@@ -156,7 +170,7 @@ def _table(
 ) -> dict[str, np.ndarray]:
   """The columns of the step table that do not depend on the placement."""
   steps = [step for t in trajectories for step in t.steps]
-  counts = [len(t.steps) for t in trajectories]
+  counts = np.array([len(t.steps) for t in trajectories], np.int32)
   groups = _numbers([t.steps[0].group_uid for t in trajectories])
   columns = {
     "live": np.ones(len(steps), bool),
@@ -255,6 +269,7 @@ def pack(
     sum(len(s.prompt_ids) + len(s.response_ids) for s in steps)
     + sum(len(final) for final in finals if final is not None),
     cut,
+    tuple(trajectories),
   )
 
 

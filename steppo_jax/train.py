@@ -12,10 +12,12 @@ import numpy as np
 
 from steppo_jax import (
   algorithms,
+  batch,
   checkpoint,
   evaluate,
   metrics,
   packing,
+  peers,
   run_folder,
   types,
 )
@@ -87,11 +89,9 @@ class Run:
       # The most that an update can need, so that it compiles once: unused rows
       # are never computed. A row holds at least one trajectory, or one prompt
       # where they do not extend each other.
-      count = config.tasks_per_update * config.group_size
-      paths = 1 if self.prompt.append_only else config.rollout.max_steps + 1
       shape = {
-        "num_steps": count * config.rollout.max_steps + 1,
-        "rows_per_part": math.ceil(count / parts) * paths,
+        "num_steps": self._num_episodes * config.rollout.max_steps + 1,
+        "rows_per_part": math.ceil(self._num_episodes / parts) * self._paths,
       }
     part = rng.permutation(len(trajectories)) % parts
     return packing.pack(
@@ -104,6 +104,33 @@ class Run:
       **shape,
     )
 
+  def pack_peers(
+    self, trajectories: Sequence[types.Trajectory], packed: packing.Packed
+  ) -> tuple[batch.TeacherRows | None, dict[str, int]]:
+    """What the policy reads as its own teacher, and who was left out."""
+    config = self.config
+    if config.algorithm.teacher != config_lib.PEER:
+      return None, {}
+    by_step = config.packing.layout == "rows"
+    rows, left_out = peers.pack(
+      trajectories,
+      packed,
+      config.packing,
+      rows_multiple=config.learner.microbatch_rows,
+      pad_id=self.tokenizer.pad_id,
+      rows=None if by_step else self._num_episodes * self._paths,
+    )
+    return rows, {"teacher/left_out": left_out}
+
+  @property
+  def _num_episodes(self) -> int:
+    return self.config.tasks_per_update * self.config.group_size
+
+  @property
+  def _paths(self) -> int:
+    """Most rows that a trajectory can need."""
+    return 1 if self.prompt.append_only else self.config.rollout.max_steps + 1
+
 
 def _provided(config: config_lib.RunConfig) -> set[str]:
   """What this trainer offers to an algorithm."""
@@ -113,10 +140,15 @@ def _provided(config: config_lib.RunConfig) -> set[str]:
 
 
 def _load_teacher(config: config_lib.RunConfig, model, tokenizer):
-  """Parameters of the teacher, None without one."""
-  path = config.algorithm.teacher
+  """Parameters of a teacher with weights of its own, None without one."""
+  path = config.algorithm.teacher_file
   if path is None:
     return None
+  if not pathlib.Path(path).is_file():
+    raise ValueError(
+      f"algorithm.teacher={path} is neither {config_lib.PEER!r} nor a file of "
+      "weights"
+    )
   sizes, params = evaluate.load_policy(path, tokenizer)
   if sizes != model:
     raise ValueError(
@@ -229,10 +261,11 @@ def _one_update(run: Run, state, update: int, on_episode):
       f"with {trajectories[0].error}"
     )
   packed = run.pack(whole, update)
+  teacher_rows, counts = run.pack_peers(whole, packed)
   state, found = run.learner.update(
     state,
     run.reference,
-    learner_lib.put_batch(packed, run.mesh),
+    learner_lib.put_batch(packed, run.mesh, teacher_rows),
     run.teacher,
   )
   pairs, plain = learner_lib.split_metrics(jax.device_get(found))
@@ -241,7 +274,7 @@ def _one_update(run: Run, state, update: int, on_episode):
   mean = metrics.Mean()
   mean.add({f"rollout/{k}": v for k, v in loop.summary(trajectories).items()})
   mean.add(pairs)
-  result = mean.result() | plain
+  result = mean.result() | plain | counts
   if "critic/unexplained_variance" in result:
     unexplained = result["critic/unexplained_variance"]
     result["critic/explained_variance"] = 1.0 - unexplained

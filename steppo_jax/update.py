@@ -36,19 +36,19 @@ def update(parts: Parts, state, reference, batch, teacher=None):
     reference: Parameters of the reference policy, None where the algorithm
       reads none.
     batch: `learner.Batch`.
-    teacher: Parameters of a teacher, None where the algorithm reads none. They
-      are evaluated on the tokens as they were sampled, so that the teacher
-      sees what the student saw. SERL's teacher is the policy itself, shown a
-      successful episode of the same task besides; what the teachers of
-      StepOPSD and AgentOPSD see was not found. A fixed policy, say that of a
-      longer run, takes their place here.
+    teacher: Parameters of a fixed teacher, say the policy of a longer run.
+      They are evaluated on the tokens as they were sampled, so that the teacher
+      sees what the student saw. None where the algorithm reads none, and where
+      the policy itself, told more, is the teacher: `batch.teacher` is then what
+      it reads (`peers.pack`).
 
   Returns:
     State after, and metrics.
 
   Raises:
-    ValueError: a policy that the algorithm reads is missing, or rows do not
-      make whole microbatches. Raised while tracing: nothing is compiled.
+    ValueError: a policy that the algorithm reads is missing, there are two
+      teachers, or rows do not make whole microbatches. Raised while tracing:
+      nothing is compiled.
   """
   _check(parts, state, reference, batch, teacher)
   credit = credit_lib.assign(parts, state, reference, batch, teacher)
@@ -75,19 +75,25 @@ def update(parts: Parts, state, reference, batch, teacher=None):
 
 
 def _check(parts: Parts, state, reference, batch, teacher) -> None:
+  if teacher is not None and batch.teacher is not None:
+    raise ValueError(
+      "there are two teachers, parameters and rows of a teacher: leave one out"
+    )
   policies = {
-    "critic": state.critic, "reference": reference, "teacher": teacher,
+    "critic": state.critic, "reference": reference,
+    "teacher": batch.teacher if teacher is None else teacher,
   }  # fmt: skip
   found = {name for name, params in policies.items() if params is not None}
   algorithms.check_needs(
     parts.algorithm, found | {"group", "anchor", "entropy"}
   )
-  rows, size = batch.tokens.tokens.shape[1], parts.config.microbatch_rows
-  if rows % size:
-    raise ValueError(
-      f"{rows} rows of a mini-batch are not a multiple of "
-      f"learner.microbatch_rows={size}: pack with rows_multiple={size}"
-    )
+  size = parts.config.microbatch_rows
+  for name, part in (("a mini-batch", batch), ("the teacher", batch.teacher)):
+    if part is not None and part.tokens.tokens.shape[1] % size:
+      raise ValueError(
+        f"{part.tokens.tokens.shape[1]} rows of {name} are not a multiple of "
+        f"learner.microbatch_rows={size}: pack with rows_multiple={size}"
+      )
 
 
 def _order(parts: Parts, state, purpose: int, epochs: int):

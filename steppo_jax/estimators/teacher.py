@@ -1,7 +1,8 @@
 """Estimators that re-weight GRPO's advantage by a teacher's log-probabilities.
 
 The teacher decides how much credit a token gets and never of which sign. All of
-them read `extras.teacher_gap`.
+them read `extras.teacher_gap`. An update gives them the `mix` that holds at the
+time (`credit.annealed`), a traced scalar.
 """
 
 import jax.numpy as jnp
@@ -27,8 +28,8 @@ def serl(
 ):
   """GRPO, each token re-weighted within a band by exp of the teacher gap.
 
-  The public code lets `mix` fall from 0.5 to 0 over 50 updates; here it is
-  a constant.
+  The public code lets `mix` fall from 0.5 to 0 over 50 updates, and so does the
+  row of the table.
 
   Returns:
     Advantages [B, T].

@@ -174,6 +174,31 @@ def belief(
   return _mixed(advantage_k, weight_k, jnp.ones_like(last_k), mix)
 
 
+def annealed(
+  mix: chex.Numeric, update: chex.Numeric, *, updates: int
+) -> chex.Array:
+  """Share of the re-weighted advantage as training goes on.
+
+    mix max(updates - update, 0) / updates
+
+  Exactly 0 from update `updates` on: the advantage is then left as it is.
+
+  Args:
+    mix: Share at update 0, in [0, 1].
+    update: Number of updates done, an integer scalar.
+    updates: Number of updates over which the share falls to 0, at least 1.
+
+  Returns:
+    Scalar, float32.
+
+  Source: SERL, arXiv:2605.19447, public code; StepOPSD, arXiv:2605.27140.
+  """
+  # Subtracted before dividing: 1 - 50 / 50 is 1e-8 where a compiler multiplies
+  # by the reciprocal.
+  left = jnp.maximum(updates - jnp.asarray(update), 0)
+  return mix * left.astype(jnp.float32) / updates
+
+
 def centered_in_step(
   x_t: chex.Array, step_ids: chex.Array, *, num_steps: int
 ) -> chex.Array:

@@ -1,14 +1,36 @@
-"""Every golden number about returns, advantages and groups."""
+"""Every golden number about returns, advantages and groups.
+
+What public code makes of a case where ours differs on purpose is worked out
+here, from our functions or beside them.
+"""
+
+import pathlib
+import re
 
 import base_batch as base
-import jax.numpy as jnp
 import numpy as np
 
+from steppo_jax import estimators
 from steppo_jax.ops import groups, returns, segments, stats
+
+
+def test_every_golden_case_is_read_by_a_test(golden):
+  files = pathlib.Path(__file__).parent.glob("test_golden_*.py")
+  read = {
+    name
+    for file in files
+    for name in re.findall(r'golden\["(\w+)"\]', file.read_text())
+  }
+  assert read == set(golden)
 
 
 def test_g1_step_gae(golden):
   case = golden["G1_step_gae"]
+  base.close(base.REWARD[1:], case["r"])
+  base.close(base.VALUE[1:], case["v"])
+  np.testing.assert_array_equal(base.TRAJECTORY[1:], case["traj"])
+  delta, _ = base.step_gae(case["gamma"], 0.0)
+  base.close(delta[1:], case["delta"])
   advantage, target = base.step_gae(case["gamma"], case["lam"])
   base.close(advantage[1:], case["adv_raw"])
   base.close(target[1:], case["ret"])
@@ -41,6 +63,18 @@ def test_g3_empty_step_stays_in_the_scan_and_leaves_the_moments(golden):
   acted = np.array([0, 1, 0, 1, 1, 1, 1], bool)
   base.close(advantage[1:], case["proposed_adv_raw"])
   base.close(stats.whiten(advantage, acted)[1:], case["proposed_white"])
+  # Public code takes 0 for its value and keeps it in the moments.
+  advantage, _ = returns.step_gae(
+    base.REWARD,
+    np.where(acted, base.VALUE, 0),
+    base.LAST,
+    base.NO_BOOTSTRAP,
+    discount=0.9,
+    lambda_=0.8,
+  )
+  base.close(advantage[1:], case["reference_adv_raw"])
+  white = stats.whiten(advantage, np.arange(7) > 0)
+  base.close(white[1:], case["reference_white"])
 
 
 def test_g5_a_duplicated_last_step_changes_all_before(golden):
@@ -62,7 +96,12 @@ def test_g6_token_gae(golden):
   advantage, target = base.token_gae()
   base.close(advantage, case["adv_raw"])
   base.close(target, case["ret"])
-  base.close(stats.whiten(advantage, base.ACTION), case["adv_white"])
+  white = stats.whiten(advantage, base.ACTION)
+  base.close(white, case["adv_white"])
+  # Public code shifts and scales what is masked, too: 0 to -mean / deviation.
+  mean, variance = stats.masked_moments(advantage, base.ACTION)
+  base.close(-mean / np.sqrt(variance), case["masked_slot_value"])
+  np.testing.assert_array_equal(np.asarray(white)[~base.ACTION], 0)
 
 
 def test_g7_outcome(golden):
@@ -74,16 +113,20 @@ def test_g7_outcome(golden):
   args = base.f32(case["traj_total"]), np.array(case["group"]), np.ones(3, bool)
   score = groups.group_zscore(*args, num_groups=2, eps=1e-6, singleton="raw")
   base.close(score, case["grpo"])
-  center = groups.group_center(*args, num_groups=2)
-  base.close(center[:2], case["dr_grpo"][:2])
-  leave = groups.group_leave_one_out(*args, num_groups=2)
-  base.close(leave[:2], case["rloo"][:2])
-  # Over the tokens of each trajectory: 9, 4 and 1 of them. C keeps its return.
-  parity = jnp.asarray([*center[:2], 2.0])
-  score_t = segments.to_tokens(parity[base.TRAJECTORY], base.IDS)
-  white_t = stats.whiten(score_t, base.ACTION)
-  expected = np.array(case["rfpp_baseline_per_traj"])
-  base.close(white_t[:, 0], expected[base.TRAJECTORY[1:]])
+  # C is alone and keeps its return where public code is followed.
+  run = lambda name, **constants: np.asarray(
+    getattr(estimators, name)(
+      *base.records(), None, estimators.Extras(), discount=1.0, lambda_=1.0,
+      singleton="raw", **constants,
+    ).advantage
+  )  # fmt: skip
+  for_steps = lambda x: np.array(x)[base.TRAJECTORY[1:]]
+  base.close(run("grpo", eps=1e-6)[1:], for_steps(case["grpo"]))
+  base.close(run("dr_grpo")[1:], for_steps(case["dr_grpo"]))
+  base.close(run("rloo", kl_reward=0.0)[1:], for_steps(case["rloo"]))
+  # Over the tokens of each trajectory: 9, 4 and 1 of them; column 0 is prompt.
+  whitened = run("reinforce_pp_baseline")[:, 1]
+  base.close(whitened, for_steps(case["rfpp_baseline_per_traj"]))
 
 
 def test_g9_no_deviation_explodes(golden):
@@ -97,10 +140,32 @@ def test_g9_no_deviation_explodes(golden):
     singleton="zero",
   )
   np.testing.assert_array_equal(score([0.1] * 4), case["all_equal"])
-  # The public code makes -2075 of this one.
+  # Public code makes thousands of an equal group; ours makes exactly 0.
+  assert case["fp32_residue_adv"] < -2000
   np.testing.assert_array_equal(score([0.3] * 7), np.zeros(7))
   base.close(score([1, 0]), case["pair"])
   base.close(score([1] + [0] * 7), case["one_of_eight"])
+  # Against the mean and the deviation of the others, which are all equal for
+  # the only success; ours divides by the deviation of all four, .5.
+  x = np.array([1.0, 0, 0, 0])
+  others = np.array([np.delete(x, i) for i in range(4)])
+  alone = (x - others.mean(1)) / (others.std(1, ddof=1) + 1e-6)
+  np.testing.assert_allclose(alone, case["loo_then_std"], rtol=2e-6)
+  base.close(score(x), np.array([1.5, -0.5, -0.5, -0.5]))
+
+
+def test_g11_hgpo(golden):
+  case = golden["G11_hgpo"]
+  got = estimators.hgpo(
+    *base.records(),
+    None,
+    estimators.Extras(),
+    discount=0.95,
+    lambda_=1.0,
+    alpha=case["alpha"],
+    history=case["H"],
+  )
+  base.close(got.advantage[1:], case["adv"])
 
 
 def test_g29_reward_per_step_index_is_a_group(golden):
@@ -134,10 +199,16 @@ def test_g32_discount_counts_steps(golden):
 
 def test_g34_leave_one_out_over_all_rows_of_the_group(golden):
   case = golden["G34_istar_step_rloo"]
-  got = groups.group_leave_one_out(
-    base.f32(case["step_reward"]),
-    np.array([0, 0, 0, 0, 0, 1]),
-    np.ones(6, bool),
-    num_groups=2,
-  )
-  base.close(got[:5], case["all_rows_loo"][:5])
+  reward, live = base.f32(case["step_reward"]), np.ones(6, bool)
+  group = np.array([0, 0, 0, 0, 0, 1])
+  alone = group == 1  # keeps its reward in public code
+  got = groups.group_leave_one_out(reward, group, live, num_groups=2)
+  np.testing.assert_array_equal(got[alone], 0)
+  base.close(np.where(alone, reward, got), case["all_rows_loo"])
+  # Public code takes the mean over the first row of each trajectory, and their
+  # number: 2 (r - 0) in group 0, whose first rows hold .1 and -.1.
+  first = np.diff(base.TRAJECTORY[1:], prepend=-1) > 0
+  mean = groups.group_mean(reward, group, first, num_groups=2)[group]
+  count = groups.group_count(group, first, num_groups=2)[group]
+  got = (reward - mean) * count / np.maximum(count - 1, 1)
+  base.close(np.where(alone, reward, got), case["code_first_row_baseline"])

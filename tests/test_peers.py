@@ -1,0 +1,233 @@
+"""Which peer a teacher has seen, and the rows in which it reads on."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+import test_layouts
+import test_packing
+import worlds
+
+from steppo_jax import packing, peers
+
+LAYOUTS = test_layouts.LAYOUTS
+# Of six groups of two: the first member, both, nobody, the second, ...
+WON = (0, 2, 3, 7, 10, 11)
+
+
+@functools.cache
+def episodes(won=WON):
+  """The ragged episodes of the layouts, some of which were won."""
+  return tuple(
+    dataclasses.replace(t, success=i in won)
+    for i, t in enumerate(test_layouts.episodes())
+  )
+
+
+@functools.cache
+def packed(layout, won=WON, *, length=None, order=None):
+  """A batch and the rows of its teacher."""
+  played = episodes(won)
+  config = packing.PackingConfig(layout, worlds.CONTEXT, teacher_length=length)
+  # Both members of a group in one part, so that the tree can span them.
+  made = packing.pack(
+    played, [i // 2 % 2 for i in range(len(played))], config,
+    num_parts=2, rows_multiple=8, pad_id=0,
+  )  # fmt: skip
+  order = range(len(played)) if order is None else order
+  rows, left_out = peers.pack(
+    [played[i] for i in order], made, config, rows_multiple=8, pad_id=0
+  )
+  return made, rows, left_out
+
+
+def contexts(won=WON):
+  """What the teacher of each trajectory has seen, by uid."""
+  played = episodes(won)
+  return dict(zip((t.uid for t in played), peers.choose(played), strict=True))
+
+
+def steps_of(made):
+  """(step, its trajectory) by number."""
+  pairs = [(s, t) for t in made.trajectories for s in t.steps]
+  return dict(enumerate(pairs, 1))
+
+
+def trajectory(uid, length, *, group="g", success=True):
+  """An episode of one step and `length` tokens; the answer spells the uid."""
+  answer = [ord(uid)] * (length - 1)
+  step = test_packing.step([5], answer, uid=uid, end="terminated")
+  step = dataclasses.replace(step, group_uid=group)
+  return dataclasses.replace(
+    test_packing.trajectory([step], uid=uid), success=success
+  )
+
+
+def test_the_peer_is_the_shortest_other_success_whatever_the_order():
+  played = [
+    trajectory("d", 3, success=False),
+    trajectory("c", 4),
+    trajectory("b", 4),
+    trajectory("a", 5),
+    trajectory("z", 2, group="alone"),
+    trajectory("y", 2, group="lost", success=False),
+    trajectory("x", 2, group="lost", success=False),
+  ]
+  # b and c are equally short: b comes first, and has itself seen c.
+  expected = {"a": "b", "b": "c", "c": "b", "d": "b", "x": "", "y": "", "z": ""}
+  rng = np.random.default_rng(0)
+  for _ in range(10):
+    found = {
+      t.uid: "" if seen is None else chr(seen[-1])
+      for t, seen in zip(played, peers.choose(played), strict=True)
+    }
+    assert found == expected
+    played = [played[i] for i in rng.permutation(len(played))]
+
+
+def test_an_episode_is_one_context_of_its_own_tokens():
+  # The second prompt extends the first: each token once.
+  assert peers.episode(test_packing.TWO_STEPS).tolist() == [5, 6, 7, 8, 9, 10]
+  # The third prompt is written anew and begins behind what came before.
+  rewritten = test_packing.trajectory(
+    [
+      *test_packing.TWO_STEPS.steps[:1],
+      test_packing.step([5, 6, 7, 8, 9], [10], 1),
+      test_packing.step([5, 9], [11], 2, end="terminated"),
+    ]
+  )
+  assert peers.episode(rewritten).tolist() == [5, 6, 7, 8, 9, 10, 5, 9, 11]
+
+
+def test_rows_of_a_teacher_by_hand():
+  # The student reads 5 6, writes 7 8, reads 9, writes 10; the peer 5 and p p.
+  student = dataclasses.replace(test_packing.TWO_STEPS, success=False)
+  played = [trajectory("p", 3), student]
+  config = packing.PackingConfig("packed", 12)
+  made = packing.pack(
+    played, [0, 0], config, num_parts=1, rows_multiple=1, pad_id=0
+  )
+  rows, left_out = peers.pack(played, made, config, rows_multiple=1, pad_id=0)
+  assert (left_out, rows.rows_used.tolist()) == (0, [1])
+  assert rows.tokens.tokens.shape == (1, 1, 24)
+  line, p = rows.tokens.tokens[0, 0, :10].tolist(), ord("p")
+  # Without the prompt to bootstrap from.
+  assert line == [5, p, p, 5, 6, 7, 8, 9, 10, 0]
+  # Steps 2 and 3 of the batch; step 1 is the peer's, who has no peer.
+  assert rows.tokens.step_ids[0, 0, :9].tolist() == [0, 0, 0, 0, 0, 2, 2, 0, 3]
+  assert rows.tokens.positions[0, 0, :9].tolist() == list(range(9))
+  assert rows.covered[:4].tolist() == [False, False, True, True]
+  # Longest first: the student lies before the peer in the batch's own row.
+  assert made.tokens.step_ids[0, 0, :10].tolist() == [
+    0, 0, 2, 2, 0, 3, 0, 0, 1, 1,
+  ]  # fmt: skip
+  assert rows.shift[:4].tolist() == [0, 0, 3, 3]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_token_of_a_teacher_is_its_students_behind_the_peer(layout):
+  made, rows, left_out = packed(layout)
+  assert left_out == 0
+  known = contexts()
+  student, teacher = (x.tokens for x in (made, rows))
+  flat = lambda x: x.reshape(-1)
+  length = teacher.tokens.shape[-1]
+  seen = 0
+  for number, (step, whose) in steps_of(made).items():
+    context = known[whose.uid]
+    assert rows.covered[number] == (context is not None)
+    here = np.flatnonzero(flat(student.step_ids) == number)
+    if context is None:
+      assert not (teacher.step_ids == number).any()
+      continue
+    there = here + rows.shift[number]
+    np.testing.assert_array_equal(flat(teacher.step_ids)[there], number)
+    for count, at in enumerate(there, 1):
+      path = [at]
+      while flat(teacher.parent)[path[-1]] != path[-1] % length:
+        first = path[-1] - path[-1] % length
+        path.append(first + flat(teacher.parent)[path[-1]])
+      read = flat(teacher.tokens)[path[::-1]]
+      expected = [*context, *step.prompt_ids, *step.response_ids[:count]]
+      np.testing.assert_array_equal(read, expected)
+      seen += 1
+  assert seen > 100
+  # Nothing else is scored.
+  assert (teacher.step_ids > 0).sum() == seen
+
+
+def test_a_context_is_stored_once_a_trajectory_and_in_a_tree_once_a_group():
+  played = [
+    dataclasses.replace(t, success=i % 3 == 0)
+    for i, t in enumerate(worlds.trajectories(4, samples=3))
+  ]
+  seen = [x for x in peers.choose(played) if x is not None]
+  assert len(seen) == 8  # the other two of four groups
+  stored = {}
+  for layout in LAYOUTS:
+    config = packing.PackingConfig(layout, worlds.CONTEXT)
+    made = packing.pack(
+      played, [0] * 12, config, num_parts=1, rows_multiple=8, pad_id=0
+    )
+    rows, _ = peers.pack(played, made, config, rows_multiple=8, pad_id=0)
+    used = rows.tokens.subtree_end > np.arange(2 * worlds.CONTEXT)
+    stored[layout] = int(used.sum())
+  whole = lambda t: len(t.steps[-1].prompt_ids) + len(t.steps[-1].response_ids)
+  told = [t for i, t in enumerate(played) if i % 3]
+  assert stored["packed"] == sum(map(len, seen)) + sum(map(whole, told))
+  assert stored["rows"] > 3 * stored["packed"]
+  # The second of a group saves the context and the first prompt.
+  again = sum(
+    len(context) + len(t.steps[0].prompt_ids)
+    for context, t in zip(seen[1::2], told[1::2], strict=True)
+  )
+  assert stored["tree"] <= stored["packed"] - again
+
+
+def test_the_order_of_episodes_gives_the_same_rows():
+  _, rows, _ = packed("packed")
+  _, again, _ = packed("packed", order=tuple(reversed(range(len(episodes())))))
+  jax.tree.map(np.testing.assert_array_equal, rows, again)
+
+
+def test_a_peer_that_does_not_fit_is_left_out_and_counted():
+  longest = lambda t: max(
+    len(s.prompt_ids) + len(s.response_ids) for s in t.steps
+  )
+  needs = [
+    None if context is None else len(context) + longest(t)
+    for t, context in zip(episodes(), contexts().values(), strict=True)
+  ]
+  length = sorted(n for n in needs if n)[3]
+  made, rows, left_out = packed("packed", length=length)
+  fits = [n is not None and n <= length for n in needs]
+  assert 4 <= sum(fits) < 8
+  assert left_out == sum(n is not None for n in needs) - sum(fits)
+  covered = np.repeat(fits, [len(t.steps) for t in made.trajectories])
+  np.testing.assert_array_equal(rows.covered[1 : 1 + len(covered)], covered)
+
+
+def test_a_trajectory_that_was_cut_is_taught_by_a_whole_peer():
+  # The second step, 13 tokens, does not fit; as a peer it is read all the same.
+  long = [*[5, 6, 7] * 3, 5, 6]
+  steps = [
+    test_packing.step([5, 6], [7]),
+    test_packing.step(long, [8, 9], 1, end="terminated"),
+  ]
+  played = [
+    dataclasses.replace(test_packing.trajectory(steps), success=True),
+    trajectory("p", 4),
+  ]
+  config = packing.PackingConfig("packed", 12, "truncate", teacher_length=20)
+  made = packing.pack(
+    played, [0, 0], config, num_parts=1, rows_multiple=1, pad_id=0
+  )
+  assert made.cut == 1
+  rows, left_out = peers.pack(played, made, config, rows_multiple=1, pad_id=0)
+  assert left_out == 0
+  (first, second), p = rows.tokens.tokens[0, :2].tolist(), ord("p")
+  assert first[:17] == [*long, 8, 9, 5, p, p, p]
+  assert second[:7] == [5, p, p, p, 5, 6, 7]
+  assert rows.covered[:4].tolist() == [False, True, True, False]
