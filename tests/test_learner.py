@@ -4,7 +4,6 @@ import dataclasses
 
 import chex
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import worlds
@@ -70,19 +69,6 @@ def sgd(monkeypatch):
   monkeypatch.setattr(learner, "optimizer", lambda *_, **__: optax.sgd(0.05))
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
-def test_packed_rows_and_rows_per_step_give_one_update(name, sgd):
-  a, found_a = run(packed("packed"), row(name))
-  b, found_b = run(packed("rows"), row(name))
-  moved = jax.tree.map(lambda x, y: x - y, a.policy, worlds.policy())
-  assert max(np.abs(x).max() for x in jax.tree.leaves(moved)) > 1e-4
-  close(a.policy, b.policy)
-  close(a.critic, b.critic)
-  for name_, pair in found_a.items():
-    if "gap" not in name_:
-      close(pair, found_b[name_], 1e-3)
-
-
 @pytest.mark.parametrize("name", ["steppo", "ppo"])
 def test_eight_devices_give_the_update_of_one(name, sgd):
   a, _ = run(packed(), row(name), devices=1)
@@ -132,36 +118,6 @@ def test_poisoned_padding_changes_nothing(sgd):
     a, _ = run(batch, row(name))
     b, _ = run(poisoned, row(name))
     close(a.policy, b.policy, 1e-7)
-
-
-@pytest.mark.parametrize("name", ALGORITHMS)
-def test_no_token_that_was_not_sampled_has_a_gradient(name):
-  from steppo_jax import objective
-  from steppo_jax.batch import TokenBatch
-
-  batch = packed()
-  flat = TokenBatch(
-    **{k: v.reshape(-1, v.shape[-1]) for k, v in batch.tokens.items()}
-  )
-  table = batch.table
-  algorithm = row(name)
-  values = jnp.zeros(flat.tokens.shape)
-  credit = objective.advantages(algorithm, flat, table, values, None)
-
-  def loss(logits):
-    logp = jax.nn.log_softmax(logits)[..., 0]
-    entropy = -jnp.sum(jax.nn.softmax(logits) * jax.nn.log_softmax(logits), -1)
-    (total, weight), _ = objective.policy_loss(
-      algorithm, credit.advantage, logp, entropy, flat, table,
-      mu=jnp.zeros(()), ref_logp_t=None,
-    )  # fmt: skip
-    return total / weight
-
-  logits = jax.random.normal(jax.random.key(0), (*flat.tokens.shape, 4))
-  grad = jax.grad(loss)(logits)
-  sampled = flat.step_ids > 0
-  assert np.all(np.asarray(grad)[~sampled] == 0)
-  assert np.abs(np.asarray(grad)[sampled]).max() > 0
 
 
 def test_learner_and_sampler_agree_before_the_first_step():
