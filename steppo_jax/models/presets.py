@@ -16,6 +16,19 @@ PRESETS = {
     width=128, num_layers=4, num_heads=4, num_kv_heads=2, head_dim=32,
     mlp_width=320,
   ),
+  # For measurements at the sizes of real models, without their weights.
+  "base_5m": dict(
+    width=256, num_layers=6, num_heads=8, num_kv_heads=4, head_dim=32,
+    mlp_width=704,
+  ),
+  "base_20m": dict(
+    width=512, num_layers=7, num_heads=8, num_kv_heads=4, head_dim=64,
+    mlp_width=1408,
+  ),
+  "smollm2_135m": dict(
+    width=576, num_layers=30, num_heads=9, num_kv_heads=3, head_dim=64,
+    mlp_width=1536, rope_theta=100_000.0, norm_eps=1e-5,
+  ),
 }  # fmt: skip
 
 
