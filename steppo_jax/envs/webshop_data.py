@@ -134,7 +134,16 @@ def _text(record, key):
     return ""
   if isinstance(value, bool) or not isinstance(value, str | int | float):
     raise ValueError(f"{key} must be text, got {type(value).__name__}")
-  return str(value)
+  return _whole(str(value), key)
+
+
+def _whole(text, key):
+  """JSON can spell what is no text and would break a tokenizer later."""
+  try:
+    text.encode("utf-8")
+  except UnicodeEncodeError as error:
+    raise ValueError(f"{key} holds half of a surrogate pair") from error
+  return text
 
 
 def _texts(record, key):
@@ -144,7 +153,7 @@ def _texts(record, key):
     return (text,) if text.strip() else ()
   if not all(isinstance(item, str) for item in value):
     raise ValueError(f"{key} must be a list of texts")
-  return tuple(item for item in value if item.strip())
+  return tuple(_whole(item, key) for item in value if item.strip())
 
 
 def _prices(text):
@@ -177,5 +186,6 @@ def _choices(raw):
       value = _text(choice, "value").strip().replace("/", " | ")
       values += filter(None, [webshop_match.fold(value)])
     if values:
+      name = _whole(str(name), "customization_options")
       out[webshop_match.fold(name)] = tuple(values)
   return out

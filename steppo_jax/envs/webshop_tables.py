@@ -1,8 +1,8 @@
 """What the generated shops sell: departments, kinds, attributes, options.
 
 The tables are our own. Values of one option never match each other under the
-fuzzy measure of `webshop_match`, and no attribute of a department matches
-another, so that in a generated shop only what is asked for counts.
+fuzzy measure of `webshop_match`, and no attribute matches another, so that in a
+generated shop only what is asked for counts.
 """
 
 # Per department: path of categories, attributes, kinds with their lowest and
@@ -13,7 +13,7 @@ DEPARTMENTS = {
     (
       *("solid wood", "easy to clean", "fade resistant", "space saving"),
       *("hand made", "non slip", "scratch proof", "foldable"),
-      *("machine washable", "for the living room"),
+      *("machine washable", "for the living room", "rust free", "soft touch"),
     ),
     {
       "desk lamp": ((15, 60), ("color", "style")),
@@ -31,7 +31,7 @@ DEPARTMENTS = {
     (
       *("quick drying", "slim fit", "long sleeved", "breathable"),
       *("stretchy", "water repellent", "pure cotton", "with pockets"),
-      *("hand wash only", "warmly lined"),
+      *("hand wash only", "warmly lined", "zip fastened", "loosely cut"),
     ),
     {
       "hiking jacket": ((35, 160), ("color", "size")),
@@ -49,7 +49,7 @@ DEPARTMENTS = {
     (
       *("cruelty free", "unscented", "paraben reduced", "long lasting"),
       *("for sensitive skin", "oil control", "with aloe", "travel sized"),
-      *("plant based", "alcohol tested"),
+      *("plant based", "alcohol tested", "richly foaming", "refillable"),
     ),
     {
       "face cream": ((9, 48), ("volume", "scent")),
@@ -65,7 +65,7 @@ DEPARTMENTS = {
     (
       *("fast charging", "noise cancelling", "shock proof", "dual band"),
       *("with remote control", "low power", "rechargeable", "ultra thin"),
-      *("bluetooth ready", "high definition"),
+      *("bluetooth ready", "high definition", "solar powered", "pocketable"),
     ),
     {
       "phone charger": ((9, 42), ("color", "plug")),
@@ -83,7 +83,7 @@ DEPARTMENTS = {
     (
       *("gluten free", "organic", "low sodium", "keto friendly"),
       *("sugar reduced", "nut safe", "ready to eat", "high protein"),
-      *("fair trade", "shelf stable"),
+      *("fair trade", "shelf stable", "vegan", "whole grain"),
     ),
     {
       "oat crackers": ((3, 14), ("flavor", "weight")),

@@ -20,8 +20,8 @@ SPLITS = ("train", "valid_seen", "valid_unseen")
 SIZES = {
   "tiny": ((6, 8), 3, 1, 0, 2, 4, 256),
   "small": ((16, 24), 5, 2, 0, 3, 5, 128),
-  "medium": ((80, 100), 12, 2, 1, 4, 10, 32),
-  "full": ((900, 1000), 36, 3, 1, 6, 10, 4),
+  "medium": ((80, 100), 12, 3, 1, 4, 10, 32),
+  "full": ((900, 1000), 36, 4, 1, 6, 10, 4),
 }
 HELD_OUT_PERCENT = 15
 
@@ -120,33 +120,40 @@ def _digest(*words):
 
 
 def _stock(rng, split, size):
-  """The products: none of them is all that another of its kind is."""
+  """The products: no two of a department have the same attributes.
+
+  WebShop's score hardly looks at the kind of a product, so that another kind
+  with the same attributes would do.
+  """
   (least, most), num_kinds, num_attributes, *_ = SIZES[size]
   unseen = split == "valid_unseen"
   # Sets of one length: different ones never contain each other.
   free = {
-    (department, kind): list(itertools.combinations(attributes, num_attributes))
-    for department, (_, attributes, kinds) in webshop_tables.DEPARTMENTS.items()
-    for kind in kinds
+    department: list(itertools.combinations(attributes, num_attributes))
+    for department, (_, attributes, _) in webshop_tables.DEPARTMENTS.items()
   }
+  kinds = [
+    (department, kind)
+    for department, (_, _, kinds) in webshop_tables.DEPARTMENTS.items()
+    for kind in kinds
+  ]
   # The first product has customers, so that no shop is without.
   first = rng.choice(
     [
-      (*key, found)
-      for key, sets in free.items()
-      for found in sets
-      if any(is_held_out(key[1], a) for a in found) == unseen
+      (department, kind, found)
+      for department, kind in kinds
+      for found in free[department]
+      if any(is_held_out(kind, a) for a in found) == unseen
     ]
   )
-  lead = first[:2]
-  free[lead].remove(first[2])
-  kinds = rng.sample([key for key in free if key != lead], num_kinds - 1)
-  kinds.append(lead)
-  for key in kinds:
-    rng.shuffle(free[key])
+  kinds.remove(first[:2])
+  kinds = [first[:2], *rng.sample(kinds, num_kinds - 1)]
+  free[first[0]].remove(first[2])
+  for sets in free.values():
+    rng.shuffle(sets)
   count = rng.randint(least, most)
   picks = [rng.choice(kinds) for _ in range(count - 1)]
-  stock = [first, *((*key, free[key].pop()) for key in picks)]
+  stock = [first, *((d, kind, free[d].pop()) for d, kind in picks)]
   numbers = rng.sample(range(1, count + 1), count)
   return [
     _product(rng, size, *what, number)

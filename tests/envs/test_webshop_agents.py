@@ -80,7 +80,7 @@ def _random_agent(rng, task):
 
 
 def test_a_random_agent_stays_at_the_known_level_of_the_real_shop(shared_dir):
-  # 4,000 episodes of benchmarks/envs.py: score .103, success .004.
+  # Thousands of episodes of benchmarks/envs.py: score .105, success .003.
   data_dir = shared_dir / "data" / "webshop"
   if not data_dir.is_dir():
     pytest.skip(f"no published products at {data_dir}")
