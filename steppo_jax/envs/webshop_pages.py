@@ -139,7 +139,7 @@ class Visit:
     self._look()
 
   def _open(self, product):
-    self._product, self._options = product, {}
+    self._product = product
     self._look("item")
 
   def _choose(self, name, value):
