@@ -5,7 +5,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from steppo_jax import types
-from steppo_jax.envs import alfworld, household_worlds
+from steppo_jax.envs import (
+  alfworld,
+  household_worlds,
+  webshop,
+  webshop_worlds,
+)
 
 
 class GeneratedTasks:
@@ -15,10 +20,12 @@ class GeneratedTasks:
     size: Size of the worlds; see `household_worlds.SIZES`.
   """
 
+  _worlds = household_worlds
+
   def __init__(self, size: str):
-    if size not in household_worlds.SIZES:
+    if size not in self._worlds.SIZES:
       raise ValueError(
-        f"env.size={size!r} is none of {', '.join(household_worlds.SIZES)}"
+        f"env.size={size!r} is none of {', '.join(self._worlds.SIZES)}"
       )
     self._size = size
 
@@ -30,14 +37,24 @@ class GeneratedTasks:
 
   def panel(self, split: str, count: int) -> list[types.Task]:
     """The first `count` tasks of a split, the same in every run."""
-    if split not in household_worlds.SPLITS:
+    if split not in self._worlds.SPLITS:
       raise ValueError(
-        f"split {split!r} is none of {', '.join(household_worlds.SPLITS)}"
+        f"split {split!r} is none of {', '.join(self._worlds.SPLITS)}"
       )
     return [self._make(n, split) for n in range(count)]
 
   def _make(self, number: int, split: str) -> types.Task:
-    return household_worlds.generate(number, split=split, size=self._size)
+    return self._worlds.generate(number, split=split, size=self._size)
+
+
+class GeneratedShopping(GeneratedTasks):
+  """Customers of generated shops: as many as are asked for.
+
+  Args:
+    size: Size of the shops; see `webshop_worlds.SIZES`.
+  """
+
+  _worlds = webshop_worlds
 
 
 class RecordedTasks:
@@ -53,8 +70,11 @@ class RecordedTasks:
 
   def _split(self, split: str) -> Sequence[types.Task]:
     if split not in self._loaded:
-      self._loaded[split] = alfworld.load_tasks(self._data_dir, split)
+      self._loaded[split] = self._load(split)
     return self._loaded[split]
+
+  def _load(self, split: str) -> Sequence[types.Task]:
+    return alfworld.load_tasks(self._data_dir, split)
 
   def sample(self, count: int, *, seed: int, update: int) -> list[types.Task]:
     """Training tasks of an update, without repetition while they last."""
@@ -70,3 +90,21 @@ class RecordedTasks:
     if count >= len(tasks):
       return list(tasks)
     return [tasks[i * len(tasks) // count] for i in range(count)]
+
+
+class RecordedShopping(RecordedTasks):
+  """The published goals of WebShop, read from a folder.
+
+  Args:
+    data_dir: See `webshop.load_catalog`.
+    by: Which split, "product" or "index"; see `webshop.load_tasks`.
+  """
+
+  def __init__(self, data_dir: str, by: str = "product"):
+    if by not in webshop.SPLITS:
+      raise ValueError(f"by={by!r} is none of {', '.join(webshop.SPLITS)}")
+    super().__init__(data_dir)
+    self._by = by
+
+  def _load(self, split: str) -> Sequence[types.Task]:
+    return webshop.load_tasks(self._data_dir, split, by=self._by)
