@@ -89,6 +89,10 @@ _SEEDS = "steppo_jax.envs.seeds:SeedTasks"
 ENVS: dict[str, Row] = {
   "household": Row(_HOUSEHOLD, "steppo_jax.data.tasks:GeneratedTasks"),
   "alfworld": Row(_HOUSEHOLD, "steppo_jax.data.tasks:RecordedTasks"),
+  # Household games that fail on purpose: a rehearsal.
+  "faulty": Row(
+    "steppo_jax.envs.faults:FaultyEnv", "steppo_jax.data.tasks:GeneratedTasks"
+  ),
   "gymnasium": Row("steppo_jax.envs.gymnasium_text:GymnasiumEnv", _SEEDS),
   "remote": Row("steppo_jax.envs.remote:RemoteEnv", _SEEDS),
 }

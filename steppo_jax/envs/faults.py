@@ -38,7 +38,7 @@ class FaultyEnv:
 
   def __init__(
     self,
-    env: str,
+    env: str = "household",
     *,
     crash: float = 0.0,
     hang: float = 0.0,

@@ -22,7 +22,7 @@ class GymnasiumEnv(seeds.Replayed):
     make_options: Further arguments of `gymnasium.make`.
     modules: Modules to import first, which register environments.
     commands: Names of the actions of a discrete space, in its order; without
-      them the actions are "0", "1", ...
+      them the actions are named by their numbers.
     text_key: Key of the text in observations that are mappings.
     render: Whether the text is what the environment renders.
     won_above: An episode that terminates with a last reward above this counts
@@ -64,7 +64,8 @@ class GymnasiumEnv(seeds.Replayed):
       raise ValueError(f"{id}: actions are {space}, neither text nor discrete")
     self._first = int(space.start) if discrete else 0
     count = int(space.n) if discrete else 0
-    self._commands = [*commands] or [str(n) for n in range(count)]
+    numbers = range(self._first, self._first + count)
+    self._commands = [*commands] or [str(n) for n in numbers]
     if len(self._commands) != count:
       raise ValueError(
         f"{id}: {len(self._commands)} commands for {count} actions"

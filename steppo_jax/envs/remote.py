@@ -258,13 +258,19 @@ class RemoteEnv(seeds.Replayed):
     hurry()
     response = self._connection.getresponse()
     parts, size = [], 0
-    while not response.isclosed():
-      hurry()
+    while True:
+      if not response.isclosed():
+        hurry()
       part = response.read1(1 << 16)
       size += len(part)
       if size > _MAX_BYTES:
         raise http.client.HTTPException(f"more than {_MAX_BYTES} bytes")
+      if not part:
+        break
       parts.append(part)
+    if response.length:
+      raise http.client.IncompleteRead(b"", response.length)
+    response.close()
     if self._connection.sock is not None:
       sock.settimeout(self._timeout_s)
     return response.status, b"".join(parts)
