@@ -72,6 +72,8 @@ class Frames:
       return None
     message = json.loads(bytes(self._bytes[_LENGTH.size : end]))
     del self._bytes[:end]
+    if not isinstance(message, dict):
+      raise ValueError(f"a frame that is no object: {str(message)[:80]}")
     return message
 
 

@@ -142,7 +142,7 @@ class Worker:
         ) from None
       except OSError:
         raise self._death(operation) from None
-      except ValueError as error:
+      except (ValueError, RecursionError) as error:
         raise base.EnvBadAnswer(f"{operation}: {error}") from error
     if "ok" in answer:
       return answer["ok"]

@@ -1,9 +1,12 @@
 """Environments in worker processes: what goes there, what comes back."""
 
+import contextlib
 import dataclasses
 
+import hypothesis
 import pools
 import pytest
+from hypothesis import strategies as st
 from pools import TASK, pool
 
 from steppo_jax.envs import (
@@ -11,6 +14,7 @@ from steppo_jax.envs import (
   household,
   household_worlds,
   process,
+  worker,
   worker_client,
 )
 
@@ -160,3 +164,38 @@ def test_limits_must_be_positive():
     process.WorkerLimits(step_s=0)
   with pytest.raises(ValueError, match="at least one worker"):
     pool(0)
+
+
+JSON = st.recursive(
+  st.none() | st.booleans() | st.integers() | st.text(st.characters()),
+  lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+  max_leaves=8,
+)
+
+
+@hypothesis.given(st.lists(JSON, max_size=4), st.data())
+def test_frames_come_out_whole_however_they_are_cut(values, data):
+  stream = b"".join(worker.encode({"v": value}) for value in values)
+  cuts = data.draw(st.lists(st.integers(0, len(stream)), max_size=6))
+  frames, found = worker.Frames(), []
+  ends = [*sorted(cuts), len(stream)]
+  for start, end in zip([0, *ends], ends, strict=False):
+    frames.add(stream[start:end])
+    while (message := frames.next()) is not None:
+      found.append(message["v"])
+  assert found == values
+
+
+@hypothesis.given(st.binary(min_size=4))
+def test_bytes_that_are_no_frames_are_an_error_or_wait_for_more(garbage):
+  frames = worker.Frames()
+  frames.add(garbage)
+  with contextlib.suppress(ValueError):
+    frames.next()
+
+
+def test_a_frame_that_is_too_long_is_refused_at_its_length():
+  frames = worker.Frames()
+  frames.add(b"\xff\xff\xff\xff")
+  with pytest.raises(ValueError, match="a frame of 4294967295 bytes"):
+    frames.next()
