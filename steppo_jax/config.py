@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import importlib.util
+import json
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -12,6 +13,8 @@ import tyro
 
 from steppo_jax import algorithms
 from steppo_jax.data.demonstrations import Demonstrations
+from steppo_jax.envs import base
+from steppo_jax.envs.process import WorkerLimits
 from steppo_jax.learner import LearnerConfig
 from steppo_jax.models import presets
 from steppo_jax.packing import PackingConfig
@@ -89,23 +92,55 @@ class AlgorithmConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EnvConfig:
-  """Which games are played.
+  """Which environment is played, and where.
 
   Attributes:
-    name: "household" generates its games; "alfworld" reads the real ones.
+    name: "household" generates its games; "alfworld" reads the real ones; any
+      other name of `envs.base.ENVS` or of an installed package.
     size: Size of generated worlds: tiny, small, medium or full.
     data_dir: Folder of ALFWorld's games; only for "alfworld".
     invalid_penalty: Subtracted from the reward of a refused command.
+    options: "name=value" of the environment's own parameters; a value is JSON,
+      or else text.
+    workers: Processes that environments live in, each with one episode at a
+      time; 0 for this process. `rollout.env_threads` of the same number lets
+      them work side by side.
+    limits: Of a worker process.
   """
 
   name: str = "household"
   size: str = "small"
   data_dir: str | None = None
   invalid_penalty: float = 0.1
+  options: tuple[str, ...] = ()
+  workers: int = 0
+  limits: WorkerLimits = WorkerLimits()
 
   def __post_init__(self):
-    if self.name not in ("household", "alfworld"):
-      raise ValueError(f"env.name={self.name!r} is none of household, alfworld")
+    base.row(self.name)
+    if self.workers < 0:
+      raise ValueError(f"env.workers={self.workers} must be at least 0")
+
+  def recipes(self) -> base.Recipes:
+    """How the environment and its task lists are made.
+
+    Raises:
+      ValueError: an option that the environment does not have, or that it
+        needs.
+    """
+    own = {}
+    for option in self.options:
+      name, equals, text = option.partition("=")
+      if not equals:
+        raise ValueError(f"env.options: expected name=value, got {option!r}")
+      try:
+        own[name] = json.loads(text)
+      except json.JSONDecodeError:
+        own[name] = text
+    common = ("name", "size", "data_dir", "invalid_penalty")
+    return base.resolve(
+      self.name, {field: getattr(self, field) for field in common}, own
+    )
 
 
 @dataclasses.dataclass(frozen=True)

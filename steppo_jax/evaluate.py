@@ -1,7 +1,6 @@
 """Evaluation of a policy on a pinned panel of tasks."""
 
 import dataclasses
-import functools
 import hashlib
 import json
 import pathlib
@@ -11,11 +10,10 @@ from typing import Any
 
 from steppo_jax import config as config_lib
 from steppo_jax import report, types
-from steppo_jax.data import tasks as tasks_lib
 from steppo_jax.data import tokenizer as tokenizer_lib
-from steppo_jax.envs import household
+from steppo_jax.envs import base, process
 from steppo_jax.models import transformer, weights
-from steppo_jax.rollout import loop, prompting
+from steppo_jax.rollout import counts, loop, prompting
 from steppo_jax.sampler import engine as engine_lib
 
 # Keys of evaluation start here, far from every update's.
@@ -67,27 +65,22 @@ def save_policy(
   weights.save_params(path, params, metadata)
 
 
-def make_tasks(env: config_lib.EnvConfig):
+def make_tasks(env: config_lib.EnvConfig) -> base.TaskList:
   """The task lists that the options name.
 
   Raises:
-    ValueError: ALFWorld without its folder, or an unknown size.
+    ValueError: an option is missing or does not fit, such as ALFWorld without
+      its folder, or an unknown size.
   """
-  if env.name == "alfworld":
-    if not env.data_dir:
-      raise ValueError(
-        "env.name=alfworld needs env.data_dir=PATH (evaluate: --data-dir), the "
-        "folder of ALFWorld's games"
-      )
-    return tasks_lib.RecordedTasks(env.data_dir)
-  return tasks_lib.GeneratedTasks(env.size)
+  return env.recipes().tasks.make()
 
 
-def make_env(env: config_lib.EnvConfig) -> Callable[[], types.Env]:
-  """A function that makes one environment."""
-  return functools.partial(
-    household.HouseholdEnv, invalid_penalty=env.invalid_penalty
-  )
+def make_env(env: config_lib.EnvConfig) -> base.Makers:
+  """What makes environments, in this process or in workers; to be closed."""
+  recipe = env.recipes().env
+  if env.workers:
+    return process.Workers(recipe, env.workers, env.limits)
+  return base.InProcess(recipe)
 
 
 def panel_hash(tasks: Sequence[types.Task]) -> str:
@@ -103,6 +96,9 @@ class Evaluator:
     engine: The sampler; shared with training, so that nothing compiles twice.
     prompt: Builds prompts from observations.
     tasks: The panel.
+    rollout: Limits of an episode, and of how many are played at once.
+    make_env: Makes environments; shared with training. Leaving the context, or
+      `close`, ends their workers.
   """
 
   def __init__(
@@ -116,8 +112,21 @@ class Evaluator:
     self.engine = engine
     self.prompt = prompt
     self.tasks = tasks
-    self._rollout = rollout
-    self._env = env
+    self.make_env = make_env(env)
+    at_once = [n for n in (rollout.max_live, self.make_env.at_once) if n]
+    if at_once:
+      rollout = dataclasses.replace(rollout, max_live=min(at_once))
+    self.rollout = rollout
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    self.close()
+
+  def close(self) -> None:
+    """Ends the environments' workers, if there are any."""
+    self.make_env.close()
 
   def __call__(
     self,
@@ -144,14 +153,14 @@ class Evaluator:
     start = time.monotonic()
     trajectories = loop.run(
       self.engine,
-      make_env(self._env),
+      self.make_env,
       episodes,
       self.prompt,
-      dataclasses.replace(self._rollout, temperature=temperature),
+      dataclasses.replace(self.rollout, temperature=temperature),
       on_finish=on_finish,
     )
     # An evaluation counts an error as a failure: the task was not solved.
-    found = loop.summary(trajectories)
+    found = counts.summary(trajectories)
     solved = sum(t.success for t in trajectories)
     found["success"] = (float(solved), float(len(trajectories)))
     metrics = {
@@ -215,9 +224,10 @@ def evaluate(
   model, params = load_policy(config.weights, tokenizer)
   evaluator = make_evaluator(config, model, tokenizer)
   evaluator.engine.set_params(params, 0)
-  metrics, trajectories = evaluator(
-    temperature=temperature, samples=samples, on_finish=on_finish
-  )
+  with evaluator:
+    metrics, trajectories = evaluator(
+      temperature=temperature, samples=samples, on_finish=on_finish
+    )
   if output:
     write_steps(output, trajectories, evaluator.prompt)
   return metrics | {"eval/panel": panel_hash(evaluator.tasks)}

@@ -84,7 +84,7 @@ def train(
     writer.write(done, found)
     on_update(done, found)
 
-  with metrics.MetricsWriter(folder, resumed=0) as writer:
+  with evaluator, metrics.MetricsWriter(folder, resumed=0) as writer:
     finish(0)
     last = config.training.num_steps
     batches = supervised.batches(rows, config.training, config.seed)

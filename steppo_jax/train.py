@@ -25,7 +25,7 @@ from steppo_jax import config as config_lib
 from steppo_jax import learner as learner_lib
 from steppo_jax import mesh as mesh_lib
 from steppo_jax.data import tokenizer as tokenizer_lib
-from steppo_jax.rollout import loop
+from steppo_jax.rollout import counts, loop
 
 # Purposes of keys: training episodes, mini-batches.
 _EPISODES, _MINIBATCHES = 0, 1
@@ -188,9 +188,12 @@ def train(
       finite.
   """
   run = Run(config, folder)
-  with checkpoint.Checkpoints(
-    folder / run_folder.CHECKPOINTS_NAME, config.keep_checkpoints
-  ) as store:
+  with (
+    run.evaluator,
+    checkpoint.Checkpoints(
+      folder / run_folder.CHECKPOINTS_NAME, config.keep_checkpoints
+    ) as store,
+  ):
     state = _updates(run, store, on_update, on_episode)
   evaluate.save_policy(
     folder / run_folder.POLICY_NAME,
@@ -247,10 +250,10 @@ def _one_update(run: Run, state, update: int, on_episode):
   before = dataclasses.replace(run.engine.counters)
   trajectories = loop.run(
     run.engine,
-    evaluate.make_env(run.config.env),
+    run.evaluator.make_env,
     run.episodes(update),
     run.prompt,
-    run.config.rollout,
+    run.evaluator.rollout,
     on_finish=on_episode,
   )
   rolled = time.monotonic()
@@ -261,7 +264,7 @@ def _one_update(run: Run, state, update: int, on_episode):
       f"with {trajectories[0].error}"
     )
   packed = run.pack(whole, update)
-  teacher_rows, counts = run.pack_peers(whole, packed)
+  teacher_rows, left_out = run.pack_peers(whole, packed)
   state, found = run.learner.update(
     state,
     run.reference,
@@ -272,9 +275,9 @@ def _one_update(run: Run, state, update: int, on_episode):
   learned = time.monotonic()
   run.engine.set_params(_for_engine(state.policy), update + 1)
   mean = metrics.Mean()
-  mean.add({f"rollout/{k}": v for k, v in loop.summary(trajectories).items()})
+  mean.add({f"rollout/{k}": v for k, v in counts.summary(trajectories).items()})
   mean.add(pairs)
-  result = mean.result() | plain | counts
+  result = mean.result() | plain | left_out
   if "critic/unexplained_variance" in result:
     unexplained = result["critic/unexplained_variance"]
     result["critic/explained_variance"] = 1.0 - unexplained
@@ -283,21 +286,9 @@ def _one_update(run: Run, state, update: int, on_episode):
       f"update {update}: the policy's gradient is not finite; lower "
       "learner.learning_rate, or look at the batch's log-ratios"
     )
-  for cause, count in _errors(trajectories).items():
-    result[f"rollout/error/{cause}"] = count
   return state, result | _speeds(
     run, packed, trajectories, started, rolled, learned
   ) | _sampling(run.engine, before, packed)
-
-
-def _errors(trajectories: Sequence[types.Trajectory]) -> dict[str, int]:
-  """Failed episodes by the kind of error."""
-  causes: dict[str, int] = {}
-  for trajectory in trajectories:
-    if trajectory.error is not None:
-      cause = trajectory.error.partition(":")[0]
-      causes[cause] = causes.get(cause, 0) + 1
-  return causes
 
 
 def _speeds(run: Run, packed, trajectories, started, rolled, learned):

@@ -28,6 +28,29 @@ class Task:
   golden_steps: int | None = None
 
 
+def task_to_json(task: Task) -> dict[str, Any]:
+  """A task as JSON-able data."""
+  return {
+    "uid": task.uid,
+    "env": task.env,
+    "family": task.family,
+    "payload": dict(task.payload),
+    "golden_steps": task.golden_steps,
+  }
+
+
+def task_from_json(data: Mapping[str, Any]) -> Task:
+  """The task that `task_to_json` wrote.
+
+  Raises:
+    ValueError: the data are not of a task.
+  """
+  try:
+    return Task(**data)
+  except TypeError as error:
+    raise ValueError(f"not a task: {error}") from error
+
+
 class TimeStep(NamedTuple):
   """What an environment answers.
 
@@ -200,6 +223,8 @@ class Trajectory:
     success: Whether the task was solved.
     error: What broke the episode, None if nothing did. Such an episode is
       counted and never trained on.
+    retried: What broke earlier attempts at the episode, each played again from
+      its start with the same key.
   """
 
   uid: str
@@ -208,6 +233,7 @@ class Trajectory:
   final_prompt_ids: np.ndarray | None
   success: bool
   error: str | None = None
+  retried: tuple[str, ...] = ()
 
   @property
   def total_reward(self) -> float:

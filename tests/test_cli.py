@@ -53,6 +53,8 @@ def test_assignments_reach_nested_options():
       "run_dir=runs/x",
       "learner.target_kl=None",
       "sampler.prefill_lengths=8,32",
+      "env.options=crash=0.1,hang=0.05",
+      "env.limits.step_s=0.5",
     ],
     "test",
   )
@@ -61,6 +63,8 @@ def test_assignments_reach_nested_options():
   assert loaded.run_dir == "runs/x"
   assert loaded.learner.target_kl is None
   assert loaded.sampler.prefill_lengths == (8, 32)
+  assert loaded.env.options == ("crash=0.1", "hang=0.05")
+  assert loaded.env.limits.step_s == 0.5
   # What is not assigned keeps the experiment's value.
   assert loaded.algorithm == config.load(STEPPO).algorithm
 
@@ -90,7 +94,9 @@ def test_a_value_of_the_wrong_type_names_its_option(capsys, assignment, names):
     ("algorithm.name=stepo", "did you mean 'steppo'"),
     ("algorithm.clip_low=5", "clip_low=5 does not fit a step ratio"),
     ("env.size=huge", "env.size='huge' is none of tiny"),
-    ("env.name=webshop", "env.name='webshop'"),
+    ("env.name=houshold", "did you mean 'household'"),
+    ("env.options=dialekt=put", "did you mean 'dialect'"),
+    ("env.limits.step_s=0", "env.limits.step_s=0"),
     ("weights=nowhere.safetensors", "nowhere.safetensors"),
     ("packing.row_length=64", "packing.row_length=64 is shorter"),
     ("num_updates=0", "num_updates must be at least 1"),

@@ -91,11 +91,13 @@ def trajectories(count=12, samples=1):
 
 
 class ScriptedEngine:
-  """An engine that answers from a script: text by (session, turn)."""
+  """An engine that answers from a script: text by (session, turn).
 
-  num_slots = 4
+  A session that was released starts over, as equal keys give equal samples.
+  """
 
-  def __init__(self, answer):
+  def __init__(self, answer, num_slots=4):
+    self.num_slots = num_slots
     self._answer = answer
     self._asked = []
     self.turns = {}
@@ -117,4 +119,5 @@ class ScriptedEngine:
     return types.Response(ids, logps, "stop", 0)
 
   def release(self, session):
+    self.turns.pop(session, None)
     self.released.append(session)

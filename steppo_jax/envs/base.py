@@ -1,39 +1,264 @@
-"""The environments by name. Each is imported when it is first made."""
+"""The environments by name, and the errors that environments share.
 
+An environment is named by a row of `ENVS`, or by an entry point of an installed
+package: group `steppo_jax.envs`, whose object is a `Row`. Nothing of it is
+imported before it is made.
+"""
+
+import dataclasses
 import difflib
 import importlib
-from collections.abc import Callable
-from typing import Any
+import inspect
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from typing import Any, NamedTuple, Protocol
 
 from steppo_jax import types
 
-
-def _lazily(module: str, name: str) -> Callable[..., types.Env]:
-  def make(**options: Any) -> types.Env:
-    return getattr(importlib.import_module(module), name)(**options)
-
-  return make
+ENTRY_POINTS = "steppo_jax.envs"
 
 
-ENVS: dict[str, Callable[..., types.Env]] = {
-  "household": _lazily("steppo_jax.envs.household", "HouseholdEnv"),
+class EnvError(RuntimeError):
+  """An environment that failed; it costs its own episode and no other."""
+
+
+class EnvTimeout(EnvError):
+  """No answer within the time limit."""
+
+
+class EnvDied(EnvError):
+  """The worker process ended by itself, or never came up."""
+
+
+class EnvOutOfMemory(EnvError):
+  """The worker asked for more memory than it may have."""
+
+
+class EnvLeaseLost(EnvError):
+  """The episode kept its worker longer than it may, and it was taken away."""
+
+
+class EnvUnreachable(EnvError):
+  """A remote environment that takes no connection."""
+
+
+class EnvBadAnswer(EnvError):
+  """An answer that is none: not JSON, a status of failure, a missing field."""
+
+
+class EnvRaised(EnvError):
+  """An exception that the environment raised in its worker process.
+
+  Attributes:
+    cause: Name of the exception's type, by which the episode is counted.
+  """
+
+  def __init__(self, cause: str, message: str):
+    super().__init__(message)
+    self.cause = cause
+
+
+class TaskList(Protocol):
+  """Tasks as pure functions of their arguments: nothing to save."""
+
+  def sample(self, count: int, *, seed: int, update: int) -> list[types.Task]:
+    """Training tasks of an update."""
+
+  def panel(self, split: str, count: int) -> list[types.Task]:
+    """At most `count` tasks of a split, the same in every run."""
+
+
+class Row(NamedTuple):
+  """How an environment is made.
+
+  The arguments of both come from the options `env.*` and from `env.options`, by
+  name: an option that is not a parameter is not given.
+
+  Attributes:
+    env: "module:name" of a callable that makes one `types.Env`.
+    tasks: "module:name" of a callable that makes a `TaskList`.
+  """
+
+  env: str
+  tasks: str
+
+
+_HOUSEHOLD = "steppo_jax.envs.household:HouseholdEnv"
+_SEEDS = "steppo_jax.envs.seeds:SeedTasks"
+
+ENVS: dict[str, Row] = {
+  "household": Row(_HOUSEHOLD, "steppo_jax.data.tasks:GeneratedTasks"),
+  "alfworld": Row(_HOUSEHOLD, "steppo_jax.data.tasks:RecordedTasks"),
+  # Household games that fail on purpose: a rehearsal.
+  "faulty": Row(
+    "steppo_jax.envs.faults:FaultyEnv", "steppo_jax.data.tasks:GeneratedTasks"
+  ),
+  "gymnasium": Row("steppo_jax.envs.gymnasium_text:GymnasiumEnv", _SEEDS),
+  "remote": Row("steppo_jax.envs.remote:RemoteEnv", _SEEDS),
 }
 
 
-def make(name: str, **options: Any) -> types.Env:
-  """A fresh environment.
+class Recipe(NamedTuple):
+  """A call that is still to be made, as JSON-able data.
+
+  Attributes:
+    target: "module:name" of a callable.
+    options: Its keyword arguments.
+  """
+
+  target: str
+  options: Mapping[str, Any]
+
+  def make(self) -> Any:
+    """Makes the call."""
+    return load(self.target)(**self.options)
+
+
+class Recipes(NamedTuple):
+  """What `resolve` found: how to make one environment and the task lists."""
+
+  env: Recipe
+  tasks: Recipe
+
+
+def load(target: str) -> Callable[..., Any]:
+  """The callable that "module:name" says.
+
+  Raises:
+    ValueError: the text has another form, or the module has no such name.
+    ImportError: there is no such module.
+  """
+  module, colon, name = target.partition(":")
+  found = (
+    getattr(importlib.import_module(module), name, None) if colon else None
+  )
+  if not callable(found):
+    raise ValueError(f"{target!r} is not 'module:name' of something callable")
+  return found
+
+
+def names() -> list[str]:
+  """Every name that `row` knows, sorted."""
+  return sorted({*ENVS, *_entry_points()})
+
+
+def row(name: str) -> Row:
+  """The row of an environment: the table's, else an entry point's.
+
+  Raises:
+    ValueError: there is no such environment (the nearest name is told), or an
+      entry point does not give a row.
+  """
+  if name in ENVS:
+    return ENVS[name]
+  found = _entry_points()
+  if name not in found:
+    known = names()
+    near = difflib.get_close_matches(str(name), known, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"env.name={name!r} is none of {', '.join(known)}{hint}")
+  entry = found[name]
+  try:
+    loaded = entry.load()
+  except Exception as error:
+    raise ValueError(
+      f"env.name={name}: entry point {entry.value} of package "
+      f"{entry.dist.name} does not load: {type(error).__name__}: {error}"
+    ) from error
+  if not isinstance(loaded, Row):
+    raise ValueError(
+      f"env.name={name}: entry point {entry.value} of package "
+      f"{entry.dist.name} is not a steppo_jax.envs.base.Row"
+    )
+  return loaded
+
+
+def _entry_points() -> dict[str, metadata.EntryPoint]:
+  return {e.name: e for e in metadata.entry_points(group=ENTRY_POINTS)}
+
+
+def resolve(
+  name: str, common: Mapping[str, Any], own: Mapping[str, Any]
+) -> Recipes:
+  """Matches options with the parameters of an environment and its tasks.
 
   Args:
-    name: A key of `ENVS`; the `env` of the tasks that it will play.
+    name: A name that `row` knows.
+    common: Options that every environment may take or leave, such as `size`;
+      None stands for the environment's own default.
+    own: Options meant for this environment: each must be a parameter of the
+      environment or of its task lists.
+
+  Raises:
+    ValueError: an unknown name or option, or a parameter without a default
+      that no option gives.
+  """
+  found = row(name)
+  parameters = [inspect.signature(load(t)).parameters for t in found]
+  known = sorted({n for each in parameters for n in each})
+  for option in own:
+    if option not in known:
+      near = difflib.get_close_matches(option, known, n=1, cutoff=0.0)
+      hint = f", did you mean {near[0]!r}" if near else ""
+      raise ValueError(f"env.options: {name} has no option {option!r}{hint}")
+  given = {n: v for n, v in common.items() if v is not None} | {**own}
+  recipes = []
+  for target, each in zip(found, parameters, strict=True):
+    for parameter in each.values():
+      if parameter.default is parameter.empty and parameter.name not in given:
+        raise ValueError(_missing(name, parameter.name, common))
+    recipes.append(
+      Recipe(target, {n: v for n, v in given.items() if n in each})
+    )
+  return Recipes(*recipes)
+
+
+def _missing(name, parameter, common):
+  if parameter in common:
+    flag = f" (evaluate: --{parameter.replace('_', '-')})"
+    hint = f"env.{parameter}=...{flag if parameter == 'data_dir' else ''}"
+  else:
+    hint = f"env.options={parameter}=..."
+  return f"env.name={name} needs {hint}"
+
+
+def make(name: str, **options: Any) -> types.Env:
+  """A fresh environment in this process.
+
+  Args:
+    name: A name that `row` knows; the `env` of the tasks that it will play.
     **options: Arguments of the environment's class.
 
   Raises:
     ValueError: there is no such environment; the nearest name is told.
   """
-  if name not in ENVS:
-    near = difflib.get_close_matches(str(name), ENVS, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ValueError(
-      f"env must be one of {', '.join(sorted(ENVS))}, got {name!r}{hint}"
-    )
-  return ENVS[name](**options)
+  return load(row(name).env)(**options)
+
+
+class Makers(Protocol):
+  """Makes environments, and owns what they share."""
+
+  at_once: int | None
+
+  def __call__(self) -> types.Env: ...
+
+  def close(self) -> None: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class InProcess:
+  """Makes environments that live in this process.
+
+  Attributes:
+    recipe: How one is made.
+    at_once: How many can be played at once; None for no limit.
+  """
+
+  recipe: Recipe
+  at_once: int | None = None
+
+  def __call__(self) -> types.Env:
+    return self.recipe.make()
+
+  def close(self) -> None:
+    """Nothing is shared."""

@@ -1,8 +1,10 @@
 """The host-side environment loop: many episodes, whole batches of steps."""
 
 import collections
+import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable
 from concurrent import futures
 from typing import NamedTuple
 
@@ -25,6 +27,12 @@ class RolloutConfig:
     env_threads: Threads that step environments while the sampler goes on; 0
       steps them between two calls of the sampler, in an order that is the same
       in every run. Worth it for environments that wait for something.
+    max_live: Most episodes under way at once; None for as many as the sampler
+      has slots.
+    retries: Times that an episode whose environment failed is played again
+      before it counts as an error: from its start, with the same key, so that
+      the same episode comes of it. Without them an environment that fails now
+      and then loses long episodes more often than short ones.
   """
 
   max_steps: int = 15
@@ -32,6 +40,14 @@ class RolloutConfig:
   max_new_tokens: int = 12
   temperature: float = 1.0
   env_threads: int = 0
+  max_live: int | None = None
+  retries: int = 0
+
+  def __post_init__(self):
+    if self.max_live is not None and self.max_live < 1:
+      raise ValueError(f"rollout.max_live={self.max_live} must be at least 1")
+    if self.retries < 0:
+      raise ValueError(f"rollout.retries={self.retries} must be at least 0")
 
 
 class Episode(NamedTuple):
@@ -75,7 +91,8 @@ def run(
 
   A finished episode's slot is refilled at once, and an environment that is
   slow holds no other. Every episode comes back exactly once: an environment
-  that raises ends its own episode with `error` and no other.
+  that raises ends its own episode with `error` and no other, once its retries
+  are used up.
 
   Args:
     engine: Samples the responses.
@@ -88,45 +105,85 @@ def run(
   Returns:
     Trajectories in the order of `episodes`.
   """
-  waiting = collections.deque(enumerate(episodes))
-  done: dict[int, types.Trajectory] = {}
-  live: dict[int, _Live | None] = {}
-  index_of: dict[str, int] = {}
-  idle: list[types.Env] = []
+  return _Rollout(engine, make_env, prompt, config, on_finish).run(episodes)
 
-  def finish(index, trajectory):
-    done[index] = trajectory
-    engine.release(trajectory.uid)
-    state = live.pop(index)
-    if state is not None and trajectory.error is None:
-      idle.append(state.env)
+
+class _Rollout:
+  """What `run` keeps while it runs."""
+
+  def __init__(self, engine, make_env, prompt, config, on_finish):
+    self._engine = engine
+    self._make_env = make_env
+    self._prompt = prompt
+    self._config = config
+    self._on_finish = on_finish
+    self._done: dict[int, types.Trajectory] = {}
+    self._live: dict[int, _Live | None] = {}
+    self._retried: dict[int, tuple[str, ...]] = {}
+    self._idle: list[types.Env] = []
+
+  def run(self, episodes: Iterable[Episode]) -> list[types.Trajectory]:
+    engine, live = self._engine, self._live
+    waiting = collections.deque(enumerate(episodes))
+    index_of: dict[str, int] = {}
+    most = min(engine.num_slots, self._config.max_live or engine.num_slots)
+    rest = self._prompt, self._config
+    try:
+      with _Calls(self._config.env_threads) as calls:
+        while waiting or live:
+          while waiting and len(live) < most:
+            index, episode = waiting.popleft()
+            live[index], index_of[episode.uid] = None, index
+            env = self._idle.pop() if self._idle else None
+            calls.start(index, _start, episode, env, self._make_env, *rest)
+          requests = []
+          # All are with their environments: nothing to do but wait.
+          for index, found in calls.finished(wait=len(calls) == len(live)):
+            if isinstance(found, _Live):
+              live[index] = found
+              requests.append(_request(found, self._config))
+            elif again := self._end(index, found):
+              waiting.appendleft((index, again))
+          engine.submit(requests)
+          for request, response in engine.poll():
+            index = index_of[request.session]
+            calls.start(index, _advance, live[index], response, *rest)
+    finally:
+      # A rollout that is broken off leaves episodes under way.
+      for env in [*self._idle, *(s.env for s in live.values() if s)]:
+        _close(env)
+    return [self._done[index] for index in range(len(self._done))]
+
+  def _end(self, index, found) -> Episode | None:
+    """Takes in how an attempt ended; the episode if it is played again."""
+    ended = found.trajectory
+    self._engine.release(ended.uid)
+    state = self._live.pop(index)
+    if state is not None and ended.error is None:
+      self._idle.append(state.env)
     elif state is not None:
       _close(state.env)
-    if on_finish is not None:
-      on_finish(trajectory)
+    retried = self._retried.get(index, ())
+    if found.again is not None and len(retried) < self._config.retries:
+      self._retried[index] = (*retried, ended.error)
+      return found.again
+    ended = dataclasses.replace(ended, retried=retried) if retried else ended
+    self._done[index] = ended
+    if self._on_finish is not None:
+      self._on_finish(ended)
+    return None
 
-  with _Calls(config.env_threads) as calls:
-    while waiting or live:
-      while waiting and len(live) < engine.num_slots:
-        index, episode = waiting.popleft()
-        live[index], index_of[episode.uid] = None, index
-        env = idle.pop() if idle else None
-        calls.start(index, _start, episode, env, make_env, prompt, config)
-      requests = []
-      # All are with their environments: nothing to do but wait.
-      for index, found in calls.finished(wait=len(calls) == len(live)):
-        if isinstance(found, types.Trajectory):
-          finish(index, found)
-        else:
-          live[index] = found
-          requests.append(_request(found, config))
-      engine.submit(requests)
-      for request, response in engine.poll():
-        index = index_of[request.session]
-        calls.start(index, _advance, live[index], response, prompt, config)
-  for env in idle:
-    _close(env)
-  return [done[index] for index in range(len(done))]
+
+class _Ended(NamedTuple):
+  """An attempt at an episode that has ended.
+
+  Attributes:
+    trajectory: What came of it.
+    again: The episode, where another attempt may end otherwise.
+  """
+
+  trajectory: types.Trajectory
+  again: Episode | None = None
 
 
 class _Calls:
@@ -168,10 +225,8 @@ class _Calls:
 
 def _close(env: types.Env) -> None:
   """Closes an environment; one that fails to close has nothing left to lose."""
-  try:
+  with contextlib.suppress(Exception):
     env.close()
-  except Exception:
-    return
 
 
 def _start(episode, env, make_env, prompt, config):
@@ -192,7 +247,9 @@ def _start(episode, env, make_env, prompt, config):
       f"first prompt of {len(prompt_ids)} tokens leaves no room for a "
       f"response: raise rollout.max_tokens={config.max_tokens}"
     )
-    return types.Trajectory(episode.uid, episode.task, (), None, False, reason)
+    return _Ended(
+      types.Trajectory(episode.uid, episode.task, (), None, False, reason)
+    )
   return _Live(episode, env, prompt_ids, [turn], first.info.get("anchor", ""))
 
 
@@ -200,11 +257,13 @@ def _turn(out: types.TimeStep) -> types.Turn:
   return types.Turn(out.observation, out.info.get("commands", ()))
 
 
-def _failed(episode, steps, error) -> types.Trajectory:
-  reason = f"{type(error).__name__}: {error}"
-  return types.Trajectory(
-    episode.uid, episode.task, tuple(steps), None, False, reason
+def _failed(episode, steps, error) -> _Ended:
+  # An exception of a worker process is counted by its own name.
+  cause = getattr(error, "cause", type(error).__name__)
+  broken = types.Trajectory(
+    episode.uid, episode.task, tuple(steps), None, False, f"{cause}: {error}"
   )
+  return _Ended(broken, episode)
 
 
 def _request(state: _Live, config: RolloutConfig) -> types.Request:
@@ -219,11 +278,13 @@ def _request(state: _Live, config: RolloutConfig) -> types.Request:
 
 def _advance(
   state: _Live, response: types.Response, prompt, config: RolloutConfig
-) -> types.Trajectory | _Live:
+) -> _Ended | _Live:
   """Steps one environment; returns the trajectory if that ended it."""
   episode = state.episode
   try:
     out = state.env.step(prompt.action(response.response_ids))
+    if not math.isfinite(out.reward):
+      raise ValueError(f"the environment gave the reward {out.reward}")
     answered = state.turns[-1]._replace(response_ids=response.response_ids)
     state.turns[-1:] = [answered, _turn(out)]
     next_ids = prompt.extend(state.prompt_ids, state.turns)
@@ -254,49 +315,13 @@ def _advance(
   state.anchor = out.info.get("anchor", "")
   if not (out.terminated or truncated):
     return state
-  return types.Trajectory(
-    episode.uid,
-    episode.task,
-    tuple(state.steps),
-    # The critic reads what fits of the prompt that would have come next.
-    None if out.terminated else next_ids[: config.max_tokens],
-    bool(out.info.get("won", False)),
+  return _Ended(
+    types.Trajectory(
+      episode.uid,
+      episode.task,
+      tuple(state.steps),
+      # The critic reads what fits of the prompt that would have come next.
+      None if out.terminated else next_ids[: config.max_tokens],
+      bool(out.info.get("won", False)),
+    )
   )
-
-
-def summary(
-  trajectories: Sequence[types.Trajectory],
-) -> dict[str, tuple[float, float]]:
-  """Rollout metrics as (sum, weight) by name; errors count in their own rate.
-
-  Args:
-    trajectories: Finished episodes.
-  """
-  whole = [t for t in trajectories if t.error is None]
-  steps = [s for t in whole for s in t.steps]
-  out = {
-    "episodes": (float(len(trajectories)), 1.0),
-    "error_share": (len(trajectories) - len(whole), len(trajectories)),
-    "success": (sum(t.success for t in whole), len(whole)),
-    "reward": (sum(t.total_reward for t in whole), len(whole)),
-    "truncated_share": (sum(t.steps[-1].truncated for t in whole), len(whole)),
-    "steps": (len(steps), len(whole)),
-    "invalid_share": (
-      sum(s.metadata.get("invalid", False) for s in steps),
-      len(steps),
-    ),
-    "cut_response_share": (
-      sum(s.stop_reason == "length" for s in steps),
-      len(steps),
-    ),
-    "response_tokens": (sum(len(s.response_ids) for s in steps), len(steps)),
-  }
-  for family in sorted({t.task.family for t in whole}):
-    of = [t for t in whole if t.task.family == family]
-    out[f"success/{family}"] = (sum(t.success for t in of), len(of))
-  won = [t for t in whole if t.success and t.task.golden_steps]
-  out["length_over_golden"] = (
-    sum(len(t.steps) / t.task.golden_steps for t in won),
-    len(won),
-  )
-  return {name: (float(a), float(b)) for name, (a, b) in out.items()}

@@ -1,7 +1,9 @@
 """Where the real ALFWorld data are, and a small household made by hand."""
 
+import contextlib
 import os
 import pathlib
+import time
 
 import pytest
 
@@ -61,3 +63,25 @@ def kitchen():
     ],
     "X": {"inreceptacleobject": [[4, 2]]},
   }
+
+
+def children():
+  """Processes whose parent this is, zombies included."""
+  found = set()
+  for path in pathlib.Path("/proc").glob("[0-9]*/stat"):
+    with contextlib.suppress(OSError):
+      fields = path.read_text().rpartition(")")[2].split()
+      if int(fields[1]) == os.getpid():
+        found.add(int(path.parent.name))
+  return found
+
+
+@pytest.fixture
+def no_process_is_left():
+  """Fails a test that leaves a process, a zombie included."""
+  before = children()
+  yield
+  deadline = time.monotonic() + 10
+  while children() - before and time.monotonic() < deadline:
+    time.sleep(0.01)
+  assert not children() - before

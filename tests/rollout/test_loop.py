@@ -10,7 +10,7 @@ import worlds
 
 from steppo_jax import types
 from steppo_jax.envs import household
-from steppo_jax.rollout import loop, prompting
+from steppo_jax.rollout import counts, loop, prompting
 
 Turn = types.Turn
 PROMPT = prompting.CompactPrompt(worlds.tokenizer())
@@ -88,7 +88,7 @@ def test_a_refused_command_costs_the_penalty_and_is_counted():
   done, _ = run(lambda uid, turn: "fly", worlds.episodes(1), make_env=make_env)
   steps = done[0].steps
   assert [s.reward for s in steps] == [-0.25] * LIMITS.max_steps
-  assert loop.summary(done)["invalid_share"] == (12.0, 12.0)
+  assert counts.summary(done)["invalid_share"] == (12.0, 12.0)
 
 
 class Fragile(household.HouseholdEnv):
@@ -116,7 +116,7 @@ def test_an_environment_that_raises_costs_its_own_episode_only():
   assert {t.error for t in broken} == {"OSError: the server went away"}
   assert all(t.success for t in done if not t.error)
   assert len(engine.released) == 9
-  found = loop.summary(done)
+  found = counts.summary(done)
   assert found["error_share"] == (4.0, 9.0)
   assert found["success"] == (5.0, 5.0)
 

@@ -1,0 +1,64 @@
+"""Runs whose environments live in worker processes, or fail."""
+
+import dataclasses
+
+import pytest
+import test_train
+import worlds
+
+from steppo_jax import config, metrics
+from steppo_jax.envs.process import WorkerLimits
+
+ROLLOUT = dataclasses.replace(worlds.ROLLOUT, max_steps=4)
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory):
+  """One update with the environments in this process."""
+  options = test_train.small_config(
+    tmp_path_factory.mktemp("here"), num_updates=1
+  )
+  return test_train.run(options)
+
+
+def test_workers_give_the_same_bits(here, tmp_path):
+  options = test_train.small_config(
+    tmp_path, num_updates=1, env=config.EnvConfig(size="tiny", workers=2)
+  )
+  assert test_train.bits(test_train.run(options)) == test_train.bits(here)
+
+
+def test_a_run_goes_on_while_workers_crash_and_hang(tmp_path):
+  env = config.EnvConfig(
+    "faulty", size="tiny", workers=2, limits=WorkerLimits(step_s=0.5),
+    options=("crash=0.1", "hang=0.05", "slow=0.05", "seed=3"),
+  )  # fmt: skip
+  options = test_train.small_config(
+    tmp_path, num_updates=2, env=env,
+    rollout=dataclasses.replace(ROLLOUT, env_threads=2, retries=1),
+  )  # fmt: skip
+  lines = metrics.read_jsonl(test_train.run(options) / "metrics.jsonl")
+  assert lines[-1]["policy/stepped"] > 0
+  failed, retried = 0, 0
+  for line in lines[1:]:
+    errors = {k: n for k, n in line.items() if k.startswith("rollout/error/")}
+    assert {k.partition("error/")[2] for k in errors} <= {
+      "EnvDied", "EnvTimeout",
+    }  # fmt: skip
+    assert line["rollout/error_share"] == sum(errors.values()) / 6
+    assert line["rollout/retries"] == sum(
+      n for k, n in line.items() if k.startswith("rollout/retried/")
+    )
+    failed += sum(errors.values())
+    retried += line["rollout/retries"]
+  assert retried > 0
+
+
+def test_workers_that_cannot_start_stop_the_run_and_say_why(tmp_path):
+  env = config.EnvConfig(
+    "faulty", size="tiny", workers=2, options=("crash=2.0",),
+    limits=WorkerLimits(backoff_s=0.01),
+  )  # fmt: skip
+  options = test_train.small_config(tmp_path, num_updates=1, env=env)
+  with pytest.raises(RuntimeError, match=r"all 6 episodes failed.*crash=2\.0"):
+    test_train.run(options)
