@@ -1,6 +1,7 @@
-"""The command line: train, evaluate, play, report, data, algorithms."""
+"""The command line: train, evaluate, play, report, data, serve, algorithms."""
 
 import argparse
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -21,6 +22,7 @@ learner.learning_rate=1e-3
 weights=runs/household_steppo-seed0/policy.safetensors
   python -m steppo_jax play household --size small
   python -m steppo_jax report runs/household_steppo-seed*
+  python -m steppo_jax serve papers --data-dir DIR --port 4000
 """
 
 console = rich.console.Console(stderr=True)
@@ -91,6 +93,13 @@ def _parser() -> argparse.ArgumentParser:
   data.add_argument("--seed", type=int, default=0)
   data.add_argument("--detours", type=float, default=0.0)
   data.add_argument("--noise", type=float, default=0.0)
+  serve = add("serve", _serve, "serve search and expand over HTTP")
+  serve.add_argument("what", choices=("papers",))
+  serve.add_argument(
+    "--data-dir", help="folder of papers; a generated library without"
+  )
+  serve.add_argument("--host", default="127.0.0.1")
+  serve.add_argument("--port", type=int, default=0, help="0 takes a free one")
   add("algorithms", _algorithms, "print the table of algorithms")
   return parser
 
@@ -261,6 +270,21 @@ def _data(args, _) -> None:
     ),
   )
   print(folder)
+
+
+def _serve(args, _) -> None:
+  from steppo_jax.envs import paper_library, paper_service, paper_worlds
+
+  if args.data_dir is None:
+    task = paper_worlds.generate(0, split="train", size="full")
+    library = paper_library.from_payload(task.payload)
+  else:
+    library = paper_library.open_library(args.data_dir)
+  with paper_service.Server(library, host=args.host, port=args.port) as server:
+    # A script that starts the service waits for this line.
+    print(f"{len(library.papers)} papers at {server.url}", flush=True)
+    with contextlib.suppress(KeyboardInterrupt):
+      server.serve_forever()
 
 
 def _algorithms(args, _) -> None:
