@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
   run = add("evaluate", _evaluate, "evaluate a policy", add_help=False)
   run.add_argument("experiment", help="file that defines CONFIG")
   run.add_argument("--env", help="name of the environment")
-  run.add_argument("--data-dir", help="folder of ALFWorld's games")
+  run.add_argument("--data-dir", help="folder of real tasks")
   run.add_argument("--split", help="split of the panel")
   run.add_argument("--episodes", type=int, help="size of the panel")
   run.add_argument("--temperature", type=float, default=0.0)

@@ -95,11 +95,13 @@ class EnvConfig:
   """Which environment is played, and where.
 
   Attributes:
-    name: "household" generates its games; "alfworld" reads the real ones; any
-      other name of `envs.base.ENVS` or of an installed package.
+    name: "household", "alfworld" (its real games), "webshop", "search_qa",
+      "paper_search", any other name of `envs.base.ENVS`, or one of an installed
+      package.
     size: Size of generated worlds: tiny, small, medium or full.
-    data_dir: Folder of ALFWorld's games; only for "alfworld".
-    invalid_penalty: Subtracted from the reward of a refused command.
+    data_dir: Folder of real tasks; "alfworld" needs one, "household" has none,
+      the others generate their tasks without.
+    invalid_penalty: Subtracted from the reward of a refused command or call.
     options: "name=value" of the environment's own parameters; a value is JSON,
       or else text.
     workers: Processes that environments live in, each with one episode at a

@@ -1,33 +1,54 @@
-"""Task lists as pure functions of (seed, update): nothing to save."""
+"""Task lists as pure functions of (seed, update): nothing to save.
 
-from collections.abc import Sequence
+Functions such as `shopping` take the options of an environment by name and say
+where its tasks come from: a generator, or a folder of real ones.
+"""
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Protocol
 
 import numpy as np
 
 from steppo_jax import types
 from steppo_jax.envs import (
   alfworld,
+  base,
   household_worlds,
+  paper_library,
+  paper_worlds,
+  search_data,
+  search_worlds,
   webshop,
   webshop_worlds,
 )
 
 
+class Worlds(Protocol):
+  """A generator of tasks, such as `household_worlds`."""
+
+  SPLITS: Sequence[str]
+  SIZES: Collection[str]
+
+  def generate(self, number: int, *, split: str, size: str) -> types.Task: ...
+
+
 class GeneratedTasks:
-  """Household games from the generator: as many as are asked for.
+  """Tasks from a generator: as many as are asked for.
 
   Args:
-    size: Size of the worlds; see `household_worlds.SIZES`.
+    worlds: The generator.
+    size: Size of its worlds.
+
+  Raises:
+    ValueError: the generator has no such size.
   """
 
-  _worlds = household_worlds
-
-  def __init__(self, size: str):
-    if size not in self._worlds.SIZES:
+  def __init__(self, worlds: Worlds, size: str):
+    if size not in worlds.SIZES:
       raise ValueError(
-        f"env.size={size!r} is none of {', '.join(self._worlds.SIZES)}"
+        f"env.size={size!r} is none of {', '.join(worlds.SIZES)}"
       )
-    self._size = size
+    self._worlds, self._size = worlds, size
 
   def sample(self, count: int, *, seed: int, update: int) -> list[types.Task]:
     """Training tasks of an update; two updates share a task by chance only."""
@@ -47,25 +68,16 @@ class GeneratedTasks:
     return self._worlds.generate(number, split=split, size=self._size)
 
 
-class GeneratedShopping(GeneratedTasks):
-  """Customers of generated shops: as many as are asked for.
-
-  Args:
-    size: Size of the shops; see `webshop_worlds.SIZES`.
-  """
-
-  _worlds = webshop_worlds
-
-
 class RecordedTasks:
-  """ALFWorld's real games, read from a folder.
+  """Real tasks, read when a split is first asked for.
 
   Args:
-    data_dir: See `alfworld.load_tasks`.
+    load: Reads a split.
+    train: The split that is trained on.
   """
 
-  def __init__(self, data_dir: str):
-    self._data_dir = data_dir
+  def __init__(self, load: Callable[[str], Sequence[types.Task]], train: str):
+    self._load, self._train = load, train
     self._loaded: dict[str, Sequence[types.Task]] = {}
 
   def _split(self, split: str) -> Sequence[types.Task]:
@@ -73,12 +85,9 @@ class RecordedTasks:
       self._loaded[split] = self._load(split)
     return self._loaded[split]
 
-  def _load(self, split: str) -> Sequence[types.Task]:
-    return alfworld.load_tasks(self._data_dir, split)
-
   def sample(self, count: int, *, seed: int, update: int) -> list[types.Task]:
     """Training tasks of an update, without repetition while they last."""
-    tasks = self._split("train")
+    tasks = self._split(self._train)
     rng = np.random.default_rng([seed, update])
     repeat = count > len(tasks)
     picked = rng.choice(len(tasks), size=count, replace=repeat)
@@ -92,19 +101,48 @@ class RecordedTasks:
     return [tasks[i * len(tasks) // count] for i in range(count)]
 
 
-class RecordedShopping(RecordedTasks):
-  """The published goals of WebShop, read from a folder.
+def household(size: str) -> base.TaskList:
+  """Generated household games."""
+  return GeneratedTasks(household_worlds, size)
+
+
+def household_recorded(data_dir: str) -> base.TaskList:
+  """ALFWorld's real games; see `alfworld.load_tasks`."""
+  return RecordedTasks(lambda s: alfworld.load_tasks(data_dir, s), "train")
+
+
+def shopping(
+  size: str, data_dir: str | None = None, by: str = "product"
+) -> base.TaskList:
+  """Customers of generated shops, or WebShop's goals from a folder.
 
   Args:
+    size: Size of generated shops.
     data_dir: See `webshop.load_catalog`.
-    by: Which split, "product" or "index"; see `webshop.load_tasks`.
+    by: How real goals are split, "product" or "index"; see
+      `webshop.load_tasks`.
   """
+  if by not in webshop.SPLITS:
+    raise ValueError(f"by={by!r} is none of {', '.join(webshop.SPLITS)}")
+  if data_dir is None:
+    return GeneratedTasks(webshop_worlds, size)
+  load = lambda split: webshop.load_tasks(data_dir, split, by=by)
+  return RecordedTasks(load, "train")
 
-  def __init__(self, data_dir: str, by: str = "product"):
-    if by not in webshop.SPLITS:
-      raise ValueError(f"by={by!r} is none of {', '.join(webshop.SPLITS)}")
-    super().__init__(data_dir)
-    self._by = by
 
-  def _load(self, split: str) -> Sequence[types.Task]:
-    return webshop.load_tasks(self._data_dir, split, by=self._by)
+def questions(size: str, data_dir: str | None = None) -> base.TaskList:
+  """Two-hop questions, generated or from a folder; see `search_data`."""
+  if data_dir is None:
+    return GeneratedTasks(search_worlds, size)
+  return RecordedTasks(lambda s: search_data.load_tasks(data_dir, s), "train")
+
+
+def papers(size: str, data_dir: str | None = None) -> base.TaskList:
+  """Queries for papers, generated or from a folder; see `paper_library`.
+
+  Training reads "auto_dev": AutoScholarQuery's test split is for evaluation.
+  """
+  if data_dir is None:
+    return GeneratedTasks(paper_worlds, size)
+  load = lambda split: paper_library.load_tasks(data_dir, split)
+  return RecordedTasks(load, "auto_dev")

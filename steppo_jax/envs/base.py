@@ -84,15 +84,21 @@ class Row(NamedTuple):
 
 
 _HOUSEHOLD = "steppo_jax.envs.household:HouseholdEnv"
+_TASKS = "steppo_jax.data.tasks"
 _SEEDS = "steppo_jax.envs.seeds:SeedTasks"
 
 ENVS: dict[str, Row] = {
-  "household": Row(_HOUSEHOLD, "steppo_jax.data.tasks:GeneratedTasks"),
-  "alfworld": Row(_HOUSEHOLD, "steppo_jax.data.tasks:RecordedTasks"),
-  # Household games that fail on purpose: a rehearsal.
-  "faulty": Row(
-    "steppo_jax.envs.faults:FaultyEnv", "steppo_jax.data.tasks:GeneratedTasks"
+  "household": Row(_HOUSEHOLD, f"{_TASKS}:household"),
+  "alfworld": Row(_HOUSEHOLD, f"{_TASKS}:household_recorded"),
+  "webshop": Row("steppo_jax.envs.webshop:WebShopEnv", f"{_TASKS}:shopping"),
+  "search_qa": Row(
+    "steppo_jax.envs.search_qa:SearchQAEnv", f"{_TASKS}:questions"
   ),
+  "paper_search": Row(
+    "steppo_jax.envs.paper_search:PaperSearchEnv", f"{_TASKS}:papers"
+  ),
+  # Household games that fail on purpose: a rehearsal.
+  "faulty": Row("steppo_jax.envs.faults:FaultyEnv", f"{_TASKS}:household"),
   "gymnasium": Row("steppo_jax.envs.gymnasium_text:GymnasiumEnv", _SEEDS),
   "remote": Row("steppo_jax.envs.remote:RemoteEnv", _SEEDS),
 }

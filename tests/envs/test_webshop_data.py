@@ -225,25 +225,11 @@ def test_the_product_split_keeps_products_apart(webshop_dir):
   assert not said["train"] & said["valid_seen"]
 
 
-def test_task_lists_sample_and_pin_panels(webshop_dir):
-  lists = (
-    tasks_lib.GeneratedShopping("tiny"),
-    tasks_lib.RecordedShopping(str(webshop_dir)),
-    tasks_lib.RecordedShopping(str(webshop_dir), by="index"),
-  )
-  for tasks, split in zip(
-    lists, ("valid_seen", "valid_seen", "test"), strict=True
-  ):
-    first = tasks.sample(6, seed=1, update=2)
-    assert tasks.sample(6, seed=1, update=2) == first
-    assert tasks.sample(6, seed=1, update=3) != first
-    assert {task.env for task in first} == {"webshop"}
-    panel = tasks.panel(split, 12)
-    assert len({task.uid for task in panel}) == 12
-  with pytest.raises(ValueError, match="none of tiny, small, medium, full"):
-    tasks_lib.GeneratedShopping("huge")
-  with pytest.raises(ValueError, match="none of index, product"):
-    tasks_lib.RecordedShopping(str(webshop_dir), by="luck")
+def test_the_public_split_can_be_sampled_and_pinned(webshop_dir):
+  tasks = tasks_lib.shopping("tiny", str(webshop_dir), by="index")
+  first = tasks.sample(6, seed=1, update=2)
+  assert tasks.sample(6, seed=1, update=2) == first
+  assert len({task.uid for task in tasks.panel("test", 200)}) == 200
 
 
 def test_unknown_splits_are_refused(webshop_dir):
