@@ -1,175 +1,160 @@
 """What sharing prefixes saves: one batch in three layouts, one update of each.
 
-  python benchmarks/layouts.py [--quick]
+  python benchmarks/layouts.py [--quick] [--only BATCH ...]
 
-Several batches, in one run. "household": real episodes of the committed warm
-start in groups of four. "synthetic": episodes of 10 turns of 100 tokens, one
-fifth of which is sampled, in groups of four with a common first prompt.
-"rebuilt": prompts in the prefix-friendly order that keep instructions and task,
-300 tokens, and the last three turns; "eights" is the same in groups of eight.
-"20m" is one synthetic episode and a model of 20 million parameters, the others
-have the micro model. Times are medians of whole updates (credit, critic,
-policy); the limit of a ratio is the ratio of the stored tokens, its share what
-is reached of it; rows also pay for padding, so that it can exceed 1. The last
-line is one JSON object. Compare within one run only.
+Batches, all in one run:
+
+- household: real episodes of the committed warm start in groups of four.
+- synthetic: 10 turns of 100 tokens, one fifth of which is sampled, in groups of
+  eight with a common first prompt; each prompt extends the one before.
+- rebuilt: the same turns in prompts that are written anew, in prefix-friendly
+  order: 500 tokens of instructions and task, the last two turns, what is seen.
+  The members of a group play their first three turns alike.
+- synthetic_20m, rebuilt_20m: two members of such a group and a model of 20
+  million parameters.
+
+Times are of whole updates (credit, critic, policy), of the micro model unless
+said. "limit" is the ratio of the stored tokens, "share" the part of it that is
+reached: above 1 because rows also pay for padding. The last line is one JSON
+object. Compare within one run only.
 """
 
 import argparse
 import dataclasses
-import functools
 import json
 import pathlib
-import statistics
-import time
+from typing import NamedTuple
 
 import jax
-import numpy as np
+import synthetic
 
-from steppo_jax import config, evaluate, packing, run_folder, train, types
-from steppo_jax import learner as learner_lib
-from steppo_jax.models import presets, transformer
+from steppo_jax import config, evaluate, run_folder, train
+from steppo_jax.data.tokenizer import SentencePieceTokenizer
+from steppo_jax.models import presets
 from steppo_jax.rollout import loop
 
 EXPERIMENT = (
   pathlib.Path(__file__).parents[1] / "experiments" / "household_steppo.py"
 )
 LAYOUTS = ("rows", "packed", "tree")
-GROUP, TURNS, TURN, SAMPLED, WINDOW, STATIC = 4, 10, 100, 20, 3, 220
+REBUILT = {"static": 500, "window": 2, "common": 3}
 
 
-def household(run, tasks):
+class Case(NamedTuple):
+  """A batch and how it is laid out: one step a row is as short as it can be."""
+
+  make: object  # () -> trajectories
+  model: str
+  rows_length: int
+  packed_length: int
+  packed_rows: int | None = None  # one shape for two programs
+
+
+def household(tasks):
   """Episodes of the warm start, as the first update plays them."""
-  run.engine.set_params(run.policy, 0)
-  episodes = run.episodes(0)[: tasks * GROUP]
-  return loop.run(
-    run.engine, evaluate.make_env(run.config.env), episodes, run.prompt,
-    run.config.rollout,
-  )  # fmt: skip
-
-
-def synthetic(tasks, vocab, *, rebuilt, group=GROUP, seed=0):
-  """Random tokens in the shape of a long conversation."""
-  rng = np.random.default_rng(seed)
-  draw = lambda n: rng.integers(3, vocab, n).astype(np.int32)
-  made = []
-  rules = draw(STATIC if rebuilt else 0)
-  for number in range(tasks):
-    task = np.concatenate([rules, draw(TURN - SAMPLED)])
-    for member in range(group):
-      uid, turns, steps = f"{number}-{member}", [], []
-      for k in range(TURNS):
-        history = turns[-WINDOW:] if rebuilt else turns
-        seen = draw(TURN - SAMPLED) if k else np.zeros(0, np.int32)
-        prompt = np.concatenate([task, *history, seen])
-        answer = draw(SAMPLED)
-        steps.append(
-          types.Step(
-            prompt_ids=prompt,
-            response_ids=answer,
-            response_mask=np.ones(SAMPLED, bool),
-            rollout_logprobs=np.full(SAMPLED, -6, np.float32),
-            reward=float(rng.normal()),
-            trajectory_uid=uid,
-            step_index=k,
-            group_uid=str(number),
-            policy_version=0,
-            terminated=k == TURNS - 1,
-            truncated=False,
-          )
-        )
-        turns.append(np.concatenate([seen, answer]))
-      task_record = types.Task(str(number), "synthetic", "none", {})
-      made.append(types.Trajectory(uid, task_record, tuple(steps), None, False))
-  return made
-
-
-def measure(run, model, trajectories, layout, row_length, repeats):
-  """Seconds of packing and of an update, and tokens, in one layout."""
-  start = time.perf_counter()
-  packed = packing.pack(
-    trajectories,
-    [0] * len(trajectories),
-    packing.PackingConfig(layout=layout, row_length=row_length),
-    num_parts=1,
-    rows_multiple=2,
-    pad_id=run.tokenizer.pad_id,
-  )
-  pack_s = time.perf_counter() - start
   options = dataclasses.replace(
-    run.config.learner, num_minibatches=1, critic_warmup=0, microbatch_rows=2
+    config.load(str(EXPERIMENT)), tasks_per_update=tasks, group_size=4
   )
-  learner = learner_lib.Learner(
-    model, run.config.algorithm.row(), options, run.mesh,
-    num_updates=100, seed=0,
+  run = train.Run(options, pathlib.Path("."))
+  run.engine.set_params(run.policy, 0)
+  return loop.run(
+    run.engine, evaluate.make_env(options.env), run.episodes(0), run.prompt,
+    options.rollout,
   )  # fmt: skip
-  state = learner.init(transformer.init(model, jax.random.key(0)))
-  batch = learner_lib.put_batch(packed, run.mesh)
-  times = []
-  for _ in range(repeats + 1):
-    start = time.perf_counter()
-    state, found = learner.update(state, None, batch)
-    jax.block_until_ready(found)
-    times.append(time.perf_counter() - start)
+
+
+def cases(quick, vocab):
+  """The batches by name."""
+  talk = lambda tasks, group, **how: (
+    lambda: synthetic.conversations(tasks, vocab, group=group, **how)
+  )
+  if quick:
+    return {
+      "household": Case(lambda: household(2), "micro", 256, 256),
+      "synthetic": Case(talk(1, 2), "micro", 1024, 2048, 8),
+      "rebuilt": Case(talk(1, 2, **REBUILT), "micro", 1024, 2048, 8),
+    }
   return {
-    "update_s": statistics.median(times[1:]),
+    "household": Case(lambda: household(16), "micro", 256, 256),
+    "synthetic": Case(talk(2, 8), "micro", 1024, 4096),
+    "rebuilt": Case(talk(2, 8, **REBUILT), "micro", 1024, 8192, 16),
+    "synthetic_20m": Case(talk(1, 2), "base_20m", 1024, 2048, 8),
+    "rebuilt_20m": Case(talk(1, 2, **REBUILT), "base_20m", 1024, 2048, 8),
+  }
+
+
+def measure(case, trajectories, layout, vocab, repeats, programs):
+  """Seconds of packing and of an update, and tokens, in one layout."""
+  length, rows = case.packed_length, case.packed_rows
+  if layout == "rows":
+    length, rows = case.rows_length, None
+  # A microbatch holds as many tokens in short rows as in long ones.
+  options = synthetic.options(microbatch_rows=max(1, 2048 // length))
+  model = presets.get(case.model, vocab)
+  packed, pack_s = synthetic.pack(trajectories, layout, length, options, rows)
+  batch = synthetic.put(packed)
+  shape = (case.model, options, *(x.shape for x in jax.tree.leaves(batch)))
+  if shape not in programs:
+    programs[shape] = synthetic.compiled(model, options, batch)
+  seconds, programs[shape] = synthetic.timed(programs[shape], batch, repeats)
+  return {
+    "update_s": seconds,
     "pack_s": pack_s,
     "unique_tokens": packed.unique_tokens,
-    "slots": int(packed.rows_used.sum()) * row_length,
+    "slots": int(packed.rows_used.sum()) * length,
   }
+
+
+def compare(case, vocab, repeats, programs):
+  """All layouts of one batch, each with what it saves."""
+  trajectories = case.make()
+  found = {
+    layout: measure(case, trajectories, layout, vocab, repeats, programs)
+    for layout in LAYOUTS
+  }
+  base = found["rows"]
+  for here in found.values():
+    here["faster"] = base["update_s"] / here["update_s"]
+    here["limit"] = base["unique_tokens"] / here["unique_tokens"]
+    here["share"] = here["faster"] / here["limit"]
+  return found
 
 
 def main():
   parser = argparse.ArgumentParser(description=__doc__)
-  parser.add_argument("--quick", action="store_true", help="smaller batches")
-  quick = parser.parse_args().quick
-  options = dataclasses.replace(
-    config.load(str(EXPERIMENT)), tasks_per_update=16, group_size=GROUP
-  )
-  run = train.Run(options, pathlib.Path("."))
-  vocab, repeats = run.tokenizer.vocab_size, 1 if quick else 3
-  tasks, group = (1, 2) if quick else (4, GROUP)
-  made = functools.partial(synthetic, tasks, vocab, group=group)
-  plain = made(rebuilt=False)
-  batches = {
-    "household": (household(run, 4 if quick else 16), 256, run.model),
-    "synthetic": (plain, 1024, run.model),
-    "rebuilt": (made(rebuilt=True), 1024, run.model),
-  }
-  if not quick:
-    eights = synthetic(2, vocab, rebuilt=True, group=8)
-    large = presets.get("base_20m", vocab)
-    batches["eights"] = (eights, 1024, run.model)
-    batches["20m"] = (plain[:1], 1024, large)
+  parser.add_argument("--quick", action="store_true", help="small batches")
+  parser.add_argument("--only", nargs="+", help="these batches")
+  chosen = parser.parse_args()
+  vocab = SentencePieceTokenizer().vocab_size
+  batches = cases(chosen.quick, vocab)
+  unknown = set(chosen.only or ()) - set(batches)
+  if unknown:
+    parser.error(f"{sorted(unknown)} are none of {', '.join(batches)}")
   result = {
     "hardware": run_folder.hardware(),
     "commit": run_folder.commit(),
     "jax": jax.__version__,
   }
-  print("\n".join(f"{name:10} {value}" for name, value in result.items()))
+  print("\n".join(f"{name:13} {value}" for name, value in result.items()))
   print(
-    f"\n{'batch':10} {'layout':7} {'update s':>9} {'tokens':>8} {'slots':>8}"
+    f"\n{'batch':13} {'layout':7} {'update s':>9} {'tokens':>8} {'slots':>8}"
     f" {'faster':>7} {'limit':>7} {'share':>6} {'pack s':>7}"
   )
-  for name, (trajectories, row_length, model) in batches.items():
-    times = 1 if name == "20m" else repeats
-    found = {
-      layout: measure(run, model, trajectories, layout, row_length, times)
-      for layout in LAYOUTS
-    }
+  programs = {}
+  for name in chosen.only or batches:
+    case = batches[name]
+    repeats = 1 if chosen.quick or case.model != "micro" else 3
+    found = compare(case, vocab, repeats, programs)
+    result[name] = found
     for layout, here in found.items():
-      base = found["rows"]
-      here["faster"] = base["update_s"] / here["update_s"]
-      here["limit"] = base["unique_tokens"] / here["unique_tokens"]
-      here["share"] = here["faster"] / here["limit"]
       print(
-        f"{name:10} {layout:7} {here['update_s']:9.2f}"
+        f"{name:13} {layout:7} {here['update_s']:9.2f}"
         f" {here['unique_tokens']:8} {here['slots']:8} {here['faster']:7.2f}"
         f" {here['limit']:7.2f} {here['share']:6.2f} {here['pack_s']:7.3f}"
       )
-    result[name] = found
     for layout in ("packed", "tree"):
-      faster = result.setdefault(f"{layout}_over_rows", {})
-      faster[name] = found[layout]["faster"]
+      for key, value in (("over_rows", "faster"), ("share", "share")):
+        result.setdefault(f"{layout}_{key}", {})[name] = found[layout][value]
   print(json.dumps(result))
 
 
