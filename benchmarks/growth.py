@@ -4,7 +4,7 @@
 
 Batches of 2 to 64 thousand stored tokens, micro model, rows of 2,048 tokens,
 one row a microbatch. "packed" holds episodes of 10 turns of 100 tokens whose
-prompts extend each other; "tree" pairs of episodes of one task with prompts that
+prompts extend each other; "tree" pairs of episodes of one task whose prompts
 are rebuilt: a static part, the last turn, what is seen. Each quantity is fitted
 by a + b tokens, relative errors weighing the same; "off" is how far a point is
 from its fit. Times are medians over rounds in which the sizes take turns.

@@ -1,6 +1,6 @@
 """How close update and decode come to what this machine can do.
 
-  python benchmarks/machine.py [--quick] [--only update|decode] [--model NAME ...]
+  python benchmarks/machine.py [--quick] [--only update|decode] [--model NAME]
 
 The peak is a float32 product of 2,048 x 2,048 matrices on all cores; the
 bandwidth that of reading 512 MB, as a sum or as a matrix times a vector,
@@ -20,10 +20,10 @@ computed again in the backward pass:
 alone, as often as in an update; "rest" is what is left of the update's time.
 
 Decode: `SlotEngine.generate`, time of a token in all slots side by side, the
-reading of the prompt subtracted. Counted are the bytes of weights and cache that
-a token step has to read, and the products 2 slots (parameters of all matrices);
-parts alone as above. The last line is one JSON object. Compare within one run
-only.
+reading of the prompt subtracted. Counted are the bytes of weights and cache
+that a token step has to read, and the products 2 slots (parameters of all
+matrices); parts alone as above. The last line is one JSON object. Compare
+within one run only.
 """
 
 import argparse
@@ -190,7 +190,7 @@ def measure_decode(name, slots, peak, bandwidth):
   heads = model.num_kv_heads * model.head_dim * model.num_layers
   matrices = layer_matrices(model) + model.width * model.vocab_size
   read = 4 * (matrices + 2 * slots * heads * (PROMPT + NEW // 2))
-  spent = parts_of_decode(model, params, slots)
+  spent = parts_of_decode(model, transformer.by_layer(params), slots)
   spent["rest"] = step_s - sum(spent.values())
   return {
     "ms_per_step": step_s * 1e3,

@@ -177,6 +177,23 @@ def apply(
   return Decoder(config, attend).apply({"params": params}, tokens, positions)
 
 
+def by_layer(params: dict[str, Any]) -> dict[str, Any]:
+  """The parameters with one tree a layer in place of stacked arrays.
+
+  A copy, to be made once for many tokens: a layer of stacked arrays is cut out
+  anew, and so copied, for every token that is decoded.
+
+  Args:
+    params: As `init` makes them.
+
+  Returns:
+    The same, but "layers" is a tuple of L trees.
+  """
+  depth = jax.tree.leaves(params["layers"])[0].shape[0]
+  cut = lambda i: jax.tree.map(lambda p: p[i], params["layers"])
+  return params | {"layers": tuple(cut(i) for i in range(depth))}
+
+
 def apply_layerwise(
   config: ModelConfig,
   params: dict[str, Any],
@@ -189,10 +206,16 @@ def apply_layerwise(
   The layers run in a Python loop, so that each layer's cache is an array of
   its own and is updated in place; stacked in a scan it would be copied whole
   for every token.
+
+  Args:
+    config: Sizes of the decoder.
+    params: As `by_layer` makes them.
+    tokens: [B, T] int32.
+    positions: [B, T] int32.
+    attends: L functions.
   """
   x = params["embed"]["embedding"][tokens]
-  for layer, attend in enumerate(attends):
-    weights = jax.tree.map(lambda p, i=layer: p[i], params["layers"])
+  for weights, attend in zip(params["layers"], attends, strict=True):
     x = Block(config, attend).apply({"params": weights}, x, positions)
   norm = RMSNorm(config.norm_eps)
   return norm.apply({"params": params["final_norm"]}, x)

@@ -125,7 +125,7 @@ def prefill(
 
   Args:
     config: Sizes of the decoder.
-    params: Decoder parameters.
+    params: Decoder parameters by layer (`transformer.by_layer`).
     cache: The cache; donated by the caller.
     tokens: [R, T] int32 new tokens, padded behind.
     start: [R] int32 position of the first new token.
@@ -268,7 +268,7 @@ def decode(
 
   Args:
     config: Sizes of the decoder.
-    params: Decoder parameters.
+    params: Decoder parameters by layer (`transformer.by_layer`).
     cache: The cache; donated by the caller.
     turns: Responses under way; donated by the caller.
     fresh: [N] bool, slots whose prompt was just read: they start a response.

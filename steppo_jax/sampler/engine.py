@@ -63,6 +63,9 @@ class Counters:
   decode_tokens: int = 0
 
 
+_by_layer = jax.jit(transformer.by_layer)
+
+
 class SlotEngine:
   """Samples with one key-value cache per slot; implements `types.Engine`.
 
@@ -131,7 +134,7 @@ class SlotEngine:
         f"{len(self._under_way)} responses are under way: poll until they have "
         "ended before the weights change"
       )
-    self._device.params, self._version = params, version
+    self._device.params, self._version = _by_layer(params), version
     self._slots.clear()
 
   def warm_up(self) -> None:

@@ -56,7 +56,7 @@ class Programs:
   """Copy, prefill and decode, each compiled once per shape.
 
   Attributes:
-    params: Decoder parameters, set by the owner.
+    params: Decoder parameters by layer, set by the owner.
     turns: Responses under way.
     compiles: Programs compiled so far.
   """
