@@ -206,9 +206,10 @@ def parts_of_decode(model, params, slots):
   context, never = PROMPT + NEW, 1e30
   position = jnp.full((slots, 1), context - 1)
   draw = lambda *shape: jax.random.normal(jax.random.key(0), shape)
+  kv, size = model.num_kv_heads, model.head_dim
   cache = [
-    draw(slots, model.num_kv_heads, context, model.head_dim)
-    for _ in range(2 * model.num_layers)
+    (draw(slots, kv, size, context), draw(slots, kv, context, size))
+    for _ in range(model.num_layers)
   ]
   mute = [lambda q, k, v: q] * model.num_layers
   keys = jax.random.split(jax.random.key(0), slots)
@@ -220,7 +221,7 @@ def parts_of_decode(model, params, slots):
     return tokens + (hidden[..., 0] > never)
 
   def attention(q, _, cache):
-    for k, v in zip(cache[::2], cache[1::2], strict=True):
+    for k, v in cache:
       q = decode._attention(q, k, v, position)
     return q
 

@@ -13,8 +13,11 @@ from steppo_jax.ops import attention
 class Cache(NamedTuple):
   """Keys and values of every slot, one array a layer.
 
+  Keys lie with the position last: the scores of one new token are then sums of
+  whole rows of them. On CPU that takes a half to a quarter of the time.
+
   Attributes:
-    k: L arrays [N, KV, C, D], rotated keys by slot and position.
+    k: L arrays [N, KV, D, C], rotated keys by slot and position.
     v: L arrays [N, KV, C, D].
     hidden: [N, W] last hidden state of each slot, which predicts its next
       token.
@@ -56,21 +59,29 @@ def empty_cache(
   config: transformer.ModelConfig, num_slots: int, context: int
 ) -> Cache:
   """A cache of zeros for `num_slots` slots of `context` positions."""
-  shape = (num_slots, config.num_kv_heads, context, config.head_dim)
-  zeros = tuple(jnp.zeros(shape) for _ in range(config.num_layers))
+  kv, size = config.num_kv_heads, config.head_dim
+  layers = range(config.num_layers)
   return Cache(
-    zeros,
-    tuple(jnp.zeros(shape) for _ in range(config.num_layers)),
+    tuple(jnp.zeros((num_slots, kv, size, context)) for _ in layers),
+    tuple(jnp.zeros((num_slots, kv, context, size)) for _ in layers),
     jnp.zeros((num_slots, config.width)),
   )
 
 
+def _until(cache: Cache, context: int):
+  """Keys and values of the first positions of every slot."""
+  return (
+    tuple(k[..., :context] for k in cache.k),
+    tuple(v[:, :, :context] for v in cache.v),
+  )
+
+
 def _attention(q, k, v, positions):
-  """q [R, T, H, D] against cached k, v [R, KV, C, D], by position."""
+  """q [R, T, H, D] against k [R, KV, D, C] and v [R, KV, C, D], by position."""
   r, t, h, d = q.shape
-  kv, c = k.shape[1:3]
+  kv, c = v.shape[1:3]
   q = q.reshape(r, t, kv, h // kv, d).transpose(0, 2, 3, 1, 4) * d**-0.5
-  score = jnp.einsum("rkqd,rkcd->rkqc", q.reshape(r, kv, -1, d), k)
+  score = jnp.einsum("rkqd,rkdc->rkqc", q.reshape(r, kv, -1, d), k)
   score = score.reshape(r, kv, h // kv, t, c)
   visible = jnp.arange(c) <= positions[..., None]
   score = jnp.where(visible[:, None, None], score, attention.HIDDEN)
@@ -91,11 +102,13 @@ def _step(config, params, cache, tokens, positions, slots, context):
   def attend_at(layer):
     def attend(q, k, v):
       rows = jnp.arange(q.shape[0]) if every_slot else slots
-      at = (rows[:, None], slice(None), positions)
-      # An index array on either side of a slice puts the slice last.
-      ks[layer] = ks[layer].at[at].set(k, mode="drop")
-      vs[layer] = vs[layer].at[at].set(v, mode="drop")
-      keys, values = ks[layer][:, :, :context], vs[layer][:, :, :context]
+      row, every = rows[:, None], slice(None)
+      # An index array on either side of slices puts the slices last.
+      at = ks[layer].at[row, every, every, positions]
+      ks[layer] = at.set(k, mode="drop")
+      at = vs[layer].at[row, every, positions]
+      vs[layer] = at.set(v, mode="drop")
+      keys, values = ks[layer][..., :context], vs[layer][:, :, :context]
       if not every_slot:
         keys = keys.at[slots].get(mode="clip")
         values = values.at[slots].get(mode="clip")
@@ -137,7 +150,7 @@ def prefill(
     The cache with the new keys, values and last hidden states.
   """
   offset = jnp.arange(tokens.shape[1])
-  capacity = cache.k[0].shape[2]
+  capacity = cache.v[0].shape[2]
   positions = jnp.where(
     offset < length[:, None], start[:, None] + offset, capacity
   )
@@ -163,32 +176,35 @@ def take(cache: Cache, turns: Turns, slots: chex.Array, *, context: int):
   """
   used = slots < turns.live.shape[0]
   read = lambda x: x.at[slots].get(mode="clip")
-  part = lambda x: read(x[:, :, :context])
-  turns = jax.tree.map(read, turns)
-  return (
-    Cache(
-      tuple(part(k) for k in cache.k),
-      tuple(part(v) for v in cache.v),
-      read(cache.hidden),
-    ),
-    turns._replace(live=turns.live & used),
-  )
+  part = Cache(*_until(cache, context), cache.hidden)
+  part, turns = jax.tree.map(read, (part, turns))
+  return part, turns._replace(live=turns.live & used)
 
 
 def put(
   cache: Cache, turns: Turns, slots: chex.Array, taken: Cache, new: Turns
 ):
   """Writes back what `take` took; cache and turns are donated by the caller."""
-  context = taken.k[0].shape[2]
   write = lambda x, y: x.at[slots].set(y, mode="drop")
-  part = lambda x, y: x.at[slots, :, :context].set(y, mode="drop")
-  return (
-    Cache(
-      tuple(map(part, cache.k, taken.k)),
-      tuple(map(part, cache.v, taken.v)),
-      write(cache.hidden, taken.hidden),
+  hidden, turns = jax.tree.map(
+    write, (cache.hidden, turns), (taken.hidden, new)
+  )
+  return _put(cache, slots, taken)._replace(hidden=hidden), turns
+
+
+def _put(cache: Cache, slots, part):
+  """Writes the first positions of some slots."""
+  c = part.v[0].shape[2]
+  return Cache(
+    tuple(
+      x.at[slots, :, :, :c].set(y, mode="drop")
+      for x, y in zip(cache.k, part.k, strict=True)
     ),
-    jax.tree.map(write, turns, new),
+    tuple(
+      x.at[slots, :, :c].set(y, mode="drop")
+      for x, y in zip(cache.v, part.v, strict=True)
+    ),
+    cache.hidden,
   )
 
 
@@ -203,14 +219,9 @@ def copy(
     target: [R] int32 slots to write; N on unused rows.
     context: Number of positions to copy.
   """
-
-  def one(x):
-    read = x[:, :, :context].at[source].get(mode="clip")
-    return x.at[target, :, :context].set(read, mode="drop")
-
-  return Cache(
-    tuple(one(k) for k in cache.k), tuple(one(v) for v in cache.v), cache.hidden
-  )
+  read = lambda x: x.at[source].get(mode="clip")
+  keys, values = jax.tree.map(read, _until(cache, context))
+  return _put(cache, target, Cache(keys, values, cache.hidden))
 
 
 def request_keys(seed: chex.Array, purpose: chex.Array) -> chex.Array:
@@ -286,7 +297,7 @@ def decode(
     and the sum over them of live slots.
   """
   num_slots = length.shape[0]
-  capacity = cache.k[0].shape[2]
+  capacity = cache.v[0].shape[2]
   row = jnp.arange(num_slots)
 
   def sample(hidden, turns, where):
