@@ -41,7 +41,7 @@ import synthetic
 from steppo_jax import run_folder, types
 from steppo_jax.models import presets, transformer
 from steppo_jax.ops import logprobs
-from steppo_jax.sampler import decode
+from steppo_jax.sampler import decode, draw
 from steppo_jax.sampler import engine as engine_lib
 
 VOCAB = {"smollm2_135m": 49_152}
@@ -205,10 +205,10 @@ def parts_of_decode(model, params, slots):
   """Seconds that the parts of one token step take alone, in loops of steps."""
   context, never = PROMPT + NEW, 1e30
   position = jnp.full((slots, 1), context - 1)
-  draw = lambda *shape: jax.random.normal(jax.random.key(0), shape)
+  normal = lambda *shape: jax.random.normal(jax.random.key(0), shape)
   kv, size = model.num_kv_heads, model.head_dim
   cache = [
-    (draw(slots, kv, size, context), draw(slots, kv, context, size))
+    (normal(slots, kv, size, context), normal(slots, kv, context, size))
     for _ in range(model.num_layers)
   ]
   mute = [lambda q, k, v: q] * model.num_layers
@@ -216,28 +216,28 @@ def parts_of_decode(model, params, slots):
   heat = jnp.ones(slots)
 
   # Each step waits for the last one's result, as tokens do.
-  def layers(tokens, params, _):
+  def layers(tokens, params, *_):
     hidden = transformer.apply_layerwise(model, params, tokens, position, mute)
     return tokens + (hidden[..., 0] > never)
 
-  def attention(q, _, cache):
+  def attention(q, _, cache, __):
     for k, v in cache:
       q = decode._attention(q, k, v, position)
     return q
 
-  def sampling(hidden, params, _):
+  def sampling(hidden, params, _, i):
     logits = transformer.logits(params, hidden)
-    token, _ = decode._sample(logits, keys, position[:, 0], heat)
+    token, _ = draw.tokens(logits, keys, position[:, 0] + i, heat)
     return hidden + (token[:, None] > never)
 
   starts = {
     layers: jnp.zeros((slots, 1), jnp.int32),
-    attention: draw(slots, 1, model.num_heads, model.head_dim),
-    sampling: draw(slots, model.width),
+    attention: normal(slots, 1, model.num_heads, model.head_dim),
+    sampling: normal(slots, model.width),
   }
 
   def repeated(function, x, params, cache):
-    body = lambda _, x: function(x, params, cache)
+    body = lambda i, x: function(x, params, cache, i)
     return jax.lax.fori_loop(0, NEW, body, x)
 
   return {

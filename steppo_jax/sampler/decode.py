@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from steppo_jax.models import transformer
 from steppo_jax.ops import attention
+from steppo_jax.sampler import draw
 
 
 class Cache(NamedTuple):
@@ -224,38 +225,6 @@ def copy(
   return _put(cache, target, Cache(keys, values, cache.hidden))
 
 
-def request_keys(seed: chex.Array, purpose: chex.Array) -> chex.Array:
-  """One key a request: the integers of [N, I] folded into the seed in turn."""
-
-  def one(numbers):
-    def fold(key, number):
-      return jax.random.fold_in(key, number), None
-
-    return jax.lax.scan(fold, jax.random.key(seed), numbers)[0]
-
-  return jax.vmap(one)(purpose)
-
-
-def _sample(logits, keys, index, temperature):
-  """Draws one token a row; [N, V] -> ids and log-probs [N] of the policy.
-
-  The policy is softmax(logits / temperature); at temperature 0, which samples
-  nothing, log-probs are those of temperature 1.
-  """
-  draw = jax.vmap(lambda k, i: jax.random.gumbel(
-    jax.random.fold_in(k, i), logits.shape[-1:]))  # fmt: skip
-  scale = jnp.where(temperature > 0, temperature, 1.0)[:, None]
-  noise = jnp.where(temperature > 0, 1.0, 0.0)[:, None] * draw(keys, index)
-  logits = logits / scale
-  noisy = logits + noise
-  # The first of the largest: an argmax that the CPU backend vectorises.
-  number = jnp.arange(logits.shape[-1], dtype=jnp.int32)
-  best = noisy == noisy.max(-1, keepdims=True)
-  token = jnp.where(best, number, logits.shape[-1] - 1).min(-1)
-  chosen = jnp.take_along_axis(logits, token[:, None], axis=1)[:, 0]
-  return token, chosen - jax.nn.logsumexp(logits, axis=-1)
-
-
 def decode(
   config: transformer.ModelConfig,
   params: Any,
@@ -303,7 +272,7 @@ def decode(
   def sample(hidden, turns, where):
     """Adds one token to the slots `where`."""
     logits = transformer.logits(params, hidden)
-    token, logp = _sample(logits, keys, turns.count, temperature)
+    token, logp = draw.tokens(logits, keys, turns.count, temperature)
     at = jnp.where(where, turns.count, turns.ids.shape[1])
     count = turns.count + where
     ended = where & ((token == end_of_turn_id) | (count >= limit))

@@ -10,7 +10,7 @@ import numpy as np
 
 from steppo_jax import types
 from steppo_jax.models import transformer
-from steppo_jax.sampler import decode, slots
+from steppo_jax.sampler import decode, draw, slots
 
 # Most integers in a request's key; the shape must not vary.
 KEY_LENGTH = 7
@@ -119,7 +119,7 @@ class Programs:
         asked.length,
         asked.limit,
         asked.temperature,
-        decode.request_keys(seed, asked.numbers),
+        draw.request_keys(seed, asked.numbers),
         stop_at,
         max_steps,
         end_of_turn_id=end_of_turn_id,

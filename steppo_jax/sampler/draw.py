@@ -1,0 +1,73 @@
+"""Drawing tokens: two uniform numbers a token, whatever the vocabulary."""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+# Tokens of a block. A token is drawn by block and then inside its block: sums
+# over a block are exact enough that no token is out of reach of 24 random bits.
+BLOCK = 64
+
+
+def request_keys(seed: chex.Array, purpose: chex.Array) -> chex.Array:
+  """One key a request: the integers of [N, I] folded into the seed in turn."""
+
+  def one(numbers):
+    def fold(key, number):
+      return jax.random.fold_in(key, number), None
+
+    return jax.lax.scan(fold, jax.random.key(seed), numbers)[0]
+
+  return jax.vmap(one)(purpose)
+
+
+def tokens(
+  logits: chex.Array,
+  keys: chex.Array,
+  index: chex.Array,
+  temperature: chex.Array,
+) -> tuple[chex.Array, chex.Array]:
+  """Draws one token a row from softmax(logits / temperature).
+
+  The same key and index give the same token, whatever the other rows.
+
+  Args:
+    logits: [N, V] float32.
+    keys: [N] PRNG keys.
+    index: [N] int32, which draw of its key this is.
+    temperature: [N] float32. 0 takes the first of the most likely tokens, with
+      the log-probs of temperature 1.
+
+  Returns:
+    Tokens [N] int32 and their log-probs [N] float32. A token of probability 0
+    is never drawn.
+  """
+  n, v = logits.shape
+  logits = logits / jnp.where(temperature > 0, temperature, 1.0)[:, None]
+  top = logits.max(-1, keepdims=True)
+  draw = lambda key, i: jax.random.uniform(jax.random.fold_in(key, i), (2,))
+  chance = jax.vmap(draw)(keys, index)
+  blocks = -(-v // BLOCK)
+  weight = jnp.pad(jnp.exp(logits - top), ((0, 0), (0, blocks * BLOCK - v)))
+  weight = weight.reshape(n, blocks, BLOCK)
+  block, total = _invert(weight.sum(-1), chance[:, 0])
+  inside = jnp.take_along_axis(weight, block[:, None, None], axis=1)[:, 0]
+  token = block * BLOCK + _invert(inside, chance[:, 1])[0]
+  token = jnp.where(temperature > 0, token, _first(logits == top))
+  chosen = jnp.take_along_axis(logits, token[:, None], axis=1)[:, 0]
+  return token, chosen - top[:, 0] - jnp.log(total)
+
+
+def _invert(weight, chance):
+  """First index whose cumulated weight exceeds a share of all, and all."""
+  cumulated = jnp.cumsum(weight, axis=-1)
+  total = cumulated[:, -1]
+  above = cumulated > (chance * total)[:, None]
+  return _first(above & (weight > 0)), total
+
+
+def _first(where):
+  """[N] int32 first True of [N, K]: an argmax that CPUs vectorise."""
+  last = where.shape[-1] - 1
+  number = jnp.arange(last + 1, dtype=jnp.int32)
+  return jnp.where(where, number, last).min(-1)

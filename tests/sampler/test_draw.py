@@ -1,0 +1,74 @@
+"""Tokens are drawn from softmax(logits / temperature) and nothing else."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from steppo_jax.sampler import draw
+
+DRAWS = 40_000
+
+
+def drawn(logits, temperature=1.0):
+  """Draws of one distribution, and their log-probs."""
+  logits = jnp.broadcast_to(jnp.asarray(logits, jnp.float32), (8, len(logits)))
+  keys = jax.random.split(jax.random.key(3), 8)
+  one = lambda i: draw.tokens(
+    logits, keys, jnp.full(8, i), jnp.full(8, temperature)
+  )
+  tokens, logps = jax.jit(jax.vmap(one))(jnp.arange(DRAWS // 8))
+  return np.ravel(tokens), np.ravel(logps)
+
+
+@pytest.mark.parametrize("size", [1, 2, 63, 64, 65, 130, 1000])
+@pytest.mark.parametrize("temperature", [0.7, 1.0])
+def test_frequencies_are_the_probabilities(size, temperature):
+  logits = np.random.default_rng(size).normal(size=size) * 2
+  wanted = np.asarray(jax.nn.softmax(jnp.asarray(logits) / temperature))
+  tokens, logps = drawn(logits, temperature)
+  counts = np.bincount(tokens, minlength=size)
+  assert len(counts) == size
+  often = wanted * DRAWS >= 5
+  gap = (counts - wanted * DRAWS)[often]
+  squares = (gap**2 / (wanted * DRAWS)[often]).sum()
+  # Mean n and variance 2 n: far beyond six deviations if the law is another.
+  assert squares < often.sum() + 6 * np.sqrt(2 * often.sum()) + 6
+  np.testing.assert_allclose(logps, np.log(wanted)[tokens], atol=2e-5)
+
+
+def test_impossible_tokens_are_never_drawn():
+  logits = np.full(200, -np.inf)
+  logits[[5, 64, 199]] = [0.0, 1.0, -30.0]
+  tokens, logps = drawn(logits)
+  assert set(tokens) <= {5, 64, 199}
+  assert np.isfinite(logps).all()
+
+
+def test_a_token_that_is_far_less_likely_than_others_is_still_reached():
+  # 1e-6 of the mass, alone in its block and beside others.
+  logits = np.full(300, -np.inf)
+  logits[[0, 1, 250]] = [0.0, np.log(1e-3), np.log(1e-3)]
+  counts = np.bincount(drawn(logits)[0], minlength=300)
+  assert 10 < counts[1] < 90
+  assert 10 < counts[250] < 90
+
+
+def test_temperature_zero_takes_the_first_of_the_largest():
+  logits = np.zeros(300)
+  logits[[70, 71, 299]] = 4.0
+  tokens, logps = drawn(logits, 0.0)
+  assert (tokens == 70).all()
+  np.testing.assert_allclose(logps, jax.nn.log_softmax(logits)[70], atol=1e-5)
+
+
+def test_the_company_does_not_change_a_draw():
+  rng = np.random.default_rng(0)
+  logits = jnp.asarray(rng.normal(size=(6, 100)), jnp.float32)
+  keys = jax.random.split(jax.random.key(1), 6)
+  index, heat = jnp.arange(6), jnp.ones(6)
+  tokens, _ = draw.tokens(logits, keys, index, heat)
+  for i in range(6):
+    one = slice(i, i + 1)
+    alone, _ = draw.tokens(logits[one], keys[one], index[one], heat[one])
+    assert alone[0] == tokens[i]
