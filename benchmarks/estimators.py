@@ -49,6 +49,12 @@ class Data(NamedTuple):
   value: np.ndarray
 
 
+def number_pairs(a, b):
+  """[N] int32, equal exactly where both are."""
+  pairs = np.stack([a, b], axis=1)
+  return np.unique(pairs, axis=0, return_inverse=True)[1].astype(np.int32)
+
+
 def make(steps, seed=0):
   """Episodes of 8 steps in groups of 8, responses of 64 to 504 tokens."""
   rng = np.random.default_rng(seed)
@@ -82,7 +88,10 @@ def make(steps, seed=0):
       bootstrap_at=zeros,
       trajectory=episode.astype(np.int32),
       group=(episode // EPISODES_OF_GROUP).astype(np.int32),
-      anchor=(live * rng.integers(0, ANCHORS, size=steps + 1)).astype(np.int32),
+      anchor=live
+      * number_pairs(
+        episode // EPISODES_OF_GROUP, rng.integers(0, ANCHORS, size=steps + 1)
+      ),
       source=zeros,
     ),
     value=rng.normal(size=shape).astype(np.float32),

@@ -52,8 +52,8 @@ class StepTable:
     trajectory: [S] int32 number of the trajectory, 0 .. N-1; N-1 is an upper
       bound fixed by the shape, and slots that are not live hold 0.
     group: [S] int32 number of the group, 0 .. N-1; 0 where not live.
-    anchor: [S] int32 number of the anchor state, equal within a group where
-      the anchor observation is the same; 0 where not live.
+    anchor: [S] int32 number of the state, 0 .. S-1: equal exactly where group
+      and anchor observation both are; 0 where not live.
     source: [S] int32 tells apart steps that share stored tokens; 0 elsewhere.
   """
 

@@ -70,8 +70,15 @@ def ragged(seed, rows=6, columns=10, slots=9):
     bootstrap_at=rng.integers(0, rows * columns, size=slots).astype(np.int32),
     trajectory=trajectory.astype(np.int32),
     group=np.where(live, group_of[trajectory], 0).astype(np.int32),
-    anchor=np.where(live, rng.integers(0, 3, size=slots), 0).astype(np.int32),
+    anchor=np.where(live, _states(group_of[trajectory], rng), 0),
   )
+
+
+def _states(group, rng):
+  """Three states in each group, numbered over all of them."""
+  pairs = np.stack([group, rng.integers(0, 3, size=len(group))])
+  numbers = np.unique(pairs, axis=1, return_inverse=True)[1]
+  return numbers.reshape(-1).astype(np.int32)
 
 
 def step_lists(last, live):

@@ -144,7 +144,7 @@ def gigpo(
   acted_k = inputs.acted(table)
   step = groups.group_zscore(
     return_k,
-    groups.joint_group(table.group, table.anchor),
+    table.anchor,
     acted_k,
     num_groups=acted_k.shape[0],
     eps=eps,
@@ -175,7 +175,7 @@ def gigpo_mean(
   acted_k = inputs.acted(table)
   step = groups.group_center(
     _step_returns(table, discount),
-    groups.joint_group(table.group, table.anchor),
+    table.anchor,
     acted_k,
     num_groups=acted_k.shape[0],
   )
@@ -225,8 +225,7 @@ def gagpo(batch, table, value_bt, extras, *, discount, lambda_, eps, singleton):
   """
   del value_bt, extras
   return_k = _step_returns(table, discount)
-  state_k = groups.joint_group(table.group, table.anchor)
-  num = state_k.shape[0]
+  state_k, num = table.anchor, table.anchor.shape[0]
   value_g = groups.group_mean(return_k, state_k, table.live, num_groups=num)
   raw_k, _ = returns.step_gae(
     table.reward,
@@ -292,8 +291,7 @@ def _histories(table, history):
   A step without that many before it is compared with others that begin alike.
   """
   first_k = jnp.roll(table.last, 1).at[0].set(True)
-  state_k = groups.joint_group(table.group, table.anchor)
-  key_k, before_k = state_k, state_k
+  key_k, before_k = table.anchor, table.anchor
   keys = [key_k]
   for _ in range(history):
     # The anchor one step further back, -1 before the start of the episode.
