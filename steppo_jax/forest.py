@@ -215,3 +215,71 @@ def _common(a: np.ndarray, b: np.ndarray) -> int:
   n = min(len(a), len(b))
   differs = a[:n] != b[:n]
   return int(differs.argmax()) if differs.any() else n
+
+
+def check_rows(
+  parent: np.ndarray,
+  subtree_end: np.ndarray,
+  positions: np.ndarray,
+  step_ids: np.ndarray,
+) -> None:
+  """Refuses rows that are no forest in depth-first order.
+
+  This package's packing makes none; another's might.
+
+  Args:
+    parent: [..., T] int32; see `batch.TokenBatch` for all four.
+    subtree_end: [..., T] int32.
+    positions: [..., T] int32.
+    step_ids: [..., T] int32.
+
+  Raises:
+    ValueError: a token that is its own ancestor or lies before its parent, a
+      subtree that crosses another, a depth that differs from the number of
+      ancestors, an action on an unused slot, or a step in two rows. The first
+      such token is named by row and column.
+  """
+  length = parent.shape[-1]
+  parent, subtree_end, positions, step_ids = (
+    np.reshape(x, (-1, length))
+    for x in (parent, subtree_end, positions, step_ids)
+  )
+  column = np.arange(length)
+  used = subtree_end > column
+  root = (parent < 0) | (parent == column)
+  above = np.clip(np.where(root, column, parent), 0, length - 1)
+  around = np.take_along_axis(subtree_end, above, axis=1)
+  # Tokens seen from a slot: those that began, less those whose subtree ended.
+  row = np.broadcast_to(np.arange(len(parent))[:, None], parent.shape)
+  inside = used & (subtree_end <= length)
+  ends = (row * (length + 1) + subtree_end)[inside]
+  ended = np.bincount(ends, minlength=len(parent) * (length + 1))
+  ended = np.cumsum(ended.reshape(-1, length + 1), axis=1)[:, :length]
+  seen = np.cumsum(used, axis=1) - ended
+  for wrong, what in (
+    (used & ~root & (parent > column), "continues a later token: a cycle"),
+    (used & (subtree_end > length), "has a subtree past the end of the row"),
+    (
+      used & ~root & ((around < subtree_end) | (around <= column)),
+      "is not inside the subtree of its parent",
+    ),
+    (used & root & (positions != 0), "is a root and not at position 0"),
+    (
+      used
+      & ~root
+      & (positions != np.take_along_axis(positions, above, axis=1) + 1),
+      "is not one position behind its parent",
+    ),
+    (used & (seen != positions + 1), "sees other tokens than its ancestors"),
+    (~used & (step_ids > 0), "is unused and has a step"),
+  ):
+    if wrong.any():
+      line, slot = np.argwhere(wrong)[0]
+      raise ValueError(f"row {line}, column {slot}: the token {what}")
+  action = step_ids > 0
+  first, last = np.full((2, step_ids.max(initial=0) + 1), len(parent))
+  np.minimum.at(first, step_ids[action], row[action])
+  np.minimum.at(last, step_ids[action], -row[action])
+  split = np.flatnonzero((first < len(parent)) & (first != -last))
+  if len(split):
+    raise ValueError(f"step {split[0]} lies in more than one row")

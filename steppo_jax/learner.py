@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from steppo_jax import estimators
+from steppo_jax import estimators, forest
 from steppo_jax import mesh as mesh_lib
 from steppo_jax import update as update_lib
 from steppo_jax.algorithms import Algorithm
@@ -112,7 +112,14 @@ def put_batch(
     packed: The batch on the host.
     mesh: The devices.
     teacher: The rows of its teacher (`peers.pack`), or None.
+
+  Raises:
+    ValueError: rows that are no forest; see `forest.check_rows`.
   """
+  tokens = packed.tokens
+  forest.check_rows(
+    tokens.parent, tokens.subtree_end, tokens.positions, tokens.step_ids
+  )
   rows, whole = mesh_lib.by_row(mesh, 1), mesh_lib.replicated(mesh)
   if teacher is not None:
     teacher = jax.device_put(teacher, TeacherRows(rows, whole, whole, whole))

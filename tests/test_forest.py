@@ -165,3 +165,58 @@ def test_branches_of_one_prompt_and_equal_answers_by_hand():
   assert tree.positions.tolist() == [0, 1, 2, 3, 4, 5, 2, 3, 2]
   assert sorted(tree.responses) == [(1, 2), (2, 5), (3, 6), (4, 8)]
   assert dict(tree.boundaries) == {1: 1, 2: 4, 3: 1, 4: 1}
+
+
+def rows_of(*parents, length=8):
+  """Rows of tokens given by their parents, as `check_rows` takes them."""
+  made = []
+  for own in parents:
+    parent, end = np.arange(length), np.arange(length)
+    depth, steps = np.zeros(length, int), np.zeros(length, int)
+    parent[: len(own)] = own
+    for i in range(len(own)):
+      j = i
+      end[i] = max(end[i], i + 1)
+      while 0 <= parent[j] < j:
+        j = parent[j]
+        end[j] = max(end[j], i + 1)
+        depth[i] += 1
+    made.append((parent, end, depth, steps))
+  return [np.stack(x) for x in zip(*made, strict=True)]
+
+
+def test_forests_and_rows_of_only_padding_pass():
+  parent, end, depth, steps = rows_of([0, 0, 1, 1, 4, 4], [0, 1, 2, 2], [])
+  steps[0, 1:3] = 7
+  forest.check_rows(parent, end, depth, steps)
+  forest.check_rows(*(x.reshape(3, 1, 8) for x in (parent, end, depth, steps)))
+
+
+@pytest.mark.parametrize(
+  ("at", "value", "message"),
+  [
+    ((0, 1, 2), 5, "row 1, column 2: the token continues a later token"),
+    ((1, 0, 1), 9, "row 0, column 1: the token has a subtree past the end"),
+    ((1, 0, 1), 3, "row 0, column 3: the token is not inside the subtree"),
+    ((2, 0, 0), 1, "row 0, column 0: the token is a root and not at"),
+    ((2, 0, 3), 9, "row 0, column 3: the token is not one position behind"),
+    ((1, 1, 0), 3, "row 1, column 1: the token sees other tokens than"),
+    ((3, 0, 7), 2, "row 0, column 7: the token is unused and has a step"),
+    ((3, 1, 0), 7, "step 7 lies in more than one row"),
+  ],
+)
+def test_rows_that_are_no_forest_are_refused(at, value, message):
+  # Row 0: 0-1-(2, 3); 4-5. Row 1: two roots, the second with two children.
+  rows = rows_of([0, 0, 1, 1, 4, 4], [0, 1, 1, 1])
+  rows[3][0, 2:4] = 7
+  which, line, column = at
+  rows[which][line, column] = value
+  with pytest.raises(ValueError, match=message):
+    forest.check_rows(*rows)
+
+
+def test_a_cycle_of_tokens_is_refused():
+  rows = rows_of([0, 0, 1, 2])
+  rows[0][0, 1] = 3
+  with pytest.raises(ValueError, match="column 1: the token continues a later"):
+    forest.check_rows(*rows)

@@ -205,3 +205,12 @@ def test_options_that_cannot_work_are_refused():
     )  # fmt: skip
   with pytest.raises(ValueError, match="num_devices=99"):
     mesh.make_mesh(99)
+
+
+def test_rows_that_are_no_forest_reach_no_device():
+  batch = packed()
+  parent = batch.tokens.parent.copy()
+  parent[0, 0, 3] = 5
+  broken = batch._replace(tokens=batch.tokens.replace(parent=parent))
+  with pytest.raises(ValueError, match="row 0, column 3: .* a cycle"):
+    learner.put_batch(broken, mesh.make_mesh(1))
