@@ -212,5 +212,5 @@ def test_rows_that_are_no_forest_reach_no_device():
   parent = batch.tokens.parent.copy()
   parent[0, 0, 3] = 5
   broken = batch._replace(tokens=batch.tokens.replace(parent=parent))
-  with pytest.raises(ValueError, match="row 0, column 3: .* a cycle"):
+  with pytest.raises(ValueError, match=r"row 0, column 3: .* a cycle"):
     learner.put_batch(broken, mesh.make_mesh(1))

@@ -69,12 +69,18 @@ def empty_cache(
   )
 
 
-def _until(cache: Cache, context: int):
-  """Keys and values of the first positions of every slot."""
-  return (
-    tuple(k[..., :context] for k in cache.k),
-    tuple(v[:, :, :context] for v in cache.v),
-  )
+def _rows(x, slots, sizes):
+  """x[slots] cut to `sizes`, read in one go; slots past the end are clipped."""
+  row = lambda slot: jax.lax.dynamic_slice(x, (slot, 0, 0, 0), (1, *sizes))[0]
+  return jax.vmap(row)(slots)
+
+
+def _keys(k, slots, context):
+  return _rows(k, slots, (*k.shape[1:3], context))
+
+
+def _values(v, slots, context):
+  return _rows(v, slots, (v.shape[1], context, v.shape[3]))
 
 
 def _attention(q, k, v, positions):
@@ -92,9 +98,10 @@ def _attention(q, k, v, positions):
   return out.transpose(0, 3, 1, 2, 4).reshape(r, t, h, d)
 
 
-def _step(config, params, cache, tokens, positions, slots, context):
+def _step(config, params, cache, tokens, positions, slots=None, context=None):
   """Runs tokens [R, T] of `slots` [R]; returns hidden [R, T, W] and cache.
 
+  Without slots there is one row for each of them, and all of the cache is seen.
   Positions at or past the end of the cache mark padding: nothing is stored.
   """
   ks, vs = list(cache.k), list(cache.v)
@@ -109,10 +116,10 @@ def _step(config, params, cache, tokens, positions, slots, context):
       ks[layer] = at.set(k, mode="drop")
       at = vs[layer].at[row, every, positions]
       vs[layer] = at.set(v, mode="drop")
-      keys, values = ks[layer][..., :context], vs[layer][:, :, :context]
+      keys, values = ks[layer], vs[layer]
       if not every_slot:
-        keys = keys.at[slots].get(mode="clip")
-        values = values.at[slots].get(mode="clip")
+        keys = _keys(keys, slots, context)
+        values = _values(values, slots, context)
       return _attention(q, keys, values, positions)
 
     return attend
@@ -163,29 +170,45 @@ def prefill(
   return cache._replace(hidden=cache.hidden.at[slots].set(hidden, mode="drop"))
 
 
-def take(cache: Cache, turns: Turns, slots: chex.Array, *, context: int):
+def take(cache: Cache, turns: Turns, slots: chex.Array | None, *, context: int):
   """The first `context` positions and the responses of some slots.
 
   Args:
     cache: The cache.
     turns: Responses under way.
-    slots: [R] int32; N on unused rows, which then have no live response.
+    slots: [R] int32; N on unused rows, which then have no live response. None
+      for all slots in their order.
     context: Number of positions.
 
   Returns:
     A cache and responses of R slots.
   """
+  if slots is None:
+    keys = tuple(k[..., :context] for k in cache.k)
+    values = tuple(v[:, :, :context] for v in cache.v)
+    return Cache(keys, values, cache.hidden), turns
   used = slots < turns.live.shape[0]
   read = lambda x: x.at[slots].get(mode="clip")
-  part = Cache(*_until(cache, context), cache.hidden)
-  part, turns = jax.tree.map(read, (part, turns))
+  turns = jax.tree.map(read, turns)
+  part = Cache(
+    tuple(_keys(k, slots, context) for k in cache.k),
+    tuple(_values(v, slots, context) for v in cache.v),
+    read(cache.hidden),
+  )
   return part, turns._replace(live=turns.live & used)
 
 
 def put(
-  cache: Cache, turns: Turns, slots: chex.Array, taken: Cache, new: Turns
+  cache: Cache,
+  turns: Turns,
+  slots: chex.Array | None,
+  taken: Cache,
+  new: Turns,
 ):
   """Writes back what `take` took; cache and turns are donated by the caller."""
+  if slots is None:
+    write = lambda x, y: jax.lax.dynamic_update_slice(x, y, (0,) * x.ndim)
+    return jax.tree.map(write, cache, taken), new
   write = lambda x, y: x.at[slots].set(y, mode="drop")
   hidden, turns = jax.tree.map(
     write, (cache.hidden, turns), (taken.hidden, new)
@@ -220,8 +243,8 @@ def copy(
     target: [R] int32 slots to write; N on unused rows.
     context: Number of positions to copy.
   """
-  read = lambda x: x.at[source].get(mode="clip")
-  keys, values = jax.tree.map(read, _until(cache, context))
+  keys = tuple(_keys(k, source, context) for k in cache.k)
+  values = tuple(_values(v, source, context) for v in cache.v)
   return _put(cache, target, Cache(keys, values, cache.hidden))
 
 
@@ -239,7 +262,6 @@ def decode(
   max_steps: chex.Array,
   *,
   end_of_turn_id: int,
-  context: int,
 ) -> tuple[Cache, Turns, chex.Array, chex.Array]:
   """Samples in all live slots side by side until enough of them have ended.
 
@@ -249,8 +271,8 @@ def decode(
   Args:
     config: Sizes of the decoder.
     params: Decoder parameters by layer (`transformer.by_layer`).
-    cache: The cache; donated by the caller.
-    turns: Responses under way; donated by the caller.
+    cache: The cache, all of which is attended to: no longer than it must be.
+    turns: Responses under way.
     fresh: [N] bool, slots whose prompt was just read: they start a response.
     length: [N] int32 prompt tokens in each slot.
     limit: [N] int32 tokens each response may have.
@@ -259,7 +281,6 @@ def decode(
     stop_at: Number of live slots at which to stop.
     max_steps: Tokens after which to stop.
     end_of_turn_id: The token that ends a response.
-    context: Number of cache positions to attend over.
 
   Returns:
     The cache, the responses, and two int32 counts: tokens read side by side
@@ -289,7 +310,7 @@ def decode(
     at = jnp.where(turns.live, length + turns.count - 1, capacity)[:, None]
     last = jnp.maximum(turns.count - 1, 0)[:, None]
     token = jnp.take_along_axis(turns.ids, last, axis=1)
-    hidden, cache = _step(config, params, cache, token, at, None, context)
+    hidden, cache = _step(config, params, cache, token, at)
     cache = cache._replace(hidden=hidden[:, 0])
     work = work + jnp.sum(turns.live, dtype=jnp.int32)
     return cache, sample(cache.hidden, turns, turns.live), steps + 1, work

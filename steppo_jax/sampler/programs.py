@@ -107,10 +107,9 @@ class Programs:
     def sample(cache, turns, params, slots, asked, fresh, stop_at, max_steps,
                *, context):  # fmt: skip
       self.compiles += 1
-      whole = slots.shape[0] == num_slots
-      part = cache, turns
-      if not whole:
-        part = decode.take(cache, turns, slots, context=context)
+      if slots.shape[0] == num_slots:
+        slots = None
+      part = decode.take(cache, turns, slots, context=context)
       *part, steps, tokens = decode.decode(
         model,
         params,
@@ -123,11 +122,8 @@ class Programs:
         stop_at,
         max_steps,
         end_of_turn_id=end_of_turn_id,
-        context=context,
       )
-      if not whole:
-        part = decode.put(cache, turns, slots, *part)
-      return *part, steps, tokens
+      return *decode.put(cache, turns, slots, *part), steps, tokens
 
     jit = functools.partial(jax.jit, static_argnames="context")
     self._prefill = jit(prefill, donate_argnums=1)
