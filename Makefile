@@ -15,8 +15,8 @@ FLOOR_READY := .venv-floor/ready
 FLOOR_PINS := constraints-jax-floor.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-slow test-jax-floor test-floor-ops check \
-  format clean
+.PHONY: help setup train test test-slow test-jax-floor test-floor-ops \
+  bench-peers check format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s%s\n", $$1, $$2 }' \
@@ -63,6 +63,10 @@ FLOOR_TESTS := tests/ops tests/test_algorithms.py tests/test_estimators.py \
 test-floor-ops: $(FLOOR_READY)  ## the tests of the pure functions there
 	$(FLOOR_BIN)/python -m pytest -q -n $(WORKERS) $(FLOOR_TESTS)
 
+# QUICK=--quick does small work.
+bench-peers: $(READY)  ## ours beside Google Tunix and transformers, one run
+	$(BIN)/python benchmarks/peers/run.py $(QUICK)
+
 check: $(READY)  ## format, lint and layers, no tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -73,6 +77,6 @@ format: $(READY)  ## rewrite the files in the project's form
 	$(BIN)/ruff check --fix .
 
 clean:  ## remove the environments and every cache; keeps runs/
-	rm -rf .venv .venv-floor .cache .pytest_cache .ruff_cache .hypothesis \
+	rm -rf .venv .venv-floor .bench .cache .pytest_cache .ruff_cache .hypothesis \
 	  .import_linter_cache build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
