@@ -185,6 +185,10 @@ def speed(row):
   return row.get("tokens_per_s", 1 / row["median_s"])
 
 
+def said(value):
+  return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
 def title(line):
   unit = {"decode": "batch", "rollout": "turns", "update": "turns"}
   return f"{line['kind']}, {unit[line['kind']]} {line['size']}"
@@ -198,9 +202,7 @@ def table(lines, reasons):
     if "error" in line:
       out.append(f"{start} cannot: {line['error']}")
       continue
-    value = f"{line['value']:,.3g} {line['unit']}"
-    if line["value"] >= 1000:
-      value = f"{line['value']:,.0f} {line['unit']}"
+    value = f"{said(line['value'])} {line['unit']}"
     ratio = f"{line['ours_over']:.2f}" if "ours_over" in line else "-"
     out.append(f"{start} {value:>18} {ratio:>9}")
   out += [f"{name}: {reason}" for name, reason in reasons.items()]
@@ -223,7 +225,9 @@ def plot(path, lines):
       [line["row"] for line in own], [line["value"] for line in own],
       color=["tab:blue" if mine else "tab:gray" for mine in ours],
     )  # fmt: skip
-    axes.bar_label(bars, [f" {line['value']:.3g}" for line in own], fontsize=8)
+    axes.bar_label(
+      bars, [f" {said(line['value'])}" for line in own], fontsize=8
+    )
     axes.invert_yaxis()
     axes.margins(x=0.15)
     axes.set_title(f"{name}, {own[0]['unit']}", loc="left", fontsize=9)

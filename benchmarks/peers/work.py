@@ -116,14 +116,14 @@ def timed(call, repeats, budget_s):
     The result of the first call, and {"warm_up_s", "seconds", "median_s"}.
   """
   took = []
-  for _ in range(WARM_UP + repeats):
+  while len(took) <= WARM_UP or (
+    len(took) < WARM_UP + repeats and sum(took) < budget_s
+  ):
     start = time.perf_counter()
     result = call()
     took.append(time.perf_counter() - start)
     if len(took) == 1:
       first = result
-    if len(took) > WARM_UP and sum(took) > budget_s:
-      break
   return first, {
     "warm_up_s": sum(took[:WARM_UP]),
     "seconds": took[WARM_UP:],

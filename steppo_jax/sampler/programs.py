@@ -89,9 +89,10 @@ class Programs:
     self.compiles = 0
     self._num_slots = num_slots
     self._cache = decode.empty_cache(model, num_slots, context)
-    # Attention over the cache is most of decoding and little of reading.
+    # Attention over the cache is most of decoding; of reading it is little
+    # unless the cache is long.
     self._contexts = _context_sizes(context, 2)
-    self._read_contexts = _context_sizes(context, 4)
+    self._read_contexts = _context_sizes(context, 4, up_to=512)
     self._prefill_lengths = prefill_lengths
     # Slots that are worked on at once: all of them, down to an eighth.
     self._row_sizes = sorted({max(1, num_slots // k) for k in (8, 4, 2, 1)})
@@ -243,12 +244,17 @@ class Programs:
     )
 
 
-def _context_sizes(context: int, factor: int) -> list[int]:
-  """Cache lengths: the context, divided by `factor` down to 64, ascending."""
+def _context_sizes(context: int, factor: int, up_to: int = 0) -> list[int]:
+  """Cache lengths, ascending: the context, divided by 2 while above `up_to`.
+
+  From there on it is divided by `factor`, and 64 is the least.
+  """
   sizes = [context]
-  while sizes[-1] % factor == 0 and sizes[-1] // factor >= 64:
-    sizes.append(sizes[-1] // factor)
-  return sizes[::-1]
+  while True:
+    by = 2 if sizes[-1] > up_to else factor
+    if sizes[-1] % by or sizes[-1] // by < 64:
+      return sizes[::-1]
+    sizes.append(sizes[-1] // by)
 
 
 def _pick(sizes: Sequence[int], needed: int) -> int:
