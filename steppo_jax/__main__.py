@@ -12,6 +12,8 @@ import rich.console
 import rich.progress
 import rich.table
 
+from steppo_jax.data import command
+
 _EPILOG = """\
 examples:
   python -m steppo_jax train experiments/household_steppo.py
@@ -84,15 +86,14 @@ def _parser() -> argparse.ArgumentParser:
   shown = add("report", _report, "plot and summarise runs")
   shown.add_argument("runs", nargs="+", help="run folders, one a seed")
   shown.add_argument("--control", help="run folder drawn for comparison")
-  data = add("data", _data, "make the demonstrations (TFDS, ArrayRecord)")
-  data.add_argument("game", choices=("household",))
-  data.add_argument("--data-dir", default="runs/data")
-  data.add_argument("--split", default="train")
-  data.add_argument("--size", nargs="+", default=["small"])
-  data.add_argument("--episodes", type=int, default=2000)
-  data.add_argument("--seed", type=int, default=0)
-  data.add_argument("--detours", type=float, default=0.0)
-  data.add_argument("--noise", type=float, default=0.0)
+  data = add(
+    "data",
+    _data,
+    "make a dataset of tasks or of demonstrations (TFDS, ArrayRecord)",
+    epilog=command.EPILOG,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  command.add_arguments(data)
   serve = add("serve", _serve, "serve search and expand over HTTP")
   serve.add_argument("what", choices=("papers",))
   serve.add_argument(
@@ -256,20 +257,7 @@ def _report(args, _) -> None:
 
 
 def _data(args, _) -> None:
-  from steppo_jax.data import demonstrations
-
-  folder = demonstrations.prepare(
-    args.data_dir,
-    demonstrations.Demonstrations(
-      split=args.split,
-      sizes=tuple(args.size),
-      num_episodes=args.episodes,
-      seed=args.seed,
-      detours=args.detours,
-      noise=args.noise,
-    ),
-  )
-  print(folder)
+  print(command.run(args))
 
 
 def _serve(args, _) -> None:

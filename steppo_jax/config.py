@@ -3,7 +3,6 @@
 import dataclasses
 import difflib
 import importlib.util
-import json
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from typing import Any
 import tyro
 
 from steppo_jax import algorithms
+from steppo_jax.data import task_sets
 from steppo_jax.data.demonstrations import Demonstrations
 from steppo_jax.envs import base
 from steppo_jax.envs.process import WorkerLimits
@@ -101,6 +101,8 @@ class EnvConfig:
     size: Size of generated worlds: tiny, small, medium or full.
     data_dir: Folder of real tasks; "alfworld" needs one, "household" has none,
       the others generate their tasks without.
+    task_set: Folder of tasks that `python -m steppo_jax data` prepared, in
+      place of `size` and `data_dir`.
     invalid_penalty: Subtracted from the reward of a refused command or call.
     options: "name=value" of the environment's own parameters; a value is JSON,
       or else text.
@@ -113,6 +115,7 @@ class EnvConfig:
   name: str = "household"
   size: str = "small"
   data_dir: str | None = None
+  task_set: str | None = None
   invalid_penalty: float = 0.1
   options: tuple[str, ...] = ()
   workers: int = 0
@@ -130,19 +133,12 @@ class EnvConfig:
       ValueError: an option that the environment does not have, or that it
         needs.
     """
-    own = {}
-    for option in self.options:
-      name, equals, text = option.partition("=")
-      if not equals:
-        raise ValueError(f"env.options: expected name=value, got {option!r}")
-      try:
-        own[name] = json.loads(text)
-      except json.JSONDecodeError:
-        own[name] = text
-    common = ("name", "size", "data_dir", "invalid_penalty")
-    return base.resolve(
-      self.name, {field: getattr(self, field) for field in common}, own
-    )
+    own = base.parse_options(self.options)
+    names = ("name", "size", "data_dir", "invalid_penalty")
+    common = {name: getattr(self, name) for name in names}
+    if self.task_set is None:
+      return base.resolve(self.name, common, own)
+    return task_sets.recipes(self.task_set, self.name, common, own)
 
 
 @dataclasses.dataclass(frozen=True)

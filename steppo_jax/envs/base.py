@@ -9,7 +9,8 @@ import dataclasses
 import difflib
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from typing import Any, NamedTuple, Protocol
 
@@ -181,6 +182,24 @@ def row(name: str) -> Row:
 
 def _entry_points() -> dict[str, metadata.EntryPoint]:
   return {e.name: e for e in metadata.entry_points(group=ENTRY_POINTS)}
+
+
+def parse_options(options: Sequence[str]) -> dict[str, Any]:
+  """Reads "name=value" texts; a value is JSON, or else text.
+
+  Raises:
+    ValueError: there is no "=" in a text.
+  """
+  own = {}
+  for option in options:
+    name, equals, text = option.partition("=")
+    if not equals:
+      raise ValueError(f"env.options: expected name=value, got {option!r}")
+    try:
+      own[name] = json.loads(text)
+    except json.JSONDecodeError:
+      own[name] = text
+  return own
 
 
 def resolve(
