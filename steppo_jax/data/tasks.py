@@ -12,6 +12,7 @@ import numpy as np
 from steppo_jax import types
 from steppo_jax.envs import (
   alfworld,
+  alfworld_original,
   base,
   household_worlds,
   paper_library,
@@ -124,6 +125,15 @@ def household_recorded(data_dir: str) -> base.TaskList:
   """ALFWorld's real games; see `alfworld.load_tasks`."""
   return RecordedTasks(
     lambda split: alfworld.load_tasks(data_dir, split),
+    "train",
+    lambda: alfworld.splits(data_dir),
+  )
+
+
+def household_original(data_dir: str) -> base.TaskList:
+  """The games of an ALFWorld release; see `alfworld_original.load_tasks`."""
+  return RecordedTasks(
+    lambda split: alfworld_original.load_tasks(data_dir, split),
     "train",
     lambda: alfworld.splits(data_dir),
   )

@@ -91,6 +91,11 @@ _SEEDS = "steppo_jax.envs.seeds:SeedTasks"
 ENVS: dict[str, Row] = {
   "household": Row(_HOUSEHOLD, f"{_TASKS}:household"),
   "alfworld": Row(_HOUSEHOLD, f"{_TASKS}:household_recorded"),
+  # The original engine of the same games, to check ours against.
+  "alfworld_original": Row(
+    "steppo_jax.envs.alfworld_original:OriginalEnv",
+    f"{_TASKS}:household_original",
+  ),
   "webshop": Row("steppo_jax.envs.webshop:WebShopEnv", f"{_TASKS}:shopping"),
   "search_qa": Row(
     "steppo_jax.envs.search_qa:SearchQAEnv", f"{_TASKS}:questions"
