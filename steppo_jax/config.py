@@ -169,6 +169,9 @@ class RunConfig:
     group_size: Episodes of each task.
     checkpoint_every: Updates between two checkpoints.
     keep_checkpoints: How many are kept.
+    record_every: Updates between two whose episodes are kept, with all their
+      tokens, as datasets in the run folder (see `data.trajectories`); None
+      keeps none.
     num_devices: Devices that rows are split over; None takes all.
   """
 
@@ -180,6 +183,7 @@ class RunConfig:
   group_size: int = 1
   checkpoint_every: int = 5
   keep_checkpoints: int = 2
+  record_every: int | None = None
   num_devices: int | None = None
   algorithm: AlgorithmConfig = AlgorithmConfig()
   env: EnvConfig = EnvConfig()
@@ -196,8 +200,9 @@ class RunConfig:
         f"packing.row_length={self.packing.row_length} is shorter than "
         f"rollout.max_tokens={self.rollout.max_tokens}"
       )
-    for name in ("num_updates", "tasks_per_update", "group_size"):
-      if getattr(self, name) < 1:
+    for name in ("num_updates", "tasks_per_update", "group_size",
+                 "record_every"):  # fmt: skip
+      if getattr(self, name) is not None and getattr(self, name) < 1:
         raise ValueError(f"{name} must be at least 1")
 
 

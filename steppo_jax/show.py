@@ -1,5 +1,6 @@
 """Prints what an evaluation found."""
 
+import rich.box
 import rich.console
 import rich.table
 
@@ -35,20 +36,26 @@ def evaluation(found: evaluation_lib.Evaluation) -> None:
 def _cell(number: panel.Number | None) -> str:
   if number is None:
     return ""
-  return f"{number.mean:.3f} [{number.low:.3f}, {number.high:.3f}]"
+  # A bracket alone would be markup.
+  return rf"{number.mean:.3f} \[{number.low:.3f}, {number.high:.3f}]"
+
+
+def _mean(number: panel.Number | None) -> str:
+  return "" if number is None else f"{number.mean:.2f}"
 
 
 def _table(*columns: str) -> rich.table.Table:
-  table = rich.table.Table()
+  table = rich.table.Table(box=rich.box.SIMPLE)
   for column in columns:
-    table.add_column(column, justify="right" if column else "left")
+    justify = "right" if column else "left"
+    table.add_column(column, justify=justify, no_wrap=True)
   return table
 
 
 def _numbers(row) -> rich.table.Table:
   table = _table("", "all tasks")
   for name, number in row.items():
-    table.add_row(name, _cell(number).replace("[", r"\["))
+    table.add_row(name, _cell(number))
   return table
 
 
@@ -56,11 +63,12 @@ def _families(tables) -> rich.table.Table:
   table = _table("", "tasks", "success", "steps", "steps / golden")
   for family, row in tables.items():
     if family != panel.ALL:
-      cells = [row.get(n) for n in ("success", "steps", "length_over_golden")]
       table.add_row(
         family,
         str(row["success"].tasks),
-        *(_cell(number).replace("[", r"\[") for number in cells),
+        _cell(row["success"]),
+        _mean(row.get("steps")),
+        _mean(row.get("length_over_golden")),
       )
   return table
 
@@ -71,10 +79,11 @@ def _lengths(lengths) -> rich.table.Table:
     name = str(bin_.shortest)
     if bin_.longest > bin_.shortest:
       name += f"-{bin_.longest}"
-    cells = (bin_.success, bin_.steps, bin_.steps_won)
     table.add_row(
       name,
       str(bin_.tasks),
-      *(_cell(number).replace("[", r"\[") for number in cells),
+      _cell(bin_.success),
+      _mean(bin_.steps),
+      _cell(bin_.steps_won),
     )
   return table

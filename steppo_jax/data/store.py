@@ -86,7 +86,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
 
 @contextlib.contextmanager
-def _progress(title: str, total: int):
+def _progress(title: str, total: int, shown: bool):
   """One bar on the terminal in place of what TFDS says of downloads."""
   columns = rich.progress.Progress.get_default_columns()
   log = logging.getLogger("absl")
@@ -99,6 +99,7 @@ def _progress(title: str, total: int):
         *columns,
         rich.progress.MofNCompleteColumn(),
         console=rich.console.Console(stderr=True),
+        disable=not shown,
       ) as progress,
       contextlib.redirect_stdout(io.StringIO()),
     ):
@@ -117,7 +118,11 @@ def folder_of(
 
 
 def write(
-  builder: type[Builder], output: str | os.PathLike, contents: Contents
+  builder: type[Builder],
+  output: str | os.PathLike,
+  contents: Contents,
+  *,
+  bar: bool = True,
 ) -> pathlib.Path:
   """Makes a dataset, or checks the one of that name that is there.
 
@@ -127,6 +132,7 @@ def write(
     builder: Names the features of an example.
     output: Folder that holds datasets; it is made.
     contents: What to write. Examples are only asked for if they are needed.
+    bar: Whether progress is shown on the terminal.
 
   Returns:
     The dataset's folder under `output`.
@@ -146,7 +152,7 @@ def write(
   sizes = [len(examples) for examples in contents.splits.values()]
   if not sizes or 0 in sizes:
     raise ValueError(f"{contents.name}: a split is empty, nothing to write")
-  with _progress(contents.name, sum(sizes)) as advance:
+  with _progress(contents.name, sum(sizes), bar) as advance:
     builder(
       contents=contents, output=output, advance=advance
     ).download_and_prepare()

@@ -115,7 +115,10 @@ def write(
     split: store.Examples(of, lambda one: _episode(one, tokenizer))
     for split, of in trajectories.items()
   }
-  return store.write(TrajectorySet, output, store.Contents(name, splits, facts))
+  # Whoever plays episodes shows a bar of its own.
+  return store.write(
+    TrajectorySet, output, store.Contents(name, splits, facts), bar=False
+  )
 
 
 def _episode(trajectory, tokenizer) -> dict[str, Any]:
