@@ -1,7 +1,9 @@
 """The command `data`: prepares task lists and demonstrations."""
 
 import argparse
+import contextlib
 import pathlib
+import tempfile
 
 EPILOG = """\
 The dataset's folder is printed. It holds a copy of everything that its tasks
@@ -9,6 +11,8 @@ need, with a checksum of every file, and can be moved:
 
   python -m steppo_jax data webshop --data-dir DIR --option by=index
   python -m steppo_jax data search_qa --data-dir DIR --split train validation
+  python -m steppo_jax data search_qa --split dev --published \\
+    hotpot_dev_distractor_v1.json musique_ans_v1.0_dev.jsonl
   python -m steppo_jax data paper_search --size small --episodes 1000
   python -m steppo_jax data household --demonstrations --episodes 2000
 
@@ -24,6 +28,14 @@ def add_arguments(data: argparse.ArgumentParser) -> None:
   data.add_argument("--data-dir", help="folder of real tasks, as downloaded")
   data.add_argument(
     "--output", default="runs/data", help="folder of datasets (%(default)s)"
+  )
+  data.add_argument(
+    "--published", nargs="+", metavar="FILE",
+    help="search_qa: HotpotQA's, 2WikiMultihopQA's or MuSiQue's own files, in "
+    "place of --data-dir; --split names their split",
+  )  # fmt: skip
+  data.add_argument(
+    "--aliases", metavar="FILE", help="2WikiMultihopQA's id_aliases.json"
   )
   data.add_argument("--split", nargs="+", help="splits; all without")
   data.add_argument("--episodes", type=int, help="tasks of each split")
@@ -65,14 +77,36 @@ def _task_set(args) -> pathlib.Path:
 
   if len(args.size) > 1:
     raise ValueError("tasks have one --size; only demonstrations mix several")
-  return task_sets.prepare(
-    args.env,
-    args.output,
-    data_dir=args.data_dir,
-    size=args.size[0],
-    options=base.parse_options(args.option),
-    splits=args.split or (),
-    count=args.episodes,
+  if args.aliases and not args.published:
+    raise ValueError("--aliases belongs to --published")
+  with contextlib.ExitStack() as stack:
+    data_dir = args.data_dir
+    if args.published:
+      data_dir = stack.enter_context(tempfile.TemporaryDirectory())
+      _convert(args, data_dir)
+    return task_sets.prepare(
+      args.env,
+      args.output,
+      data_dir=data_dir,
+      size=args.size[0],
+      options=base.parse_options(args.option),
+      splits=args.split or (),
+      count=args.episodes,
+    )
+
+
+def _convert(args, folder: str) -> None:
+  """Makes a folder of questions and paragraphs of published files."""
+  from steppo_jax.envs import search_data
+
+  if args.env != "search_qa" or args.data_dir:
+    raise ValueError(
+      "--published is for search_qa alone, and takes the place of --data-dir"
+    )
+  if len(args.split or ()) != 1:
+    raise ValueError("--published needs one --split, the name of their split")
+  search_data.convert(
+    args.published, folder, split=args.split[0], aliases=args.aliases
   )
 
 

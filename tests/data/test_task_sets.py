@@ -259,6 +259,38 @@ def test_the_command_teaches_makes_and_checks(tmp_path, capsys):
   assert "household games" in capsys.readouterr().err
 
 
+def test_published_files_of_questions_become_a_set(tmp_path, capsys):
+  hotpot = {
+    "_id": "h", "question": "Where was its director born?",
+    "answer": "Burbank", "supporting_facts": [["Tim", 0]],
+    "context": [["Big Fish", ["A film."]], ["Tim", ["Born ", "there."]]],
+  }  # fmt: skip
+  musique = {
+    "id": "m", "question": "Who?", "answer": "Tim", "answer_aliases": ["T."],
+    "paragraphs": [{"title": "Big Fish", "paragraph_text": "A film.",
+                    "is_supporting": True}],
+  }  # fmt: skip
+  files = [tmp_path / "hotpot.json", tmp_path / "musique.jsonl"]
+  files[0].write_text(json.dumps([hotpot]))
+  files[1].write_text(json.dumps(musique) + "\n")
+  command = ["data", "search_qa", "--output", str(tmp_path / "out")]
+  made = [*command, "--split", "dev", "--published", *map(str, files)]
+  assert cli.main(made) == 0
+  folder = pathlib.Path(capsys.readouterr().out.strip())
+  tasks = task_sets.load(folder, "dev")
+  assert [t.uid for t in tasks] == ["hotpotqa/h", "musique/m"]
+  assert tasks[1].payload["answers"] == ["Tim", "T."]
+  assert (folder / "corpus.jsonl.gz").is_file()
+  for wrong, message in (
+    (made[:4] + made[6:], "needs one --split"),
+    ([*made, "--data-dir", "x"], "takes the place of --data-dir"),
+    ([*command, "--aliases", "x", "--data-dir", "y"], "belongs to --published"),
+    ([*command, "--split", "dev", "--published", "nowhere.json"], "nowhere"),
+  ):
+    assert cli.main(wrong) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
 def test_neither_tensorflow_nor_jax_is_imported(tmp_path):
   code = (
     "import sys; from steppo_jax.data import task_sets\n"
