@@ -77,6 +77,9 @@ def _task_set(args) -> pathlib.Path:
 
   if len(args.size) > 1:
     raise ValueError("tasks have one --size; only demonstrations mix several")
+  for name in ("seed", "detours", "noise"):
+    if getattr(args, name):
+      raise ValueError(f"--{name} belongs to --demonstrations")
   if args.aliases and not args.published:
     raise ValueError("--aliases belongs to --published")
   with contextlib.ExitStack() as stack:

@@ -257,6 +257,8 @@ def test_the_command_teaches_makes_and_checks(tmp_path, capsys):
   wrong = ["data", "webshop", "--demonstrations", "--output", output]
   assert cli.main(wrong) == 2
   assert "household games" in capsys.readouterr().err
+  assert cli.main([*command, "--detours", "1", "--output", output]) == 2
+  assert "belongs to --demonstrations" in capsys.readouterr().err
 
 
 def test_published_files_of_questions_become_a_set(tmp_path, capsys):
