@@ -69,25 +69,7 @@ def _parser() -> argparse.ArgumentParser:
   train = add("train", _train, "train an agent", add_help=False)
   train.add_argument("experiment", help="file that defines CONFIG")
   run = add("evaluate", _evaluate, "evaluate a policy", add_help=False)
-  run.add_argument("experiment", help="file that defines CONFIG")
-  run.add_argument("--env", help="name of the environment")
-  run.add_argument("--data-dir", help="folder of real tasks")
-  run.add_argument("--split", help="splits, such as valid_seen,valid_unseen")
-  run.add_argument("--episodes", type=int, help="most tasks of a panel")
-  run.add_argument(
-    "--temperature", type=float, default=0.0, help="0, the default, is greedy"
-  )
-  run.add_argument("--samples", type=int, default=1, help="episodes a task")
-  run.add_argument(
-    "--pass-at", default="1", metavar="K", help="ks of pass@k, such as 1,4,16"
-  )
-  run.add_argument(
-    "--output", metavar="FILE.jsonl",
-    help="one JSON line a step; FILE.summary.json and FILE.length.png beside",
-  )  # fmt: skip
-  run.add_argument(
-    "--record", metavar="FOLDER/NAME", help="dataset of the episodes (TFDS)"
-  )
+  _evaluate_arguments(run)
   play = add("play", _play, "play a game in the terminal")
   play.add_argument("game", choices=("household",))
   play.add_argument("--size", default="small")
@@ -114,6 +96,28 @@ def _parser() -> argparse.ArgumentParser:
   serve.add_argument("--port", type=int, default=0, help="0 takes a free one")
   add("algorithms", _algorithms, "print the table of algorithms")
   return parser
+
+
+def _evaluate_arguments(run: argparse.ArgumentParser) -> None:
+  run.add_argument("experiment", help="file that defines CONFIG")
+  run.add_argument("--env", help="name of the environment")
+  run.add_argument("--data-dir", help="folder of real tasks")
+  run.add_argument("--split", help="splits, such as valid_seen,valid_unseen")
+  run.add_argument("--episodes", type=int, help="most tasks of a panel")
+  run.add_argument(
+    "--temperature", type=float, default=0.0, help="0, the default, is greedy"
+  )
+  run.add_argument("--samples", type=int, default=1, help="episodes a task")
+  run.add_argument(
+    "--pass-at", default="1", metavar="K", help="ks of pass@k, such as 1,4,16"
+  )
+  run.add_argument(
+    "--output", metavar="FILE.jsonl",
+    help="one JSON line a step; FILE.summary.json and FILE.length.png beside",
+  )  # fmt: skip
+  run.add_argument(
+    "--record", metavar="FOLDER/NAME", help="dataset of the episodes (TFDS)"
+  )
 
 
 def _quiet_jax() -> None:
