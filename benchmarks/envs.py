@@ -1,176 +1,331 @@
-"""Speed of the household games and of the shop on one core.
+"""Speed and memory of the four environments on one core.
 
   python benchmarks/envs.py [--quick] [--data-dir DIR]
 
-Steps are random admissible commands, and each includes the observation, the win
-flag and the list of admissible commands; in the shop, a search is for four
-words of the task, and an episode ends after 15 steps. Times are CPU seconds of
-this process, so that other work on the machine disturbs them little. The last
-line is one JSON object with every number.
+An episode is a reset and steps at random: 50 admissible commands in a household
+game, 15 calls in a shop (a search is for four words of the task), 5 searches
+for the questions of the tasks in the other two. A step includes observation,
+admissible commands, anchor, scores and its part of the reset. `searches_per_s`
+is the index alone. "256" means 256 environments with an episode each, stepped
+in turn; `kib_per_env` is what one of them adds. Times are CPU seconds of this
+process, so that other work on the machine disturbs them little. The last line
+is one JSON object with every number.
 """
 
 import argparse
+import itertools
 import json
 import os
 import pathlib
 import random
+import resource
+import tempfile
 import time
 import tracemalloc
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import rich.box
+import rich.console
+import rich.table
 
 from steppo_jax.envs import (
   alfworld,
   bm25,
   household,
   household_worlds,
+  paper_library,
+  paper_search,
+  paper_worlds,
+  search_data,
+  search_fts,
+  search_qa,
+  search_worlds,
   webshop,
   webshop_pages,
   webshop_worlds,
 )
 
 _DATA = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
+_AT_ONCE = 256
+_PANEL = 200
 
 
-def _rate(work, least_s):
+class Case(NamedTuple):
+  """An environment with tasks.
+
+  Attributes:
+    make: Makes one environment.
+    tasks: What it is reset to.
+    act: Gives the next action: (random, task, last time step).
+    steps: Of an episode.
+    search: Searches the index for a task, without an environment.
+  """
+
+  make: Callable[[], Any]
+  tasks: list
+  act: Callable
+  steps: int
+  search: Callable | None = None
+
+
+def rate(work, least_s):
   """Calls `work` until `least_s` CPU seconds are over; units a second."""
   count, start = 0, time.process_time()
   while (spent := time.process_time() - start) < least_s:
     count += work()
-  return count / spent
+  return round(count / spent)
 
 
-def measure(tasks, least_s):
-  """Steps/s, environment steps/s, resets/s and plans/s on some tasks."""
-  rng = random.Random(0)
-  games = [
-    household.Game.from_compact(
-      task.payload["game"], task.payload["task"], dialect="move"
-    )
-    for task in tasks
-  ]
-  env = household.HouseholdEnv()
-
-  def steps():
-    game = rng.choice(games)
-    game.reset()
-    commands = game.admissible_commands
-    for _ in range(50):
-      game.step(rng.choice(commands))
-      commands, _ = game.admissible_commands, game.won
-    return 50
-
-  def env_steps():
-    env.reset(rng.choice(tasks), 0)
-    commands = env.admissible_commands
-    for _ in range(50):
-      env.step(rng.choice(commands))
-      commands = env.admissible_commands
-    return 50
-
-  def resets():
-    env.reset(rng.choice(tasks), 0)
-    return 1
-
-  def plans():
-    game = rng.choice(games)
-    game.reset()
-    game.plan()
-    return 1
-
-  return {
-    "steps_per_s": round(_rate(steps, least_s)),
-    "env_steps_per_s": round(_rate(env_steps, least_s)),
-    "resets_per_s": round(_rate(resets, least_s)),
-    "plans_per_s": round(_rate(plans, least_s)),
-  }
+def _command(rng, task, step):
+  del task
+  return rng.choice(step.info["commands"])
 
 
-def measure_shop(tasks, least_s):
-  """Steps/s, resets/s, searches/s, the level of chance, KiB an environment."""
-  rng = random.Random(0)
-  env = webshop.WebShopEnv()
+def _shop_call(rng, task, step):
+  call = rng.choice(step.info["commands"])
+  if call == webshop_pages.SEARCH:
+    words = bm25.words(task.payload["instruction"])
+    call = f"search[{' '.join(rng.sample(words, min(4, len(words))))}]"
+  return call
+
+
+def _question(tasks):
+  """Searches for the questions of all tasks in turn."""
+  turn = itertools.cycle(f"<search>{t.payload['question']}</search>"
+                         for t in tasks)  # fmt: skip
+  return lambda rng, task, step: next(turn)
+
+
+def measure(case, least_s):
+  """Numbers of one case."""
+  rng, env = random.Random(0), case.make()
   scores, wins = [], []
 
-  def play(env, most=15):
-    task = rng.choice(tasks)
-    words = bm25.words(task.payload["instruction"])
+  def episode():
+    task = rng.choice(case.tasks)
     step, count = env.reset(task, 0), 0
-    while count < most and not step.terminated:
-      call = rng.choice(step.info["commands"])
-      if call == webshop_pages.SEARCH:
-        call = f"search[{' '.join(rng.sample(words, min(4, len(words))))}]"
-      step, count = env.step(call), count + 1
-    scores.append(env.score)
-    wins.append(env.won)
+    while count < case.steps and not step.terminated:
+      step, count = env.step(case.act(rng, task, step)), count + 1
+    scores.append(step.info.get("scores", {}))
+    wins.append(step.info["won"])
     return count
 
-  def resets():
-    env.reset(rng.choice(tasks), 0)
+  def reset():
+    env.reset(rng.choice(case.tasks), 0)
     return 1
 
-  def searches():
-    env.reset(rng.choice(tasks), 0)
-    goal = env.visit.goal
-    env.visit.catalog.search(bm25.words(goal.instruction))
-    return 1
-
-  steps_per_s = round(_rate(lambda: play(env), least_s))
-  result = {
-    "env_steps_per_s": steps_per_s,
-    "resets_per_s": round(_rate(resets, least_s)),
-    "searches_per_s": round(_rate(searches, least_s)),
-    "random_score": round(sum(scores) / len(scores), 3),
+  out = {
+    "steps_per_s": rate(episode, least_s),
+    "steps_per_s_256": _many(case, least_s),
+    "resets_per_s": rate(reset, least_s),
     "random_success": round(sum(wins) / len(wins), 4),
   }
+  if "official" in scores[0]:
+    mean = sum(s["official"] for s in scores) / len(scores)
+    out["random_score"] = round(mean, 3)
+  if case.search is not None:
+    turn = itertools.cycle(case.tasks)
+
+    def search():
+      case.search(next(turn))
+      return 1
+
+    out["searches_per_s"] = rate(search, least_s)
+  out["kib_per_env"] = _memory(case)
+  return out
+
+
+def _many(case, least_s):
+  """Steps/s of 256 environments, each at another place of its episode."""
+  rng = random.Random(0)
+  envs = [case.make() for _ in range(_AT_ONCE)]
+  turn = itertools.cycle(case.tasks)
+  live = []
+  for number, env in enumerate(envs):
+    task = next(turn)
+    live.append([env, task, env.reset(task, 0), number % case.steps])
+
+  def round_():
+    for place in live:
+      env, task, step, left = place
+      if step.terminated or not left:
+        task = place[1] = next(turn)
+        step, left = env.reset(task, 0), case.steps
+      place[2:] = env.step(case.act(rng, task, step)), left - 1
+    return len(live)
+
+  return rate(round_, least_s)
+
+
+def _memory(case):
+  """KiB that one of 256 environments adds, each a step into an episode."""
+  rng = random.Random(0)
+  case.make().reset(case.tasks[0], 0)
   tracemalloc.start()
-  crowd = [webshop.WebShopEnv() for _ in range(256)]
-  for one in crowd:
-    play(one, 5)
+  envs = [case.make() for _ in range(_AT_ONCE)]
+  for env, task in zip(envs, itertools.cycle(case.tasks), strict=False):
+    env.step(case.act(rng, task, env.reset(task, 0)))
   size, _ = tracemalloc.get_traced_memory()
   tracemalloc.stop()
-  return {**result, "kib_per_env": round(size / 1024 / len(crowd), 1)}
+  return round(size / _AT_ONCE / 1024, 1)
+
+
+def plans(tasks, least_s):
+  """Shortest plans of household games, a second."""
+  turn, env = itertools.cycle(tasks), household.HouseholdEnv()
+
+  def work():
+    env.reset(next(turn), 0)
+    env.game.plan()
+    return 1
+
+  return rate(work, least_s)
+
+
+def _generated(worlds, size, least_s):
+  """Tasks of a size, and how many are made a second."""
+  numbers = itertools.count()
+
+  def work():
+    worlds.generate(next(numbers), split="train", size=size)
+    return 1
+
+  made = [worlds.generate(n, split="train", size=size) for n in range(_PANEL)]
+  return made, rate(work, least_s)
+
+
+_GENERATED = {
+  "household": (household.HouseholdEnv, household_worlds, 50),
+  "webshop": (webshop.WebShopEnv, webshop_worlds, 15),
+  "search_qa": (search_qa.SearchQAEnv, search_worlds, 5),
+  "paper_search": (paper_search.PaperSearchEnv, paper_worlds, 5),
+}
+
+
+def generated(name, size, least_s):
+  """Numbers of an environment on its generated worlds."""
+  make, worlds, steps = _GENERATED[name]
+  tasks, per_s = _generated(worlds, size, least_s)
+  act = {"household": _command, "webshop": _shop_call}.get(name)
+  found = measure(Case(make, tasks, act or _question(tasks), steps), least_s)
+  if name == "household":
+    found["plans_per_s"] = plans(tasks, least_s)
+  return found | {"generated_per_s": per_s}
+
+
+def real_games(folder, least_s):
+  tasks = alfworld.load_tasks(folder, "valid_seen")
+  case = Case(household.HouseholdEnv, tasks, _command, 50)
+  return measure(case, least_s) | {"plans_per_s": plans(tasks, least_s)}
+
+
+def real_shop(folder, least_s):
+  tasks = webshop.load_tasks(folder, "train", by="index")
+  env = webshop.WebShopEnv()
+  env.reset(tasks[0], 0)
+  catalog = env.visit.catalog
+  search = lambda t: catalog.search(bm25.words(t.payload["instruction"]))
+  return measure(
+    Case(webshop.WebShopEnv, tasks, _shop_call, 15, search), least_s
+  )
+
+
+def real_questions(folder, least_s):
+  tasks = search_data.load_tasks(folder, "validation")
+  tasks += search_data.load_tasks(folder, "train")
+  corpus = search_data.open_corpus(folder, stop_words=True)
+  case = Case(
+    lambda: search_qa.SearchQAEnv(data_dir=folder),
+    tasks,
+    _question(tasks),
+    5,
+    lambda t: corpus.retriever.search(t.payload["question"], 10),
+  )
+  out = {"documents": len(corpus.documents), **measure(case, least_s)}
+  with tempfile.TemporaryDirectory() as place:
+    path = pathlib.Path(place) / "index.sqlite"
+    search_fts.build(path, search_data.load_corpus(folder))
+    index = search_fts.open_corpus(path)
+    turn = itertools.cycle(tasks)
+
+    def search():
+      index.retriever.search(next(turn).payload["question"], 10)
+      return 1
+
+    out["disk_searches_per_s"] = rate(search, least_s)
+  return out
+
+
+def real_papers(folder, least_s):
+  tasks = paper_library.load_tasks(folder, "auto_test")
+  library = paper_library.open_library(folder)
+  case = Case(
+    lambda: paper_search.PaperSearchEnv(data_dir=folder),
+    tasks,
+    _question(tasks),
+    5,
+    lambda t: library.search(t.payload["question"], 10),
+  )
+  return {"documents": len(library.papers), **measure(case, least_s)}
+
+
+_REAL = {
+  "alfworld": ("alfworld", real_games),
+  "webshop": ("webshop", real_shop),
+  "search_qa": ("hotpotqa", real_questions),
+  "paper_search": ("paper_search", real_papers),
+}
+
+
+# What every case has, and what the table calls it.
+_COLUMNS = {
+  "steps_per_s": "steps/s",
+  "steps_per_s_256": "with 256",
+  "resets_per_s": "resets/s",
+  "searches_per_s": "searches/s",
+  "kib_per_env": "KiB",
+}
+
+
+def show(result):
+  """Prints the numbers that all have, a row a case, and then the others."""
+  table = rich.table.Table(box=rich.box.SIMPLE)
+  table.add_column("", no_wrap=True)
+  for column in _COLUMNS.values():
+    table.add_column(column, justify="right")
+  for name, numbers in result.items():
+    if "steps_per_s" in numbers:
+      cells = [f"{numbers[c]:,}" if c in numbers else "" for c in _COLUMNS]
+      table.add_row(name, *cells)
+  rich.console.Console().print(table)
+  for name, numbers in result.items():
+    others = {k: v for k, v in numbers.items() if k not in _COLUMNS}
+    words = ", ".join(f"{key} {value:,}" for key, value in others.items())
+    print(f"{name}: {words}")
 
 
 def main():
   parser = argparse.ArgumentParser(description=__doc__)
-  parser.add_argument("--quick", action="store_true", help="about 5 seconds")
+  parser.add_argument("--quick", action="store_true", help="small worlds alone")
   parser.add_argument(
     "--data-dir",
     default=os.environ.get("STEPPO_DATA_DIR", str(_DATA)),
-    help="folder that holds alfworld/ and webshop/",
+    help="folder with alfworld/, webshop/, hotpotqa/ and paper_search/",
   )
   args = parser.parse_args()
-  least_s = 0.2 if args.quick else 3.0
+  least_s = 0.1 if args.quick else 1.0
   result = {}
-  for size in household_worlds.SIZES:
-    seeds = iter(range(1_000_000))
-
-    def generate(seeds=seeds, size=size):
-      household_worlds.generate(next(seeds), split="train", size=size)
-      return 1
-
-    rate = round(_rate(generate, least_s))
-    tasks = [
-      household_worlds.generate(seed, split="train", size=size)
-      for seed in range(100)
-    ]
-    result[size] = {"generated_per_s": rate, **measure(tasks, least_s)}
-  real = pathlib.Path(args.data_dir) / "alfworld"
-  if real.is_dir():
-    result["alfworld"] = measure(
-      alfworld.load_tasks(real, "valid_seen"), least_s
-    )
-  tasks = [
-    webshop_worlds.generate(seed, split="train", size="small")
-    for seed in range(200)
-  ]
-  result["shop_small"] = measure_shop(tasks, least_s)
-  real = pathlib.Path(args.data_dir) / "webshop"
-  if real.is_dir():
-    tasks = webshop.load_tasks(real, "train", by="index")
-    result["webshop"] = measure_shop(tasks, least_s)
-  for name, numbers in result.items():
-    words = ", ".join(f"{key} {value:,}" for key, value in numbers.items())
-    print(f"{name}: {words}")
+  for name, (_, worlds, _) in _GENERATED.items():
+    for size in ["small"] if args.quick else worlds.SIZES:
+      result[f"{name} {size}"] = generated(name, size, least_s)
+  for name, (folder, numbers) in _REAL.items():
+    place = pathlib.Path(args.data_dir) / folder
+    if place.is_dir():
+      result[f"{name} real"] = numbers(place, least_s)
+  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  result["process"] = {"peak_mib": round(peak / 1024)}
+  show(result)
   print(json.dumps(result))
 
 

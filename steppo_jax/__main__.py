@@ -12,6 +12,8 @@ import rich.console
 import rich.progress
 import rich.table
 
+from steppo_jax.data import command
+
 _EPILOG = """\
 examples:
   python -m steppo_jax train experiments/household_steppo.py
@@ -67,14 +69,7 @@ def _parser() -> argparse.ArgumentParser:
   train = add("train", _train, "train an agent", add_help=False)
   train.add_argument("experiment", help="file that defines CONFIG")
   run = add("evaluate", _evaluate, "evaluate a policy", add_help=False)
-  run.add_argument("experiment", help="file that defines CONFIG")
-  run.add_argument("--env", help="name of the environment")
-  run.add_argument("--data-dir", help="folder of real tasks")
-  run.add_argument("--split", help="split of the panel")
-  run.add_argument("--episodes", type=int, help="size of the panel")
-  run.add_argument("--temperature", type=float, default=0.0)
-  run.add_argument("--samples", type=int, default=1, help="episodes a task")
-  run.add_argument("--output", help="file for one JSON line a step")
+  _evaluate_arguments(run)
   play = add("play", _play, "play a game in the terminal")
   play.add_argument("game", choices=("household",))
   play.add_argument("--size", default="small")
@@ -84,15 +79,14 @@ def _parser() -> argparse.ArgumentParser:
   shown = add("report", _report, "plot and summarise runs")
   shown.add_argument("runs", nargs="+", help="run folders, one a seed")
   shown.add_argument("--control", help="run folder drawn for comparison")
-  data = add("data", _data, "make the demonstrations (TFDS, ArrayRecord)")
-  data.add_argument("game", choices=("household",))
-  data.add_argument("--data-dir", default="runs/data")
-  data.add_argument("--split", default="train")
-  data.add_argument("--size", nargs="+", default=["small"])
-  data.add_argument("--episodes", type=int, default=2000)
-  data.add_argument("--seed", type=int, default=0)
-  data.add_argument("--detours", type=float, default=0.0)
-  data.add_argument("--noise", type=float, default=0.0)
+  data = add(
+    "data",
+    _data,
+    "make a dataset of tasks or of demonstrations (TFDS, ArrayRecord)",
+    epilog=command.EPILOG,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  command.add_arguments(data)
   serve = add("serve", _serve, "serve search and expand over HTTP")
   serve.add_argument("what", choices=("papers",))
   serve.add_argument(
@@ -102,6 +96,28 @@ def _parser() -> argparse.ArgumentParser:
   serve.add_argument("--port", type=int, default=0, help="0 takes a free one")
   add("algorithms", _algorithms, "print the table of algorithms")
   return parser
+
+
+def _evaluate_arguments(run: argparse.ArgumentParser) -> None:
+  run.add_argument("experiment", help="file that defines CONFIG")
+  run.add_argument("--env", help="name of the environment")
+  run.add_argument("--data-dir", help="folder of real tasks")
+  run.add_argument("--split", help="splits, such as valid_seen,valid_unseen")
+  run.add_argument("--episodes", type=int, help="most tasks of a panel")
+  run.add_argument(
+    "--temperature", type=float, default=0.0, help="0, the default, is greedy"
+  )
+  run.add_argument("--samples", type=int, default=1, help="episodes a task")
+  run.add_argument(
+    "--pass-at", default="1", metavar="K", help="ks of pass@k, such as 1,4,16"
+  )
+  run.add_argument(
+    "--output", metavar="FILE.jsonl",
+    help="one JSON line a step; FILE.summary.json and FILE.length.png beside",
+  )  # fmt: skip
+  run.add_argument(
+    "--record", metavar="FOLDER/NAME", help="dataset of the episodes (TFDS)"
+  )
 
 
 def _quiet_jax() -> None:
@@ -195,7 +211,7 @@ def _evaluation(done, found) -> str:
 
 def _evaluate(args, rest) -> None:
   options = _options(args, rest)
-  from steppo_jax import config, evaluate
+  from steppo_jax import config, evaluate, show
 
   if not isinstance(options, config.RunConfig):
     raise ValueError(
@@ -204,39 +220,35 @@ def _evaluate(args, rest) -> None:
   env, panel = options.env, options.evaluation
   changes = {"name": args.env, "data_dir": args.data_dir}
   env = dataclasses.replace(env, **_given(changes))
-  changes = {"split": args.split, "episodes": args.episodes}
-  panel = dataclasses.replace(panel, **_given(changes))
+  panel = dataclasses.replace(panel, **_given({"episodes": args.episodes}))
   options = dataclasses.replace(options, env=env, evaluation=panel)
   with _progress() as progress:
-    bar = progress.add_task(
-      "episodes", total=panel.episodes * args.samples, info=""
-    )
+    bar = progress.add_task("episodes", total=None, info="")
     found = evaluate.evaluate(
       options,
       temperature=args.temperature,
       samples=args.samples,
+      ks=_whole_numbers("--pass-at", args.pass_at),
+      splits=args.split.split(",") if args.split else (),
       output=args.output,
+      record=args.record,
+      on_start=lambda total: progress.update(bar, total=total),
       on_finish=lambda _: progress.advance(bar),
     )
-  _print_evaluation(options, found)
+  show.evaluation(found)
+
+
+def _whole_numbers(option: str, text: str) -> list[int]:
+  try:
+    return [int(part) for part in text.split(",")]
+  except ValueError as error:
+    raise ValueError(
+      f"{option} takes whole numbers such as 1,4,16, got {text!r}"
+    ) from error
 
 
 def _given(changes):
   return {name: value for name, value in changes.items() if value is not None}
-
-
-def _print_evaluation(options, found) -> None:
-  table = rich.table.Table(
-    title=f"{options.weights}\n{options.env.name}, "
-    f"{options.evaluation.split}, panel {found['eval/panel']}, at most "
-    f"{options.rollout.max_steps} steps"
-  )
-  table.add_column("")
-  table.add_column("value", justify="right")
-  for name, value in found.items():
-    if isinstance(value, float):
-      table.add_row(name.removeprefix("eval/"), f"{value:.3f}")
-  rich.console.Console().print(table)
 
 
 def _play(args, _) -> None:
@@ -256,20 +268,7 @@ def _report(args, _) -> None:
 
 
 def _data(args, _) -> None:
-  from steppo_jax.data import demonstrations
-
-  folder = demonstrations.prepare(
-    args.data_dir,
-    demonstrations.Demonstrations(
-      split=args.split,
-      sizes=tuple(args.size),
-      num_episodes=args.episodes,
-      seed=args.seed,
-      detours=args.detours,
-      noise=args.noise,
-    ),
-  )
-  print(folder)
+  print(command.run(args))
 
 
 def _serve(args, _) -> None:

@@ -3,7 +3,6 @@
 import dataclasses
 import difflib
 import importlib.util
-import json
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from typing import Any
 import tyro
 
 from steppo_jax import algorithms
+from steppo_jax.data import task_sets
 from steppo_jax.data.demonstrations import Demonstrations
 from steppo_jax.envs import base
 from steppo_jax.envs.process import WorkerLimits
@@ -101,6 +101,8 @@ class EnvConfig:
     size: Size of generated worlds: tiny, small, medium or full.
     data_dir: Folder of real tasks; "alfworld" needs one, "household" has none,
       the others generate their tasks without.
+    task_set: Folder of tasks that `python -m steppo_jax data` prepared, in
+      place of `size` and `data_dir`.
     invalid_penalty: Subtracted from the reward of a refused command or call.
     options: "name=value" of the environment's own parameters; a value is JSON,
       or else text.
@@ -113,6 +115,7 @@ class EnvConfig:
   name: str = "household"
   size: str = "small"
   data_dir: str | None = None
+  task_set: str | None = None
   invalid_penalty: float = 0.1
   options: tuple[str, ...] = ()
   workers: int = 0
@@ -130,19 +133,12 @@ class EnvConfig:
       ValueError: an option that the environment does not have, or that it
         needs.
     """
-    own = {}
-    for option in self.options:
-      name, equals, text = option.partition("=")
-      if not equals:
-        raise ValueError(f"env.options: expected name=value, got {option!r}")
-      try:
-        own[name] = json.loads(text)
-      except json.JSONDecodeError:
-        own[name] = text
-    common = ("name", "size", "data_dir", "invalid_penalty")
-    return base.resolve(
-      self.name, {field: getattr(self, field) for field in common}, own
-    )
+    own = base.parse_options(self.options)
+    names = ("name", "size", "data_dir", "invalid_penalty")
+    common = {name: getattr(self, name) for name in names}
+    if self.task_set is None:
+      return base.resolve(self.name, common, own)
+    return task_sets.recipes(self.task_set, self.name, common, own)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,6 +169,9 @@ class RunConfig:
     group_size: Episodes of each task.
     checkpoint_every: Updates between two checkpoints.
     keep_checkpoints: How many are kept.
+    record_every: Updates between two whose episodes are kept, with all their
+      tokens, as datasets in the run folder (see `data.trajectories`); None
+      keeps none.
     num_devices: Devices that rows are split over; None takes all.
   """
 
@@ -184,6 +183,7 @@ class RunConfig:
   group_size: int = 1
   checkpoint_every: int = 5
   keep_checkpoints: int = 2
+  record_every: int | None = None
   num_devices: int | None = None
   algorithm: AlgorithmConfig = AlgorithmConfig()
   env: EnvConfig = EnvConfig()
@@ -200,8 +200,9 @@ class RunConfig:
         f"packing.row_length={self.packing.row_length} is shorter than "
         f"rollout.max_tokens={self.rollout.max_tokens}"
       )
-    for name in ("num_updates", "tasks_per_update", "group_size"):
-      if getattr(self, name) < 1:
+    for name in ("num_updates", "tasks_per_update", "group_size",
+                 "record_every"):  # fmt: skip
+      if getattr(self, name) is not None and getattr(self, name) < 1:
         raise ValueError(f"{name} must be at least 1")
 
 

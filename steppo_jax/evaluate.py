@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from steppo_jax import config as config_lib
-from steppo_jax import report, types
+from steppo_jax import evaluation, panel, report, types
 from steppo_jax.data import tokenizer as tokenizer_lib
+from steppo_jax.data import trajectories as trajectories_lib
 from steppo_jax.envs import base, process
 from steppo_jax.models import transformer, weights
 from steppo_jax.rollout import counts, loop, prompting
@@ -188,76 +189,91 @@ def make_evaluator(
     end_of_turn_id=tokenizer.end_of_turn_id,
     seed=config.seed,
   )
-  panel = make_tasks(config.env).panel(
+  tasks = make_tasks(config.env).panel(
     config.evaluation.split, config.evaluation.episodes
   )
   options = prompting.PromptConfig()
   if isinstance(config, config_lib.RunConfig):
     options = config.prompt
   prompt = prompting.make(options, tokenizer)
-  return Evaluator(engine, prompt, rollout, config.env, panel)
+  return Evaluator(engine, prompt, rollout, config.env, tasks)
 
 
 def evaluate(
   config: config_lib.RunConfig,
   *,
-  temperature: float,
-  samples: int,
-  output: str | None,
+  temperature: float = 0.0,
+  samples: int = 1,
+  ks: Sequence[int] = (1,),
+  splits: Sequence[str] = (),
+  output: str | None = None,
+  record: str | None = None,
+  on_start: Callable[[int], None] | None = None,
   on_finish: Callable[[types.Trajectory], None] | None = None,
-) -> dict[str, float]:
+) -> evaluation.Evaluation:
   """Evaluates the weights that a configuration names.
 
   Args:
     config: A run's options; `weights` is the policy.
     temperature: 0 is greedy.
     samples: Episodes of each task.
-    output: File that gets one JSON line a step; None writes none.
+    ks: Of pass@k, each at most `samples`.
+    splits: Whose panels are played; the configuration's without.
+    output: File that gets one JSON line a step; the summary, and the figure of
+      lengths, are written beside it. None writes none.
+    record: Folder of a dataset of the episodes; see `data.trajectories`.
+    on_start: Called with the number of episodes before the first.
     on_finish: Called with each trajectory when it ends.
 
-  Returns:
-    Metrics named "eval/..."; "eval/panel" is the hash of the panel.
+  Raises:
+    ValueError: an option does not fit; nothing was played.
   """
+  if temperature == 0 and samples > 1:
+    raise ValueError(
+      f"greedy episodes of a task are all the same: samples={samples} needs a "
+      "temperature above 0"
+    )
+  for k in ks:
+    if not 1 <= k <= samples:
+      raise ValueError(f"pass@{k} needs at least {k} samples, not {samples}")
   if output and not pathlib.Path(output).absolute().parent.is_dir():
     raise ValueError(f"no folder for output={output}")
+  if record:
+    record = pathlib.Path(record)
+    trajectories_lib.check_new(record.parent, record.name)
   tokenizer = tokenizer_lib.SentencePieceTokenizer()
   model, params = load_policy(config.weights, tokenizer)
-  evaluator = make_evaluator(config, model, tokenizer)
-  evaluator.engine.set_params(params, 0)
-  with evaluator:
-    metrics, trajectories = evaluator(
-      temperature=temperature, samples=samples, on_finish=on_finish
-    )
+  tasks = make_tasks(config.env)
+  splits = tuple(dict.fromkeys(splits or (config.evaluation.split,)))
+  panels = {s: tasks.panel(s, config.evaluation.episodes) for s in splits}
+  if on_start is not None:
+    on_start(samples * sum(map(len, panels.values())))
+  played = {}
+  with make_evaluator(config, model, tokenizer) as evaluator:
+    evaluator.engine.set_params(params, 0)
+    for split, evaluator.tasks in panels.items():
+      _, played[split] = evaluator(
+        temperature=temperature, samples=samples, on_finish=on_finish
+      )
+  facts = {
+    "weights": config.weights,
+    "env": config.env.name,
+    "panels": {s: panel_hash(of) for s, of in panels.items()},
+    "tasks": {s: len(of) for s, of in panels.items()},
+    "max_steps": config.rollout.max_steps,
+    "temperature": temperature,
+    "samples": samples,
+  }
+  found = evaluation.Evaluation(
+    facts,
+    evaluation.notes(config.env.name, config.rollout.max_steps),
+    played,
+    {s: panel.table(of, ks) for s, of in played.items()},
+    {s: panel.by_length(of) for s, of in played.items()},
+  )
   if output:
-    write_steps(output, trajectories, evaluator.prompt)
-  return metrics | {"eval/panel": panel_hash(evaluator.tasks)}
-
-
-def write_steps(
-  path: str | pathlib.Path,
-  trajectories: Sequence[types.Trajectory],
-  prompt: prompting.Prompt,
-) -> None:
-  """Writes one JSON line a step, and one for an episode without steps."""
-  with open(path, "w") as file:
-    for trajectory in trajectories:
-      common = {
-        "trajectory": trajectory.uid,
-        "task": trajectory.task.uid,
-        "family": trajectory.task.family,
-        "success": trajectory.success,
-        "error": trajectory.error,
-      }
-      for step in trajectory.steps:
-        line = common | {
-          "step": step.step_index,
-          "prompt": prompt.tokenizer.decode(step.prompt_ids),
-          "action": prompt.action(step.response_ids),
-          "reward": step.reward,
-          "terminated": step.terminated,
-          "truncated": step.truncated,
-          **step.metadata,
-        }
-        file.write(json.dumps(line) + "\n")
-      if not trajectory.steps:
-        file.write(json.dumps(common) + "\n")
+    evaluation.write_steps(output, played, evaluator.prompt)
+    evaluation.write_summary(output, found)
+  if record:
+    trajectories_lib.write(record.parent, record.name, played, tokenizer)
+  return found

@@ -24,7 +24,9 @@ from steppo_jax import (
 from steppo_jax import config as config_lib
 from steppo_jax import learner as learner_lib
 from steppo_jax import mesh as mesh_lib
+from steppo_jax.data import store
 from steppo_jax.data import tokenizer as tokenizer_lib
+from steppo_jax.data import trajectories as trajectories_lib
 from steppo_jax.rollout import counts, loop
 
 # Purposes of keys: training episodes, mini-batches.
@@ -256,6 +258,7 @@ def _one_update(run: Run, state, update: int, on_episode):
     run.evaluator.rollout,
     on_finish=on_episode,
   )
+  _record(run, trajectories, update)
   rolled = time.monotonic()
   whole = [t for t in trajectories if t.error is None]
   if not whole:
@@ -289,6 +292,18 @@ def _one_update(run: Run, state, update: int, on_episode):
   return state, result | _speeds(
     run, packed, trajectories, started, rolled, learned
   ) | _sampling(run.engine, before, packed)
+
+
+def _record(run: Run, trajectories, update: int) -> None:
+  """Keeps the episodes of an update, if it is one of those to be kept."""
+  every = run.config.record_every
+  if every is None or update % every:
+    return
+  output, name = run.folder / "data", f"update{update}"
+  # A run that goes on from a checkpoint plays the same episodes again.
+  done = trajectories_lib.folder_of(output, name) / store.DIGESTS
+  if not done.exists():
+    trajectories_lib.write(output, name, {"train": trajectories}, run.tokenizer)
 
 
 def _speeds(run: Run, packed, trajectories, started, rolled, learned):

@@ -61,7 +61,8 @@ class TimeStep(NamedTuple):
     truncated: The environment cut the episode short.
     info: Facts for metrics, never shown to the agent: `won` (bool), `invalid`
       (bool, the action was refused), `anchor` (str, text that identifies the
-      state for group methods). `commands` (list of str, what can be answered)
+      state for group methods), `scores` (numbers by name, how good the state
+      is apart from the reward). `commands` (list of str, what can be answered)
       is shown where the prompt's layout has a place for it.
   """
 
@@ -225,6 +226,8 @@ class Trajectory:
       counted and never trained on.
     retried: What broke earlier attempts at the episode, each played again from
       its start with the same key.
+    scores: Numbers by which the environment judged the state that the episode
+      ended in, such as `f1`.
   """
 
   uid: str
@@ -234,6 +237,7 @@ class Trajectory:
   success: bool
   error: str | None = None
   retried: tuple[str, ...] = ()
+  scores: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
   @property
   def total_reward(self) -> float:

@@ -12,6 +12,7 @@ import numpy as np
 from steppo_jax import types
 from steppo_jax.envs import (
   alfworld,
+  alfworld_original,
   base,
   household_worlds,
   paper_library,
@@ -50,6 +51,10 @@ class GeneratedTasks:
       )
     self._worlds, self._size = worlds, size
 
+  def splits(self) -> Sequence[str]:
+    """The names that `panel` knows."""
+    return tuple(self._worlds.SPLITS)
+
   def sample(self, count: int, *, seed: int, update: int) -> list[types.Task]:
     """Training tasks of an update; two updates share a task by chance only."""
     rng = np.random.default_rng([seed, update])
@@ -74,10 +79,20 @@ class RecordedTasks:
   Args:
     load: Reads a split.
     train: The split that is trained on.
+    splits: Lists the splits that there are.
+
+  Attributes:
+    splits: The same.
+    train: The same.
   """
 
-  def __init__(self, load: Callable[[str], Sequence[types.Task]], train: str):
-    self._load, self._train = load, train
+  def __init__(
+    self,
+    load: Callable[[str], Sequence[types.Task]],
+    train: str,
+    splits: Callable[[], Sequence[str]],
+  ):
+    self._load, self.train, self.splits = load, train, splits
     self._loaded: dict[str, Sequence[types.Task]] = {}
 
   def _split(self, split: str) -> Sequence[types.Task]:
@@ -87,7 +102,7 @@ class RecordedTasks:
 
   def sample(self, count: int, *, seed: int, update: int) -> list[types.Task]:
     """Training tasks of an update, without repetition while they last."""
-    tasks = self._split(self._train)
+    tasks = self._split(self.train)
     rng = np.random.default_rng([seed, update])
     repeat = count > len(tasks)
     picked = rng.choice(len(tasks), size=count, replace=repeat)
@@ -108,7 +123,20 @@ def household(size: str) -> base.TaskList:
 
 def household_recorded(data_dir: str) -> base.TaskList:
   """ALFWorld's real games; see `alfworld.load_tasks`."""
-  return RecordedTasks(lambda s: alfworld.load_tasks(data_dir, s), "train")
+  return RecordedTasks(
+    lambda split: alfworld.load_tasks(data_dir, split),
+    "train",
+    lambda: alfworld.splits(data_dir),
+  )
+
+
+def household_original(data_dir: str) -> base.TaskList:
+  """The games of an ALFWorld release; see `alfworld_original.load_tasks`."""
+  return RecordedTasks(
+    lambda split: alfworld_original.load_tasks(data_dir, split),
+    "train",
+    lambda: alfworld.splits(data_dir),
+  )
 
 
 def shopping(
@@ -127,14 +155,18 @@ def shopping(
   if data_dir is None:
     return GeneratedTasks(webshop_worlds, size)
   load = lambda split: webshop.load_tasks(data_dir, split, by=by)
-  return RecordedTasks(load, "train")
+  return RecordedTasks(load, "train", lambda: webshop.SPLITS[by])
 
 
 def questions(size: str, data_dir: str | None = None) -> base.TaskList:
   """Two-hop questions, generated or from a folder; see `search_data`."""
   if data_dir is None:
     return GeneratedTasks(search_worlds, size)
-  return RecordedTasks(lambda s: search_data.load_tasks(data_dir, s), "train")
+  return RecordedTasks(
+    lambda split: search_data.load_tasks(data_dir, split),
+    "train",
+    lambda: search_data.splits(data_dir),
+  )
 
 
 def papers(size: str, data_dir: str | None = None) -> base.TaskList:
@@ -145,4 +177,4 @@ def papers(size: str, data_dir: str | None = None) -> base.TaskList:
   if data_dir is None:
     return GeneratedTasks(paper_worlds, size)
   load = lambda split: paper_library.load_tasks(data_dir, split)
-  return RecordedTasks(load, "auto_dev")
+  return RecordedTasks(load, "auto_dev", lambda: paper_library.splits(data_dir))

@@ -51,16 +51,24 @@ def load_tasks(data_dir: str | pathlib.Path, split: str) -> list[types.Task]:
       return _load_release(root / split, split)
   raise ValueError(
     f"data_dir {str(folder)!r} has no split {split!r}; it has "
-    f"{', '.join(_splits(folder)) or 'none'}"
+    f"{', '.join(splits(folder)[:_MOST_LISTED]) or 'none'}"
   )
 
 
-def _splits(folder):
+def splits(data_dir: str | pathlib.Path) -> list[str]:
+  """The splits that a folder has, sorted.
+
+  Raises:
+    ValueError: there is no such folder.
+  """
+  folder = pathlib.Path(data_dir).expanduser()
+  if not folder.is_dir():
+    raise ValueError(f"data_dir {str(folder)!r} is not a folder")
   packed = [p.name.split(".")[0] for p in folder.glob("*.compact.jsonl.xz")]
   root = folder / "json_2.1.1"
   root = root if root.is_dir() else folder
   folders = [p.name for p in root.iterdir() if p.is_dir()]
-  return sorted({*packed, *folders})[:_MOST_LISTED]
+  return sorted({*packed, *folders})
 
 
 def _load_packed(path):

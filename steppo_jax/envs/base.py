@@ -9,7 +9,8 @@ import dataclasses
 import difflib
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from typing import Any, NamedTuple, Protocol
 
@@ -90,6 +91,11 @@ _SEEDS = "steppo_jax.envs.seeds:SeedTasks"
 ENVS: dict[str, Row] = {
   "household": Row(_HOUSEHOLD, f"{_TASKS}:household"),
   "alfworld": Row(_HOUSEHOLD, f"{_TASKS}:household_recorded"),
+  # The original engine of the same games, to check ours against.
+  "alfworld_original": Row(
+    "steppo_jax.envs.alfworld_original:OriginalEnv",
+    f"{_TASKS}:household_original",
+  ),
   "webshop": Row("steppo_jax.envs.webshop:WebShopEnv", f"{_TASKS}:shopping"),
   "search_qa": Row(
     "steppo_jax.envs.search_qa:SearchQAEnv", f"{_TASKS}:questions"
@@ -181,6 +187,24 @@ def row(name: str) -> Row:
 
 def _entry_points() -> dict[str, metadata.EntryPoint]:
   return {e.name: e for e in metadata.entry_points(group=ENTRY_POINTS)}
+
+
+def parse_options(options: Sequence[str]) -> dict[str, Any]:
+  """Reads "name=value" texts; a value is JSON, or else text.
+
+  Raises:
+    ValueError: there is no "=" in a text.
+  """
+  own = {}
+  for option in options:
+    name, equals, text = option.partition("=")
+    if not equals:
+      raise ValueError(f"env.options: expected name=value, got {option!r}")
+    try:
+      own[name] = json.loads(text)
+    except json.JSONDecodeError:
+      own[name] = text
+  return own
 
 
 def resolve(

@@ -136,11 +136,7 @@ def open_library(
   words = search_index.STOP_WORDS if stop_words else frozenset()
 
   def make():
-    edges = search_files.find(data_dir, _CITATIONS, _COCITATIONS)
-    if edges is None:
-      raise ValueError(
-        f"data_dir {str(data_dir)!r} has no {_CITATIONS} or {_COCITATIONS}"
-      )
+    _, edges = files(data_dir)
     try:
       library = PaperLibrary(
         _read_papers(path), _read_edges(edges), stop_words=words
@@ -226,6 +222,32 @@ def load_tasks(data_dir: str | pathlib.Path, split: str) -> list[types.Task]:
     found = ", ".join(splits[:_MOST_LISTED]) or "none"
     raise ValueError(f"{path} has no split {split!r}; it has {found}")
   return tasks
+
+
+def splits(data_dir: str | pathlib.Path) -> list[str]:
+  """The splits of a folder's queries, in the order of the file.
+
+  Raises:
+    ValueError: the file is missing or a line is broken.
+  """
+  lines = search_files.read_lines(
+    search_files.needed(data_dir, "queries.jsonl")
+  )
+  return list(dict.fromkeys(str(line.record.get("split")) for line in lines))
+
+
+def files(data_dir: str | pathlib.Path) -> list[pathlib.Path]:
+  """The files of the library that tasks of a folder refer to.
+
+  Raises:
+    ValueError: one is missing.
+  """
+  edges = search_files.find(data_dir, _CITATIONS, _COCITATIONS)
+  if edges is None:
+    raise ValueError(
+      f"data_dir {str(data_dir)!r} has no {_CITATIONS} or {_COCITATIONS}"
+    )
+  return [search_files.needed(data_dir, *_PAPERS), edges]
 
 
 def _pairs(answers):

@@ -133,6 +133,27 @@ def load_tasks(data_dir: str | pathlib.Path, split: str) -> list[types.Task]:
   return tasks
 
 
+def splits(data_dir: str | pathlib.Path) -> list[str]:
+  """The splits of a folder's questions, in the order of the file.
+
+  Raises:
+    ValueError: the file is missing or a line is broken.
+  """
+  lines = search_files.read_lines(search_files.needed(data_dir, *_FILES))
+  found = dict.fromkeys(str(line.record.get("split")) for line in lines)
+  full = search_files.find(data_dir, _FULL_FILE)
+  return [*found, FULL] if full else list(found)
+
+
+def files(data_dir: str | pathlib.Path) -> list[pathlib.Path]:
+  """The files that tasks without paragraphs of their own refer to.
+
+  Raises:
+    ValueError: one is missing.
+  """
+  return [search_files.needed(data_dir, "corpus.jsonl")]
+
+
 def _task(record, where):
   get = search_files.get_text
   dataset = get(record, "dataset", where)

@@ -131,8 +131,8 @@ class WebShopEnv:
   so, and costs `invalid_penalty`. Limits on the number of steps are the
   caller's; the published one is 15.
 
-  `info` has, beside what `types.TimeStep` names, `score` after a purchase: the
-  numbers `small` and `official`.
+  `info["scores"]` holds the numbers `small` and `official`, both 0 before a
+  purchase.
 
   Args:
     rule: Which score decides whether a purchase succeeds: "official" or
@@ -244,8 +244,9 @@ class WebShopEnv:
       "commands": self.visit.commands,
     }
     found = self.visit.score
-    if found is not None:
-      info["score"] = {"small": found.small, "official": found.official}
+    info["scores"] = {
+      rule: float(getattr(found, rule)) if found else 0.0 for rule in RULES
+    }
     over = self.visit.bought
     return types.TimeStep(observation, float(reward), over, False, info)
 

@@ -34,15 +34,7 @@ def load_products(
     ValueError: a file is missing or broken; the message names it, and the
       product where there is one.
   """
-  folder = pathlib.Path(data_dir).expanduser()
-  if not folder.is_dir():
-    raise ValueError(
-      f"data_dir {str(folder)!r} is not a folder; set data_dir to a folder "
-      f"with {_PRODUCTS}.json and {_ASKED}.json"
-    )
-  if not any(folder.glob("items_*")) and (folder / "webshop").is_dir():
-    folder = folder / "webshop"
-  path, asked_path = _find(folder, _PRODUCTS), _find(folder, _ASKED)
+  path, asked_path = files(data_dir)
   records, asked = _read(path, list), _read(asked_path, dict)
   products = []
   for number, record in enumerate(records):
@@ -57,6 +49,23 @@ def load_products(
   if not products:
     raise ValueError(f"{path} holds no product")
   return products
+
+
+def files(data_dir: str | pathlib.Path) -> list[pathlib.Path]:
+  """The two files of a folder; see `load_products`.
+
+  Raises:
+    ValueError: the folder or a file is missing.
+  """
+  folder = pathlib.Path(data_dir).expanduser()
+  if not folder.is_dir():
+    raise ValueError(
+      f"data_dir {str(folder)!r} is not a folder; set data_dir to a folder "
+      f"with {_PRODUCTS}.json and {_ASKED}.json"
+    )
+  if not any(folder.glob("items_*")) and (folder / "webshop").is_dir():
+    folder = folder / "webshop"
+  return [_find(folder, _PRODUCTS), _find(folder, _ASKED)]
 
 
 def _find(folder, name):

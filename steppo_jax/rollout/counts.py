@@ -39,6 +39,9 @@ def summary(
   for family in sorted({t.task.family for t in whole}):
     of = [t for t in whole if t.task.family == family]
     out[f"success/{family}"] = (sum(t.success for t in of), len(of))
+  for score in sorted({name for t in whole for name in t.scores}):
+    of = [t.scores[score] for t in whole if score in t.scores]
+    out[f"scores/{score}"] = (sum(of), len(of))
   won = [t for t in whole if t.success and t.task.golden_steps]
   out["length_over_golden"] = (
     sum(len(t.steps) / t.task.golden_steps for t in won),

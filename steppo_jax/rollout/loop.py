@@ -285,6 +285,7 @@ def _advance(
     out = state.env.step(prompt.action(response.response_ids))
     if not math.isfinite(out.reward):
       raise ValueError(f"the environment gave the reward {out.reward}")
+    scores = {k: float(v) for k, v in out.info.get("scores", {}).items()}
     answered = state.turns[-1]._replace(response_ids=response.response_ids)
     state.turns[-1:] = [answered, _turn(out)]
     next_ids = prompt.extend(state.prompt_ids, state.turns)
@@ -323,5 +324,6 @@ def _advance(
       # The critic reads what fits of the prompt that would have come next.
       None if out.terminated else next_ids[: config.max_tokens],
       bool(out.info.get("won", False)),
+      scores=scores,
     )
   )

@@ -45,6 +45,9 @@ def test_what_an_expert_writes_wins_after_it_became_tokens(name):
     assert trajectory.error is None
     assert trajectory.success
     assert trajectory.steps[-1].terminated
+    # Whoever wins answers right, and finds every paper.
+    name_of = {"search_qa": "exact_match", "paper_search": "recall@all"}[name]
+    assert trajectory.scores[name_of] == 1.0
     assert len({step.anchor_obs for step in trajectory.steps}) > 1
 
 
@@ -56,3 +59,4 @@ def test_a_policy_that_never_calls_a_tool_is_cut_off_by_the_loop(name):
     assert len(trajectory.steps) == 5
     assert trajectory.steps[-1].truncated
     assert all(step.metadata["invalid"] for step in trajectory.steps)
+    assert set(trajectory.scores.values()) == {0.0}

@@ -168,7 +168,7 @@ def test_plans_win_in_the_golden_number_of_steps(size):
       assert rewards == [0.0] * (task.golden_steps - 1) + [10.0]
       assert step.terminated
       assert step.info["won"]
-      assert step.info["score"] == pytest.approx({"small": 1, "official": 1})
+      assert step.info["scores"] == pytest.approx({"small": 1, "official": 1})
 
 
 def test_the_task_stands_at_the_end_of_the_first_page():
