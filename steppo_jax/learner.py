@@ -43,7 +43,8 @@ class LearnerConfig:
       of a mini-batch exceeds this many nats; None never stops.
     bootstrap: What follows a truncated episode: "value", "zero", "drop_last".
     attention: "xla", "pallas" (a TPU kernel, interpreted elsewhere), or "auto":
-      "pallas" on a TPU and "xla" on anything else.
+      "pallas" on a TPU and "xla" on anything else. Models with sliding windows
+      take "xla" everywhere.
     attention_block: Queries handled at once. Rows of more than 4 blocks go
       through a loop, which a differentiable update avoids with larger blocks.
     logprob_chunk: Tokens projected to the vocabulary at once.
@@ -192,6 +193,11 @@ def make_parts(
     raise ValueError(
       f"rollout.temperature={temperature} must be above 0 in training: a "
       "greedy policy explores nothing"
+    )
+  if model.windows and config.attention == "pallas":
+    raise ValueError(
+      "learner.attention=pallas knows of no sliding windows: take xla or auto "
+      f"for a {model.family} model"
     )
   if config.microbatch_rows % mesh.size:
     raise ValueError(

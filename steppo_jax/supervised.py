@@ -13,7 +13,7 @@ import optax
 from steppo_jax import packing, types
 from steppo_jax.batch import TokenBatch
 from steppo_jax.models import transformer
-from steppo_jax.ops import attention, logprobs
+from steppo_jax.ops import attend, logprobs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,19 +131,25 @@ def make_step(
 
   def loss(params, rows: TokenBatch):
     mask = rows.step_ids > 0
-    attend = lambda q, k, v: attention.interval_attention(
-      q, k, v, rows.subtree_end, block=config.attention_block
+    attention = attend.over_rows(
+      rows.subtree_end,
+      rows.positions,
+      block=config.attention_block,
+      implementation="xla",
+      mesh=None,
     )
     hidden = transformer.apply(
-      model, params, rows.tokens, rows.positions, attend
+      model, params, rows.tokens, rows.positions, attention
     )
     logp, _ = logprobs.next_token_logprobs(
       hidden,
-      params["embed"]["embedding"],
+      transformer.unembedding(params),
       rows.tokens,
       rows.parent,
       mask,
       chunk=config.logprob_chunk,
+      temperature=1.0,
+      softcap=model.softcap,
     )
     total = -jnp.sum(jnp.where(mask, logp, 0.0))
     return total / jnp.maximum(jnp.sum(mask), 1)

@@ -18,7 +18,8 @@ def init_critic(policy_params: dict[str, Any]) -> dict[str, Any]:
   """
   width = policy_params["final_norm"]["scale"].shape[0]
   return {
-    "trunk": policy_params,
+    # A critic has no logits.
+    "trunk": {k: v for k, v in policy_params.items() if k != "unembed"},
     "head": {"kernel": jnp.zeros((width,)), "bias": jnp.zeros(())},
   }
 
@@ -33,4 +34,5 @@ def values(
   """V at every token [B, T], float32, in reward units."""
   hidden = transformer.apply(config, params["trunk"], tokens, positions, attend)
   head = params["head"]
+  hidden = hidden.astype(jnp.float32)
   return (hidden @ head["kernel"] + head["bias"]).astype(jnp.float32)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from steppo_jax.models import transformer
+from steppo_jax.models.model_config import FULL
 from steppo_jax.ops import attention
 
 
@@ -57,24 +58,31 @@ def empty_cache(
 ) -> Cache:
   """A cache of zeros for `num_slots` slots of `context` positions."""
   shape = (num_slots, config.num_kv_heads, context, config.head_dim)
-  zeros = tuple(jnp.zeros(shape) for _ in range(config.num_layers))
-  return Cache(
-    zeros,
-    tuple(jnp.zeros(shape) for _ in range(config.num_layers)),
-    jnp.zeros((num_slots, config.width)),
+  zeros = lambda: tuple(
+    jnp.zeros(shape, config.compute) for _ in range(config.num_layers)
   )
+  hidden = jnp.zeros((num_slots, config.width), config.compute)
+  return Cache(zeros(), zeros(), hidden)
 
 
-def _attention(q, k, v, positions):
-  """q [R, T, H, D] against cached k, v [R, KV, C, D], by position."""
+def _attention(q, k, v, positions, window):
+  """q [R, T, H, D] against cached k, v [R, KV, C, D], by position.
+
+  A layer with a window sees its last `window` positions only.
+  """
   r, t, h, d = q.shape
   kv, c = k.shape[1:3]
   q = q.reshape(r, t, kv, h // kv, d).transpose(0, 2, 3, 1, 4) * d**-0.5
   score = jnp.einsum("rkqd,rkcd->rkqc", q.reshape(r, kv, -1, d), k)
   score = score.reshape(r, kv, h // kv, t, c)
-  visible = jnp.arange(c) <= positions[..., None]
+  at = jnp.arange(c)
+  visible = at <= positions[..., None]
+  if window < FULL:
+    visible &= at > positions[..., None] - window
+  score = score.astype(jnp.float32)
   score = jnp.where(visible[:, None, None], score, attention.HIDDEN)
   weight = jax.nn.softmax(score, axis=-1).reshape(r, kv, -1, c)
+  weight = weight.astype(v.dtype)
   out = jnp.einsum("rkqc,rkcd->rkqd", weight, v)
   out = out.reshape(r, kv, h // kv, t, d)
   return out.transpose(0, 3, 1, 2, 4).reshape(r, t, h, d)
@@ -89,7 +97,7 @@ def _step(config, params, cache, tokens, positions, slots, context):
   every_slot = slots is None
 
   def attend_at(layer):
-    def attend(q, k, v):
+    def attend(q, k, v, window=FULL):
       rows = jnp.arange(q.shape[0]) if every_slot else slots
       at = (rows[:, None], slice(None), positions)
       # An index array on either side of a slice puts the slice last.
@@ -99,7 +107,7 @@ def _step(config, params, cache, tokens, positions, slots, context):
       if not every_slot:
         keys = keys.at[slots].get(mode="clip")
         values = values.at[slots].get(mode="clip")
-      return _attention(q, keys, values, positions)
+      return _attention(q, keys, values, positions, window)
 
     return attend
 
@@ -291,7 +299,7 @@ def decode(
 
   def sample(hidden, turns, where):
     """Adds one token to the slots `where`."""
-    logits = transformer.logits(params, hidden)
+    logits = transformer.logits(config, params, hidden)
     token, logp = _sample(logits, keys, turns.count, temperature)
     at = jnp.where(where, turns.count, turns.ids.shape[1])
     count = turns.count + where
