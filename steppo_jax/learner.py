@@ -15,8 +15,12 @@ from steppo_jax import update as update_lib
 from steppo_jax.algorithms import Algorithm
 from steppo_jax.batch import StepTable, TeacherRows, TokenBatch
 from steppo_jax.microbatch import Parts
-from steppo_jax.models import heads, transformer
+from steppo_jax.models import heads, lora, transformer
+from steppo_jax.models.lora import LoraConfig
 from steppo_jax.packing import Packed
+
+# Purpose of the key that draws adapters; those of updates are counted from 0.
+_ADAPTERS = 2**31
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +52,7 @@ class LearnerConfig:
     attention_block: Queries handled at once. Rows of more than 4 blocks go
       through a loop, which a differentiable update avoids with larger blocks.
     logprob_chunk: Tokens projected to the vocabulary at once.
+    lora: Adapters that are trained instead of the policy's own matrices.
   """
 
   learning_rate: float = 5e-4
@@ -67,6 +72,7 @@ class LearnerConfig:
   attention: Literal["auto", "xla", "pallas"] = "auto"
   attention_block: int = 64
   logprob_chunk: int = 256
+  lora: LoraConfig = LoraConfig()
 
   def __post_init__(self):
     if self.bootstrap not in estimators.BOOTSTRAPS:
@@ -234,15 +240,22 @@ def make_parts(
 
 
 def init(parts: Parts, policy: Any) -> LearnerState:
-  """State before the first update, from copies of the policy's parameters."""
+  """State before the first update, from copies of the policy's parameters.
+
+  Adapters that the options ask for are added; those that the policy brings are
+  trained on.
+  """
   policy = jax.tree.map(jnp.array, policy)
+  if not lora.has(policy):
+    key = jax.random.fold_in(jax.random.key(parts.seed), _ADAPTERS)
+    policy = lora.add(policy, parts.config.lora, key)
   critic = critic_optimizer = None
   if parts.algorithm.critic is not None:
     critic = jax.tree.map(jnp.array, heads.init_critic(policy))
     critic_optimizer = parts.critic_optimizer.init(critic)
   return LearnerState(
     policy=policy,
-    policy_optimizer=parts.policy_optimizer.init(policy),
+    policy_optimizer=parts.policy_optimizer.init(lora.split(policy)[0]),
     critic=critic,
     critic_optimizer=critic_optimizer,
     update=jnp.zeros((), jnp.int32),

@@ -5,7 +5,7 @@ from typing import Any
 import chex
 import jax.numpy as jnp
 
-from steppo_jax.models import transformer
+from steppo_jax.models import lora, transformer
 
 
 def init_critic(policy_params: dict[str, Any]) -> dict[str, Any]:
@@ -14,8 +14,10 @@ def init_critic(policy_params: dict[str, Any]) -> dict[str, Any]:
   The head starts at zero, so that the first values are 0 everywhere.
 
   Args:
-    policy_params: Decoder parameters; copied, not shared.
+    policy_params: Decoder parameters; copied, not shared. Adapters are left
+      out.
   """
+  policy_params = lora.off(policy_params)
   width = policy_params["final_norm"]["scale"].shape[0]
   return {
     # A critic has no logits.

@@ -84,7 +84,14 @@ class Linear(nn.Module):
   def __call__(self, x):
     shape = (x.shape[-1], self.features)
     kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
-    y = x.reshape(-1, x.shape[-1]) @ kernel.astype(x.dtype)
+    rows = x.reshape(-1, x.shape[-1])
+    y = rows @ kernel.astype(x.dtype)
+    if self.has_variable("params", "lora_a"):  # see `lora`
+      a, b, scale = (
+        self.get_variable("params", name).astype(x.dtype)
+        for name in ("lora_a", "lora_b", "lora_scale")
+      )
+      y = y + scale * ((rows @ a) @ b)
     if self.bias:
       bias = self.param("bias", nn.initializers.zeros, (self.features,))
       y = y + bias.astype(x.dtype)
