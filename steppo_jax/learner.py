@@ -45,6 +45,9 @@ class LearnerConfig:
     microbatch_rows: Rows whose gradients are computed at once.
     target_kl: Policy steps stop for the rest of the update once the mean k3
       of a mini-batch exceeds this many nats; None never stops.
+    critic_trunk: What the critic's head reads: "own" is a copy of the policy's
+      layers that is trained with it; "policy" is the policy's layers as they
+      are, which costs no memory, and no gradient of the critic reaches them.
     bootstrap: What follows a truncated episode: "value", "zero", "drop_last".
     attention: "xla", "pallas" (a TPU kernel, interpreted elsewhere), or "auto":
       "pallas" on a TPU and "xla" on anything else. Models with sliding windows
@@ -68,6 +71,7 @@ class LearnerConfig:
   critic_warmup: int = 2
   microbatch_rows: int = 8
   target_kl: float | None = None
+  critic_trunk: Literal["own", "policy"] = "own"
   bootstrap: str = "value"
   attention: Literal["auto", "xla", "pallas"] = "auto"
   attention_block: int = 64
@@ -79,6 +83,10 @@ class LearnerConfig:
       raise ValueError(
         f"learner.bootstrap={self.bootstrap!r} is none of "
         f"{', '.join(estimators.BOOTSTRAPS)}"
+      )
+    if self.critic_trunk not in ("own", "policy"):
+      raise ValueError(
+        f"learner.critic_trunk={self.critic_trunk!r} is none of own, policy"
       )
     for name in ("num_minibatches", "actor_epochs", "microbatch_rows"):
       if getattr(self, name) < 1:
@@ -251,7 +259,10 @@ def init(parts: Parts, policy: Any) -> LearnerState:
     policy = lora.add(policy, parts.config.lora, key)
   critic = critic_optimizer = None
   if parts.algorithm.critic is not None:
-    critic = jax.tree.map(jnp.array, heads.init_critic(policy))
+    critic = jax.tree.map(
+      jnp.array,
+      heads.init_critic(policy, own_trunk=parts.config.critic_trunk == "own"),
+    )
     critic_optimizer = parts.critic_optimizer.init(critic)
   return LearnerState(
     policy=policy,

@@ -78,10 +78,15 @@ class Parts(NamedTuple):
       softcap=self.model.softcap,
     )
 
-  def values(self, critic, rows: TokenBatch):
-    """V at every token [r, T] of some rows."""
+  def values(self, critic, policy, rows: TokenBatch):
+    """V at every token [r, T] of some rows; see `heads.values`."""
     return heads.values(
-      self.model, critic, rows.tokens, rows.positions, self.attend(rows)
+      self.model,
+      critic,
+      policy,
+      rows.tokens,
+      rows.positions,
+      self.attend(rows),
     )
 
   def rows(self, batch, m, i, array=None):

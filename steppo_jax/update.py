@@ -131,7 +131,7 @@ def _critic_epochs(parts, state, credit: credit_lib.Credit):
     (total, weight), metrics = objective.value_loss_terms(
       algorithm,
       parts.rows(batch, m, i, target) if target.ndim == 3 else target,
-      parts.values(critic, rows),
+      parts.values(critic, state.policy, rows),
       parts.rows(batch, m, i, credit.old_value),
       rows,
       batch.table,

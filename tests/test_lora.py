@@ -162,7 +162,7 @@ def test_rank_0_is_the_update_of_all_parameters():
 
 
 def test_a_critic_begins_without_adapters():
-  critic = heads.init_critic(with_adapters())
+  critic = heads.init_critic(with_adapters(), own_trunk=True)
   assert not lora.has(critic["trunk"])
 
 
