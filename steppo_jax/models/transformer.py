@@ -263,6 +263,8 @@ def logits(
   config: ModelConfig, params: dict[str, Any], hidden: chex.Array
 ) -> chex.Array:
   """[..., D] hidden states to [..., V] float32 logits."""
+  if jax.default_backend() == "cpu":  # jaxlib 0.7.2 has no such product there
+    hidden = hidden.astype(jnp.float32)
   table = unembedding(params).astype(hidden.dtype)
   found = jnp.einsum(
     "...d,vd->...v", hidden, table, preferred_element_type=jnp.float32

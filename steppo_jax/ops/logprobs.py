@@ -45,6 +45,8 @@ def next_token_logprobs(
   chex.assert_rank([hidden, embedding], [3, 2])
   chex.assert_equal_shape([tokens, parent, wanted, hidden[..., 0]])
   b, t = tokens.shape
+  if jax.default_backend() == "cpu":  # jaxlib 0.7.2 has no such product there
+    hidden = hidden.astype(jnp.float32)
   embedding = embedding.astype(hidden.dtype)
   width = min(max(chunk // b, 1), t)
   pad = -t % width
