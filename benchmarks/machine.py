@@ -40,6 +40,7 @@ import synthetic
 
 from steppo_jax import run_folder, types
 from steppo_jax.models import presets, transformer
+from steppo_jax.models.model_config import FULL
 from steppo_jax.ops import logprobs
 from steppo_jax.sampler import decode, draw
 from steppo_jax.sampler import engine as engine_lib
@@ -141,7 +142,7 @@ def parts_of_update(parts, params, row, rows):
   attend = lambda qkv: parts.attend(row)(*qkv).sum()
   head = lambda hidden, table: logprobs.next_token_logprobs(
     hidden, table, row.tokens, row.parent, row.step_ids > 0,
-    chunk=parts.config.logprob_chunk,
+    chunk=parts.config.logprob_chunk, temperature=1.0, softcap=None,
   )[0].sum()  # fmt: skip
   optimizer = parts.policy_optimizer
 
@@ -222,11 +223,11 @@ def parts_of_decode(model, params, slots):
 
   def attention(q, _, cache, __):
     for k, v in cache:
-      q = decode._attention(q, k, v, position)
+      q = decode._attention(q, k, v, position, FULL)
     return q
 
   def sampling(hidden, params, _, i):
-    logits = transformer.logits(params, hidden)
+    logits = transformer.logits(model, params, hidden)
     token, _ = draw.tokens(logits, keys, position[:, 0] + i, heat)
     return hidden + (token[:, None] > never)
 

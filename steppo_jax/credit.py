@@ -79,7 +79,7 @@ def assign(parts: Parts, state, reference, batch, teacher) -> Credit:
   old_value = ref_logp = value_bt = None
   if state.critic is not None:
     old_value = parts.over_all_rows(
-      batch, functools.partial(parts.values, state.critic)
+      batch, functools.partial(parts.values, state.critic, state.policy)
     )
     value_bt = old_value.reshape(-1, shape[2])
   logp = lambda policy: parts.over_all_rows(

@@ -13,7 +13,7 @@ from steppo_jax import config as config_lib
 from steppo_jax import evaluate, metrics, run_folder, supervised, types
 from steppo_jax.data import demonstrations
 from steppo_jax.data import tokenizer as tokenizer_lib
-from steppo_jax.models import presets, transformer
+from steppo_jax.models import lora, presets, transformer
 from steppo_jax.rollout import prompting
 
 
@@ -70,7 +70,8 @@ def train(
   rows = load_rows(config, prompt, tokenizer.pad_id)
   evaluator = evaluate.make_evaluator(config, model, tokenizer)
   optimizer, step = supervised.make_step(model, config.training)
-  state = optimizer.init(params)
+  params = lora.add(params, config.training.lora, jax.random.key(config.seed))
+  state = optimizer.init(lora.split(params)[0])
   clock = _Clock(config.minutes)
   mean = metrics.Mean()
 
@@ -78,7 +79,9 @@ def train(
     nonlocal mean
     minutes = clock.minutes
     with clock.paused():
-      evaluator.engine.set_params(jax.tree.map(jnp.copy, params), done)
+      evaluator.engine.set_params(
+        jax.tree.map(jnp.copy, lora.merge(params)), done
+      )
       found = mean.result() | evaluator()[0] | {"minutes": minutes}
     mean = metrics.Mean()
     writer.write(done, found)
@@ -107,7 +110,7 @@ def train(
   targets = [folder / run_folder.POLICY_NAME, config.save_weights]
   for target in filter(None, targets):
     evaluate.save_policy(
-      target, model, jax.device_get(params), tokenizer, facts
+      target, model, jax.device_get(lora.merge(params)), tokenizer, facts
     )
 
 

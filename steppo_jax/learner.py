@@ -15,8 +15,12 @@ from steppo_jax import update as update_lib
 from steppo_jax.algorithms import Algorithm
 from steppo_jax.batch import StepTable, TeacherRows, TokenBatch
 from steppo_jax.microbatch import Parts
-from steppo_jax.models import heads, transformer
+from steppo_jax.models import heads, lora, transformer
+from steppo_jax.models.lora import LoraConfig
 from steppo_jax.packing import Packed
+
+# Purpose of the key that draws adapters; those of updates are counted from 0.
+_ADAPTERS = 2**31
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,12 +45,17 @@ class LearnerConfig:
     microbatch_rows: Rows whose gradients are computed at once.
     target_kl: Policy steps stop for the rest of the update once the mean k3
       of a mini-batch exceeds this many nats; None never stops.
+    critic_trunk: What the critic's head reads: "own" is a copy of the policy's
+      layers that is trained with it; "policy" is the policy's layers as they
+      are, which costs no memory, and no gradient of the critic reaches them.
     bootstrap: What follows a truncated episode: "value", "zero", "drop_last".
     attention: "xla", "pallas" (a TPU kernel, interpreted elsewhere), or "auto":
-      "pallas" on a TPU and "xla" on anything else.
+      "pallas" on a TPU and "xla" on anything else. Models with sliding windows
+      take "xla" everywhere.
     attention_block: Queries handled at once. Rows of more than 4 blocks go
       through a loop, which a differentiable update avoids with larger blocks.
     logprob_chunk: Tokens projected to the vocabulary at once.
+    lora: Adapters that are trained instead of the policy's own matrices.
   """
 
   learning_rate: float = 5e-4
@@ -62,16 +71,22 @@ class LearnerConfig:
   critic_warmup: int = 2
   microbatch_rows: int = 8
   target_kl: float | None = None
+  critic_trunk: Literal["own", "policy"] = "own"
   bootstrap: str = "value"
   attention: Literal["auto", "xla", "pallas"] = "auto"
   attention_block: int = 64
   logprob_chunk: int = 256
+  lora: LoraConfig = LoraConfig()
 
   def __post_init__(self):
     if self.bootstrap not in estimators.BOOTSTRAPS:
       raise ValueError(
         f"learner.bootstrap={self.bootstrap!r} is none of "
         f"{', '.join(estimators.BOOTSTRAPS)}"
+      )
+    if self.critic_trunk not in ("own", "policy"):
+      raise ValueError(
+        f"learner.critic_trunk={self.critic_trunk!r} is none of own, policy"
       )
     for name in ("num_minibatches", "actor_epochs", "microbatch_rows"):
       if getattr(self, name) < 1:
@@ -116,10 +131,8 @@ def put_batch(
   Raises:
     ValueError: rows that are no forest; see `forest.check_rows`.
   """
-  tokens = packed.tokens
-  forest.check_rows(
-    tokens.parent, tokens.subtree_end, tokens.positions, tokens.step_ids
-  )
+  t = packed.tokens
+  forest.check_rows(t.parent, t.subtree_end, t.positions, t.step_ids)
   rows, whole = mesh_lib.by_row(mesh, 1), mesh_lib.replicated(mesh)
   if teacher is not None:
     teacher = jax.device_put(teacher, TeacherRows(rows, whole, whole, whole))
@@ -200,6 +213,11 @@ def make_parts(
       f"rollout.temperature={temperature} must be above 0 in training: a "
       "greedy policy explores nothing"
     )
+  if model.windows and config.attention == "pallas":
+    raise ValueError(
+      "learner.attention=pallas knows of no sliding windows: take xla or auto "
+      f"for a {model.family} model"
+    )
   if config.microbatch_rows % mesh.size:
     raise ValueError(
       f"learner.microbatch_rows={config.microbatch_rows} is not a multiple "
@@ -235,15 +253,25 @@ def make_parts(
 
 
 def init(parts: Parts, policy: Any) -> LearnerState:
-  """State before the first update, from copies of the policy's parameters."""
+  """State before the first update, from copies of the policy's parameters.
+
+  Adapters that the options ask for are added; those that the policy brings are
+  trained on.
+  """
   policy = jax.tree.map(jnp.array, policy)
+  if not lora.has(policy):
+    key = jax.random.fold_in(jax.random.key(parts.seed), _ADAPTERS)
+    policy = lora.add(policy, parts.config.lora, key)
   critic = critic_optimizer = None
   if parts.algorithm.critic is not None:
-    critic = jax.tree.map(jnp.array, heads.init_critic(policy))
+    critic = jax.tree.map(
+      jnp.array,
+      heads.init_critic(policy, own_trunk=parts.config.critic_trunk == "own"),
+    )
     critic_optimizer = parts.critic_optimizer.init(critic)
   return LearnerState(
     policy=policy,
-    policy_optimizer=parts.policy_optimizer.init(policy),
+    policy_optimizer=parts.policy_optimizer.init(lora.split(policy)[0]),
     critic=critic,
     critic_optimizer=critic_optimizer,
     update=jnp.zeros((), jnp.int32),

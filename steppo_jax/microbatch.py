@@ -12,7 +12,7 @@ from steppo_jax import mesh as mesh_lib
 from steppo_jax.algorithms import Algorithm
 from steppo_jax.batch import TokenBatch
 from steppo_jax.models import heads, transformer
-from steppo_jax.ops import attention, logprobs
+from steppo_jax.ops import attend, logprobs
 
 
 class Parts(NamedTuple):
@@ -46,18 +46,16 @@ class Parts(NamedTuple):
   differentiable: bool = False
 
   def attend(self, rows: TokenBatch) -> Callable:
-    kernel = attention.resolve(self.config.attention)
+    kernel = attend.resolve(self.config.attention)
     block = self.config.attention_block
     if self.differentiable:
       kernel, block = (
         "xla",
-        max(block, attention.unrolled(rows.tokens.shape[1])),
+        max(block, attend.unrolled(rows.tokens.shape[1])),
       )
-    return lambda q, k, v: attention.attend_rows(
-      q,
-      k,
-      v,
+    return attend.over_rows(
       rows.subtree_end,
+      rows.positions,
       block=block,
       implementation=kernel,
       # The compiler splits the rows of everything but a kernel by itself.
@@ -70,18 +68,25 @@ class Parts(NamedTuple):
       self.model, policy, rows.tokens, rows.positions, self.attend(rows)
     )
     return logprobs.next_token_logprobs(
-      hidden / self.temperature,
-      policy["embed"]["embedding"],
+      hidden,
+      transformer.unembedding(policy),
       rows.tokens,
       rows.parent,
       rows.step_ids > 0,
       chunk=self.config.logprob_chunk,
+      temperature=self.temperature,
+      softcap=self.model.softcap,
     )
 
-  def values(self, critic, rows: TokenBatch):
-    """V at every token [r, T] of some rows."""
+  def values(self, critic, policy, rows: TokenBatch):
+    """V at every token [r, T] of some rows; see `heads.values`."""
     return heads.values(
-      self.model, critic, rows.tokens, rows.positions, self.attend(rows)
+      self.model,
+      critic,
+      policy,
+      rows.tokens,
+      rows.positions,
+      self.attend(rows),
     )
 
   def rows(self, batch, m, i, array=None):

@@ -12,8 +12,9 @@ import optax
 
 from steppo_jax import packing, types
 from steppo_jax.batch import TokenBatch
-from steppo_jax.models import transformer
-from steppo_jax.ops import attention, logprobs
+from steppo_jax.models import lora, transformer
+from steppo_jax.models.lora import LoraConfig
+from steppo_jax.ops import attend, logprobs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +29,7 @@ class SupervisedConfig:
     weight_decay: AdamW's.
     attention_block: Queries handled at once.
     logprob_chunk: Tokens projected to the vocabulary at once.
+    lora: Adapters that are trained instead of the model's own matrices.
   """
 
   learning_rate: float = 3e-3
@@ -37,6 +39,7 @@ class SupervisedConfig:
   weight_decay: float = 0.01
   attention_block: int = 64
   logprob_chunk: int = 512
+  lora: LoraConfig = LoraConfig()
 
 
 def demonstration(
@@ -118,7 +121,8 @@ def make_step(
     config: The budget.
 
   Returns:
-    The optimizer, and step(params, optimizer_state, rows) -> (params,
+    The optimizer, whose state is that of the trained part of the parameters
+    (`lora.split`), and step(params, optimizer_state, rows) -> (params,
     optimizer_state, loss in nats per action token).
   """
   schedule = optax.warmup_cosine_decay_schedule(
@@ -131,28 +135,37 @@ def make_step(
 
   def loss(params, rows: TokenBatch):
     mask = rows.step_ids > 0
-    attend = lambda q, k, v: attention.interval_attention(
-      q, k, v, rows.subtree_end, block=config.attention_block
+    attention = attend.over_rows(
+      rows.subtree_end,
+      rows.positions,
+      block=config.attention_block,
+      implementation="xla",
+      mesh=None,
     )
     hidden = transformer.apply(
-      model, params, rows.tokens, rows.positions, attend
+      model, params, rows.tokens, rows.positions, attention
     )
     logp, _ = logprobs.next_token_logprobs(
       hidden,
-      params["embed"]["embedding"],
+      transformer.unembedding(params),
       rows.tokens,
       rows.parent,
       mask,
       chunk=config.logprob_chunk,
+      temperature=1.0,
+      softcap=model.softcap,
     )
     total = -jnp.sum(jnp.where(mask, logp, 0.0))
     return total / jnp.maximum(jnp.sum(mask), 1)
 
   @functools.partial(jax.jit, donate_argnums=(0, 1))
   def step(params, state, rows):
-    value, grads = jax.value_and_grad(loss)(params, rows)
-    updates, state = optimizer.update(grads, state, params)
-    return optax.apply_updates(params, updates), state, value
+    trained, frozen = lora.split(params)
+    of = lambda trained: loss(lora.join(trained, frozen), rows)
+    value, grads = jax.value_and_grad(of)(trained)
+    updates, state = optimizer.update(grads, state, trained)
+    trained = optax.apply_updates(trained, updates)
+    return lora.join(trained, frozen), state, value
 
   return optimizer, step
 

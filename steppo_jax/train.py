@@ -27,6 +27,7 @@ from steppo_jax import mesh as mesh_lib
 from steppo_jax.data import store
 from steppo_jax.data import tokenizer as tokenizer_lib
 from steppo_jax.data import trajectories as trajectories_lib
+from steppo_jax.models import lora
 from steppo_jax.rollout import counts, loop
 
 # Purposes of keys: training episodes, mini-batches.
@@ -50,7 +51,9 @@ class Run:
     )
     row = config.algorithm.row()
     algorithms.check_needs(row, _provided(config))
-    self.reference = self.policy if row.reads_reference else None
+    # Adapters off is the policy before training, without a copy of it.
+    copied = row.reads_reference and not config.learner.lora.rank
+    self.reference = self.policy if copied else None
     self.teacher = _load_teacher(config, self.model, self.tokenizer)
     self.mesh = mesh_lib.make_mesh(config.num_devices)
     self.tasks = evaluate.make_tasks(config.env)
@@ -200,7 +203,7 @@ def train(
   evaluate.save_policy(
     folder / run_folder.POLICY_NAME,
     run.model,
-    jax.device_get(state.policy),
+    jax.device_get(lora.merge(state.policy)),
     run.tokenizer,
     {"updates": config.num_updates, "seed": config.seed},
   )
@@ -236,8 +239,12 @@ def _updates(run: Run, store: checkpoint.Checkpoints, on_update, on_episode):
 
 
 def _for_engine(policy: Any) -> Any:
-  """The policy on one device, as copies that the next update cannot donate."""
-  return jax.device_put(jax.device_get(policy), jax.devices()[0])
+  """The policy on one device, as copies that the next update cannot donate.
+
+  Adapters are merged, so that sampling takes no longer.
+  """
+  merged = jax.device_get(lora.merge(policy))
+  return jax.device_put(merged, jax.devices()[0])
 
 
 def _evaluate(run: Run, update: int) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from steppo_jax import algorithms, objective
 from steppo_jax import credit as credit_lib
 from steppo_jax.batch import TokenBatch
 from steppo_jax.microbatch import Parts
+from steppo_jax.models import lora
 from steppo_jax.ops import ratios, segments
 
 
@@ -34,7 +35,8 @@ def update(parts: Parts, state, reference, batch, teacher=None):
     parts: What stays the same over a run.
     state: `learner.LearnerState` before.
     reference: Parameters of the reference policy, None where the algorithm
-      reads none.
+      reads none. For a policy with adapters None stands for the same tree
+      without them.
     batch: `learner.Batch`.
     teacher: Parameters of a fixed teacher, say the policy of a longer run.
       They are evaluated on the tokens as they were sampled, so that the teacher
@@ -50,6 +52,12 @@ def update(parts: Parts, state, reference, batch, teacher=None):
       teachers, or rows do not make whole microbatches. Raised while tracing:
       nothing is compiled.
   """
+  if (
+    reference is None
+    and parts.algorithm.reads_reference
+    and lora.has(state.policy)
+  ):
+    reference = lora.off(state.policy)
   _check(parts, state, reference, batch, teacher)
   credit = credit_lib.assign(parts, state, reference, batch, teacher)
   metrics = credit.metrics
@@ -123,7 +131,7 @@ def _critic_epochs(parts, state, credit: credit_lib.Credit):
     (total, weight), metrics = objective.value_loss_terms(
       algorithm,
       parts.rows(batch, m, i, target) if target.ndim == 3 else target,
-      parts.values(critic, rows),
+      parts.values(critic, state.policy, rows),
       parts.rows(batch, m, i, credit.old_value),
       rows,
       batch.table,
@@ -211,20 +219,24 @@ def _policy_step(parts, batch, fixed: _Fixed, carry, m):
     mu = _mean_log_ratio(parts, batch, policy, m)
   loss = functools.partial(_policy_loss, parts, batch, fixed, mu)
 
+  trained, frozen = lora.split(policy)
+
   def one(rows, i):
-    return jax.value_and_grad(loss, has_aux=True)(policy, rows, m, i)
+    of = lambda trained: loss(lora.join(trained, frozen), rows, m, i)
+    return jax.value_and_grad(of, has_aux=True)(trained)
 
   like = jax.eval_shape(one, parts.rows(batch, m, 0), 0)
   (_, (weight, metrics)), grads = parts.sum_over(batch, m, one, like)
   grads = jax.tree.map(lambda g: g / jnp.maximum(weight, 1.0), grads)
   updates, new_state = parts.policy_optimizer.update(
-    grads, optimizer_state, policy
+    grads, optimizer_state, trained
   )
   kl, kl_weight = metrics["approx_kl"]
   if target_kl is not None:
     live &= kl <= target_kl * jnp.maximum(kl_weight, 1.0)
   keep = lambda new, old: jnp.where(live, new, old)
-  policy = jax.tree.map(keep, optax.apply_updates(policy, updates), policy)
+  stepped = jax.tree.map(keep, optax.apply_updates(trained, updates), trained)
+  policy = lora.join(stepped, frozen)
   optimizer_state = jax.tree.map(keep, new_state, optimizer_state)
   metrics["grad_norm"] = (optax.tree.norm(grads), jnp.ones(()))
   metrics["stepped"] = (live.astype(jnp.float32), jnp.ones(()))

@@ -100,7 +100,7 @@ def test_ratios_are_of_times_and_rows_without_a_time_say_why(run, tmp_path):
   [
     (side("other", 1.0, loss=0.51), "other: loss differs by 0.02"),
     (side("other", 1.0, gap=0.1), "tunix: log-probs differ by 0.1"),
-    (side("other", 1.0, gap=float("nan")), "log-probs differ by nan"),
+    (side("other", 1.0, gap=float("nan")), "tunix: log-probs differ by nan"),
     (
       side("other", 1.0) | {"logp_difference": None, "logp_error": "boom"},
       "tunix: no log-probs: boom",

@@ -214,3 +214,30 @@ def test_rows_that_are_no_forest_reach_no_device():
   broken = batch._replace(tokens=batch.tokens.replace(parent=parent))
   with pytest.raises(ValueError, match=r"row 0, column 3: .* a cycle"):
     learner.put_batch(broken, mesh.make_mesh(1))
+
+
+def test_a_head_on_the_policys_trunk_learns_and_moves_nothing_else():
+  config = dataclasses.replace(
+    CONFIG, critic_trunk="policy", critic_epochs=8, critic_warmup=99
+  )
+  state, found = run(packed(), row("steppo"), config=config, updates=2)
+  assert set(state.critic) == {"head"}
+  assert np.abs(state.critic["head"]["kernel"]).max() > 1e-2
+  for x, y in zip(
+    jax.tree.leaves(state.policy), jax.tree.leaves(worlds.policy()), strict=True
+  ):
+    np.testing.assert_array_equal(x, y)
+  # What the head says of the policy's trunk after one update explains more.
+  _, first = run(packed(), row("steppo"), config=config)
+  name = "critic/unexplained_variance"
+  assert found[name][0] < 0.95 * first[name][0]
+
+
+def test_a_fresh_head_gives_the_update_of_a_fresh_critic():
+  # Both say 0 everywhere, so that the first credit is the same.
+  shared = dataclasses.replace(CONFIG, critic_trunk="policy")
+  own, _ = run(packed(), row("steppo"))
+  head, _ = run(packed(), row("steppo"), config=shared)
+  close(own.policy, head.policy)
+  with pytest.raises(ValueError, match=r"learner\.critic_trunk='both'"):
+    dataclasses.replace(CONFIG, critic_trunk="both")

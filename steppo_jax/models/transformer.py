@@ -1,11 +1,13 @@
 """A decoder-only transformer: RMSNorm, RoPE, grouped attention, gated MLP.
 
+One decoder for Llama, SmolLM2, Qwen 2.5 and 3 and Gemma 3: what tells them
+apart is in `ModelConfig`.
+
 The decoder never decides who sees whom: the caller passes `attend`, so that
 the learner (interval mask over packed rows) and the sampler (key-value cache)
 run the same layers.
 """
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,85 +16,85 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-# (q [B, T, H, D], k [B, T, KV, D], v [B, T, KV, D]) -> [B, T, H, D]
+from steppo_jax.models.model_config import FULL, ModelConfig, frequencies
+
+# (q [B, T, H, D], k [B, T, KV, D], v [B, T, KV, D]) -> [B, T, H, D]. A model
+# with windows adds window=, a scalar: token i sees j if the position of i is
+# less than `window` behind that of j.
 Attend = Callable[[chex.Array, chex.Array, chex.Array], chex.Array]
 
 
-@dataclasses.dataclass(frozen=True)
-class ModelConfig:
-  """Sizes of the decoder.
+def rope(
+  x: chex.Array, positions: chex.Array, frequency: chex.Array
+) -> chex.Array:
+  """Rotates [B, T, H, D] by position; halves are paired as in Llama.
 
-  Attributes:
-    vocab_size: Number of token ids.
-    width: Width D of the residual stream.
-    num_layers: Number of blocks.
-    num_heads: Query heads H; a multiple of `num_kv_heads`.
-    num_kv_heads: Key and value heads KV.
-    head_dim: Width of one head; even, for the rotation.
-    mlp_width: Inner width of the gated MLP.
-    rope_theta: Base of the rotary frequencies.
-    norm_eps: Added to the mean square in RMSNorm.
+  Args:
+    x: Queries or keys.
+    positions: [B, T] int32.
+    frequency: [D / 2] radians per position.
   """
-
-  vocab_size: int
-  width: int = 128
-  num_layers: int = 4
-  num_heads: int = 4
-  num_kv_heads: int = 2
-  head_dim: int = 32
-  mlp_width: int = 320
-  rope_theta: float = 10_000.0
-  norm_eps: float = 1e-6
-
-  def __post_init__(self):
-    if self.num_heads % self.num_kv_heads:
-      raise ValueError(
-        f"num_heads={self.num_heads} is not a multiple of "
-        f"num_kv_heads={self.num_kv_heads}"
-      )
-    if self.head_dim % 2:
-      raise ValueError(f"head_dim={self.head_dim} must be even for RoPE")
-
-
-def rope(x: chex.Array, positions: chex.Array, theta: float) -> chex.Array:
-  """Rotates [B, T, H, D] by position; halves are paired as in Llama."""
   half = x.shape[-1] // 2
-  frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
   angle = positions[..., None, None].astype(jnp.float32) * frequency
   sin, cos = jnp.sin(angle), jnp.cos(angle)
   # One product with each of two full-width factors: on CPU the backward pass of
   # two halves put side by side takes longer.
   cos = jnp.concatenate([cos, cos], axis=-1)
   sin = jnp.concatenate([-sin, sin], axis=-1)
-  return x * cos + jnp.roll(x, half, axis=-1) * sin
+  return (x * cos + jnp.roll(x, half, axis=-1) * sin).astype(x.dtype)
+
+
+def _frequency(config: ModelConfig, window) -> chex.Array:
+  """[D / 2] of a layer whose window may be traced."""
+  table = lambda local: frequencies(config, local=local)
+  if not config.windows or window is None:
+    return table(False)
+  return jnp.where(window < FULL, table(True), table(False))
 
 
 class RMSNorm(nn.Module):
-  """x / rms(x) * scale, in float32."""
+  """x / rms(x) * (offset + scale), in float32."""
 
   eps: float
+  offset: float = 0.0
 
   @nn.compact
   def __call__(self, x):
-    scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
-    mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
-    return x * jax.lax.rsqrt(mean_square + self.eps) * scale
+    start = nn.initializers.constant(1.0 - self.offset)
+    scale = self.param("scale", start, (x.shape[-1],))
+    scale = scale.astype(jnp.float32)
+    if self.offset:
+      scale = self.offset + scale
+    y = x.astype(jnp.float32)
+    mean_square = jnp.mean(jnp.square(y), axis=-1, keepdims=True)
+    return (y * jax.lax.rsqrt(mean_square + self.eps) * scale).astype(x.dtype)
 
 
 class Linear(nn.Module):
-  """x @ kernel as one two-dimensional product.
+  """x @ kernel as one two-dimensional product, with a bias where asked.
 
   The leading axes are flattened first: with three-dimensional operands XLA's
   CPU backend takes 1.6 times as long for the backward pass.
   """
 
   features: int
+  bias: bool = False
 
   @nn.compact
   def __call__(self, x):
     shape = (x.shape[-1], self.features)
     kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
-    y = x.reshape(-1, x.shape[-1]) @ kernel
+    rows = x.reshape(-1, x.shape[-1])
+    y = rows @ kernel.astype(x.dtype)
+    if self.has_variable("params", "lora_a"):  # see `lora`
+      a, b, scale = (
+        self.get_variable("params", name).astype(x.dtype)
+        for name in ("lora_a", "lora_b", "lora_scale")
+      )
+      y = y + scale * ((rows @ a) @ b)
+    if self.bias:
+      bias = self.param("bias", nn.initializers.zeros, (self.features,))
+      y = y + bias.astype(x.dtype)
     return y.reshape(*x.shape[:-1], self.features)
 
 
@@ -102,26 +104,70 @@ class Block(nn.Module):
   config: ModelConfig
   attend: Attend
 
-  @nn.compact
-  def __call__(self, x, positions):
+  def _norm(self, name):
+    return RMSNorm(self.config.norm_eps, self.config.norm_offset, name=name)
+
+  def _attention(self, h, positions, window):
     c = self.config
-    lead = x.shape[:-1]
-    h = RMSNorm(c.norm_eps, name="attention_norm")(x)
-    q = Linear(c.num_heads * c.head_dim, name="q")(h)
-    k = Linear(c.num_kv_heads * c.head_dim, name="k")(h)
-    v = Linear(c.num_kv_heads * c.head_dim, name="v")(h)
-    q = rope(q.reshape(*lead, -1, c.head_dim), positions, c.rope_theta)
-    k = rope(k.reshape(*lead, -1, c.head_dim), positions, c.rope_theta)
-    out = self.attend(q, k, v.reshape(*lead, -1, c.head_dim))
-    x = x + Linear(c.width, name="o")(out.reshape(*lead, -1))
-    h = RMSNorm(c.norm_eps, name="mlp_norm")(x)
-    gate = nn.silu(Linear(c.mlp_width, name="gate")(h))
+    lead = h.shape[:-1]
+    project = lambda name, heads: Linear(
+      heads * c.head_dim, c.qkv_bias, name=name
+    )(h).reshape(*lead, heads, c.head_dim)
+    q = project("q", c.num_heads)
+    k = project("k", c.num_kv_heads)
+    v = project("v", c.num_kv_heads)
+    if c.qk_norm:
+      q, k = self._norm("q_norm")(q), self._norm("k_norm")(k)
+    # Frequencies shared by two rotations are fused in another way, which would
+    # change the last bits of what older weights sample.
+    turn = lambda x: rope(x, positions, _frequency(c, window))
+    q, k = turn(q), turn(k)
+    if c.query_scale is not None:
+      # `attend` divides by the root of the width.
+      q = q * jnp.asarray(c.query_scale * c.head_dim**0.5, q.dtype)
+    options = {} if window is None else {"window": window}
+    out = self.attend(q, k, v, **options)
+    return Linear(c.width, name="o")(out.reshape(*lead, -1))
+
+  def _mlp(self, h):
+    c = self.config
+    act = nn.silu if c.activation == "silu" else nn.gelu  # tanh by default
+    gate = act(Linear(c.mlp_width, name="gate")(h))
     up = Linear(c.mlp_width, name="up")(h)
-    return x + Linear(c.width, name="down")(gate * up)
+    return Linear(c.width, name="down")(gate * up)
+
+  @nn.compact
+  def __call__(self, x, positions, window=None):
+    """One layer; `window` is None in a model without windows."""
+    h = self._attention(self._norm("attention_norm")(x), positions, window)
+    if self.config.sandwich_norms:
+      h = self._norm("post_attention_norm")(h)
+    x = x + h
+    h = self._mlp(self._norm("mlp_norm")(x))
+    if self.config.sandwich_norms:
+      h = self._norm("post_mlp_norm")(h)
+    return x + h
+
+
+def _embed(config: ModelConfig, rows: chex.Array) -> chex.Array:
+  """Looked-up embeddings as the first layer reads them."""
+  x = rows.astype(config.compute)
+  if config.embed_scale == 1.0:
+    return x
+  return x * jnp.asarray(config.embed_scale, x.dtype)
+
+
+def _remat(config: ModelConfig, body):
+  if config.remat == "none":
+    return body
+  policy = None
+  if config.remat == "dots":
+    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+  return nn.remat(body, policy=policy, prevent_cse=False)
 
 
 class Decoder(nn.Module):
-  """Token ids to hidden states; `logits` ties the embedding."""
+  """Token ids to hidden states; `logits` reads them."""
 
   config: ModelConfig
   attend: Attend
@@ -135,34 +181,37 @@ class Decoder(nn.Module):
       positions: [B, T] int32.
     """
     c = self.config
-    embed = nn.Embed(
+    table = lambda name: nn.Embed(
       c.vocab_size,
       c.width,
       embedding_init=nn.initializers.normal(c.width**-0.5),
-      name="embed",
+      name=name,
     )
-    x = embed(tokens)
+    x = _embed(c, table("embed")(tokens))
+    if not c.tied and self.is_initializing():
+      table("unembed")(tokens)
 
-    def body(block, carry, _):
-      return block(carry, positions), None
+    def body(block, carry, window):
+      return block(carry, positions, window), None
 
     # Small stacks are unrolled: a rolled scan costs 10 % on CPU and saves
     # compile time only from seven layers on.
     stack = nn.scan(
-      body,
+      _remat(c, body),
       variable_axes={"params": 0},
       split_rngs={"params": True},
       length=c.num_layers,
       unroll=c.num_layers if c.num_layers <= 6 else 1,
     )
-    x, _ = stack(Block(c, self.attend, name="layers"), x, None)
-    return RMSNorm(c.norm_eps, name="final_norm")(x)
+    windows = jnp.asarray(c.reach, jnp.int32) if c.windows else None
+    x, _ = stack(Block(c, self.attend, name="layers"), x, windows)
+    return RMSNorm(c.norm_eps, c.norm_offset, name="final_norm")(x)
 
 
 def init(config: ModelConfig, key: chex.PRNGKey) -> dict[str, Any]:
   """Returns decoder parameters: {"embed", "layers" [L, ...], "final_norm"}."""
   tokens = jnp.zeros((1, 2), jnp.int32)
-  decoder = Decoder(config, lambda q, k, v: q)
+  decoder = Decoder(config, lambda q, k, v, **_: q)
   return decoder.init(key, tokens, tokens)["params"]
 
 
@@ -214,17 +263,37 @@ def apply_layerwise(
     positions: [B, T] int32.
     attends: L functions.
   """
-  x = params["embed"]["embedding"][tokens]
-  for weights, attend in zip(params["layers"], attends, strict=True):
-    x = Block(config, attend).apply({"params": weights}, x, positions)
-  norm = RMSNorm(config.norm_eps)
+  x = _embed(config, params["embed"]["embedding"][tokens])
+  pairs = zip(params["layers"], attends, strict=True)
+  for layer, (weights, attend) in enumerate(pairs):
+    window = config.reach[layer] if config.windows else None
+    block = Block(config, attend)
+    x = block.apply({"params": weights}, x, positions, window)
+  norm = RMSNorm(config.norm_eps, config.norm_offset)
   return norm.apply({"params": params["final_norm"]}, x)
 
 
-def logits(params: dict[str, Any], hidden: chex.Array) -> chex.Array:
-  """[..., D] hidden states to [..., V] float32 logits, embeddings tied."""
-  table = params["embed"]["embedding"]
-  return jnp.einsum("...d,vd->...v", hidden, table).astype(jnp.float32)
+def unembedding(params: dict[str, Any]) -> chex.Array:
+  """[V, D], the table that turns hidden states into logits."""
+  return params.get("unembed", params["embed"])["embedding"]
+
+
+def capped(logits: chex.Array, softcap: float | None) -> chex.Array:
+  """softcap · tanh(logits / softcap), or the logits without a cap."""
+  return logits if softcap is None else softcap * jnp.tanh(logits / softcap)
+
+
+def logits(
+  config: ModelConfig, params: dict[str, Any], hidden: chex.Array
+) -> chex.Array:
+  """[..., D] hidden states to [..., V] float32 logits."""
+  if jax.default_backend() == "cpu":  # jaxlib 0.7.2 has no such product there
+    hidden = hidden.astype(jnp.float32)
+  table = unembedding(params).astype(hidden.dtype)
+  found = jnp.einsum(
+    "...d,vd->...v", hidden, table, preferred_element_type=jnp.float32
+  )
+  return capped(found, config.softcap)
 
 
 def num_params(params: Any) -> int:

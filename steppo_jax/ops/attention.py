@@ -10,7 +10,7 @@ import jax.numpy as jnp
 HIDDEN = -1e30
 # Rows of more blocks go through one loop instead of an unrolled program, which
 # was faster from five blocks on (8 rows of 320 and more tokens on CPU).
-_UNROLLED_BLOCKS = 4
+UNROLLED_BLOCKS = 4
 
 
 def interval_mask(subtree_end: chex.Array) -> chex.Array:
@@ -107,6 +107,47 @@ def interval_attention(
   Raises:
     AssertionError: the shapes do not fit each other.
   """
+  return _by_blocks(q, k, v, subtree_end, None, block)
+
+
+def window_attention(
+  q: chex.Array,
+  k: chex.Array,
+  v: chex.Array,
+  subtree_end: chex.Array,
+  positions: chex.Array,
+  window: chex.Numeric,
+  *,
+  block: int,
+) -> chex.Array:
+  """`interval_attention` to tokens less than `window` positions behind.
+
+  Positions are depths, so that a token sees the same ancestors whatever stands
+  between them in the row. Long rows leave out pairs of blocks that lie further
+  apart.
+
+  Args:
+    q: [B, T, H, D] queries.
+    k: [B, T, KV, D] keys; H is a multiple of KV.
+    v: [B, T, KV, D] values.
+    subtree_end: [B, T] int32 in-row index one past the last descendant.
+    positions: [B, T] int32 depth of each token.
+    window: Tokens that one sees, itself included; may be traced.
+    block: Number of queries handled at once.
+
+  Returns:
+    [B, T, H, D]. A token that sees nothing gets a finite value of no meaning.
+
+  Raises:
+    AssertionError: the shapes do not fit each other.
+  """
+  chex.assert_equal_shape([positions, subtree_end])
+  near = (positions, jnp.asarray(window, jnp.int32))
+  return _by_blocks(q, k, v, subtree_end, near, block)
+
+
+def _by_blocks(q, k, v, subtree_end, near, block):
+  """Attention [B, T, H, D]; `near` is None or (positions, window)."""
   chex.assert_rank([q, k, v, subtree_end], [4, 4, 4, 2])
   chex.assert_equal_shape([k, v])
   b, t, h, d = q.shape
@@ -115,93 +156,15 @@ def interval_attention(
   q = q.reshape(b, t, kv, h // kv, d).transpose(0, 2, 3, 1, 4) * d**-0.5
   k = k.transpose(0, 2, 1, 3)
   v = v.transpose(0, 2, 1, 3)
-  if t <= block * _UNROLLED_BLOCKS:
-    out = _short_rows(q, k, v, subtree_end, block)
+  if t <= block * UNROLLED_BLOCKS:
+    out = _short_rows(q, k, v, subtree_end, near, block)
   else:
-    out = _long_rows(*varying_alike(q, k, v, subtree_end), block)
+    q, k, v, end, *rest = varying_alike(q, k, v, subtree_end, *(near or ()))
+    out = _long_rows(q, k, v, end, tuple(rest) or None, block)
   return out.transpose(0, 3, 1, 2, 4).reshape(b, t, h, d)
 
 
-def resolve(name: str) -> str:
-  """Resolves "auto": "pallas" on a TPU, "xla" elsewhere; others stay.
-
-  Raises:
-    ValueError: the name is none of "auto", "xla" and "pallas".
-  """
-  if name not in ("auto", "xla", "pallas"):
-    raise ValueError(f"attention={name!r} is none of auto, xla, pallas")
-  if name != "auto":
-    return name
-  return "pallas" if jax.default_backend() == "tpu" else "xla"
-
-
-def unrolled(length: int) -> int:
-  """The smallest block for which rows of `length` are no loop."""
-  return -(-length // _UNROLLED_BLOCKS)
-
-
-def attend_rows(
-  q: chex.Array,
-  k: chex.Array,
-  v: chex.Array,
-  subtree_end: chex.Array,
-  *,
-  block: int,
-  implementation: str,
-  mesh: jax.sharding.Mesh | None,
-) -> chex.Array:
-  """Softmax attention under the interval mask, by the means of this device.
-
-  Args:
-    q: [B, T, H, D] queries.
-    k: [B, T, KV, D] keys; H is a multiple of KV.
-    v: [B, T, KV, D] values.
-    subtree_end: [B, T] int32 in-row index one past the last descendant.
-    block: Number of queries handled at once; "pallas" also handles so many keys
-      at once and rounds up to a multiple of 128.
-    implementation: "xla" for `interval_attention`, "pallas" for
-      `attention_pallas.interval_attention_tpu` (interpreted, slowly, where
-      there is no TPU).
-    mesh: Its axis "data" splits the rows, and each device attends to its own;
-      None leaves that to the compiler, which refuses to split a kernel.
-
-  Returns:
-    [B, T, H, D]. A token that sees nothing gets a finite value of no meaning.
-
-  Raises:
-    AssertionError: the shapes do not fit each other.
-    ValueError: there is no such implementation, or B is not a multiple of the
-      devices.
-  """
-  on_tpu = jax.default_backend() == "tpu"
-  if implementation == "xla":
-    attend = functools.partial(interval_attention, block=block)
-  elif implementation == "pallas":
-    # Here, because that module imports this one.
-    from steppo_jax.ops import attention_pallas
-
-    rounded = -(-block // 128) * 128
-    attend = functools.partial(
-      attention_pallas.interval_attention_tpu,
-      block_q=rounded,
-      block_k=rounded,
-      interpret=not on_tpu,
-    )
-  else:
-    raise ValueError(
-      f"implementation={implementation!r} must be 'xla' or 'pallas'"
-    )
-  if mesh is not None:
-    rows = jax.sharding.PartitionSpec("data")
-    # JAX cannot check an interpreted kernel.
-    check = implementation == "xla" or on_tpu
-    attend = jax.shard_map(
-      attend, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=check
-    )
-  return attend(q, k, v, subtree_end)
-
-
-def _short_rows(q, k, v, subtree_end, block):
+def _short_rows(q, k, v, subtree_end, near, block):
   """Attention [B, KV, G, T, D]; one softmax per block of queries."""
   b, kv, g, t, d = q.shape
   outputs = []
@@ -210,6 +173,10 @@ def _short_rows(q, k, v, subtree_end, block):
     i = jnp.arange(start, stop)[:, None]
     j = jnp.arange(stop)[None, :]
     visible = (j <= i) & (i < subtree_end[:, None, :stop])
+    if near is not None:
+      positions, window = near
+      behind = positions[:, start:stop, None] - positions[:, None, :stop]
+      visible &= behind < window
     qb = q[:, :, :, start:stop].reshape(b, kv, -1, d)
     score = jnp.einsum("bkqd,bkjd->bkqj", qb, k[:, :, :stop])
     score = score.reshape(b, kv, g, stop - start, stop)
@@ -221,7 +188,7 @@ def _short_rows(q, k, v, subtree_end, block):
   return jnp.concatenate(outputs, axis=3)
 
 
-def _long_rows(q, k, v, subtree_end, block):
+def _long_rows(q, k, v, subtree_end, near, block):
   """Attention [B, KV, G, T, D]; one loop over visible pairs of blocks."""
   b, kv, g, t, d = q.shape
   n = -(-t // block)
@@ -229,26 +196,33 @@ def _long_rows(q, k, v, subtree_end, block):
   q = jnp.pad(q, [(0, 0)] * 3 + [(0, pad), (0, 0)])
   k, v = (jnp.pad(x, [(0, 0)] * 2 + [(0, pad), (0, 0)]) for x in (k, v))
   end = jnp.pad(subtree_end, [(0, 0), (0, pad)])
+  if near is not None:
+    near = jnp.pad(near[0], [(0, 0), (0, pad)]), near[1]
   # Blocks lead: [N, B, KV, G * block, D] and [N, B, KV, block, D].
   q = q.reshape(b, kv, g, n, block, d).transpose(3, 0, 1, 2, 4, 5)
   q = q.reshape(n, b, kv, g * block, d)
   k, v = (
     x.reshape(b, kv, n, block, d).transpose(2, 0, 1, 3, 4) for x in (k, v)
   )
-  out = _paired(q, k, v, end, block)
+  out = _paired(q, k, v, end, near, block)
   out = out.reshape(n, b, kv, g, block, d).transpose(1, 2, 3, 0, 4, 5)
   return out.reshape(b, kv, g, n * block, d)[:, :, :, :t]
 
 
-def _pairs(end, block):
+def _pairs(end, near, block):
   """Query block and key block of every visible pair, and their number."""
-  seen = interval_blocks(end, block_q=block, block_k=block).any(0)
+  seen = interval_blocks(end, block_q=block, block_k=block)
+  if near is not None:
+    position = near[0].reshape(end.shape[0], -1, block)
+    first, last = position.min(-1), position.max(-1)
+    seen &= first[:, :, None] - last[:, None, :] < near[1]
+  seen = seen.any(0)
   n = seen.shape[0]
   i, j = jnp.nonzero(seen, size=n * (n + 1) // 2, fill_value=0)
   return i, j, seen.sum()
 
 
-def _pair_scores(q, k, end, i, j, block):
+def _pair_scores(q, k, end, near, i, j, block):
   """Scores [B, KV, G * block, block] in float32, and which are visible."""
   score = jnp.einsum(
     "bkqd,bkjd->bkqj", q[i], k[j], preferred_element_type=jnp.float32
@@ -256,8 +230,12 @@ def _pair_scores(q, k, end, i, j, block):
   b = end.shape[0]
   row = i * block + jnp.arange(block)[:, None]
   column = j * block + jnp.arange(block)[None, :]
-  end = jax.lax.dynamic_slice_in_dim(end, j * block, block, 1)
-  visible = (column <= row) & (row < end[:, None, :])
+  part = lambda x, at: jax.lax.dynamic_slice_in_dim(x, at * block, block, 1)
+  visible = (column <= row) & (row < part(end, j)[:, None, :])
+  if near is not None:
+    positions, window = near
+    behind = part(positions, i)[:, :, None] - part(positions, j)[:, None, :]
+    visible &= behind < window
   visible = jnp.broadcast_to(
     visible[:, None, None], (b, 1, q.shape[3] // block, block, block)
   )
@@ -269,18 +247,18 @@ def _constant(value, x):
   return jnp.where(x == 0, jnp.float32(value), jnp.float32(value))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _paired(q, k, v, end, block):
-  return _paired_forward(q, k, v, end, block)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _paired(q, k, v, end, near, block):
+  return _paired_forward(q, k, v, end, near, block)[0]
 
 
-def _paired_forward(q, k, v, end, block):
-  qi, kj, count = _pairs(end, block)
+def _paired_forward(q, k, v, end, near, block):
+  qi, kj, count = _pairs(end, near, block)
 
   def add(p, carry):
     top, total, out = carry
     i, j = qi[p], kj[p]
-    score, visible = _pair_scores(q, k, end, i, j, block)
+    score, visible = _pair_scores(q, k, end, near, i, j, block)
     score = jnp.where(visible, score, HIDDEN)
     new = jnp.maximum(top[i], score.max(-1))
     weight = jnp.where(visible, jnp.exp(score - new[..., None]), 0.0)
@@ -299,18 +277,19 @@ def _paired_forward(q, k, v, end, block):
   top, total, out = jax.lax.fori_loop(0, count, add, (*carry, _constant(0, q)))
   total = jnp.where(total > 0, total, 1.0)
   out = (out / total[..., None]).astype(q.dtype)
-  return out, (q, k, v, end, out, top + jnp.log(total), (qi, kj, count))
+  saved = (q, k, v, end, near, out, top + jnp.log(total), (qi, kj, count))
+  return out, saved
 
 
 def _paired_backward(block, saved, dout):
-  q, k, v, end, out, log_total, (qi, kj, count) = saved
+  q, k, v, end, near, out, log_total, (qi, kj, count) = saved
   # Σⱼ wᵢⱼ dwᵢⱼ, the inner product in the gradient of a softmax.
   inner = (dout.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1)
 
   def add(p, carry):
     dq, dk, dv = carry
     i, j = qi[p], kj[p]
-    score, visible = _pair_scores(q, k, end, i, j, block)
+    score, visible = _pair_scores(q, k, end, near, i, j, block)
     weight = jnp.where(visible, jnp.exp(score - log_total[i][..., None]), 0.0)
     product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
     dweight = product("bkqd,bkjd->bkqj", dout[i], v[j])
@@ -323,7 +302,8 @@ def _paired_backward(block, saved, dout):
 
   zeros = tuple(_constant(0, x) for x in (q, k, v))
   dq, dk, dv = jax.lax.fori_loop(0, count, add, zeros)
-  return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None
+  dq, dk, dv = dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype)
+  return dq, dk, dv, None, None
 
 
 _paired.defvjp(_paired_forward, _paired_backward)

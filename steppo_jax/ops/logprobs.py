@@ -13,6 +13,8 @@ def next_token_logprobs(
   wanted: chex.Array,
   *,
   chunk: int,
+  temperature: chex.Numeric,
+  softcap: float | None,
 ) -> tuple[chex.Array, chex.Array]:
   """Log-probability of each token given its parent, and the entropy there.
 
@@ -21,13 +23,17 @@ def next_token_logprobs(
   chunk is computed.
 
   Args:
-    hidden: [B, T, D] hidden states.
+    hidden: [B, T, D] hidden states; the products have their type and are
+      summed in float32.
     embedding: [V, D] output embedding.
     tokens: [B, T] int32.
     parent: [B, T] int32 in-row index of the token whose logits predict this
       one. A wanted root would be predicted by itself: of no meaning.
     wanted: [B, T] bool, True on the tokens whose numbers are needed.
     chunk: Number of tokens projected to the vocabulary at once, at least B.
+    temperature: τ of the distribution softmax(logits / τ), above 0.
+    softcap: c in logits = c tanh(logits / c), before the temperature; None for
+      none.
 
   Returns:
     log p(token) [B, T] and the entropy in nats of the distribution it was
@@ -39,6 +45,9 @@ def next_token_logprobs(
   chex.assert_rank([hidden, embedding], [3, 2])
   chex.assert_equal_shape([tokens, parent, wanted, hidden[..., 0]])
   b, t = tokens.shape
+  if jax.default_backend() == "cpu":  # jaxlib 0.7.2 has no such product there
+    hidden = hidden.astype(jnp.float32)
+  embedding = embedding.astype(hidden.dtype)
   width = min(max(chunk // b, 1), t)
   pad = -t % width
   # Stable: the order of a row's own wanted tokens stays.
@@ -54,8 +63,12 @@ def next_token_logprobs(
 
   def project(at, y, live):
     x = jnp.take_along_axis(hidden, at[..., None], axis=1)
-    logits = jnp.einsum("btd,vd->btv", x, embedding).astype(jnp.float32)
-    logp = jax.nn.log_softmax(logits, axis=-1)
+    logits = jnp.einsum(
+      "btd,vd->btv", x, embedding, preferred_element_type=jnp.float32
+    )
+    if softcap is not None:
+      logits = softcap * jnp.tanh(logits / softcap)
+    logp = jax.nn.log_softmax(logits / temperature, axis=-1)
     entropy = -jnp.sum(jnp.exp(logp) * logp, axis=-1)
     logp = jnp.take_along_axis(logp, y[..., None], axis=-1)[..., 0]
     return jnp.where(live, logp, 0.0), jnp.where(live, entropy, 0.0)

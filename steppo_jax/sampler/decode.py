@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from steppo_jax.models import transformer
+from steppo_jax.models.model_config import FULL
 from steppo_jax.ops import attention
 from steppo_jax.sampler import draw
 
@@ -60,13 +61,13 @@ def empty_cache(
   config: transformer.ModelConfig, num_slots: int, context: int
 ) -> Cache:
   """A cache of zeros for `num_slots` slots of `context` positions."""
-  kv, size = config.num_kv_heads, config.head_dim
-  layers = range(config.num_layers)
-  return Cache(
-    tuple(jnp.zeros((num_slots, kv, size, context)) for _ in layers),
-    tuple(jnp.zeros((num_slots, kv, context, size)) for _ in layers),
-    jnp.zeros((num_slots, config.width)),
+  n, kv, size = num_slots, config.num_kv_heads, config.head_dim
+  zeros = lambda *shape: tuple(
+    jnp.zeros(shape, config.compute) for _ in range(config.num_layers)
   )
+  keys, values = zeros(n, kv, size, context), zeros(n, kv, context, size)
+  hidden = jnp.zeros((num_slots, config.width), config.compute)
+  return Cache(keys, values, hidden)
 
 
 def _rows(x, slots, sizes):
@@ -83,16 +84,24 @@ def _values(v, slots, context):
   return _rows(v, slots, (v.shape[1], context, v.shape[3]))
 
 
-def _attention(q, k, v, positions):
-  """q [R, T, H, D] against k [R, KV, D, C] and v [R, KV, C, D], by position."""
+def _attention(q, k, v, positions, window):
+  """q [R, T, H, D] against k [R, KV, D, C] and v [R, KV, C, D], by position.
+
+  A layer with a window sees its last `window` positions only.
+  """
   r, t, h, d = q.shape
   kv, c = v.shape[1:3]
   q = q.reshape(r, t, kv, h // kv, d).transpose(0, 2, 3, 1, 4) * d**-0.5
   score = jnp.einsum("rkqd,rkdc->rkqc", q.reshape(r, kv, -1, d), k)
   score = score.reshape(r, kv, h // kv, t, c)
-  visible = jnp.arange(c) <= positions[..., None]
+  at = jnp.arange(c)
+  visible = at <= positions[..., None]
+  if window < FULL:
+    visible &= at > positions[..., None] - window
+  score = score.astype(jnp.float32)
   score = jnp.where(visible[:, None, None], score, attention.HIDDEN)
   weight = jax.nn.softmax(score, axis=-1).reshape(r, kv, -1, c)
+  weight = weight.astype(v.dtype)
   out = jnp.einsum("rkqc,rkcd->rkqd", weight, v)
   out = out.reshape(r, kv, h // kv, t, d)
   return out.transpose(0, 3, 1, 2, 4).reshape(r, t, h, d)
@@ -108,7 +117,7 @@ def _step(config, params, cache, tokens, positions, slots=None, context=None):
   every_slot = slots is None
 
   def attend_at(layer):
-    def attend(q, k, v):
+    def attend(q, k, v, window=FULL):
       rows = jnp.arange(q.shape[0]) if every_slot else slots
       row, every = rows[:, None], slice(None)
       # An index array on either side of slices puts the slices last.
@@ -120,7 +129,7 @@ def _step(config, params, cache, tokens, positions, slots=None, context=None):
       if not every_slot:
         keys = _keys(keys, slots, context)
         values = _values(values, slots, context)
-      return _attention(q, keys, values, positions)
+      return _attention(q, keys, values, positions, window)
 
     return attend
 
@@ -292,7 +301,7 @@ def decode(
 
   def sample(hidden, turns, where):
     """Adds one token to the slots `where`."""
-    logits = transformer.logits(params, hidden)
+    logits = transformer.logits(config, params, hidden)
     token, logp = draw.tokens(logits, keys, turns.count, temperature)
     at = jnp.where(where, turns.count, turns.ids.shape[1])
     count = turns.count + where

@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from steppo_jax.ops import attention, attention_pallas
+from steppo_jax.ops import attend, attention, attention_pallas
 
 T = 22  # no multiple of any block below
 xla = lambda block: functools.partial(attention.interval_attention, block=block)
@@ -256,7 +256,7 @@ def test_rows_split_over_devices_give_the_same_attention(implementation):
   q, k, v, dout = arrays(11, end)
   mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
   function = functools.partial(
-    attention.attend_rows, block=4, implementation=implementation
+    attend.attend_rows, block=4, implementation=implementation
   )
   rows = jax.sharding.NamedSharding(mesh, P("data"))
   split = jax.device_put([q, k, v, end, dout], rows)
@@ -289,16 +289,16 @@ def test_wrong_options_are_named():
       functools.partial(tpu, block_q=128, block_k=128), *long, ends
     )
   with pytest.raises(ValueError, match="implementation='mosaic' must be"):
-    attention.attend_rows(
+    attend.attend_rows(
       q, k, v, end, block=4, implementation="mosaic", mesh=None
     )
   with pytest.raises(ValueError, match="attention='mosaic' is none of"):
-    attention.resolve("mosaic")
+    attend.resolve("mosaic")
 
 
 def test_a_kernel_is_chosen_on_a_tpu_only():
   assert jax.default_backend() == "cpu"
-  assert [attention.resolve(x) for x in ("auto", "xla", "pallas")] == [
+  assert [attend.resolve(x) for x in ("auto", "xla", "pallas")] == [
     "xla",
     "xla",
     "pallas",

@@ -34,8 +34,9 @@ def slow(hidden):
 
 def fast(hidden, wanted=WANTED, *, chunk):
   return logprobs.next_token_logprobs(
-    hidden, TABLE, TOKENS, PARENT, wanted, chunk=chunk
-  )
+    hidden, TABLE, TOKENS, PARENT, wanted, chunk=chunk, temperature=1.0,
+    softcap=None,
+  )  # fmt: skip
 
 
 @pytest.mark.parametrize("chunk", [1, 6, 12, 1000])

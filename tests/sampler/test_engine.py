@@ -30,8 +30,9 @@ def learner_logprobs(ids, temperature=1.0):
     worlds.model(), worlds.policy(), ids, positions, attend
   )
   logp, _ = logprobs.next_token_logprobs(
-    hidden / temperature, worlds.policy()["embed"]["embedding"], ids,
+    hidden, worlds.policy()["embed"]["embedding"], ids,
     jnp.maximum(positions - 1, 0), positions > 0, chunk=16,
+    temperature=temperature, softcap=None,
   )  # fmt: skip
   return np.asarray(logp[0])
 

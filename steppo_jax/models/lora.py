@@ -1,0 +1,139 @@
+"""Low-rank adapters: a tree that has them trains them alone.
+
+A matrix W [L, in, out] at ".../kernel" gets neighbours "lora_a" [L, in, r],
+"lora_b" [L, r, out] and "lora_scale" [L], and the layer computes
+
+    x W + s (x A) B,        s = alpha / r
+
+Whether a policy is trained whole or through adapters is so a property of its
+parameters: learner, sampler and checkpoints take either.
+
+Source: Hu et al. 2021, arXiv:2106.09685, section 4.1.
+"""
+
+import dataclasses
+import fnmatch
+from collections.abc import Mapping
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from steppo_jax.models import weights
+
+_TRAINED = ("lora_a", "lora_b")
+_ADDED = (*_TRAINED, "lora_scale")
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+  """Adapters of a run.
+
+  Attributes:
+    rank: r; 0 trains all parameters and adds none.
+    alpha: The product is multiplied by alpha / rank.
+    targets: Patterns of the paths of matrices, such as "layers/q/kernel";
+      "*" stands for anything.
+  """
+
+  rank: int = 0
+  alpha: float = 16.0
+  targets: tuple[str, ...] = ("layers/*/kernel",)
+
+  def __post_init__(self):
+    if self.rank < 0:
+      raise ValueError(f"lora.rank={self.rank} must be at least 0")
+    if self.rank and not self.alpha > 0:
+      raise ValueError(f"lora.alpha={self.alpha} must be above 0")
+
+
+def _name(path: str) -> str:
+  return path.rsplit("/", 1)[-1]
+
+
+def add(
+  params: Mapping[str, Any], config: LoraConfig, key: chex.PRNGKey
+) -> dict[str, Any]:
+  """Parameters with fresh adapters, which change nothing yet (B = 0).
+
+  Args:
+    params: A decoder's parameters.
+    config: Which matrices, and how wide; rank 0 returns `params`.
+    key: Draws A.
+
+  Raises:
+    ValueError: the parameters have adapters, or a pattern fits no matrix of a
+      layer.
+  """
+  if not config.rank:
+    return dict(params)
+  if has(params):
+    raise ValueError("the parameters have adapters already: merge them first")
+  flat = weights.flatten(params)
+  matrices = [path for path in flat if _name(path) == "kernel"]
+  chosen = set()
+  for pattern in config.targets:
+    found = fnmatch.filter(matrices, pattern)
+    if not found:
+      raise ValueError(
+        f"lora.targets: {pattern!r} fits none of {', '.join(matrices)}"
+      )
+    chosen |= set(found)
+  for number, path in enumerate(sorted(chosen)):
+    layers, wide, out = flat[path].shape
+    before = path.removesuffix("kernel")
+    draw = jax.random.normal(
+      jax.random.fold_in(key, number), (layers, wide, config.rank)
+    )
+    flat[before + "lora_a"] = draw * wide**-0.5
+    flat[before + "lora_b"] = jnp.zeros((layers, config.rank, out))
+    flat[before + "lora_scale"] = jnp.full(
+      (layers,), config.alpha / config.rank
+    )
+  return weights.unflatten(flat)
+
+
+def has(params: Mapping[str, Any]) -> bool:
+  """Are there adapters?"""
+  return any(_name(path) in _ADDED for path in weights.flatten(params))
+
+
+def split(params: Any) -> tuple[Any, dict[str, Any]]:
+  """What is trained and what is not: adapters and the rest, or all and {}."""
+  if not has(params):
+    return params, {}
+  flat = weights.flatten(params)
+  trained = {k: v for k, v in flat.items() if _name(k) in _TRAINED}
+  frozen = {k: v for k, v in flat.items() if k not in trained}
+  return trained, frozen
+
+
+def join(trained: Any, frozen: Mapping[str, Any]) -> Any:
+  """Undoes `split`."""
+  if not frozen:
+    return trained
+  return weights.unflatten(dict(sorted((trained | frozen).items())))
+
+
+def off(params: Mapping[str, Any]) -> dict[str, Any]:
+  """The tree without its adapters: the policy that they started from."""
+  flat = weights.flatten(params)
+  return weights.unflatten(
+    {k: v for k, v in flat.items() if _name(k) not in _ADDED}
+  )
+
+
+def merge(params: Mapping[str, Any]) -> dict[str, Any]:
+  """The tree without adapters that computes what it computes with them."""
+  flat = weights.flatten(params)
+  merged = weights.flatten(off(params))
+  for path in merged:
+    before = path.removesuffix("kernel")
+    if path == before or before + "lora_a" not in flat:
+      continue
+    a, b, scale = (flat[before + name] for name in _ADDED)
+    product = jnp.einsum("lir,lro,l->lio", a, b, scale)
+    kernel = merged[path]
+    merged[path] = (kernel.astype(product.dtype) + product).astype(kernel.dtype)
+  return weights.unflatten(merged)

@@ -1,0 +1,297 @@
+"""Every family computes what transformers recorded, in every kind of row."""
+
+import dataclasses
+import functools
+
+import families
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from steppo_jax import types
+from steppo_jax.models import hf_config, presets, transformer
+from steppo_jax.models.model_config import ModelConfig
+from steppo_jax.ops import attend, attention, logprobs
+from steppo_jax.sampler import engine as engine_lib
+
+LAYOUTS = {
+  "right": lambda ids: families.padded(ids, left=False),
+  "left": lambda ids: families.padded(ids, left=True),
+  "packed": families.packed,
+  "branched": families.branched,
+}
+
+
+@pytest.mark.parametrize("block", [64, 8], ids=["short", "long"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", families.NAMES)
+def test_logits_are_those_of_transformers(name, layout, block):
+  model, params = families.checkpoint(name)
+  ids, right, left = families.recorded(name)
+  expected = left if layout == "left" else right
+  rows, slots = LAYOUTS[layout](ids)
+  got = families.jitted(model, params, *rows, block=block)
+  assert got.dtype == jnp.float32
+  for (row, at), want in zip(slots, expected, strict=True):
+    assert np.ptp(want) > 1  # far from flat
+    np.testing.assert_allclose(got[row, at], want, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("remat", ["dots", "full"])
+@pytest.mark.parametrize("name", ["qwen2", "gemma3"])
+def test_computing_again_gives_the_same_gradient(name, remat):
+  model, params = families.checkpoint(name)
+  rows, _ = families.packed(families.recorded(name)[0])
+
+  def gradient(model):
+    loss = lambda p: jnp.square(families.logits(model, p, *rows, block=8)).sum()
+    return jax.jit(jax.grad(loss))(params)
+
+  again = gradient(dataclasses.replace(model, remat=remat))
+  for x, y in zip(
+    jax.tree.leaves(gradient(model)), jax.tree.leaves(again), strict=True
+  ):
+    np.testing.assert_allclose(x, y, atol=1e-5 * float(jnp.abs(x).max()))
+
+
+@pytest.mark.parametrize("name", families.NAMES)
+def test_bfloat16_rounds_and_keeps_float32_logits(name):
+  model, params = families.checkpoint(name)
+  ids, expected, _ = families.recorded(name)
+  half = dataclasses.replace(model, compute="bfloat16")
+  rows, slots = families.packed(ids)
+  got = families.jitted(half, params, *rows)
+  assert got.dtype == jnp.float32
+  for (row, at), want in zip(slots, expected, strict=True):
+    gap = np.abs(got[row, at] - want).mean()
+    assert 1e-4 < gap < 0.1 * want.std()
+
+
+@pytest.mark.parametrize("name", families.NAMES)
+def test_parameters_of_half_the_bytes_run_in_float32(name):
+  model, params = families.checkpoint(name)
+  small = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+  rows, _ = families.packed(families.recorded(name)[0])
+  wide = jax.tree.map(lambda x: x.astype(jnp.float32), small)
+  np.testing.assert_allclose(
+    families.jitted(model, small, *rows),
+    families.jitted(model, wide, *rows),
+    atol=2e-5,
+  )
+
+
+def slow_window(q, k, v, end, positions, window):
+  mask = attention.interval_mask(end)
+  mask &= positions[:, :, None] - positions[:, None, :] < window
+  k, v = (jnp.repeat(x, q.shape[2] // k.shape[2], 2) for x in (k, v))
+  score = jnp.einsum("bihd,bjhd->bhij", q, k) * q.shape[-1] ** -0.5
+  weight = jax.nn.softmax(jnp.where(mask[:, None], score, -1e30), -1)
+  return jnp.einsum("bhij,bjhd->bihd", weight, v)
+
+
+@pytest.mark.parametrize("block", [64, 8], ids=["short", "long"])
+@pytest.mark.parametrize("window", [1, 7, 30, 500])
+def test_windows_count_positions_and_have_the_right_gradient(window, block):
+  _, positions, end = families.branched(families.recorded("gemma3")[0])[0]
+  end, positions = jnp.asarray(end), jnp.asarray(positions)
+  t = end.shape[1]
+  keys = jax.random.split(jax.random.key(0), 4)
+  draw = lambda key, heads: jax.random.normal(key, (1, t, heads, 8))
+  q, k, v = draw(keys[0], 4), draw(keys[1], 2), draw(keys[2], 2)
+  dout = draw(keys[3], 4)
+
+  def fast(q, k, v):
+    return attention.window_attention(
+      q, k, v, end, positions, window, block=block
+    )
+
+  slow = lambda q, k, v: slow_window(q, k, v, end, positions, window)
+  for run in (fast, slow):
+    out, back = jax.vjp(run, q, k, v)
+    found = (out, *back(dout))
+    if run is fast:
+      got = found
+  for x, y in zip(got, found, strict=True):
+    np.testing.assert_allclose(x, y, atol=2e-5)
+
+
+def test_blocks_outside_a_window_are_not_computed():
+  t, block, window = 96, 8, 8
+  end, positions = jnp.full((1, t), t), jnp.arange(t)[None]
+  pairs = lambda near: int(attention._pairs(end, near, block)[2])
+  assert pairs(None) == 12 * 13 // 2
+  # Its own block and the one before.
+  assert pairs((positions, jnp.int32(window))) == 12 + 11
+
+
+@functools.cache
+def engine(name):
+  """Few shapes, as every one is compiled."""
+  model, _ = families.checkpoint(name)
+  return engine_lib.SlotEngine(
+    model,
+    engine_lib.SamplerConfig(num_slots=2, prefill_lengths=(32,)),
+    context=96, max_new_tokens=12, end_of_turn_id=1, seed=0,
+  )  # fmt: skip
+
+
+@functools.partial(jax.jit, static_argnames=("name", "temperature"))
+def relearned(name, row, *, temperature):
+  """[B, T] log-probs of padded sequences by the learner's functions."""
+  model, params = families.checkpoint(name)
+  positions = jnp.broadcast_to(jnp.arange(row.shape[1]), row.shape)
+  run = attend.over_rows(
+    jnp.full(row.shape, row.shape[1]), positions, block=16,
+    implementation="xla", mesh=None,
+  )  # fmt: skip
+  hidden = transformer.apply(model, params, row, positions, run)
+  return logprobs.next_token_logprobs(
+    hidden, transformer.unembedding(params), row,
+    jnp.maximum(positions - 1, 0), positions > 0, chunk=256,
+    temperature=temperature, softcap=model.softcap,
+  )[0]  # fmt: skip
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0])
+@pytest.mark.parametrize("reuse", [True, False], ids=["reused", "read anew"])
+@pytest.mark.parametrize("name", families.NAMES)
+def test_the_sampler_reports_what_the_learner_computes(
+  name, reuse, temperature
+):
+  made, params = engine(name), families.checkpoint(name)[1]
+  made.set_params(params, 0)
+  before = made.counters.prefill_tokens
+  rng = np.random.default_rng(0)
+  prompts = [rng.integers(3, 96, n) for n in (5, 30)]
+  spans = [[] for _ in prompts]
+  for turn in range(3):
+    answers = made.generate(
+      [
+        types.Request(str(i), p.astype(np.int32), (i, turn), 12, temperature)
+        for i, p in enumerate(prompts)
+      ]
+    )
+    for i, answer in enumerate(answers):
+      spans[i].append((len(prompts[i]), answer.logprobs))
+      prompts[i] = np.concatenate(
+        [prompts[i], answer.response_ids, rng.integers(3, 96, 4)]
+      )
+    if not reuse:
+      made.set_params(params, turn + 1)
+  for session in "01":
+    made.release(session)
+  read = made.counters.prefill_tokens - before
+  assert (read < sum(len(p) for p in prompts)) == reuse
+  padded = np.stack([np.pad(p, (0, 96 - len(p))) for p in prompts])
+  expected = relearned(name, padded.astype(np.int32), temperature=temperature)
+  for row, turns in zip(np.asarray(expected), spans, strict=True):
+    for start, got in turns:
+      want = row[start : start + len(got)]
+      np.testing.assert_allclose(got, want, atol=1e-4)
+
+
+PUBLISHED = {
+  "smollm2_135m": 134_515_008,
+  "llama3_2_1b": 1_235_814_400,
+  "qwen2_5_0_5b": 494_032_768,
+  "qwen3_0_6b": 596_049_920,
+  "qwen3_1_7b": 1_720_574_976,
+  "qwen3_4b": 4_022_468_096,
+  "gemma3_270m": 268_098_176,
+  "gemma3_1b": 999_885_952,
+}
+
+
+@pytest.mark.parametrize("name", presets.VOCABULARIES)
+def test_presets_have_the_published_number_of_parameters(name):
+  model = presets.get(name)
+  like = transformer.abstract_params(model)
+  assert transformer.num_params(like) == PUBLISHED[name]
+  assert hf_config.from_config(hf_config.to_config(model)) == model
+  # As the facts of a weights file keep it.
+  assert ModelConfig(**dataclasses.asdict(model)) == model
+
+
+def test_a_preset_without_a_vocabulary_asks_for_one():
+  with pytest.raises(ValueError, match="micro has no vocabulary"):
+    presets.get("micro")
+  with pytest.raises(ValueError, match="unknown model 'qwen9'"):
+    presets.get("qwen9", 10)
+
+
+QWEN = {
+  "model_type": "qwen3", "vocab_size": 96, "hidden_size": 32,
+  "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+  "head_dim": 16, "intermediate_size": 48, "rms_norm_eps": 1e-6,
+  "rope_theta": 1e6,
+}  # fmt: skip
+GEMMA = QWEN | {
+  "model_type": "gemma3_text", "sliding_window": 9, "num_hidden_layers": 7,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+  ("config", "message"),
+  [
+    (QWEN | {"model_type": "mamba"}, "model_type 'mamba' is not known"),
+    ({}, "model_type is missing"),
+    (QWEN | {"model_type": "gemma3"}, "the text model inside"),
+    ({k: v for k, v in QWEN.items() if k != "hidden_size"},
+     "hidden_size is missing"),
+    (QWEN | {"vocab_size": "96"}, "vocab_size='96' must be a number"),
+    (QWEN | {"vocab_size": 0}, "vocab_size=0 must be above 0"),
+    (QWEN | {"num_key_value_heads": 3}, "num_heads=4 is not a multiple"),
+    (QWEN | {"head_dim": None, "hidden_size": 33}, "head_dim is missing"),
+    (QWEN | {"head_dim": 15}, "head_dim=15 must be even"),
+    (QWEN | {"hidden_act": "relu"}, "hidden_act='relu'"),
+    (QWEN | {"attention_bias": True}, "attention_bias=True is not supp"),
+    (QWEN | {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
+     "rope_type='yarn'"),
+    (QWEN | {"rope_scaling": {"type": "llama3", "factor": 4.0}},
+     "misses low_freq_factor"),
+    (QWEN | {"rope_scaling": {"type": "linear", "factor": 0}},
+     "factor=0 must be above 0"),
+    (QWEN | {"use_sliding_window": True, "max_window_layers": 1},
+     "sliding_window is missing"),
+    (GEMMA | {"layer_types": ["full_attention"]}, "1 layer_types for"),
+    (GEMMA | {"layer_types": ["chunked_attention"] * 7}, "chunked_attention"),
+    (GEMMA | {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping=50"),
+    (GEMMA | {"use_bidirectional_attention": True}, "bidirectional"),
+  ],
+)  # fmt: skip
+def test_a_configuration_that_cannot_be_is_explained(config, message):
+  with pytest.raises(ValueError, match=message):
+    hf_config.from_config(config)
+
+
+def test_older_spellings_mean_the_same():
+  old = hf_config.from_config(
+    GEMMA
+    | {
+      "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+      "rope_local_base_freq": 5e3,
+      "sliding_window_pattern": 3,
+    }
+  )
+  assert old.local_rope_theta == 5e3
+  assert old.rope_theta == 1e6
+  assert old.rope_scaling.factor == 8.0
+  assert old.windows == (9, 9, 0, 9, 9, 0, 9)
+  assert hf_config.from_config(hf_config.to_config(old)) == old
+  half = QWEN | {"use_sliding_window": True, "max_window_layers": 1}
+  found = hf_config.from_config(half | {"sliding_window": 5})
+  assert found.windows == (0, 5)
+
+
+@pytest.mark.parametrize(
+  ("text", "message"),
+  [("{", "is not JSON"), ("[]", "no JSON object"), (None, "no model config")],
+)
+def test_a_configuration_file_that_cannot_be_read_is_named(
+  tmp_path, text, message
+):
+  if text is not None:
+    (tmp_path / "config.json").write_text(text)
+  with pytest.raises(ValueError, match=message):
+    hf_config.from_config(tmp_path)

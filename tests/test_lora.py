@@ -1,0 +1,208 @@
+"""Adapters: nothing at first, alone in the optimizer, merged at the end."""
+
+import dataclasses
+import fnmatch
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import test_learner
+import test_train
+import worlds
+
+from steppo_jax import algorithms, learner, mesh, supervised
+from steppo_jax.models import heads, lora, transformer, weights
+from steppo_jax.ops import attend
+
+CONFIG = lora.LoraConfig(rank=2, alpha=6.0)
+
+
+def with_adapters(seed=0, config=CONFIG, params=None):
+  """A policy whose adapters do something."""
+  policy = lora.add(params or worlds.policy(), config, jax.random.key(seed))
+  flat = weights.flatten(policy)
+  for number, path in enumerate(flat):
+    if path.endswith("lora_b"):
+      key = jax.random.key(100 + number)
+      flat[path] = 0.3 * jax.random.normal(key, flat[path].shape)
+  return weights.unflatten(flat)
+
+
+def logits(params, model=None):
+  model = model or worlds.model()
+  ids = jnp.arange(3, 43)[None]
+  positions = jnp.arange(40)[None]
+  run = attend.over_rows(
+    jnp.full((1, 40), 40), positions, block=64, implementation="xla", mesh=None
+  )
+  hidden = transformer.apply(model, params, ids, positions, run)
+  return transformer.logits(model, params, hidden)
+
+
+def test_fresh_adapters_change_nothing():
+  policy = lora.add(worlds.policy(), CONFIG, jax.random.key(0))
+  assert not lora.has(worlds.policy())
+  assert lora.has(policy)
+  plain = logits(worlds.policy())
+  np.testing.assert_allclose(logits(policy), plain, atol=2e-5)
+
+
+def test_a_layer_adds_the_scaled_product_of_its_adapter():
+  # s = alpha / r = 6 / 2 = 3; x = (1, 2); x A = 1·2 + 2·1 = 4; B = (5, -1).
+  params = {
+    "kernel": jnp.array([[1.0, 0.0], [0.0, 1.0]]),
+    "lora_a": jnp.array([[2.0], [1.0]]),
+    "lora_b": jnp.array([[5.0, -1.0]]),
+    "lora_scale": jnp.float32(3.0),
+  }
+  got = transformer.Linear(2).apply({"params": params}, jnp.array([[1.0, 2.0]]))
+  np.testing.assert_allclose(got, [[1 + 60, 2 - 12]])
+
+
+def test_merged_parameters_compute_the_same():
+  policy = with_adapters()
+  merged = lora.merge(policy)
+  assert jax.tree.structure(merged) == jax.tree.structure(worlds.policy())
+  gap = jnp.abs(logits(policy) - logits(worlds.policy())).max()
+  assert gap > 0.5
+  np.testing.assert_allclose(logits(merged), logits(policy), atol=5e-5)
+  off = lora.off(policy)
+  np.testing.assert_array_equal(logits(off), logits(worlds.policy()))
+  same = lora.merge(worlds.policy())
+  assert jax.tree.all(jax.tree.map(lambda x, y: x is y, same, worlds.policy()))
+
+
+@pytest.mark.parametrize(
+  "targets", [("layers/q/*", "layers/v/*"), ("*down/kernel",), ("layers/*",)]
+)
+def test_patterns_choose_matrices(targets):
+  config = dataclasses.replace(CONFIG, targets=targets)
+  flat = weights.flatten(lora.add(worlds.policy(), config, jax.random.key(0)))
+  found = {p.removesuffix("lora_a") for p in flat if p.endswith("lora_a")}
+  want = {
+    p.removesuffix("kernel")
+    for p in weights.flatten(worlds.policy())
+    if p.endswith("kernel") and any(fnmatch.fnmatch(p, t) for t in targets)
+  }
+  assert found == want
+  assert len(found) in (1, 2, 7)
+
+
+@pytest.mark.parametrize(
+  ("make", "message"),
+  [
+    (lambda: lora.LoraConfig(rank=-1), r"lora\.rank=-1"),
+    (lambda: lora.LoraConfig(rank=1, alpha=0), r"lora\.alpha=0"),
+    (lambda: with_adapters(config=dataclasses.replace(
+      CONFIG, targets=("layers/qq/*",))), "'layers/qq/\\*' fits none of"),
+    (lambda: with_adapters(config=dataclasses.replace(
+      CONFIG, targets=("embed/*",))), "fits none of"),
+    (lambda: with_adapters(params=with_adapters()), "have adapters already"),
+  ],
+)  # fmt: skip
+def test_adapters_that_cannot_be_are_refused(make, message):
+  with pytest.raises(ValueError, match=message):
+    make()
+
+
+def updated(policy, reference, *, kl_coef=0.5, config=CONFIG):
+  """State before and after one update of GRPO with a KL term."""
+  row = dataclasses.replace(
+    algorithms.get("grpo"), kl_coef=kl_coef, clip_low=0.2, clip_high=0.2
+  )
+  options = dataclasses.replace(test_learner.CONFIG, lora=config)
+  one = mesh.make_mesh(1)
+  made = learner.Learner(
+    worlds.model(), row, options, one, num_updates=4, seed=0
+  )
+  state = made.init(policy)
+  before = jax.device_get(state)
+  batch = learner.put_batch(test_learner.packed(), one)
+  after, found = made.update(state, reference, batch)
+  return before, jax.device_get(after), jax.device_get(found)
+
+
+def test_an_update_moves_adapters_alone_and_keeps_state_for_them_alone():
+  before, after, _ = updated(worlds.policy(), None)
+  old, new = (weights.flatten(s.policy) for s in (before, after))
+  moved = {p for p in old if not np.array_equal(old[p], new[p])}
+  # A starts to move once B is no longer 0.
+  assert moved == {p for p in old if p.endswith(("lora_a", "lora_b"))}
+  adapters = sum(old[p].size for p in moved)
+  floats = [
+    x for x in jax.tree.leaves(after.policy_optimizer)
+    if jnp.issubdtype(x.dtype, jnp.floating)
+  ]  # fmt: skip
+  assert sum(x.size for x in floats) == 2 * adapters  # Adam's two moments
+  for path, leaf in weights.flatten(worlds.policy()).items():
+    np.testing.assert_array_equal(new[path], leaf)
+
+
+def test_the_reference_is_the_policy_with_its_adapters_off():
+  policy = with_adapters()
+  _, implied, found = updated(policy, None)
+  _, given, same = updated(policy, worlds.policy())
+  for x, y in zip(
+    jax.tree.leaves(implied.policy), jax.tree.leaves(given.policy), strict=True
+  ):
+    np.testing.assert_array_equal(x, y)
+  total, weight = found["policy/kl_reference"]
+  assert total / weight > 1e-3
+  np.testing.assert_array_equal(total, same["policy/kl_reference"][0])
+
+
+def test_rank_0_is_the_update_of_all_parameters():
+  whole = dataclasses.replace(CONFIG, rank=0)
+  before, after, _ = updated(worlds.policy(), worlds.policy(), config=whole)
+  for x, y in zip(
+    jax.tree.leaves(before.policy), jax.tree.leaves(after.policy), strict=True
+  ):
+    assert not np.array_equal(x, y)
+
+
+def test_a_critic_begins_without_adapters():
+  critic = heads.init_critic(with_adapters(), own_trunk=True)
+  assert not lora.has(critic["trunk"])
+
+
+def test_supervised_steps_train_adapters_alone():
+  rows = jax.tree.map(lambda x: x[0], test_learner.packed().tokens)
+  optimizer, step = supervised.make_step(
+    worlds.model(), supervised.SupervisedConfig(warmup_steps=0)
+  )
+  start = lora.add(worlds.policy(), CONFIG, jax.random.key(0))
+  state = optimizer.init(lora.split(start)[0])
+  params, losses = jax.tree.map(jnp.array, start), []
+  for _ in range(8):
+    params, state, loss = step(params, state, rows)
+    losses.append(float(loss))
+  assert losses[-1] < losses[0] - 0.1
+  for x, y in zip(
+    jax.tree.leaves(lora.off(params)), jax.tree.leaves(worlds.policy()),
+    strict=True,
+  ):  # fmt: skip
+    np.testing.assert_array_equal(x, y)
+
+
+def test_a_run_exports_a_policy_of_low_rank_change(tmp_path):
+  options = test_train.small_config(tmp_path, num_updates=2)
+  options = dataclasses.replace(
+    options,
+    learner=dataclasses.replace(
+      options.learner, lora=lora.LoraConfig(rank=2), critic_warmup=0,
+      learning_rate=1e-2, warmup_steps=0,
+    ),
+  )  # fmt: skip
+  folder = test_train.run(options)
+  start, _ = weights.load_params(tmp_path / "start.safetensors")
+  trained, _ = weights.load_params(folder / "policy.safetensors")
+  start, trained = weights.flatten(start), weights.flatten(trained)
+  assert set(start) == set(trained)
+  for path, old in start.items():
+    change = trained[path] - old
+    if path.endswith("kernel"):
+      size = np.linalg.svd(change[0], compute_uv=False)
+      assert size[1] > 1e-4 > 10 * size[2]
+    else:
+      assert not change.any()
