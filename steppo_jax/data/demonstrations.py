@@ -204,7 +204,8 @@ def _verify(folder: pathlib.Path) -> None:
   if wrong:
     raise RuntimeError(
       f"broken or missing in {folder}: {', '.join(wrong)}; remove that folder "
-      "and make it again with `python -m steppo_jax data household`"
+      "and make it again with `python -m steppo_jax data household "
+      "--demonstrations`"
     )
 
 
@@ -303,7 +304,7 @@ def load(data_dir: str | os.PathLike, options: Demonstrations) -> Episodes:
     raise ValueError(
       f"no demonstrations at {folder} (there are: "
       f"{', '.join(present) or 'none'}); make them with "
-      "`python -m steppo_jax data household`"
+      "`python -m steppo_jax data household --demonstrations`"
     )
   _verify(folder)
   builder = tfds.builder_from_directory(str(folder))
