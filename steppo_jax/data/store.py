@@ -86,7 +86,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
 
 @contextlib.contextmanager
-def _progress(title: str, total: int, shown: bool):
+def progress(title: str, total: int, shown: bool = True):
   """One bar on the terminal in place of what TFDS says of downloads."""
   columns = rich.progress.Progress.get_default_columns()
   log = logging.getLogger("absl")
@@ -100,11 +100,11 @@ def _progress(title: str, total: int, shown: bool):
         rich.progress.MofNCompleteColumn(),
         console=rich.console.Console(stderr=True),
         disable=not shown,
-      ) as progress,
+      ) as bars,
       contextlib.redirect_stdout(io.StringIO()),
     ):
-      bar = progress.add_task(title, total=total)
-      yield lambda: progress.advance(bar)
+      bar = bars.add_task(title, total=total)
+      yield lambda: bars.advance(bar)
   finally:
     log.setLevel(level)
 
@@ -152,15 +152,20 @@ def write(
   sizes = [len(examples) for examples in contents.splits.values()]
   if not sizes or 0 in sizes:
     raise ValueError(f"{contents.name}: a split is empty, nothing to write")
-  with _progress(contents.name, sum(sizes), bar) as advance:
+  with progress(contents.name, sum(sizes), bar) as advance:
     builder(
       contents=contents, output=output, advance=advance
     ).download_and_prepare()
   for path in contents.files:
     shutil.copyfile(path, folder / path.name)
   (folder / FACTS).write_text(json.dumps(dict(contents.facts), indent=1))
-  (folder / DIGESTS).write_text(json.dumps(_digests(folder), indent=1))
+  seal(folder)
   return folder
+
+
+def seal(folder: pathlib.Path) -> None:
+  """Writes down the checksums of a folder's files: the dataset is complete."""
+  (folder / DIGESTS).write_text(json.dumps(_digests(folder), indent=1))
 
 
 def digest(path: pathlib.Path) -> str:

@@ -74,7 +74,7 @@ def test_episodes_are_read_at_random(data_dir):
   in_order = list(episodes)
   assert episodes[-1] == in_order[39]
   assert [episodes[np.int64(i)] for i in (7, 3)] == [in_order[7], in_order[3]]
-  with pytest.raises(IndexError, match="episode 40 of 40"):
+  with pytest.raises(IndexError, match="example 40 of 40"):
     episodes[40]
 
 
