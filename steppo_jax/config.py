@@ -164,6 +164,8 @@ class RunConfig:
     seed: Root of everything random in training.
     run_dir: Folder of the results; None for runs/NAME-seedSEED.
     weights: Safetensors file of the starting policy.
+    tokenizer: "household", "worlds" (generated shops, questions and papers) or
+      a SentencePiece model's file; the one that the weights were trained with.
     num_updates: Length of the run.
     tasks_per_update: Tasks whose episodes make one batch.
     group_size: Episodes of each task.
@@ -176,6 +178,7 @@ class RunConfig:
   """
 
   weights: str
+  tokenizer: str = "household"
   seed: int = 0
   run_dir: str | None = None
   num_updates: int = 60
@@ -213,6 +216,7 @@ class SupervisedRun:
   Attributes:
     weights: Safetensors file to start from; None starts from scratch.
     save_weights: Safetensors file to write at the end; None writes none.
+    tokenizer: See `RunConfig`.
     model: Preset of a model that starts from scratch.
     seed: Root of everything random in training.
     run_dir: Folder of the results; None for runs/NAME-seedSEED.
@@ -223,6 +227,7 @@ class SupervisedRun:
 
   weights: str | None = None
   save_weights: str | None = None
+  tokenizer: str = "household"
   model: str = "micro"
   seed: int = 0
   run_dir: str | None = None

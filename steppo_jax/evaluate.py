@@ -14,7 +14,7 @@ from steppo_jax.data import tokenizer as tokenizer_lib
 from steppo_jax.data import trajectories as trajectories_lib
 from steppo_jax.envs import base, process
 from steppo_jax.models import transformer, weights
-from steppo_jax.rollout import counts, loop, prompting
+from steppo_jax.rollout import counts, loop, prompting, sections
 from steppo_jax.sampler import engine as engine_lib
 
 # Keys of evaluation start here, far from every update's.
@@ -195,7 +195,7 @@ def make_evaluator(
   options = prompting.PromptConfig()
   if isinstance(config, config_lib.RunConfig):
     options = config.prompt
-  prompt = prompting.make(options, tokenizer)
+  prompt = sections.make(options, tokenizer, config.env.name)
   return Evaluator(engine, prompt, rollout, config.env, tasks)
 
 
@@ -241,7 +241,7 @@ def evaluate(
   if record:
     record = pathlib.Path(record)
     trajectories_lib.check_new(record.parent, record.name)
-  tokenizer = tokenizer_lib.SentencePieceTokenizer()
+  tokenizer = tokenizer_lib.load(config.tokenizer)
   model, params = load_policy(config.weights, tokenizer)
   tasks = make_tasks(config.env)
   splits = tuple(dict.fromkeys(splits or (config.evaluation.split,)))

@@ -26,7 +26,7 @@ def load_rows(config: config_lib.SupervisedRun, prompt, pad_id: int):
     demonstrations.load(config.data_dir, options)
   ):
     task = types.Task(
-      f"{episode['uid']}#{number}", "household", episode["family"], {}
+      f"{episode['uid']}#{number}", options.env, episode["family"], {}
     )
     turns = [(s["observation"], s["action"]) for s in episode["steps"][:-1]]
     trajectories.append(
@@ -64,7 +64,7 @@ def train(
   Raises:
     ValueError: options, weights or data that do not fit.
   """
-  tokenizer = tokenizer_lib.SentencePieceTokenizer()
+  tokenizer = tokenizer_lib.load(config.tokenizer)
   prompt = prompting.CompactPrompt(tokenizer)
   model, params = _start(config, tokenizer)
   rows = load_rows(config, prompt, tokenizer.pad_id)

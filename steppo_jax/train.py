@@ -45,7 +45,7 @@ class Run:
   def __init__(self, config: config_lib.RunConfig, folder: pathlib.Path):
     self.config = config
     self.folder = folder
-    self.tokenizer = tokenizer_lib.SentencePieceTokenizer()
+    self.tokenizer = tokenizer_lib.load(config.tokenizer)
     self.model, self.policy = evaluate.load_policy(
       config.weights, self.tokenizer
     )

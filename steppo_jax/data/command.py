@@ -48,16 +48,19 @@ def add_arguments(data: argparse.ArgumentParser) -> None:
   )  # fmt: skip
   data.add_argument(
     "--demonstrations", action="store_true",
-    help="of the household's expert, in place of tasks; 2000 of train without "
-    "--episodes and --split",
+    help="of the environment's expert, in place of tasks; 2000 of train "
+    "without --episodes and --split",
   )  # fmt: skip
   data.add_argument("--seed", type=int, default=0, help="of demonstrations")
   data.add_argument(
     "--detours", type=float, default=0.0,
-    help="mean number of places that the expert searches",
+    help="household: mean number of places that the expert searches",
   )  # fmt: skip
   data.add_argument(
-    "--noise", type=float, default=0.0, help="chance of a random command"
+    "--noise",
+    type=float,
+    default=0.0,
+    help="household: chance of a random command",
   )
 
 
@@ -116,10 +119,9 @@ def _convert(args, folder: str) -> None:
 def _demonstrations(args) -> pathlib.Path:
   from steppo_jax.data import demonstrations
 
-  if args.env != "household" or args.data_dir or args.option:
+  if args.data_dir:
     raise ValueError(
-      "demonstrations are of generated household games: leave --data-dir and "
-      "--option out"
+      "demonstrations are of generated worlds: leave --data-dir out"
     )
   split = args.split or ["train"]
   if len(split) > 1:
@@ -133,5 +135,7 @@ def _demonstrations(args) -> pathlib.Path:
       seed=args.seed,
       detours=args.detours,
       noise=args.noise,
+      env=args.env,
+      options=tuple(args.option),
     ),
   )

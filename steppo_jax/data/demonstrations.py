@@ -1,6 +1,6 @@
-"""Demonstrations of household games as a TFDS dataset in RLDS form.
+"""Demonstrations of generated worlds as a TFDS dataset in RLDS form.
 
-The dataset is made here, from generated games and the planner; nothing is
+The dataset is made here, from generated tasks and their experts; nothing is
 downloaded, and TensorFlow is not imported. An episode is
 
     uid, family, split, size, task   str
@@ -13,6 +13,7 @@ and the action "", as RLDS has it.
 """
 
 import dataclasses
+import hashlib
 import os
 import pathlib
 import shutil
@@ -22,10 +23,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from steppo_jax import types
-from steppo_jax.data import expert, store
-from steppo_jax.envs import household, household_worlds
+from steppo_jax.data import experts, store
+from steppo_jax.envs import base
 
-DIALECT = "move"
 _TEXTS = ("uid", "family", "split", "size", "task")
 
 
@@ -34,36 +34,46 @@ class Demonstrations:
   """What is demonstrated.
 
   Attributes:
-    split: of the games: "train", "valid_seen" or "valid_unseen".
-    sizes: of the games, taken in turn.
-    num_episodes: number of games, one demonstration each.
-    seed: games of different seeds are different, up to 10 million each.
-    detours: mean number of places that the expert searches before it uses the
-      planner's knowledge: 0 demonstrates shortest plans alone, `math.inf` an
-      expert that finds everything itself.
-    noise: chance that a command is drawn from all admissible ones instead.
+    split: of the tasks: "train", "valid_seen" or "valid_unseen".
+    sizes: of the worlds, taken in turn.
+    num_episodes: number of tasks, one demonstration each.
+    seed: tasks of different seeds are different, up to 10 million each.
+    detours: of the household alone: mean number of places that the expert
+      searches before it uses the planner's knowledge: 0 demonstrates shortest
+      plans alone, `math.inf` an expert that finds everything itself.
+    noise: of the household alone: chance that a command is drawn from all
+      admissible ones instead.
+    env: whose worlds, a key of `experts.EXPERTS`.
+    options: "name=value" of that environment's own parameters, which change
+      what is seen.
   """
 
   split: str
   sizes: tuple[str, ...]
   num_episodes: int
   seed: int
-  detours: float
+  detours: float = 0.0
   noise: float = 0.0
+  env: str = "household"
+  options: tuple[str, ...] = ()
 
   def __post_init__(self):
-    if self.split not in household_worlds.SPLITS:
+    if self.env not in experts.EXPERTS:
       raise ValueError(
-        f"split must be one of {', '.join(household_worlds.SPLITS)}, got "
-        f"{self.split!r}"
+        f"there are demonstrations of {', '.join(experts.EXPERTS)}, not of "
+        f"{self.env!r}"
+      )
+    worlds = experts.EXPERTS[self.env].worlds
+    if self.split not in worlds.SPLITS:
+      raise ValueError(
+        f"split must be one of {', '.join(worlds.SPLITS)}, got {self.split!r}"
       )
     if isinstance(self.sizes, str) or not self.sizes:
       raise ValueError(f"sizes must be a tuple of names, got {self.sizes!r}")
     for size in self.sizes:
-      if size not in household_worlds.SIZES:
+      if size not in worlds.SIZES:
         raise ValueError(
-          f"sizes must be among {', '.join(household_worlds.SIZES)}, got "
-          f"{size!r}"
+          f"sizes must be among {', '.join(worlds.SIZES)}, got {size!r}"
         )
     if not 1 <= self.num_episodes <= 10_000_000:
       raise ValueError(
@@ -75,58 +85,84 @@ class Demonstrations:
       raise ValueError(f"detours must be at least 0, got {self.detours}")
     if not 0 <= self.noise < 1:
       raise ValueError(f"noise must be in [0, 1), got {self.noise}")
+    if self.env != "household" and (self.detours or self.noise):
+      raise ValueError(
+        f"detours and noise belong to the household's expert, not to {self.env}"
+      )
+    if self.env == "household" and self.options:
+      raise ValueError(
+        f"the household's games are shown as they are: leave {self.options} out"
+      )
+    base.parse_options(self.options)
 
   @property
   def name(self) -> str:
     """Names the folder: equal options, equal data."""
-    return (
+    name = (
       f"{self.split}-{'_'.join(self.sizes)}-n{self.num_episodes}"
-      f"-seed{self.seed}-detours{self.detours:g}-noise{self.noise:g}"
+      f"-seed{self.seed}"
     )
+    if self.env == "household":
+      return f"{name}-detours{self.detours:g}-noise{self.noise:g}"
+    text = "\n".join(sorted(self.options))
+    return f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
   def task(self, index: int) -> types.Task:
-    """The game of an episode."""
-    return household_worlds.generate(
+    """The task of an episode."""
+    return experts.EXPERTS[self.env].worlds.generate(
       self.seed * 10_000_000 + index,
       split=self.split,
       size=self.sizes[index % len(self.sizes)],
     )
 
 
-def _episode(options: Demonstrations, index: int) -> dict[str, Any]:
-  task = options.task(index)
-  game = household.Game.from_compact(
-    task.payload["game"], task.payload["task"], dialect=DIALECT
-  )
-  observations, commands = expert.demonstrate(
-    game,
-    detours=options.detours,
-    noise=options.noise,
-    random=np.random.default_rng((options.seed, index)),
-  )
-  last = len(commands)
+def _play(options: Demonstrations):
+  """Yields (task, how it was demonstrated) of every episode."""
+  plan = experts.EXPERTS[options.env].plan
+  if plan is not None:
+    own = base.parse_options(options.options)
+    env = experts.make_env(options.env, own)
+  for index in range(options.num_episodes):
+    task = options.task(index)
+    if plan is not None:
+      yield task, experts.play(task, env, plan(task))
+      continue
+    random = np.random.default_rng((options.seed, index))
+    yield (
+      task,
+      experts.play_household(
+        task, detours=options.detours, noise=options.noise, random=random
+      ),
+    )
+
+
+def _episode(
+  options: Demonstrations, index: int, task: types.Task, played: experts.Played
+) -> dict[str, Any]:
+  last = len(played.actions)
+  what = {"webshop": "instruction", "household": "task"}
   return {
     "uid": task.uid,
     "family": task.family,
     "split": options.split,
     "size": options.sizes[index % len(options.sizes)],
-    "task": task.payload["task"],
+    "task": task.payload[what.get(options.env, "question")],
     "golden_steps": task.golden_steps,
     "steps": [
       {
         "observation": observation,
-        "action": commands[k] if k < last else "",
-        "reward": float(k == last - 1),
+        "action": played.actions[k] if k < last else "",
+        "reward": played.rewards[k] if k < last else 0.0,
         "is_first": k == 0,
         "is_last": k == last,
         "is_terminal": k == last,
       }
-      for k, observation in enumerate(observations)
+      for k, observation in enumerate(played.observations)
     ],
   }
 
 
-class HouseholdDemonstrations(tfds.core.GeneratorBasedBuilder):
+class ExpertDemonstrations(tfds.core.GeneratorBasedBuilder):
   """The TFDS builder; `prepare` and `load` are simpler to use."""
 
   VERSION = tfds.core.Version("1.0.0")
@@ -134,6 +170,7 @@ class HouseholdDemonstrations(tfds.core.GeneratorBasedBuilder):
   def __init__(self, *, options: Demonstrations, data_dir: str, progress):
     self._options = options
     self._progress = progress
+    self.name = f"{options.env}_demonstrations"
     super().__init__(
       data_dir=data_dir,
       config=tfds.core.BuilderConfig(name=options.name),
@@ -165,15 +202,15 @@ class HouseholdDemonstrations(tfds.core.GeneratorBasedBuilder):
     return {self._options.split: self._generate_examples()}
 
   def _generate_examples(self):
-    for index in range(self._options.num_episodes):
-      yield index, _episode(self._options, index)
+    for index, played in enumerate(_play(self._options)):
+      yield index, _episode(self._options, index, *played)
       self._progress()
 
 
 def _folder(data_dir: str | os.PathLike, options: Demonstrations):
-  version = str(HouseholdDemonstrations.VERSION)
+  version = str(ExpertDemonstrations.VERSION)
   root = pathlib.Path(data_dir).absolute()
-  return root / "household_demonstrations" / options.name / version
+  return root / f"{options.env}_demonstrations" / options.name / version
 
 
 def prepare(
@@ -197,7 +234,7 @@ def prepare(
   if folder.exists():  # A kill came between the data and their digests.
     shutil.rmtree(folder)
   with store.progress("demonstrations", options.num_episodes) as advance:
-    HouseholdDemonstrations(
+    ExpertDemonstrations(
       options=options,
       data_dir=str(pathlib.Path(data_dir).absolute()),
       progress=advance,
@@ -235,6 +272,6 @@ def load(
     raise ValueError(
       f"no demonstrations at {folder} (there are: "
       f"{', '.join(present) or 'none'}); make them with "
-      "`python -m steppo_jax data household --demonstrations`"
+      f"`python -m steppo_jax data {options.env} --demonstrations`"
     )
   return store.read(folder, options.split, _as_python)

@@ -1,9 +1,10 @@
-"""Makes the tokenizer of the household games.
+"""Makes the tokenizers of the household games and of the other worlds.
 
     python -m steppo_jax.data.train_tokenizer
 
-writes `steppo_jax/data/assets/household.model` (under a second, no input
-files). The vocabulary is made for a small model that must copy names:
+writes `household.model` and `worlds.model` (see `worlds_pieces`) into
+`steppo_jax/data/assets` (a second, no input files). The vocabulary of the games
+is made for a small model that must copy names:
 
 - a receptacle or object name is one piece with its leading space, and so is
   its number, so that "drawer 12" is the same two ids wherever it stands;
@@ -18,10 +19,11 @@ import pathlib
 
 import sentencepiece
 
-from steppo_jax.data import tokenizer
+from steppo_jax.data import tokenizer, worlds_pieces
 from steppo_jax.envs import household_text
 
 VOCAB_SIZE = 576
+WORLDS_VOCAB_SIZE = 1760
 LARGEST_NUMBER = 40
 
 # Every type of the ALFWorld games; those of generated games are among them.
@@ -112,19 +114,24 @@ def fixed_pieces() -> list[str]:
   return list(dict.fromkeys(pieces))
 
 
-def train() -> bytes:
-  """Returns the bytes of the household model; the same on every run."""
+def train(name: str = "household") -> bytes:
+  """Returns the bytes of a model; the same on every run.
+
+  Args:
+    name: A key of `tokenizer.BUNDLED`.
+  """
+  vocab_size, pieces = _VOCABULARIES[name]
   model = io.BytesIO()
   sentencepiece.SentencePieceTrainer.train(
     sentence_iterator=iter(_ENGLISH.strip().split("\n")),
     model_writer=model,
     model_type="bpe",
-    vocab_size=VOCAB_SIZE,
+    vocab_size=vocab_size,
     byte_fallback=True,
     normalization_rule_name="identity",
     add_dummy_prefix=False,
     remove_extra_whitespaces=False,
-    user_defined_symbols=[p.replace(" ", "▁") for p in fixed_pieces()],
+    user_defined_symbols=[p.replace(" ", "▁") for p in pieces()],
     pad_id=0,
     bos_id=1,
     eos_id=2,
@@ -138,16 +145,26 @@ def train() -> bytes:
   return model.getvalue()
 
 
+# Name: size of the vocabulary, pieces that are decided.
+_VOCABULARIES = {
+  "household": (VOCAB_SIZE, fixed_pieces),
+  "worlds": (WORLDS_VOCAB_SIZE, worlds_pieces.pieces),
+}
+
+
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
   parser.add_argument(
-    "--output", type=pathlib.Path, default=tokenizer.HOUSEHOLD_MODEL
-  )
+    "--output", type=pathlib.Path, default=tokenizer.HOUSEHOLD_MODEL.parent,
+    help="folder of the models (%(default)s)",
+  )  # fmt: skip
   output = parser.parse_args().output
-  output.parent.mkdir(parents=True, exist_ok=True)
-  output.write_bytes(train())
-  made = tokenizer.SentencePieceTokenizer(output)
-  print(f"{output}: {made.vocab_size} pieces, sha256 {made.digest}")
+  output.mkdir(parents=True, exist_ok=True)
+  for name in _VOCABULARIES:
+    path = output / f"{name}.model"
+    path.write_bytes(train(name))
+    made = tokenizer.SentencePieceTokenizer(path)
+    print(f"{path}: {made.vocab_size} pieces, sha256 {made.digest}")
 
 
 if __name__ == "__main__":

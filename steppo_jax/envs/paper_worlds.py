@@ -31,25 +31,25 @@ SIZES = {
 }
 HELD_OUT_PERCENT = 15
 
-_METHODS = str.split("""
+METHODS = str.split("""
   attention diffusion distillation pruning retrieval bandits kernels
   transformers augmentation clustering boosting annealing hashing quantization
   ensembles curricula
 """)
-_PROBLEMS = str.split("""
+PROBLEMS = str.split("""
   translation navigation forecasting captioning parsing folding grasping
   routing scheduling denoising ranking diagnosis dialogue driving tracking
   summarization
 """)
-_QUALITIES = str.split("""
+QUALITIES = str.split("""
   sparse robust scalable adaptive hierarchical efficient causal continual
   federated probabilistic
 """)
-_VAGUE = str.split("""
+VAGUE = str.split("""
   notes lessons evidence remarks beginnings foundations perspectives revisited
   afterthoughts observations
 """)
-_SYLLABLES = str.split("ka lo mi ra ve to shi ne du pa zo ri fe lu")
+SYLLABLES = str.split("ka lo mi ra ve to shi ne du pa zo ri fe lu")
 _WORDINGS = (
   "Which papers use {m} for {p}?",
   "List the papers that apply {m} to {p}.",
@@ -118,6 +118,22 @@ def expert(task: types.Task) -> list[str]:
   ]
 
 
+def asked_for(task: types.Task) -> tuple[str, str]:
+  """Method and problem of a generated query.
+
+  Raises:
+    ValueError: the question is in no wording of this generator.
+  """
+  words = task.payload["question"].rstrip("?.").split()
+  found = (
+    [w for w in words if w in METHODS],
+    [w for w in words if w in PROBLEMS],
+  )
+  if any(len(names) != 1 for names in found):
+    raise ValueError(f"task {task.uid} is no generated query")
+  return found[0][0], found[1][0]
+
+
 def _digest(*words):
   data = "|".join(map(str, words)).encode()
   return int.from_bytes(hashlib.sha256(data).digest()[:8], "big")
@@ -125,7 +141,7 @@ def _digest(*words):
 
 @functools.cache
 def _held_out():
-  pairs = [(m, p) for m in _METHODS for p in _PROBLEMS]
+  pairs = [(m, p) for m in METHODS for p in PROBLEMS]
   order = sorted(pairs, key=lambda pair: _digest("held out papers", *pair))
   return frozenset(order[: len(order) * HELD_OUT_PERCENT // 100])
 
@@ -134,8 +150,8 @@ def _held_out():
 def _pairs(unseen):
   return tuple(
     (m, p)
-    for m in _METHODS
-    for p in _PROBLEMS
+    for m in METHODS
+    for p in PROBLEMS
     if ((m, p) in _held_out()) == unseen
   )
 
@@ -193,7 +209,7 @@ class _Build:
     rng = self._rng
     while len(self._titles) < count:
       number = len(self._titles)
-      method, problem = rng.choice(_METHODS), rng.choice(_PROBLEMS)
+      method, problem = rng.choice(METHODS), rng.choice(PROBLEMS)
       draw = rng.random()
       if draw < 0.15:
         method = self._method
@@ -218,8 +234,8 @@ class _Build:
     rng = self._rng
     while True:
       name = rng.choice((
-        f"{rng.choice(_QUALITIES)} {method} for {problem}",
-        f"{problem} by {rng.choice(_QUALITIES)} {method}",
+        f"{rng.choice(QUALITIES)} {method} for {problem}",
+        f"{problem} by {rng.choice(QUALITIES)} {method}",
         f"{_coined(rng)}: {method} in {problem}",
       ))  # fmt: skip
       if self._is_new(name):
@@ -227,7 +243,7 @@ class _Build:
 
   def _vague(self):
     while True:
-      name = f"{_coined(self._rng)} {self._rng.choice(_VAGUE)}"
+      name = f"{_coined(self._rng)} {self._rng.choice(VAGUE)}"
       if self._is_new(name):
         return name.capitalize()
 
@@ -249,4 +265,4 @@ class _Build:
 
 
 def _coined(rng):
-  return "".join(rng.choice(_SYLLABLES) for _ in range(3))
+  return "".join(rng.choice(SYLLABLES) for _ in range(3))

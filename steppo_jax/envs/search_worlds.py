@@ -33,7 +33,7 @@ _SHARES = {
 }
 # Kind of thing: its facts as (noun of the question, kind of the other thing,
 # words of the paragraph). Rivers and regions have no paragraphs.
-_FACTS = {
+FACTS = {
   "film": (
     ("director", "person", "directed by {}"),
     ("composer", "person", "with music by {}"),
@@ -62,16 +62,16 @@ _FACTS = {
     ("region", "region", "belonging to {}"),
   ),
 }
-FAMILIES = tuple(sorted(_FACTS))
+FAMILIES = tuple(sorted(FACTS))
 
-_ONSETS = str.split("b br c d dr f g gr h j k l m n p r s st t tr v w z")
-_VOWELS = str.split("a e i o u ai ea o a e")
-_CODAS = str.split("l m n nd r rn s sk t th x lm")
-_ADJECTIVES = str.split("""
+ONSETS = str.split("b br c d dr f g gr h j k l m n p r s st t tr v w z")
+VOWELS = str.split("a e i o u ai ea o a e")
+CODAS = str.split("l m n nd r rn s sk t th x lm")
+ADJECTIVES = str.split("""
   amber silent crimson hollow distant broken golden northern paper winter
   hidden burning gentle iron velvet restless pale copper
 """)
-_NOUNS = str.split("""
+NOUNS = str.split("""
   gate harbour lantern garden river mirror orchard station bridge tower letter
   shadow voyage window forest island kingdom compass
 """)
@@ -160,8 +160,8 @@ def _pairs(family):
   """All (first fact, second fact) that a question can follow."""
   return [
     (first, second)
-    for first in _FACTS[family]
-    for second in _FACTS.get(first[1], ())
+    for first in FACTS[family]
+    for second in FACTS.get(first[1], ())
   ]
 
 
@@ -190,7 +190,7 @@ class _World:
     self._facts = {}
     for kind, things in self._things.items():
       for name in things:
-        for noun, other, _ in _FACTS[kind]:
+        for noun, other, _ in FACTS[kind]:
           self._facts[name, noun] = self._other(name, other)
 
   def _other(self, name, kind):
@@ -209,9 +209,9 @@ class _World:
   def _draw(self, kind):
     rng = self._rng
     if kind in ("film", "book"):
-      return f"{rng.choice(_ADJECTIVES)} {rng.choice(_NOUNS)}".title()
+      return f"{rng.choice(ADJECTIVES)} {rng.choice(NOUNS)}".title()
     if kind == "band":
-      return f"the {rng.choice(_ADJECTIVES)} {rng.choice(_NOUNS)}s".title()
+      return f"the {rng.choice(ADJECTIVES)} {rng.choice(NOUNS)}s".title()
     if kind == "person":
       return f"{_syllables(rng, 1)} {_syllables(rng, 2)}"
     return _syllables(rng, 2)
@@ -255,7 +255,7 @@ class _World:
     for name, id_ in self.ids.items():
       kind = kinds[name]
       facts = [
-        words.format(self._facts[name, noun]) for noun, _, words in _FACTS[kind]
+        words.format(self._facts[name, noun]) for noun, _, words in FACTS[kind]
       ]
       # The name stands in title and text, as in an encyclopedia, so that a
       # search for it finds this paragraph before those that mention it.
@@ -264,5 +264,5 @@ class _World:
 
 
 def _syllables(rng, count):
-  parts = [rng.choice(_ONSETS) + rng.choice(_VOWELS) for _ in range(count)]
-  return ("".join(parts) + rng.choice(_CODAS)).capitalize()
+  parts = [rng.choice(ONSETS) + rng.choice(VOWELS) for _ in range(count)]
+  return ("".join(parts) + rng.choice(CODAS)).capitalize()

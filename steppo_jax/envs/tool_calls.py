@@ -52,7 +52,7 @@ def parse(
       further keys are allowed, and `arguments` may be JSON in a string. A text
       that breaks a strict rule is one call that cannot be understood.
   """
-  text = _without_thoughts(text)
+  text = without_thoughts(text)
   names = "|".join(map(re.escape, (_JSON_TAG, *tools)))
   opening = re.compile(f"<({names})>")
   calls, start, unclosed = [], 0, set()
@@ -78,7 +78,8 @@ def parse(
   return calls or ([] if strict else _compact(text, tools))
 
 
-def _without_thoughts(text: str) -> str:
+def without_thoughts(text: str) -> str:
+  """A text without what stands inside <think>, closed or not."""
   if _THOUGHT not in text:
     return text
   kept, start = [], 0

@@ -254,9 +254,14 @@ def test_the_command_teaches_makes_and_checks(tmp_path, capsys):
   made = ["data", "household", "--demonstrations", "--episodes", "2"]
   assert cli.main([*made, "--size", "tiny", "--output", output]) == 0
   assert pathlib.Path(capsys.readouterr().out.strip()).is_dir()
-  wrong = ["data", "webshop", "--demonstrations", "--output", output]
-  assert cli.main(wrong) == 2
-  assert "household games" in capsys.readouterr().err
+  shop = ["data", "webshop", "--demonstrations", "--output", output]
+  made = [*shop, "--size", "tiny", "--episodes", "2"]
+  assert cli.main([*made, "--option", "reward=score"]) == 0
+  assert "webshop_demonstrations" in capsys.readouterr().out
+  assert cli.main([*shop, "--data-dir", output]) == 2
+  assert "of generated worlds" in capsys.readouterr().err
+  assert cli.main([*shop, "--detours", "1"]) == 2
+  assert "the household's expert" in capsys.readouterr().err
   assert cli.main([*command, "--detours", "1", "--output", output]) == 2
   assert "belongs to --demonstrations" in capsys.readouterr().err
 

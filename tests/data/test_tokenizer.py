@@ -18,6 +18,9 @@ def tokenizer():
   return tokenizer_lib.SentencePieceTokenizer()
 
 
+BUNDLED = {name: tokenizer_lib.load(name) for name in tokenizer_lib.BUNDLED}
+
+
 def pieces(tokenizer, text):
   return [tokenizer.decode([i]) for i in tokenizer.encode(text)]
 
@@ -32,20 +35,24 @@ def any_text():
 @hypothesis.example("▁U+2581 is ▁▁ not a space")
 @hypothesis.example("a lone surrogate \ud83d and a nul \0")
 @hypothesis.example("ﬁ ½ é e\u0301 \r\n \u00a0 😀 go to drawer 41")
-def test_every_string_comes_back(tokenizer, text):
-  assert tokenizer.decode(tokenizer.encode(text)) == text
+def test_every_string_comes_back(text):
+  for tokenizer in BUNDLED.values():
+    assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
 @hypothesis.given(
   ids=st.lists(st.integers(0, train_tokenizer.VOCAB_SIZE - 1), max_size=30)
 )
-def test_every_id_sequence_decodes(tokenizer, ids):
-  text = tokenizer.decode(ids)
-  # What is left is text again, whatever the policy sampled.
-  assert tokenizer.decode(tokenizer.encode(text)) == text
+def test_every_id_sequence_decodes(ids):
+  for tokenizer in BUNDLED.values():
+    text = tokenizer.decode(ids)
+    # What is left is text again, whatever the policy sampled.
+    assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-def test_controls_are_reached_by_id_only(tokenizer):
+@pytest.mark.parametrize("name", BUNDLED)
+def test_controls_are_reached_by_id_only(name):
+  tokenizer = BUNDLED[name]
   control = {tokenizer.pad_id, tokenizer.bos_id, tokenizer.end_of_turn_id, 3}
   assert control == {0, 1, 2, 3}
   assert tokenizer.decode(sorted(control)) == ""
@@ -104,14 +111,16 @@ def test_a_game_needs_no_byte_and_no_learned_piece(tokenizer, size, dialect):
       assert not [i for i in ids if tokenizer._processor.is_byte(int(i))], text
 
 
-def test_the_committed_model_is_what_the_script_makes(tokenizer):
+@pytest.mark.parametrize("name", BUNDLED)
+def test_the_committed_model_is_what_the_script_makes(name):
   # Other releases of SentencePiece may write other bytes, never other pieces.
-  made = train_tokenizer.train()
+  tokenizer = BUNDLED[name]
+  made = train_tokenizer.train(name)
   processor = sentencepiece.SentencePieceProcessor(model_proto=made)
   assert [processor.id_to_piece(i) for i in range(len(processor))] == [
     tokenizer._processor.id_to_piece(i) for i in range(tokenizer.vocab_size)
   ]
-  committed = tokenizer_lib.HOUSEHOLD_MODEL.read_bytes()
+  committed = tokenizer_lib.BUNDLED[name].read_bytes()
   assert tokenizer.digest == hashlib.sha256(committed).hexdigest()
 
 

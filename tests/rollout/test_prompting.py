@@ -10,7 +10,7 @@ import worlds
 
 from steppo_jax import packing, types
 from steppo_jax.envs import household
-from steppo_jax.rollout import loop, prompting
+from steppo_jax.rollout import loop, prompting, sections
 
 Turn = types.Turn
 END = worlds.tokenizer().end_of_turn_id
@@ -19,9 +19,9 @@ FIRST = (
 )
 
 
-def builder(layout, history=None):
-  options = prompting.PromptConfig(layout=layout, history=history)
-  return prompting.make(options, worlds.tokenizer())
+def builder(layout, history=None, env="household", **more):
+  options = prompting.PromptConfig(layout=layout, history=history, **more)
+  return sections.make(options, worlds.tokenizer(), env)
 
 
 def answer(text):
