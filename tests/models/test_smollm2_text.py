@@ -36,6 +36,12 @@ def test_ids_of_text_are_those_of_transformers(tokenizer, recorded):
     assert tokenizer.encode(text).tolist() == ids
 
 
+def test_numbers_stand_alone_as_the_file_says(tokenizer):
+  # tokenizer.ggml.pre=smollm; transformers leaves it out for GGUF.
+  pieces = [tokenizer.decode([i]) for i in tokenizer.encode("a ½ 12")]
+  assert pieces == ["a", " ", "½", " ", "1", "2"]
+
+
 def test_the_facts_are_those_of_the_file(tokenizer):
   assert tokenizer.vocab_size == 49_152
   assert tokenizer.special["eos_token"] == "<|im_end|>"
