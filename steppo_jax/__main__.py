@@ -12,6 +12,7 @@ import rich.console
 import rich.progress
 import rich.table
 
+from steppo_jax import signals
 from steppo_jax.data import command
 
 _EPILOG = """\
@@ -40,7 +41,8 @@ def _say(text: str, style: str | None = None) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs one command; returns the exit status.
 
-  A mistake in options or files is one line on stderr and status 2.
+  A mistake in options or files is one line on stderr and status 2; a run that
+  was asked to stop and can go on ends with `signals.RESTARTABLE`.
   """
   args, rest = _parser().parse_known_args(argv)
   if rest and args.command not in ("train", "evaluate"):
@@ -50,6 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
   except (ValueError, RuntimeError) as error:
     _say(f"error: {error}", style="red")
     return 2 if isinstance(error, ValueError) else 1
+  except signals.Stopped as stopped:
+    _say(f"stopped by {stopped}; the same command goes on")
+    return signals.RESTARTABLE
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -139,6 +144,11 @@ def _options(args, rest):
 
 
 def _train(args, rest) -> None:
+  with signals.Handler() as handler:
+    _run(args, rest, handler)
+
+
+def _run(args, rest, handler) -> None:
   options = _options(args, rest)
   from steppo_jax import config, report, run_folder
 
@@ -167,7 +177,13 @@ def _train(args, rest) -> None:
     else:
       from steppo_jax import train
 
-      train.train(options, folder, on_update=on_update, on_episode=on_episode)
+      train.train(
+        options,
+        folder,
+        on_update=on_update,
+        on_episode=on_episode,
+        handler=handler,
+      )
   summary = report.report(folder)
   print(pathlib.Path(summary).read_text())
   _say(f"plot: {folder / 'report.png'}")

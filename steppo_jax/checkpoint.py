@@ -1,90 +1,33 @@
 """Checkpoints of a run: arrays and a few host facts, written by Orbax."""
 
+import contextlib
+import itertools
 import json
 import logging
 import os
 import pathlib
+import shutil
+from concurrent import futures
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
+
+from steppo_jax import manifest, named_arrays
 
 _log = logging.getLogger(__name__)
 
 _ARRAYS = "arrays"
 _HOST = "host"
-
-
-def _named_leaves(tree: Any) -> dict[str, Any]:
-  """Returns {path: leaf}; Orbax gets this flat form, whatever the tree."""
-  leaves = jax.tree_util.tree_leaves_with_path(tree)
-  return {
-    jax.tree_util.keystr(path, simple=True, separator="."): leaf
-    for path, leaf in leaves
-  }
-
-
-def _describe(named: dict[str, Any]) -> dict[str, str]:
-  return {
-    name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in named.items()
-  }
-
-
-def _storable(named: dict[str, Any]) -> dict[str, Any]:
-  """Returns the leaves as arrays that Orbax takes."""
-  stored = {}
-  for name, leaf in named.items():
-    if isinstance(leaf, np.generic):  # Orbax refuses NumPy scalars.
-      leaf = np.asarray(leaf)
-    if not isinstance(leaf, jax.Array | np.ndarray):
-      raise ValueError(
-        f"{name} of the checkpoint is a {type(leaf).__name__}, not an array; "
-        "save it under `host`"
-      )
-    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-      raise ValueError(
-        f"{name} of the checkpoint is a typed PRNG key; save "
-        "jax.random.key_data of it"
-      )
-    stored[name] = leaf
-  return stored
-
-
-def _target(leaf: Any) -> Any:
-  """Returns what tells Orbax type, shape and place of one array."""
-  if isinstance(leaf, np.ndarray | np.generic):
-    return np.asarray(leaf)
-  sharding = getattr(leaf, "sharding", None)
-  if sharding is None:
-    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-
-def _check_same(path: pathlib.Path, saved: dict, wanted: dict) -> None:
-  """Raises ValueError naming the arrays in which the two differ."""
-  faults = [f"{name} is missing" for name in wanted if name not in saved]
-  faults += [f"{name} is not known" for name in saved if name not in wanted]
-  faults += [
-    f"{name} is {saved[name]} and should be {wanted[name]}"
-    for name in wanted
-    if name in saved and saved[name] != wanted[name]
-  ]
-  if faults:
-    more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
-    raise ValueError(
-      f"the checkpoint {path} was written by a run of another configuration: "
-      f"{'; '.join(faults[:5])}{more}; restore it with the configuration it "
-      "was trained with or choose another run folder"
-    )
+_CORRUPT, _UNFINISHED = ".corrupt", ".unfinished"
 
 
 class Checkpoints:
-  """The checkpoints of one run, the newest few of them.
+  """The checkpoints of one run: the newest few of them, and the best.
 
   Saving copies the arrays and returns; the files are written behind the next
-  update. A folder gets its final name only when it is complete, so that a kill
-  leaves no half checkpoint under the name of a whole one.
+  update. A checkpoint counts when its manifest is there, which is written last:
+  a kill at any time leaves no half checkpoint under the name of a whole one.
   """
 
   def __init__(self, directory: str | os.PathLike, keep: int):
@@ -92,7 +35,8 @@ class Checkpoints:
 
     Args:
       directory: holds one folder per checkpoint, named by its update.
-      keep: number of checkpoints kept; older ones are removed.
+      keep: number of checkpoints kept; older ones are removed, except the one
+        with the best score.
 
     Raises:
       ValueError: `keep` is below 1.
@@ -101,28 +45,69 @@ class Checkpoints:
       raise ValueError(f"keep must be at least 1, it is {keep}")
     self._directory = pathlib.Path(directory).absolute()
     self._keep = keep
-    self._opened: ocp.CheckpointManager | None = None
+    self._orbax: ocp.AsyncCheckpointer | None = None
+    self._thread = futures.ThreadPoolExecutor(1, "checkpoint")
+    self._sealing: futures.Future | None = None
 
-  def _manager(self) -> ocp.CheckpointManager:
-    if self._opened is None:
-      options = ocp.CheckpointManagerOptions(
-        max_to_keep=self._keep, create=True
+  def _checkpointer(self) -> ocp.AsyncCheckpointer:
+    if self._orbax is None:
+      self._orbax = ocp.AsyncCheckpointer(
+        ocp.CompositeCheckpointHandler(
+          **{
+            _ARRAYS: ocp.StandardCheckpointHandler(),
+            _HOST: ocp.JsonCheckpointHandler(),
+          }
+        )
       )
-      self._opened = ocp.CheckpointManager(self._directory, options=options)
-    return self._opened
+    return self._orbax
 
   def _updates(self) -> list[int]:
-    """Returns the updates that have a checkpoint, oldest first."""
-    if self._opened is None and not self._directory.is_dir():
+    """Returns the updates that have a folder, oldest first."""
+    if self._directory.is_symlink():
+      raise RuntimeError(
+        f"{self._directory} is a link; give the folder itself as run_dir"
+      )
+    if not self._directory.is_dir():
       return []
-    return sorted(self._manager().all_steps())
+    names = [p.name for p in self._directory.iterdir() if p.is_dir()]
+    return sorted(int(n) for n in names if n.isdecimal() and str(int(n)) == n)
 
   def latest(self) -> int | None:
-    """Returns the update of the newest checkpoint, None without any."""
-    updates = self._updates()
-    return updates[-1] if updates else None
+    """Returns the update of the newest finished checkpoint, None without any.
 
-  def save(self, update: int, arrays: Any, host: dict[str, Any]) -> None:
+    Raises:
+      RuntimeError: all that are left are damaged; starting over would bury
+        them.
+    """
+    self.wait()
+    updates = self._updates()
+    for update in reversed(updates):
+      try:
+        manifest.read(self._directory / str(update))
+      except manifest.Missing:
+        continue
+      except ValueError:
+        return update  # `restore` tells what is wrong with it.
+      return update
+    damaged = list(self._directory.glob(f"*{_CORRUPT}"))
+    if damaged or len(updates) > 1:
+      raise self._nothing_left()
+    return None
+
+  def _nothing_left(self):
+    return RuntimeError(
+      f"no checkpoint in {self._directory} is intact; start the run in another "
+      f"run_dir, or remove that folder to start it over here"
+    )
+
+  def save(
+    self,
+    update: int,
+    arrays: Any,
+    host: dict[str, Any],
+    *,
+    score: float | None = None,
+  ) -> None:
     """Saves the state after an update.
 
     Checkpoints of this and of later updates belong to a run that was given up
@@ -132,56 +117,76 @@ class Checkpoints:
       update: number of updates done.
       arrays: pytree whose leaves are JAX or NumPy arrays.
       host: facts that JSON can hold.
+      score: how good the state is, if that was found out. The best is kept.
 
     Raises:
       ValueError: a leaf is not an array, or `host` is not JSON.
-      RuntimeError: the checkpoint could not be written.
+      RuntimeError: this checkpoint or the one before could not be written.
     """
-    stored = _storable(_named_leaves(arrays))
+    stored = named_arrays.storable(named_arrays.named_leaves(arrays))
     try:
       text = json.dumps(host)
     except (TypeError, ValueError) as error:
       raise ValueError(f"host facts must be JSON: {error}") from error
     if json.loads(text) != host:
       raise ValueError("host facts must be JSON: string keys, lists, no tuples")
-    manager = self._manager()
+    self.wait()
+    shards = manifest.digest_shards(stored)
+    try:
+      self._make_room(update)
+      self._checkpointer().save(
+        self._directory / str(update),
+        args=ocp.args.Composite(
+          **{
+            _ARRAYS: ocp.args.StandardSave(stored),
+            _HOST: ocp.args.JsonSave(
+              {"host": host, "arrays": named_arrays.describe(stored)}
+            ),
+          }
+        ),
+      )
+    except OSError as error:
+      raise self._unwritten(error) from error
+    self._sealing = self._thread.submit(self._seal, update, shards, score)
+
+  def _make_room(self, update: int) -> None:
+    self._directory.mkdir(parents=True, exist_ok=True)
     for stale in [u for u in self._updates() if u >= update]:
       _log.warning(
         "removing checkpoint %d of %s: the run went back to an earlier one",
         *(stale, self._directory),
       )
-      manager.delete(stale)
-    try:
-      done = manager.save(
-        update,
-        args=ocp.args.Composite(
-          **{
-            _ARRAYS: ocp.args.StandardSave(stored),
-            _HOST: ocp.args.JsonSave(
-              {"host": host, "arrays": _describe(stored)}
-            ),
-          }
-        ),
-        force=True,
-      )
-    except OSError as error:
-      raise RuntimeError(
-        f"cannot write checkpoint {update} in {self._directory}: {error}; free "
-        "space there or choose another run folder"
-      ) from error
-    if not done:
-      raise RuntimeError(
-        f"checkpoint {update} was not written in {self._directory}; choose "
-        "another run folder"
-      )
+      shutil.rmtree(self._directory / str(stale))
+    # Of a process that was killed while it wrote.
+    for left in self._directory.glob("*.orbax-checkpoint-tmp*"):
+      shutil.rmtree(left)
+
+  def _seal(self, update: int, shards, score) -> None:
+    """Waits for the files, says what they are, removes old checkpoints."""
+    self._checkpointer().wait_until_finished()
+    folder = self._directory / str(update)
+    manifest.write(folder, shards, {"update": update, "score": score})
+    sealed = {}
+    for other in self._updates():
+      # A manifest that cannot be read is left for `restore` to judge.
+      with contextlib.suppress(ValueError):
+        facts = manifest.read(self._directory / str(other))["facts"]
+        sealed[other] = facts.get("score")
+    scored = [u for u, s in sealed.items() if s is not None]
+    best = max(scored, key=lambda u: (sealed[u], u), default=None)
+    for old in sorted(sealed)[: -self._keep]:
+      if old != best:
+        shutil.rmtree(self._directory / str(old))
 
   def restore(
     self, update: int | None, like: Any
   ) -> tuple[Any, dict[str, Any]]:
-    """Reads a checkpoint back, bit for bit.
+    """Reads a checkpoint back, bit for bit, and checks that it is.
 
     Args:
-      update: which one; None for the newest that is intact.
+      update: which one; None for the newest that is intact. Damaged ones that
+        are newer get the ending `.corrupt`, unfinished ones `.unfinished`;
+        nothing is deleted.
       like: pytree of the same structure: arrays or `jax.ShapeDtypeStruct`; the
         arrays come back with its shapes, types and shardings, NumPy arrays as
         NumPy arrays.
@@ -194,67 +199,107 @@ class Checkpoints:
       ValueError: an array differs in name, shape or type from `like`.
       RuntimeError: there is no such checkpoint, or none that is intact.
     """
+    self.wait()
     updates = self._updates()
     if not updates:
       raise RuntimeError(
         f"no checkpoint in {self._directory}; check the run folder, or start "
         "the run from its beginning"
       )
-    if update is not None and update not in updates:
+    if update is None:
+      return self._restore_newest(updates, like)
+    if update not in updates:
       raise RuntimeError(
         f"no checkpoint of update {update} in {self._directory}; there are "
         f"{', '.join(map(str, updates))}"
       )
-    wanted = [update] if update is not None else updates[::-1]
-    for position, candidate in enumerate(wanted):
+    try:
+      return self._read(update, like)
+    except _Broken as error:
+      raise RuntimeError(
+        f"{error}; restore an earlier update, or remove that folder and resume"
+      ) from error
+
+  def _restore_newest(self, updates: list[int], like: Any):
+    for update in reversed(updates):
       try:
-        return self._read(candidate, like)
-      except RuntimeError as error:
-        if position == len(wanted) - 1:
-          raise
-        _log.warning("%s; trying the one before", error)
+        return self._read(update, like)
+      except _Broken as error:
+        # Only the newest can have been interrupted before its manifest.
+        open_end = error.unfinished and update == updates[-1]
+        path = self._set_aside(update, _UNFINISHED if open_end else _CORRUPT)
+        _log.warning("%s; it is now %s; trying the one before", error, path)
+    raise self._nothing_left()
+
+  def _set_aside(self, update: int, ending: str) -> pathlib.Path:
+    old = self._directory / str(update)
+    for number in itertools.count():
+      new = old.with_name(f"{update}{f'.{number}' if number else ''}{ending}")
+      if not os.path.lexists(new):
+        os.rename(old, new)
+        return new
     raise AssertionError("not reached")
 
   def _read(self, update: int, like: Any) -> tuple[Any, dict[str, Any]]:
     path = self._directory / str(update)
-    named = {name: _target(leaf) for name, leaf in _named_leaves(like).items()}
-    manager = self._manager()
+    named = {
+      name: named_arrays.target(leaf)
+      for name, leaf in named_arrays.named_leaves(like).items()
+    }
+    if path.is_symlink():
+      raise _Broken(path, "it is a link")
+    try:
+      shards = manifest.check_files(path)["shards"]
+    except manifest.Missing as error:
+      raise _Broken(path, error, unfinished=True) from error
+    except (ValueError, OSError) as error:
+      raise _Broken(path, error) from error
+    orbax = self._checkpointer()
     try:
       args = ocp.args.Composite(**{_HOST: ocp.args.JsonRestore()})
-      facts = manager.restore(update, args=args)[_HOST]
+      facts = orbax.restore(path, args=args)[_HOST]
       host, saved = facts["host"], facts["arrays"]
     except Exception as error:  # Orbax raises whatever its parts raise.
-      raise _broken(path, error) from error
-    _check_same(path, saved, _describe(named))
+      raise _Broken(path, error) from error
+    named_arrays.check_same(path, saved, named_arrays.describe(named))
     try:
       args = ocp.args.Composite(**{_ARRAYS: ocp.args.StandardRestore(named)})
-      arrays = manager.restore(update, args=args)[_ARRAYS]
+      arrays = orbax.restore(path, args=args)[_ARRAYS]
+      manifest.check_shards(shards, arrays)
     except Exception as error:
-      raise _broken(path, error) from error
+      raise _Broken(path, error) from error
     treedef = jax.tree.structure(like)
     return jax.tree.unflatten(treedef, [arrays[name] for name in named]), host
 
   def wait(self) -> None:
-    """Returns when everything saved is on the disk.
+    """Returns when everything saved is on the disk, with its manifest.
 
     Raises:
       RuntimeError: a checkpoint could not be written.
     """
-    if self._opened is not None:
-      try:
-        self._opened.wait_until_finished()
-      except OSError as error:
-        raise RuntimeError(
-          f"cannot write a checkpoint in {self._directory}: {error}; free "
-          "space there or choose another run folder"
-        ) from error
+    sealing, self._sealing = self._sealing, None
+    if sealing is None:
+      return
+    try:
+      sealing.result()
+    except Exception as error:  # Orbax raises whatever its parts raise.
+      raise self._unwritten(error) from error
+
+  def _unwritten(self, error: Exception) -> RuntimeError:
+    return RuntimeError(
+      f"cannot write a checkpoint in {self._directory}: {_first(error)}; free "
+      "space there or choose another run folder. What was saved before is whole"
+    )
 
   def close(self) -> None:
     """Waits for what is being written and lets go of the folder."""
-    self.wait()
-    if self._opened is not None:
-      self._opened.close()
-      self._opened = None
+    try:
+      self.wait()
+    finally:
+      self._thread.shutdown()
+      if self._orbax is not None:
+        self._orbax.close()
+        self._orbax = None
 
   def __enter__(self) -> "Checkpoints":
     return self
@@ -263,9 +308,16 @@ class Checkpoints:
     self.close()
 
 
-def _broken(path: pathlib.Path, error: Exception) -> RuntimeError:
-  first = str(error).strip().split("\n")[0][:200]
-  return RuntimeError(
-    f"the checkpoint {path} is broken ({type(error).__name__}: {first}); "
-    "restore an earlier update, or remove that folder and resume"
-  )
+def _first(error) -> str:
+  return str(error).strip().split("\n")[0][:200]
+
+
+class _Broken(RuntimeError):
+  """A checkpoint that cannot be used."""
+
+  def __init__(self, path: pathlib.Path, error, *, unfinished: bool = False):
+    first = _first(error)
+    kind = f"{type(error).__name__}: " if isinstance(error, Exception) else ""
+    state = "was not finished" if unfinished else "is broken"
+    super().__init__(f"the checkpoint {path} {state} ({kind}{first})")
+    self.unfinished = unfinished

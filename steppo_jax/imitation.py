@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from steppo_jax import config as config_lib
-from steppo_jax import evaluate, metrics, run_folder, supervised, types
+from steppo_jax import evaluate, lease, metrics, run_folder, supervised, types
 from steppo_jax.data import demonstrations
 from steppo_jax.data import tokenizer as tokenizer_lib
 from steppo_jax.models import lora, presets, transformer
@@ -63,7 +63,13 @@ def train(
 
   Raises:
     ValueError: options, weights or data that do not fit.
+    RuntimeError: another process runs in the folder.
   """
+  with lease.hold(folder):
+    _train(config, folder, on_update)
+
+
+def _train(config, folder, on_update):
   tokenizer = tokenizer_lib.load(config.tokenizer)
   prompt = prompting.CompactPrompt(tokenizer)
   model, params = _start(config, tokenizer)

@@ -1,5 +1,6 @@
 """A run of reinforcement learning, read from top to bottom."""
 
+import contextlib
 import dataclasses
 import math
 import pathlib
@@ -15,10 +16,13 @@ from steppo_jax import (
   batch,
   checkpoint,
   evaluate,
+  lease,
   metrics,
   packing,
   peers,
   run_folder,
+  signals,
+  speeds,
   types,
 )
 from steppo_jax import config as config_lib
@@ -178,6 +182,7 @@ def train(
   *,
   on_update: Callable[[int, dict[str, Any]], None],
   on_episode: Callable[[types.Trajectory], None],
+  handler: signals.Handler | None = None,
 ) -> None:
   """Trains until `num_updates` are done, from a checkpoint if there is one.
 
@@ -186,20 +191,27 @@ def train(
     folder: The run's folder, from `run_folder.open_folder`.
     on_update: Called with the update and its metrics after each.
     on_episode: Called with every training episode when it ends.
+    handler: Turns signals into `signals.Stopped`; see there. A run that is
+      stopped saves the last state whose metrics are written.
 
   Raises:
     ValueError: options, weights or data that do not fit.
-    RuntimeError: every episode of an update failed, or the loss is not
-      finite.
+    RuntimeError: every episode of an update failed, the loss is not finite, no
+      checkpoint is intact, or another process runs in the folder.
+    signals.Stopped: a signal came; the same call goes on.
   """
-  run = Run(config, folder)
-  with (
-    run.evaluator,
-    checkpoint.Checkpoints(
-      folder / run_folder.CHECKPOINTS_NAME, config.keep_checkpoints
-    ) as store,
-  ):
-    state = _updates(run, store, on_update, on_episode)
+  with lease.hold(folder):
+    run = Run(config, folder)
+    with (
+      run.evaluator,
+      checkpoint.Checkpoints(
+        folder / run_folder.CHECKPOINTS_NAME, config.keep_checkpoints
+      ) as store,
+    ):
+      if handler is not None:
+        handler.on_overdue = store.wait
+      held = contextlib.nullcontext if handler is None else handler.held
+      state = _updates(run, store, on_update, on_episode, held)
   evaluate.save_policy(
     folder / run_folder.POLICY_NAME,
     run.model,
@@ -209,7 +221,9 @@ def train(
   )
 
 
-def _updates(run: Run, store: checkpoint.Checkpoints, on_update, on_episode):
+def _updates(
+  run: Run, store: checkpoint.Checkpoints, on_update, on_episode, held
+):
   """All updates that are left, with metrics and checkpoints; the last state."""
   config = run.config
   state, minutes = _resume(run, store)
@@ -225,17 +239,31 @@ def _updates(run: Run, store: checkpoint.Checkpoints, on_update, on_episode):
       writer.write(0, found)
       on_update(0, found)
     for update in range(first, config.num_updates):
-      state, found = _one_update(run, state, update, on_episode)
-      done = update + 1
+      try:
+        after, found = _one_update(run, state, update, on_episode)
+      except signals.Stopped:
+        # The learner takes the arrays of a state when it begins with them.
+        if update != store.latest() and not _is_taken(state):
+          store.save(update, state, {"minutes": spent()})
+        raise
+      state, done = after, update + 1
       is_last = done == config.num_updates
       if done % config.evaluation.every == 0 or is_last:
         found |= _evaluate(run, done)
-      found |= {"minutes": spent()}
-      writer.write(done, found)
-      if done % config.checkpoint_every == 0 or is_last:
-        store.save(done, state, {"minutes": found["minutes"]})
-      on_update(done, found)
+      with held():
+        found |= {"minutes": spent()}
+        writer.write(done, found)
+        if done % config.checkpoint_every == 0 or is_last:
+          host = {"minutes": found["minutes"]}
+          store.save(done, state, host, score=found.get("eval/success"))
+        on_update(done, found)
   return state
+
+
+def _is_taken(state) -> bool:
+  """Whether an update has been given the arrays of a state for its own."""
+  leaves = jax.tree.leaves(state)
+  return any(leaf.is_deleted() for leaf in leaves if hasattr(leaf, "devices"))
 
 
 def _for_engine(policy: Any) -> Any:
@@ -296,9 +324,16 @@ def _one_update(run: Run, state, update: int, on_episode):
       f"update {update}: the policy's gradient is not finite; lower "
       "learner.learning_rate, or look at the batch's log-ratios"
     )
-  return state, result | _speeds(
-    run, packed, trajectories, started, rolled, learned
-  ) | _sampling(run.engine, before, packed)
+  result |= {
+    "compiles/sampler": run.engine.compiles,
+    "compiles/learner": run.learner.compiles,
+  }
+  times = speeds.Times(started, rolled, learned)
+  return state, (
+    result
+    | speeds.of_update(times, packed, trajectories)
+    | speeds.of_sampler(run.engine, before, packed)
+  )
 
 
 def _record(run: Run, trajectories, update: int) -> None:
@@ -311,35 +346,3 @@ def _record(run: Run, trajectories, update: int) -> None:
   done = trajectories_lib.folder_of(output, name) / store.DIGESTS
   if not done.exists():
     trajectories_lib.write(output, name, {"train": trajectories}, run.tokenizer)
-
-
-def _speeds(run: Run, packed, trajectories, started, rolled, learned):
-  """Speeds, shares and counters of one update."""
-  return {
-    "time/rollout_s": rolled - started,
-    "time/learn_s": learned - rolled,
-    "rollout/episodes_per_s": len(trajectories) / (rolled - started),
-    "tokens_per_s": packed.unique_tokens / (learned - started),
-    "batch/unique_over_row_tokens": packed.unique_tokens / packed.row_tokens,
-    "batch/cut_trajectories": packed.cut,
-    "batch/row_use": packed.unique_tokens
-    / (int(packed.rows_used.sum()) * packed.tokens.tokens.shape[-1]),
-    "compiles/sampler": run.engine.compiles,
-    "compiles/learner": run.learner.compiles,
-  }
-
-
-def _sampling(engine, before, packed):
-  """What the sampler read for one update's episodes."""
-  now = engine.counters
-  since = {
-    name: value - getattr(before, name)
-    for name, value in dataclasses.asdict(now).items()
-  }
-  reads = since["prefill_tokens"] + since["decode_tokens"]
-  slot_steps = since["decode_steps"] * engine.num_slots
-  return {f"sampler/{name}": value for name, value in since.items()} | {
-    # 1 if the decoder ran once on every token that is stored.
-    "sampler/reads_over_unique": reads / packed.unique_tokens,
-    "sampler/slot_use": since["decode_tokens"] / max(slot_steps, 1),
-  }

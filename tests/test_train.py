@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import json
-import os
 import pathlib
 import signal
 import subprocess
@@ -125,8 +124,8 @@ def test_a_run_killed_between_updates_ends_with_the_same_bits(
     assert lines[3][name] == whole[3][name]
 
 
-def test_kill_9_and_the_same_command_end_with_the_same_bits(finished, tmp_path):
-  options, folder = finished
+def start(options, tmp_path, target):
+  """The run of `options` as a process of its own, and its command."""
   experiment = tmp_path / "experiment.py"
   experiment.write_text(
     "import sys, pathlib\n"
@@ -135,27 +134,75 @@ def test_kill_9_and_the_same_command_end_with_the_same_bits(finished, tmp_path):
     "CONFIG = test_train.small_config(\n"
     f"  pathlib.Path({str(pathlib.Path(options.weights).parent)!r}))\n"
   )
-  target = tmp_path / "killed"
   command = [
     sys.executable, "-m", "steppo_jax", "train", str(experiment),
     f"run_dir={target}",
   ]  # fmt: skip
-  env = os.environ | {"PYTHONUNBUFFERED": "1"}
   process = subprocess.Popen(
-    command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env
+    command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
   )
+  return process, command
+
+
+def wait_until(process, happened):
   deadline = time.monotonic() + 300
-  while not (target / "checkpoints" / "1").exists():
+  while not happened():
     assert process.poll() is None, process.stdout.read().decode()
     assert time.monotonic() < deadline
     time.sleep(0.02)
+
+
+def finish(command):
+  done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+  assert done.returncode == 0, done.stderr
+  return done
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_with_42_and_the_same_command_goes_on(
+  finished, tmp_path, number
+):
+  options, folder = finished
+  target = tmp_path / "stopped"
+  process, command = start(options, tmp_path, target)
+  lines = lambda: (target / "metrics.jsonl").read_text().count("\n")
+  wait_until(
+    process, lambda: (target / "metrics.jsonl").exists() and lines() > 1
+  )
+  process.send_signal(number)
+  said = process.communicate(timeout=60)[0].decode()
+  assert process.returncode == 42, said
+  assert f"stopped by {number.name}; the same command goes on" in said
+  # What was written of updates is in a checkpoint.
+  found = metrics.read_jsonl(target / "metrics.jsonl")
+  with checkpoint.Checkpoints(target / "checkpoints", 3) as store:
+    assert store.latest() == found[-1]["update"] >= 1
+  finish(command)
+  assert bits(folder) == bits(target)
+
+
+def test_two_runs_in_one_folder_are_refused(finished, tmp_path):
+  options, _ = finished
+  target = tmp_path / "shared"
+  process, command = start(options, tmp_path, target)
+  wait_until(process, lambda: (target / "lease.json").exists())
+  time.sleep(0.2)
+  second = subprocess.run(command, capture_output=True, text=True, timeout=60)
+  process.kill()
+  process.communicate()
+  assert second.returncode == 1
+  assert f"process {process.pid} on" in second.stderr
+
+
+def test_kill_9_and_the_same_command_end_with_the_same_bits(finished, tmp_path):
+  options, folder = finished
+  target = tmp_path / "killed"
+  process, command = start(options, tmp_path, target)
+  wait_until(process, (target / "checkpoints" / "1").exists)
   process.send_signal(signal.SIGKILL)
   process.communicate()
   assert not (target / "policy.safetensors").exists()
-  done = subprocess.run(
-    command, capture_output=True, text=True, env=env, timeout=300
-  )
-  assert done.returncode == 0, done.stderr
+  done = finish(command)
   assert bits(folder) == bits(target)
   assert (target / "report.png").stat().st_size > 10_000
   assert "unseen" in done.stdout or "success" in done.stdout

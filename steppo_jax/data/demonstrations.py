@@ -41,8 +41,9 @@ class Demonstrations:
     detours: of the household alone: mean number of places that the expert
       searches before it uses the planner's knowledge: 0 demonstrates shortest
       plans alone, `math.inf` an expert that finds everything itself.
-    noise: of the household alone: chance that a command is drawn from all
-      admissible ones instead.
+    noise: chance of a mistake at a step: of a command that is drawn from all
+      admissible ones (household), of an answer before enough was read
+      (search_qa). Mistaken answers lose the episode.
     env: whose worlds, a key of `experts.EXPERTS`.
     options: "name=value" of that environment's own parameters, which change
       what is seen.
@@ -85,10 +86,13 @@ class Demonstrations:
       raise ValueError(f"detours must be at least 0, got {self.detours}")
     if not 0 <= self.noise < 1:
       raise ValueError(f"noise must be in [0, 1), got {self.noise}")
-    if self.env != "household" and (self.detours or self.noise):
+    found = experts.EXPERTS[self.env]
+    if self.detours and found.plan is not None:
       raise ValueError(
-        f"detours and noise belong to the household's expert, not to {self.env}"
+        f"detours belong to the household's expert, not to that of {self.env}"
       )
+    if self.noise and found.plan is not None and found.spoil is None:
+      raise ValueError(f"the expert of {self.env} makes no mistakes: noise=0")
     if self.env == "household" and self.options:
       raise ValueError(
         f"the household's games are shown as they are: leave {self.options} out"
@@ -105,6 +109,7 @@ class Demonstrations:
     if self.env == "household":
       return f"{name}-detours{self.detours:g}-noise{self.noise:g}"
     text = "\n".join(sorted(self.options))
+    name += f"-noise{self.noise:g}" if self.noise else ""
     return f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
   def task(self, index: int) -> types.Task:
@@ -118,16 +123,19 @@ class Demonstrations:
 
 def _play(options: Demonstrations):
   """Yields (task, how it was demonstrated) of every episode."""
-  plan = experts.EXPERTS[options.env].plan
+  _, plan, spoil = experts.EXPERTS[options.env]
   if plan is not None:
     own = base.parse_options(options.options)
     env = experts.make_env(options.env, own)
   for index in range(options.num_episodes):
     task = options.task(index)
-    if plan is not None:
-      yield task, experts.play(task, env, plan(task))
-      continue
     random = np.random.default_rng((options.seed, index))
+    if plan is not None:
+      actions = plan(task)
+      if options.noise:
+        actions = spoil(task, actions, noise=options.noise, random=random)
+      yield task, experts.play(task, env, actions, wins=not options.noise)
+      continue
     yield (
       task,
       experts.play_household(

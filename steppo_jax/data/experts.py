@@ -46,10 +46,13 @@ class Expert(NamedTuple):
     worlds: Generator of its tasks, as in `data.tasks`.
     plan: Actions that solve a task; None for the household, whose expert looks
       at what it sees.
+    spoil: Makes a worse plan of a plan, with a chance of a mistake at every
+      step; None where demonstrations are without.
   """
 
   worlds: Any
   plan: Callable[[types.Task], list[str]] | None
+  spoil: Callable[..., list[str]] | None = None
 
 
 def play_household(
@@ -70,8 +73,16 @@ def play_household(
   return Played(observations, commands, rewards)
 
 
-def play(task: types.Task, env: types.Env, actions: Sequence[str]) -> Played:
+def play(
+  task: types.Task, env: types.Env, actions: Sequence[str], *, wins: bool
+) -> Played:
   """An episode in which a plan is carried out.
+
+  Args:
+    task: What is played.
+    env: Where.
+    actions: The plan.
+    wins: Whether it has to win.
 
   Raises:
     ValueError: the plan does not win, or an action of it is refused.
@@ -84,7 +95,7 @@ def play(task: types.Task, env: types.Env, actions: Sequence[str]) -> Played:
       raise ValueError(f"task {task.uid}: the expert's {action!r} was refused")
     observations.append(out.observation)
     rewards.append(out.reward)
-  if not out.info["won"]:
+  if wins and not out.info["won"]:
     raise ValueError(
       f"task {task.uid}: the expert's plan does not win; other options of the "
       "environment may hide what it needs"
@@ -124,6 +135,31 @@ def reader(task: types.Task) -> list[str]:
   return _plain(search_worlds.expert(task))
 
 
+def answer_in_haste(
+  task: types.Task,
+  actions: Sequence[str],
+  *,
+  noise: float,
+  random: np.random.Generator,
+) -> list[str]:
+  """Answers with some name of the paragraph just read, now and then.
+
+  Args:
+    task: A generated question.
+    actions: The plan of `reader`.
+    noise: Chance of doing so after a search.
+    random: Draws when, and which name.
+  """
+  rows = {id_: (title, text) for id_, title, text in task.payload["paragraphs"]}
+  titles = [title for title, _ in rows.values()]
+  for count, id_ in enumerate(task.payload["gold_ids"], 1):
+    own, text = rows[id_]
+    told = [title for title in titles if title in text and title != own]
+    if told and random.random() < noise:
+      return [*actions[:count], f"answer {random.choice(told)}"]
+  return list(actions)
+
+
 def librarian(task: types.Task) -> list[str]:
   """Searches the method and the problem, expands, and says that it is done."""
   _, *expands = paper_worlds.expert(task)
@@ -139,6 +175,6 @@ def _plain(actions: Sequence[str]) -> list[str]:
 EXPERTS = {
   "household": Expert(household_worlds, None),
   "webshop": Expert(webshop_worlds, shopper),
-  "search_qa": Expert(search_worlds, reader),
+  "search_qa": Expert(search_worlds, reader, answer_in_haste),
   "paper_search": Expert(paper_worlds, librarian),
 }

@@ -55,7 +55,10 @@ def test_a_tiny_world_is_short_and_hardly_spelt(env, split):
   for index in range(25):
     task = options.task(index)
     played = experts.play(
-      task, experts.make_env(env, own), experts.EXPERTS[env].plan(task)
+      task,
+      experts.make_env(env, own),
+      experts.EXPERTS[env].plan(task),
+      wins=True,
     )
     for text in (*played.observations, *played.actions):
       ids = TOKENIZER.encode(text)
@@ -79,9 +82,21 @@ def test_a_plan_that_does_not_win_is_refused():
   task = options.task(0)
   env = experts.make_env("webshop", {})
   with pytest.raises(ValueError, match="plan does not win"):
-    experts.play(task, env, ["search[nothing]"])
+    experts.play(task, env, ["search[nothing]"], wins=True)
   with pytest.raises(ValueError, match="'dance' was refused"):
-    experts.play(task, env, ["dance"])
+    experts.play(task, env, ["dance"], wins=False)
+
+
+def test_haste_costs_the_share_of_episodes_that_was_asked_for(tmp_path):
+  options = made("search_qa", num_episodes=400, noise=0.5)
+  demonstrations.prepare(tmp_path, options)
+  episodes = list(demonstrations.load(tmp_path, options))
+  won = [sum(s["reward"] for s in e["steps"]) == 1.0 for e in episodes]
+  # A name that is read after the second search may be the answer.
+  assert 0.2 < np.mean(won) < 0.55
+  searches = [len(e["steps"]) - 2 for e in episodes]
+  assert set(searches) == {1, 2}
+  assert np.mean(np.array(searches) == 1) == pytest.approx(0.5, abs=0.1)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +104,7 @@ def test_a_plan_that_does_not_win_is_refused():
   [
     ({"env": "alfworld"}, "demonstrations of household, .*not of 'alfworld'"),
     ({"env": "webshop", "detours": 1.0}, "the household's expert"),
-    ({"env": "search_qa", "noise": 0.1}, "the household's expert"),
+    ({"env": "webshop", "noise": 0.1}, "expert of webshop makes no mistakes"),
     ({"env": "webshop", "sizes": ("huge",)}, "sizes must be among"),
     ({"env": "household", "options": ("a=1",)}, "shown as they are"),
     ({"env": "webshop", "options": ("reward",)}, "expected name=value"),

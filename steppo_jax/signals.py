@@ -1,0 +1,119 @@
+"""SIGTERM and SIGINT: stop at once, keep what is done, be started again."""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+
+# Exit status of a run that was asked to stop and can go on; 2 is for options
+# that are wrong, where starting again would not help.
+RESTARTABLE = 42
+
+# Below what clouds give between the warning and the end (30 seconds on GCP).
+GRACE_S = 20.0
+
+
+class Stopped(BaseException):
+  """The process was asked to stop.
+
+  Not an `Exception`: what handles failures of an environment or of a file must
+  not take it for one.
+  """
+
+  def __init__(self, number: int):
+    super().__init__(signal.Signals(number).name)
+
+
+class Handler:
+  """Turns the first signal into `Stopped` in the main thread.
+
+  Code that must not be broken off runs inside `held()`. A thread that is deep
+  in a compilation or in a transfer cannot be broken off at all: if the main
+  thread has not raised `Stopped` after `grace_s`, the process ends with
+  `RESTARTABLE` from a thread of its own. Nothing is lost by it that the last
+  checkpoint does not bring back. The second SIGINT ends the process at once.
+
+  Args:
+    grace_s: Seconds that the main thread has.
+    on_overdue: Called by the other thread before the end, to flush what can be.
+  """
+
+  def __init__(
+    self,
+    grace_s: float = GRACE_S,
+    on_overdue: Callable[[], None] = lambda: None,
+  ):
+    self._grace_s = grace_s
+    self.on_overdue = on_overdue
+    self._held = 0
+    self._number: int | None = None
+    self._answered = threading.Event()
+    self._reader = self._writer = -1
+    self._before: dict[int, object] = {}
+    self._wakeup = -1
+
+  def __enter__(self) -> "Handler":
+    self._reader, self._writer = os.pipe()
+    os.set_blocking(self._writer, False)
+    # The interpreter writes here when a signal comes, even while the main
+    # thread is inside a compiled function and runs no handler.
+    self._wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+    for number in (signal.SIGTERM, signal.SIGINT):
+      self._before[number] = signal.signal(number, self._handle)
+    threading.Thread(target=self._watch, daemon=True).start()
+    return self
+
+  def __exit__(self, *_) -> None:
+    self._answered.set()
+    for number, before in self._before.items():
+      signal.signal(number, before)
+    signal.set_wakeup_fd(self._wakeup)
+    os.close(self._writer)  # Ends the thread.
+
+  def _handle(self, number, _) -> None:
+    if self._number is not None:
+      return
+    self._number = number
+    # Whoever asks twice on a keyboard means it.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if not self._held:
+      self._raise()
+
+  def _raise(self) -> None:
+    self._answered.set()
+    raise Stopped(self._number)
+
+  def _watch(self) -> None:
+    stops = {signal.SIGTERM, signal.SIGINT}
+    with open(self._reader, "rb", buffering=0) as reader:
+      while numbers := reader.read(1):
+        if numbers[0] in stops and not self._answered.wait(self._grace_s):
+          self._end()
+
+  def _end(self) -> None:
+    with contextlib.suppress(BaseException):
+      self.on_overdue()
+    with contextlib.suppress(BaseException):
+      sys.stderr.write(
+        f"stopped {self._grace_s:g} s after the signal; the same command goes "
+        "on from the last checkpoint\n"
+      )
+      sys.stderr.flush()
+    os._exit(RESTARTABLE)
+
+  @contextlib.contextmanager
+  def held(self) -> Iterator[None]:
+    """A signal that comes inside takes effect at the end.
+
+    Raises:
+      Stopped: one came.
+    """
+    self._held += 1
+    try:
+      yield
+    finally:
+      self._held -= 1
+    if self._number is not None and not self._held:
+      self._raise()

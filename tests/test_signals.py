@@ -1,0 +1,120 @@
+"""A signal stops the main thread where it may, and ends it where it must."""
+
+import contextlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from steppo_jax import signals
+
+PROGRAM = """
+import os, signal, sys, threading, time
+from steppo_jax import signals
+try:
+  with signals.Handler(grace_s={grace}, on_overdue=lambda: print("flushed",
+                       flush=True)) as handler:
+{body}
+except signals.Stopped as stopped:
+  print("stopped", stopped, flush=True)
+  sys.exit(signals.RESTARTABLE)
+"""
+
+
+def start(body, grace=5.0):
+  lines = "\n".join(f"    {line}" for line in body.strip().split("\n"))
+  process = subprocess.Popen(
+    [sys.executable, "-c", PROGRAM.format(grace=grace, body=lines)],
+    stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+  )  # fmt: skip
+  assert process.stdout.readline() == "ready\n"
+  return process
+
+
+def end(process, timeout=20):
+  out, err = process.communicate(timeout=timeout)
+  return process.returncode, out, err
+
+
+WAIT = """
+print("ready", flush=True)
+while True:
+  time.sleep(0.01)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_raised_where_the_main_thread_is(number):
+  process = start(WAIT)
+  process.send_signal(number)
+  code, out, _ = end(process)
+  assert code == 42
+  assert out == f"stopped {number.name}\n"
+
+
+def test_what_is_held_is_finished_first():
+  process = start("""
+with handler.held():
+  print("ready", flush=True)
+  time.sleep(1.0)
+  print("finished", flush=True)
+print("never", flush=True)
+""")
+  process.send_signal(signal.SIGTERM)
+  code, out, _ = end(process)
+  assert code == 42
+  assert out == "finished\nstopped SIGTERM\n"
+
+
+def test_what_cannot_be_broken_off_is_left_after_the_grace():
+  # Like a compilation: minutes in C, where no handler of Python runs.
+  process = start(
+    """
+import hashlib
+print("ready", flush=True)
+hashlib.pbkdf2_hmac("sha256", b"a", b"b", 10**9)
+""",
+    grace=0.5,
+  )
+  time.sleep(0.5)  # Until it is inside.
+  process.send_signal(signal.SIGTERM)
+  code, out, err = end(process)
+  assert code == 42
+  assert "goes on from the last checkpoint" in err
+  assert out == "flushed\n"
+
+
+def test_the_second_interrupt_ends_it_at_once():
+  process = start("""
+with handler.held():
+  print("ready", flush=True)
+  time.sleep(1.0)
+  print("here", flush=True)
+  time.sleep(30)
+""")
+  process.send_signal(signal.SIGINT)
+  time.sleep(0.3)
+  process.send_signal(signal.SIGINT)
+  code, out, _ = end(process, timeout=10)
+  assert code == -signal.SIGINT
+  assert "stopped" not in out
+
+
+def test_what_was_there_is_put_back():
+  before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+  with signals.Handler():
+    assert signal.getsignal(signal.SIGTERM) not in before
+  assert before == [
+    signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)
+  ]
+
+
+def test_what_handles_errors_does_not_take_it():
+  def careless():
+    with contextlib.suppress(Exception):
+      signal.raise_signal(signal.SIGTERM)
+
+  with signals.Handler(), pytest.raises(signals.Stopped):
+    careless()
