@@ -239,6 +239,7 @@ class SupervisedRun:
   data_dir: str = "runs/data"
   minutes: float | None = None
   env: EnvConfig = EnvConfig()
+  prompt: PromptConfig = PromptConfig()
   rollout: RolloutConfig = RolloutConfig()
   sampler: SamplerConfig = SamplerConfig()
   packing: PackingConfig = PackingConfig()
