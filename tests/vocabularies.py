@@ -3,9 +3,12 @@
 import json
 
 import numpy as np
+import pytest
 import sentencepiece
-import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, processors, trainers
+
+tokenizers = pytest.importorskip(
+  "tokenizers", reason="pip install 'steppo_jax[chat]'"
+)
 
 SPECIAL = ("<|end|>", "<|im_start|>", "<|im_end|>")
 CORPUS = [
@@ -17,14 +20,16 @@ CORPUS = [
 
 def byte_level(*, mark="<tool_response>"):
   """A BPE of bytes, as Qwen and Llama 3 have; `mark` is not special."""
-  inner = tokenizers.Tokenizer(models.BPE())
-  inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-  inner.decoder = decoders.ByteLevel()
+  inner = tokenizers.Tokenizer(tokenizers.models.BPE())
+  inner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(
+    add_prefix_space=False
+  )
+  inner.decoder = tokenizers.decoders.ByteLevel()
   inner.train_from_iterator(
     CORPUS,
-    trainers.BpeTrainer(
+    tokenizers.trainers.BpeTrainer(
       vocab_size=400, show_progress=False,
-      initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+      initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
     ),
   )  # fmt: skip
   inner.add_special_tokens(list(SPECIAL))
@@ -46,7 +51,7 @@ def write_folder(folder, inner, *, template=None, **settings):
 
 def starts_with(inner, text):
   """Makes the package put one token in front of every text."""
-  inner.post_processor = processors.TemplateProcessing(
+  inner.post_processor = tokenizers.processors.TemplateProcessing(
     single=f"{text} $A", special_tokens=[(text, inner.token_to_id(text))]
   )
   return inner
@@ -66,11 +71,8 @@ def sentencepiece_model(folder):
   return sentencepiece.SentencePieceProcessor(str(folder / "sp.model"))
 
 
-def write_gguf(path, fields, *, template=None):
-  """A GGUF file of a vocabulary and one tensor."""
-  import gguf
-
-  writer = gguf.GGUFWriter(path, "llama")
+def add_fields(writer, fields):
+  """Writes what a file says of its vocabulary."""
   for key, value in fields.items():
     name = f"tokenizer.ggml.{key}"
     if isinstance(value, list):
@@ -81,6 +83,14 @@ def write_gguf(path, fields, *, template=None):
       writer.add_uint32(name, value)
     else:
       writer.add_string(name, value)
+
+
+def write_gguf(path, fields, *, template=None):
+  """A GGUF file of a vocabulary and one tensor."""
+  import gguf
+
+  writer = gguf.GGUFWriter(path, "llama")
+  add_fields(writer, fields)
   if template is not None:
     writer.add_chat_template(template)
   writer.add_tensor("x", np.zeros(4, np.float32))

@@ -25,7 +25,8 @@ class HuggingFaceTokenizer:
   """A vocabulary and merges as released models have them.
 
   Attributes:
-    vocab_size: Number of ids, gaps included. The model may have more rows.
+    vocab_size: Number of ids: those of the vocabulary, gaps, and rows that only
+      the model has, which are the empty string.
     pad_id: Fills unused slots; the end of a text where the vocabulary has none.
     bos_id: Starts a prompt; `pad_id` where the vocabulary has none.
     end_of_turn_id: Ends a response. Of the ids that end a text, the one that
@@ -36,6 +37,7 @@ class HuggingFaceTokenizer:
     controls: Ids by spelling that `encode` never gives.
     special: Spellings by the name that chat templates know, such as bos_token.
     chat_template: Jinja source, None without.
+    description: Contents of `tokenizer.json`.
     digest: SHA-256 of vocabulary and rules, hexadecimal.
   """
 
@@ -52,7 +54,8 @@ class HuggingFaceTokenizer:
     Args:
       description: Contents of `tokenizer.json`.
       facts: `bos_token`, `eos_token`, `pad_token`, `unk_token` as spellings,
-        None without, and `eos_ids`, more ids that end a text.
+        None without, `eos_ids`, more ids that end a text, and `rows`, how many
+        ids the model has.
       where: The file, for errors.
       chat_template: Jinja source.
 
@@ -61,7 +64,7 @@ class HuggingFaceTokenizer:
         a special token is not in the vocabulary.
       RuntimeError: the package tokenizers is missing.
     """
-    self._where = where
+    self._where, self.description = where, description
     self.digest = hashlib.sha256(description.encode()).hexdigest()
     rules = tokenizer_rules.parse(description, where)
     self._control_spellings = tokenizer_rules.controls(rules, chat_template)
@@ -76,7 +79,13 @@ class HuggingFaceTokenizer:
     self._plain = tokenizer_rules.build(without_prefix(plain), where)
     vocabulary = self._full.get_vocab(with_added_tokens=True)
     self._piece = {index: piece for piece, index in vocabulary.items()}
-    self.vocab_size = max(self._piece) + 1
+    known = max(self._piece) + 1
+    self.vocab_size = facts.get("rows") or known
+    if self.vocab_size < known:
+      raise ValueError(
+        f"{where} has {known} ids and the model beside it {self.vocab_size}: "
+        "one of them is of another model"
+      )
     self.controls = {
       text: vocabulary[text] for text in sorted(self._control_spellings)
     }
@@ -124,6 +133,8 @@ class HuggingFaceTokenizer:
       found = _json(folder / name).get("eos_token_id")
       ids = found if isinstance(found, list) else [found]
       facts["eos_ids"] += [i for i in ids if isinstance(i, int)]
+    rows = _json(folder / "config.json").get("vocab_size")
+    facts["rows"] = rows if isinstance(rows, int) else None
     template = _template(folder, settings)
     return cls(description, facts, where=str(path), chat_template=template)
 

@@ -1,10 +1,11 @@
 """Checkpoints in one GGUF file, quantised or not, read through `gguf`."""
 
+import collections
 import functools
 import os
 import pathlib
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -112,6 +113,40 @@ def _model(reader, path: pathlib.Path, shapes) -> ModelConfig:
     raise ValueError(f"{path}, read as {error}") from error
 
 
+class Facts(NamedTuple):
+  """What a file says of itself.
+
+  Attributes:
+    model: Sizes of the decoder.
+    types: Tensors by quantisation.
+    context: Most tokens that the model was made for, None if not said.
+  """
+
+  model: ModelConfig
+  types: Mapping[str, int]
+  context: int | None
+
+
+def describe(path: str | os.PathLike) -> Facts:
+  """Sizes and types, without a tensor being read.
+
+  Raises:
+    ValueError: see `load`; tensors are not compared with the sizes.
+    RuntimeError: the package gguf is missing.
+  """
+  path = pathlib.Path(path)
+  reader = gguf_reader.open_reader(path)
+  file = _File(reader)
+  try:
+    shapes = file.shapes()
+  except ValueError as error:
+    raise ValueError(f"{path}: {error}") from error
+  kind = gguf_reader.value(reader, "general.architecture")
+  types = collections.Counter(t.tensor_type.name for t in reader.tensors)
+  context = gguf_reader.value(reader, f"{kind}.context_length")
+  return Facts(_model(reader, path, shapes), types, context)
+
+
 def load(
   path: str | os.PathLike,
   *,
@@ -161,4 +196,5 @@ def load(
   params = placing.place(
     file, model, rows, placement=placement, dtype=dtype, progress=progress
   )
+  gguf_reader.forget()
   return model, params

@@ -5,14 +5,12 @@ import json
 import hypothesis
 import numpy as np
 import pytest
+import vocabularies
 from hypothesis import strategies as st
 
-pytest.importorskip("tokenizers", reason="pip install 'steppo_jax[chat]'")
-gguf = pytest.importorskip("gguf", reason="pip install 'steppo_jax[gguf]'")
+from steppo_jax.data import bytes_tokenizer, tokenizer_files
 
-import vocabularies  # noqa: E402
-
-from steppo_jax.data import bytes_tokenizer, tokenizer_files  # noqa: E402
+pytest.importorskip("gguf", reason="pip install 'steppo_jax[gguf]'")
 
 TEMPLATE = "<|im_start|>{{ messages }}<|im_end|><tool_response>"
 KINDS = ("folder", "gguf of bytes", "gguf of sentencepiece", "bytes")
@@ -210,6 +208,19 @@ def test_what_is_wrong_with_a_folder_is_said(tmp_path):
     load(tmp_path)
   with pytest.raises(ValueError, match="give bytes, household, worlds"):
     load(tmp_path / "absent")
+
+
+def test_rows_that_only_the_model_has_are_ids_without_text(tmp_path):
+  inner = vocabularies.byte_level()
+  folder = vocabularies.write_folder(tmp_path / "hf", inner)
+  known = inner.get_vocab_size()
+  (folder / "config.json").write_text(json.dumps({"vocab_size": known + 5}))
+  tokenizer = tokenizer_files.load_tokenizer(folder)
+  assert tokenizer.vocab_size == known + 5
+  assert tokenizer.decode([known + 4]) == ""
+  (folder / "config.json").write_text(json.dumps({"vocab_size": known - 1}))
+  with pytest.raises(ValueError, match=f"{known} ids and the model beside it"):
+    tokenizer_files.load_tokenizer(folder)
 
 
 def test_a_vocabulary_that_changes_text_is_refused(tmp_path):

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-pytest.importorskip("jinja2", reason="pip install 'steppo_jax[chat]'")
-
 from steppo_jax import types
 from steppo_jax.data import bytes_tokenizer
 from steppo_jax.rollout import chat, chat_template
+
+pytest.importorskip("jinja2", reason="pip install 'steppo_jax[chat]'")
 
 CONTROLS = (
   "<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>",
