@@ -24,6 +24,8 @@ from steppo_jax.rollout.prompting import PromptConfig
 from steppo_jax.sampler.engine import SamplerConfig
 from steppo_jax.supervised import SupervisedConfig
 
+# The tokenizer that the weights bring with them.
+OWN_TOKENIZER = "model"
 # The teacher that is the policy itself; see `peers`.
 PEER = "peer"
 
@@ -164,9 +166,15 @@ class RunConfig:
   Attributes:
     seed: Root of everything random in training.
     run_dir: Folder of the results; None for runs/NAME-seedSEED.
-    weights: Safetensors file of the starting policy.
-    tokenizer: "household", "worlds" (generated shops, questions and papers) or
-      a SentencePiece model's file; the one that the weights were trained with.
+    weights: The starting policy: a safetensors file of an earlier run, or a
+      released model (a folder with config.json, a GGUF file, a package).
+    tokenizer: The one that the weights were trained with: "household", "worlds"
+      (generated shops, questions and papers), "model" (inside of a released
+      model), "bytes", or what `python -m steppo_jax generate` takes.
+    compute: Type that the decoder computes in, "float32" or "bfloat16"; None
+      for what the weights say.
+    remat: What is computed again in the backward pass, see `ModelConfig`; None
+      for what the weights say.
     num_updates: Length of the run.
     tasks_per_update: Tasks whose episodes make one batch.
     group_size: Episodes of each task.
@@ -180,6 +188,8 @@ class RunConfig:
 
   weights: str
   tokenizer: str = "household"
+  compute: str | None = None
+  remat: str | None = None
   seed: int = 0
   run_dir: str | None = None
   num_updates: int = 60

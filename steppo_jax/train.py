@@ -28,7 +28,6 @@ from steppo_jax import (
 from steppo_jax import config as config_lib
 from steppo_jax import learner as learner_lib
 from steppo_jax.data import store
-from steppo_jax.data import tokenizer as tokenizer_lib
 from steppo_jax.data import trajectories as trajectories_lib
 from steppo_jax.models import lora
 from steppo_jax.rollout import counts, loop
@@ -48,10 +47,8 @@ class Run:
   def __init__(self, config: config_lib.RunConfig, folder: pathlib.Path):
     self.config = config
     self.folder = folder
-    self.tokenizer = tokenizer_lib.load(config.tokenizer)
-    self.model, self.policy = evaluate.load_policy(
-      config.weights, self.tokenizer
-    )
+    self.tokenizer = evaluate.load_tokenizer(config)
+    self.model, self.policy = evaluate.load_model(config, self.tokenizer)
     row = config.algorithm.row()
     algorithms.check_needs(row, _provided(config))
     # Adapters off is the policy before training, without a copy of it.

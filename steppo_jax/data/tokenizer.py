@@ -25,15 +25,6 @@ _BY_BYTES = re.compile("([▁\ud800-\udfff]+)")
 _PROBE = " a  \n\n b\tﬁ½\u0301😀 "
 
 
-def load(name: str) -> "SentencePieceTokenizer":
-  """The tokenizer that comes with the package under a name, or a file's.
-
-  Raises:
-    ValueError: there is neither, or the file is no such model.
-  """
-  return SentencePieceTokenizer(BUNDLED.get(name, name))
-
-
 class SentencePieceTokenizer:
   """A SentencePiece model that gives every string back exactly.
 
