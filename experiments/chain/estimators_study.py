@@ -165,15 +165,16 @@ def to_batch(door, steps, value_s, value_sa, clock, discount):
 
 
 def step_advantages(row, tokens, table, value, bootstrap):
-  """[S] estimates; those of tokens are averaged over their step."""
+  """[S] estimates; of tokens, the one at the first token of each action.
+
+  That token chooses the action and is the only one that could be another: the
+  gradient of the policy meets no other advantage.
+  """
   tokens, table = estimators.resolve_truncation(
     tokens, table, bootstrap=bootstrap
   )
   found = objective.advantages(row, tokens, table, value, None).advantage
-  if found.ndim == 1:
-    return found
-  length = jnp.maximum(table.num_tokens, 1)
-  return jnp.pad(found.sum(1), (1, 0)) / length
+  return found if found.ndim == 1 else jnp.pad(found[:, 1], (1, 0))
 
 
 def _critic(door, row, chances, key, scale, error):
