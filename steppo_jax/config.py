@@ -5,8 +5,9 @@ import difflib
 import importlib.util
 import pathlib
 import sys
+import types
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 
@@ -42,6 +43,7 @@ class AlgorithmConfig:
     clip_high: Distance of the clip above 1.
     kl_coef: Weight of the KL to the starting policy.
     entropy_coef: Weight of the entropy bonus.
+    ratio: "token" or "step", whatever the credit; its clip has to fit.
     loss_weighting: What counts the same in the loss: each "token", each "step"
       or each "trajectory".
     mix_updates: Updates over which the weight of the teacher falls to 0; 0 lets
@@ -59,6 +61,7 @@ class AlgorithmConfig:
   clip_high: float | None = None
   kl_coef: float | None = None
   entropy_coef: float | None = None
+  ratio: Literal["token", "step"] | None = None
   loss_weighting: str | None = None
   mix_updates: int | None = None
   teacher: str | None = None
@@ -269,6 +272,18 @@ def load(path: str) -> RunConfig | SupervisedRun:
   Raises:
     ValueError: no such file, or it defines no CONFIG.
   """
+  config = getattr(module(path), "CONFIG", None)
+  if not isinstance(config, RunConfig | SupervisedRun):
+    raise ValueError(f"{path} defines no CONFIG of type RunConfig")
+  return config
+
+
+def module(path: str) -> types.ModuleType:
+  """What an experiment file defines.
+
+  Raises:
+    ValueError: there is no such file; the message names the nearest.
+  """
   file = pathlib.Path(path)
   if not file.is_file():
     folder = (
@@ -279,17 +294,14 @@ def load(path: str) -> RunConfig | SupervisedRun:
     hint = f"; did you mean {near[0]}" if near else ""
     raise ValueError(f"no experiment file {path}{hint}")
   spec = importlib.util.spec_from_file_location(file.stem, file)
-  module = importlib.util.module_from_spec(spec)
+  loaded = importlib.util.module_from_spec(spec)
   # An experiment may import the one beside it that it differs from.
   sys.path.insert(0, str(file.parent.absolute()))
   try:
-    spec.loader.exec_module(module)
+    spec.loader.exec_module(loaded)
   finally:
     sys.path.pop(0)
-  config = getattr(module, "CONFIG", None)
-  if not isinstance(config, RunConfig | SupervisedRun):
-    raise ValueError(f"{path} defines no CONFIG of type RunConfig")
-  return config
+  return loaded
 
 
 def override(config: Any, assignments: Sequence[str], command: str) -> Any:

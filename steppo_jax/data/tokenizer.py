@@ -12,7 +12,11 @@ _ASSETS = pathlib.Path(__file__).parent / "assets"
 HOUSEHOLD_MODEL = _ASSETS / "household.model"
 # Tokenizers that come with the package: of the household games, and of the
 # generated shops, questions and papers.
-BUNDLED = {"household": HOUSEHOLD_MODEL, "worlds": _ASSETS / "worlds.model"}
+BUNDLED = {
+  "household": HOUSEHOLD_MODEL,
+  "scratchpad": _ASSETS / "scratchpad.model",
+  "worlds": _ASSETS / "worlds.model",
+}
 
 _SPACE = "▁"  # U+2581: how SentencePiece spells a space inside its pieces.
 
