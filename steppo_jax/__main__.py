@@ -175,7 +175,7 @@ def _run(args, rest, handler) -> None:
 
       imitation.train(options, folder, on_update=on_update)
     else:
-      from steppo_jax import train
+      from steppo_jax import events, train
 
       train.train(
         options,
@@ -183,6 +183,7 @@ def _run(args, rest, handler) -> None:
         on_update=on_update,
         on_episode=on_episode,
         handler=handler,
+        age_s=events.process_age(),
       )
   summary = report.report(folder)
   print(pathlib.Path(summary).read_text())

@@ -171,6 +171,8 @@ class RunConfig:
     group_size: Episodes of each task.
     checkpoint_every: Updates between two checkpoints.
     keep_checkpoints: How many are kept.
+    keep_journals: Updates whose episodes stay in the journal after a restart
+      cannot need them any more; None keeps no journal at all.
     record_every: Updates between two whose episodes are kept, with all their
       tokens, as datasets in the run folder (see `data.trajectories`); None
       keeps none.
@@ -186,6 +188,7 @@ class RunConfig:
   group_size: int = 1
   checkpoint_every: int = 5
   keep_checkpoints: int = 2
+  keep_journals: int | None = 2
   record_every: int | None = None
   num_devices: int | None = None
   algorithm: AlgorithmConfig = AlgorithmConfig()
@@ -207,6 +210,10 @@ class RunConfig:
                  "record_every"):  # fmt: skip
       if getattr(self, name) is not None and getattr(self, name) < 1:
         raise ValueError(f"{name} must be at least 1")
+    if self.keep_journals is not None and self.keep_journals < 0:
+      raise ValueError(
+        f"keep_journals={self.keep_journals} must be at least 0, or None"
+      )
 
 
 @dataclasses.dataclass(frozen=True)
