@@ -7,7 +7,6 @@ time. Without the variable a place costs one comparison. `tests/resume` goes
 through all of them.
 """
 
-import collections
 import os
 import signal
 
@@ -44,19 +43,49 @@ POINTS = (
   "train: policy written",
 )
 
-_name, _, _count = os.environ.get(VARIABLE, "").rpartition("=")
-_passed: collections.Counter[str] = collections.Counter()
 
-if _name and (_name not in POINTS or not _count.isdecimal()):
-  raise ValueError(
-    f"{VARIABLE}={_name}={_count} names no place of kill_points.POINTS"
-  )
+class _Armed:
+  """Where the process ends, and how."""
+
+  name = ""
+  left = 0
+  number = signal.SIGKILL
+
+
+def arm(text: str) -> None:
+  """Chooses where the process ends.
+
+  Args:
+    text: "NAME=COUNT", a name of `POINTS` and the pass that is the last, or
+      "NAME=COUNT:SIGNAL" for another signal than SIGKILL. "" disarms.
+
+  Raises:
+    ValueError: it is neither.
+  """
+  name, _, rest = text.rpartition("=")
+  count, _, number = rest.partition(":")
+  if not text:
+    _Armed.name = ""
+    return
+  if name not in POINTS or not count.isdecimal() or int(count) < 1:
+    raise ValueError(
+      f"{VARIABLE}={text!r} must be NAME=COUNT with a name of "
+      "kill_points.POINTS and a count of at least 1"
+    )
+  number = number or "SIGKILL"
+  if number not in signal.Signals.__members__:
+    raise ValueError(f"{VARIABLE}={text!r}: {number!r} is no signal")
+  _Armed.name, _Armed.left = name, int(count)
+  _Armed.number = signal.Signals[number]
 
 
 def passed(name: str) -> None:
   """Marks a place; ends the process if it was asked to end here."""
-  if name != _name:
+  if name != _Armed.name:
     return
-  _passed[name] += 1
-  if _passed[name] == int(_count):
-    os.kill(os.getpid(), signal.SIGKILL)
+  _Armed.left -= 1
+  if _Armed.left == 0:
+    os.kill(os.getpid(), _Armed.number)
+
+
+arm(os.environ.get(VARIABLE, ""))

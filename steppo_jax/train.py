@@ -116,8 +116,9 @@ def _updates(run: Run, store: checkpoint.Checkpoints, on_update, held):
   with writer:
     if first == 0:
       found = run.evaluate(0) | {"minutes": spent()}
-      writer.write(0, found)
-      on_update(0, found)
+      with log.span(events.METRICS):
+        writer.write(0, found)
+        on_update(0, found)
     for update in range(first, config.num_updates):
       try:
         after, found = _one_update(run, state, update)
@@ -132,6 +133,9 @@ def _updates(run: Run, store: checkpoint.Checkpoints, on_update, held):
         found |= run.evaluate(done)
       with held():
         found |= {"minutes": spent()}
+        with log.span(events.CHECKPOINT, update):
+          # What is told is at most one interval ahead of what is safe.
+          store.wait()
         with log.span(events.METRICS, update):
           writer.write(done, found)
         if done % config.checkpoint_every == 0 or is_last:
