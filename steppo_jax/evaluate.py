@@ -196,10 +196,7 @@ def make_evaluator(
   tasks = make_tasks(config.env).panel(
     config.evaluation.split, config.evaluation.episodes
   )
-  options = prompting.PromptConfig()
-  if isinstance(config, config_lib.RunConfig):
-    options = config.prompt
-  prompt = sections.make(options, tokenizer, config.env.name)
+  prompt = sections.make(config.prompt, tokenizer, config.env.name)
   return Evaluator(engine, prompt, rollout, config.env, tasks)
 
 

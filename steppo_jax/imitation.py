@@ -14,7 +14,7 @@ from steppo_jax import evaluate, lease, metrics, run_folder, supervised, types
 from steppo_jax.data import demonstrations
 from steppo_jax.data import tokenizer as tokenizer_lib
 from steppo_jax.models import lora, presets, transformer
-from steppo_jax.rollout import prompting
+from steppo_jax.rollout import sections
 
 
 def load_rows(config: config_lib.SupervisedRun, prompt, pad_id: int):
@@ -71,7 +71,7 @@ def train(
 
 def _train(config, folder, on_update):
   tokenizer = tokenizer_lib.load(config.tokenizer)
-  prompt = prompting.CompactPrompt(tokenizer)
+  prompt = sections.make(config.prompt, tokenizer, config.env.name)
   model, params = _start(config, tokenizer)
   rows = load_rows(config, prompt, tokenizer.pad_id)
   evaluator = evaluate.make_evaluator(config, model, tokenizer)

@@ -7,9 +7,8 @@ from typing import Any, Literal, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
-import optax
 
-from steppo_jax import estimators, forest
+from steppo_jax import estimators, forest, optimizers
 from steppo_jax import mesh as mesh_lib
 from steppo_jax import update as update_lib
 from steppo_jax.algorithms import Algorithm
@@ -144,32 +143,6 @@ def put_batch(
   )
 
 
-def optimizer(
-  peak: chex.Numeric,
-  warmup: int,
-  config: LearnerConfig,
-  steps: int,
-  *,
-  eps_root: float,
-) -> optax.GradientTransformation:
-  """Clipping, AdamW, a short warm-up and a linear decay over `steps`."""
-  final = peak * config.final_learning_rate
-  warmup = min(warmup, steps // 2)
-  schedule = optax.join_schedules(
-    [
-      optax.linear_schedule(0.0, peak, max(warmup, 1)),
-      optax.linear_schedule(peak, final, max(steps - warmup, 1)),
-    ],
-    [warmup],
-  )
-  return optax.chain(
-    optax.clip_by_global_norm(config.max_grad_norm),
-    optax.adamw(
-      schedule, b2=0.99, eps_root=eps_root, weight_decay=config.weight_decay
-    ),
-  )
-
-
 def make_parts(
   model: transformer.ModelConfig,
   algorithm: Algorithm,
@@ -218,10 +191,10 @@ def make_parts(
       "learner.attention=pallas knows of no sliding windows: take xla or auto "
       f"for a {model.family} model"
     )
-  if config.microbatch_rows % mesh.size:
+  if config.microbatch_rows % mesh_lib.row_parts(mesh):
     raise ValueError(
       f"learner.microbatch_rows={config.microbatch_rows} is not a multiple "
-      f"of the {mesh.size} devices"
+      f"of the {mesh_lib.row_parts(mesh)} devices"
     )
   steps = config.num_minibatches * num_updates
   warmup = config.critic_warmup if algorithm.critic else 0
@@ -231,14 +204,14 @@ def make_parts(
     model,
     algorithm,
     config,
-    optimizer(
+    optimizers.adamw(
       config.learning_rate,
       config.warmup_steps,
       config,
       config.actor_epochs * config.num_minibatches * (num_updates - warmup),
       eps_root=root,
     ),
-    optimizer(
+    optimizers.adamw(
       config.critic_learning_rate,
       config.critic_warmup_steps,
       config,
@@ -312,14 +285,30 @@ class Learner:
 
     def update(state, reference, batch, teacher):
       self.compiles += 1  # runs while tracing only
-      return run(state, reference, batch, teacher)
+      state, found = run(state, reference, batch, teacher)
+      return mesh_lib.constrain(mesh, state), found
 
     self._update = jax.jit(update, donate_argnums=0)
 
   def init(self, policy: Any) -> LearnerState:
     """State before the first update; `policy` is copied to the devices."""
-    return jax.device_put(
-      init(self._parts, policy), mesh_lib.replicated(self._mesh)
+    state = init(self._parts, policy)
+    return jax.device_put(state, mesh_lib.placements(self._mesh, state))
+
+  def lower(self, policy: Any, reference: Any, batch: Batch) -> Any:
+    """The update as JAX lowers it from shapes: nothing is put anywhere.
+
+    Args:
+      policy: Shapes of the policy's parameters (`jax.ShapeDtypeStruct`).
+      reference: Those of the reference policy with their shardings, or None.
+      batch: Shapes with their shardings.
+
+    Returns:
+      A `jax.stages.Lowered`, to be compiled for the devices of the mesh.
+    """
+    state = jax.eval_shape(functools.partial(init, self._parts), policy)
+    return self._update.lower(
+      mesh_lib.shaped(self._mesh, state), reference, batch, None
     )
 
   def update(

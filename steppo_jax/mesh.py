@@ -1,10 +1,54 @@
 """Devices and shardings."""
 
+import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+  """How the devices that are left for rows split the model as well.
+
+  Attributes:
+    fsdp: Devices that each hold a part of every parameter; they hold different
+      rows, too.
+    tensor: Devices that each compute a part of every layer.
+  """
+
+  fsdp: int = 1
+  tensor: int = 1
+
+  def __post_init__(self):
+    for name in ("fsdp", "tensor"):
+      if getattr(self, name) < 1:
+        raise ValueError(f"mesh.{name}={getattr(self, name)} must be above 0")
+
+  def mesh(self, num_devices: int | None) -> Mesh:
+    """The devices of a run; the axis "data" takes what is left.
+
+    Args:
+      num_devices: How many; None takes all.
+
+    Raises:
+      ValueError: there are not so many devices, or they do not divide.
+    """
+    if self.fsdp == self.tensor == 1:
+      return make_mesh(num_devices)
+    count = len(jax.devices()) if num_devices is None else num_devices
+    data, rest = divmod(count, self.fsdp * self.tensor)
+    if rest or not data:
+      raise ValueError(
+        f"mesh.fsdp={self.fsdp} x mesh.tensor={self.tensor} do not divide "
+        f"{count} devices"
+      )
+    return make_model_mesh(
+      data=data, fsdp=self.fsdp, tensor=self.tensor,
+      devices=make_mesh(count).devices.flatten(),
+    )  # fmt: skip
 
 
 def make_mesh(num_devices: int | None = None) -> Mesh:
@@ -33,29 +77,52 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def by_row(mesh: Mesh, axis: int) -> NamedSharding:
-  """Splits `axis` of an array over the devices."""
-  return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
+  """Splits `axis` of an array over the devices that hold different rows."""
+  return NamedSharding(mesh, PartitionSpec(*[None] * axis, row_axes(mesh)))
 
 
-def make_model_mesh(*, data: int, fsdp: int, tensor: int) -> Mesh:
+def row_axes(mesh: Mesh) -> str | tuple[str, ...]:
+  """The axes of a mesh whose devices hold different rows."""
+  return ("data", "fsdp") if "fsdp" in mesh.shape else "data"
+
+
+def row_parts(mesh: Mesh) -> int:
+  """Number of devices that hold different rows."""
+  return mesh.shape["data"] * mesh.shape.get("fsdp", 1)
+
+
+def head_axis(mesh: Mesh, num_kv_heads: int) -> str | None:
+  """The axis that splits heads, if the key heads can be split by it."""
+  tensor = mesh.shape.get("tensor", 1)
+  return "tensor" if tensor > 1 and num_kv_heads % tensor == 0 else None
+
+
+def make_model_mesh(
+  *, data: int, fsdp: int, tensor: int, devices: Any = None
+) -> Mesh:
   """A mesh whose axes split rows, parameters, and heads and inner widths.
 
   Args:
     data: Devices that hold different rows and the same parameters.
     fsdp: Devices that hold different rows and different parts of parameters.
     tensor: Devices that compute different parts of every layer.
+    devices: The devices, which need not be there; None for all that are.
 
   Raises:
     ValueError: the product is not the number of devices.
   """
   shape = (data, fsdp, tensor)
-  if math.prod(shape) != len(jax.devices()):
+  devices = jax.devices() if devices is None else devices
+  if math.prod(shape) != len(devices):
     raise ValueError(
       f"data={data} x fsdp={fsdp} x tensor={tensor} are not "
-      f"{len(jax.devices())} devices"
+      f"{len(devices)} devices"
     )
   return jax.make_mesh(
-    shape, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3
+    shape,
+    ("data", "fsdp", "tensor"),
+    axis_types=(AxisType.Auto,) * 3,
+    devices=devices,
   )
 
 
@@ -65,6 +132,13 @@ _SPLIT = {
   ("q", "k", "v", "gate", "up"): ("fsdp", "tensor"),
   ("o", "down"): ("tensor", "fsdp"),
   ("embed", "unembed"): ("tensor", "fsdp"),
+}
+# Adapters lie beside a kernel [in, out] and keep one of its axes each.
+_SPLIT_LEAVES = {
+  "kernel": lambda axes: axes,
+  "embedding": lambda axes: axes,
+  "lora_a": lambda axes: (axes[0], None),
+  "lora_b": lambda axes: (None, axes[1]),
 }
 
 
@@ -85,15 +159,57 @@ def by_path(mesh: Mesh) -> Callable[[str, tuple[int, ...]], NamedSharding]:
     spec = [None] * len(shape)
     names = path.split("/")
     for owners, axes in _SPLIT.items():
-      if names[-1] in ("kernel", "embedding") and names[-2] in owners:
-        for at, axis in zip((-2, -1), axes, strict=True):
-          if shape[at] % mesh.shape[axis] == 0:
+      if names[-1] in _SPLIT_LEAVES and names[-2] in owners:
+        split = _SPLIT_LEAVES[names[-1]](axes)
+        for at, axis in zip((-2, -1), split, strict=True):
+          if axis in mesh.shape and shape[at] % mesh.shape[axis] == 0:
             spec[at] = axis
     return NamedSharding(mesh, PartitionSpec(*spec))
 
   return placement
 
 
+def placements(mesh: Mesh, tree: Any) -> Any:
+  """Where each array of a tree goes, by the path that its dict keys spell.
+
+  Optimizer states hold arrays by the paths of the parameters, and go where
+  those go. On a mesh without model axes everything is on every device.
+
+  Args:
+    mesh: The devices.
+    tree: Arrays or their shapes, such as a learner's state.
+
+  Returns:
+    The same tree with a sharding for each array.
+  """
+  rule = by_path(mesh)
+
+  def one(path, leaf):
+    keys = [str(k.key) for k in path if isinstance(k, jax.tree_util.DictKey)]
+    return rule("/".join(keys), leaf.shape)
+
+  return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def shaped(mesh: Mesh, tree: Any) -> Any:
+  """Shapes that know where their arrays would go; see `placements`."""
+  return jax.tree.map(
+    lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+    tree,
+    placements(mesh, tree),
+  )
+
+
+def constrain(mesh: Mesh, tree: Any) -> Any:
+  """Keeps traced arrays where `placements` puts them.
+
+  A mesh without model axes leaves the compiler its choice.
+  """
+  if "fsdp" not in mesh.shape:
+    return tree
+  return jax.lax.with_sharding_constraint(tree, placements(mesh, tree))
+
+
 def rows_of(mesh: Mesh) -> NamedSharding:
   """Splits the first axis of rows over "data" and "fsdp"."""
-  return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+  return by_row(mesh, 0)

@@ -116,9 +116,12 @@ class Parts(NamedTuple):
     """
 
     def body(i, total):
-      return jax.tree.map(jnp.add, total, function(self.rows(batch, m, i), i))
+      found = function(self.rows(batch, m, i), i)
+      # Sums of gradients are split as the parameters are.
+      return mesh_lib.constrain(self.mesh, jax.tree.map(jnp.add, total, found))
 
     zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+    zero = mesh_lib.constrain(self.mesh, zero)
     return jax.lax.fori_loop(0, self.count(batch, m), body, zero)
 
   def over_all_rows(self, batch, function):

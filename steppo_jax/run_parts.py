@@ -21,7 +21,6 @@ from steppo_jax import (
 )
 from steppo_jax import config as config_lib
 from steppo_jax import learner as learner_lib
-from steppo_jax import mesh as mesh_lib
 from steppo_jax.data import tokenizer as tokenizer_lib
 from steppo_jax.models import lora
 from steppo_jax.rollout import loop
@@ -60,7 +59,7 @@ class Run:
     copied = row.reads_reference and not config.learner.lora.rank
     self.reference = self.policy if copied else None
     self.teacher = _load_teacher(config, self.model, self.tokenizer)
-    self.mesh = mesh_lib.make_mesh(config.num_devices)
+    self.mesh = config.mesh.mesh(config.num_devices)
     self.tasks = evaluate.make_tasks(config.env)
     self.learner = learner_lib.Learner(
       self.model,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import worlds
 
-from steppo_jax import algorithms, learner, mesh, packing
+from steppo_jax import algorithms, learner, mesh, optimizers, packing
 
 ALGORITHMS = ("steppo", "capo", "ppo", "grpo")
 CONFIG = learner.LearnerConfig(
@@ -66,7 +66,7 @@ def close(a, b, tolerance=1e-5):
 def sgd(monkeypatch):
   import optax
 
-  monkeypatch.setattr(learner, "optimizer", lambda *_, **__: optax.sgd(0.05))
+  monkeypatch.setattr(optimizers, "adamw", lambda *_, **__: optax.sgd(0.05))
 
 
 @pytest.mark.parametrize("name", ["steppo", "ppo"])

@@ -12,7 +12,7 @@ import test_learner
 import test_update
 import worlds
 
-from steppo_jax import learner, mesh
+from steppo_jax import learner, mesh, optimizers
 from steppo_jax import update as update_lib
 
 SGD = 0.5
@@ -127,7 +127,7 @@ def test_adamw_takes_a_traced_learning_rate():
   params = {"w": np.zeros(3, np.float32)}
 
   def two_steps(rate):
-    made = learner.optimizer(rate, 0, test_update.CONFIG, 10, eps_root=0.0)
+    made = optimizers.adamw(rate, 0, test_update.CONFIG, 10, eps_root=0.0)
     state = made.init(params)
     _, state = made.update(grads, state, params)
     return made.update(grads, state, params)[0]["w"]

@@ -245,20 +245,36 @@ def main(arguments=None):
   parser.add_argument("--envs", default=".bench", help="folder of environments")
   args = parser.parse_args(arguments)
   work = pathlib.Path(args.out).absolute()
+  envs = pathlib.Path(args.envs).absolute()
+  reasons = measure(spec(args.quick), args.peers, work, envs)
+  return finish(work, ("ours", *args.peers), reasons)
+
+
+def measure(sizes, peers, work, envs):
+  """Lets every side do the work; each writes NAME.json into `work`.
+
+  Args:
+    sizes: As `spec` gives them.
+    peers: Names of other sides.
+    work: Folder of the results, made here.
+    envs: Folder of the peers' environments.
+
+  Returns:
+    Why a side could not be run, by its name.
+  """
   work.mkdir(parents=True, exist_ok=True)
   for old in work.glob("*.json"):
     old.unlink()
-  (work / "spec.json").write_text(json.dumps(spec(args.quick), indent=2))
+  (work / "spec.json").write_text(json.dumps(sizes, indent=2))
   run_side(sys.executable, "prepare.py", work)
   run_side(sys.executable, "ours.py", work)
   reasons = {}
-  for name in args.peers:
+  for name in peers:
     try:
-      python = environment(name, pathlib.Path(args.envs).absolute())
-      run_side(python, f"peer_{name}.py", work)
+      run_side(environment(name, envs), f"peer_{name}.py", work)
     except RuntimeError as error:
       reasons[name] = str(error)
-  return finish(work, ("ours", *args.peers), reasons)
+  return reasons
 
 
 def finish(work, names, reasons):

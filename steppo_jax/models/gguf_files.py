@@ -1,15 +1,23 @@
 """Checkpoints in one GGUF file, quantised or not, read through `gguf`."""
 
+import collections
+import functools
 import os
 import pathlib
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from steppo_jax.models import hf_config, names, placing, weights
+from steppo_jax.models import (
+  gguf_reader,
+  hf_config,
+  names,
+  placing,
+  weights,
+)
 from steppo_jax.models.model_config import ModelConfig
 
 _FAMILIES = {
@@ -37,29 +45,6 @@ _KEYS = {
   "final_logit_softcapping": "final_logit_softcapping",
 }
 _OUTPUT = "output.weight"
-
-
-def _open(path: pathlib.Path):
-  try:
-    import gguf
-  except ImportError as error:
-    raise RuntimeError(
-      "GGUF files are read by the package gguf: pip install 'steppo_jax[gguf]'"
-    ) from error
-  if not path.is_file():
-    raise ValueError(f"no GGUF file at {path}")
-  size = path.stat().st_size
-  try:
-    reader = gguf.GGUFReader(path)
-    end = max(t.data_offset + t.n_bytes for t in reader.tensors)
-    if end > size:
-      raise ValueError(f"its tensors end at byte {end}")
-  except (ValueError, IndexError, KeyError, OverflowError) as error:
-    raise ValueError(
-      f"{path} ({size} bytes) is cut short or is not a GGUF file ({error}); "
-      "copy it again"
-    ) from error
-  return reader
 
 
 class _File:
@@ -98,9 +83,7 @@ class _File:
 
 def _model(reader, path: pathlib.Path, shapes) -> ModelConfig:
   """Sizes from the metadata, through the keys of config.json."""
-  value = lambda key: (
-    reader.fields[key].contents() if key in reader.fields else None
-  )
+  value = functools.partial(gguf_reader.value, reader)
   kind = value("general.architecture")
   if kind not in _FAMILIES:
     raise ValueError(
@@ -128,6 +111,40 @@ def _model(reader, path: pathlib.Path, shapes) -> ModelConfig:
     return hf_config.from_config(config)
   except ValueError as error:
     raise ValueError(f"{path}, read as {error}") from error
+
+
+class Facts(NamedTuple):
+  """What a file says of itself.
+
+  Attributes:
+    model: Sizes of the decoder.
+    types: Tensors by quantisation.
+    context: Most tokens that the model was made for, None if not said.
+  """
+
+  model: ModelConfig
+  types: Mapping[str, int]
+  context: int | None
+
+
+def describe(path: str | os.PathLike) -> Facts:
+  """Sizes and types, without a tensor being read.
+
+  Raises:
+    ValueError: see `load`; tensors are not compared with the sizes.
+    RuntimeError: the package gguf is missing.
+  """
+  path = pathlib.Path(path)
+  reader = gguf_reader.open_reader(path)
+  file = _File(reader)
+  try:
+    shapes = file.shapes()
+  except ValueError as error:
+    raise ValueError(f"{path}: {error}") from error
+  kind = gguf_reader.value(reader, "general.architecture")
+  types = collections.Counter(t.tensor_type.name for t in reader.tensors)
+  context = gguf_reader.value(reader, f"{kind}.context_length")
+  return Facts(_model(reader, path, shapes), types, context)
 
 
 def load(
@@ -159,7 +176,7 @@ def load(
     RuntimeError: the package gguf is missing.
   """
   path = pathlib.Path(path)
-  reader = _open(path)
+  reader = gguf_reader.open_reader(path)
   file = _File(reader)
   try:
     have = file.shapes()
@@ -179,4 +196,5 @@ def load(
   params = placing.place(
     file, model, rows, placement=placement, dtype=dtype, progress=progress
   )
+  gguf_reader.forget()
   return model, params

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import chex
 import jax
 
+from steppo_jax import mesh as mesh_lib
 from steppo_jax.ops import attention, attention_pallas
 
 
@@ -49,8 +50,9 @@ def attend_rows(
     implementation: "xla" for `attention.interval_attention`, "pallas" for
       `attention_pallas.interval_attention_tpu` (interpreted, slowly, where
       there is no TPU).
-    mesh: Its axis "data" splits the rows, and each device attends to its own;
-      None leaves that to the compiler, which refuses to split a kernel.
+    mesh: Its axes "data" and "fsdp" split the rows and its axis "tensor" the
+      heads, and each device attends to its own; None leaves that to the
+      compiler, which refuses to split a kernel.
 
   Returns:
     [B, T, H, D]. A token that sees nothing gets a finite value of no meaning.
@@ -76,11 +78,18 @@ def attend_rows(
       f"implementation={implementation!r} must be 'xla' or 'pallas'"
     )
   if mesh is not None:
-    rows = jax.sharding.PartitionSpec("data")
+    rows = jax.sharding.PartitionSpec(mesh_lib.row_axes(mesh))
+    heads = jax.sharding.PartitionSpec(
+      mesh_lib.row_axes(mesh), None, mesh_lib.head_axis(mesh, k.shape[2])
+    )
     # JAX cannot check an interpreted kernel.
     check = implementation == "xla" or on_tpu
     attend = jax.shard_map(
-      attend, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=check
+      attend,
+      mesh=mesh,
+      in_specs=(heads, heads, heads, rows),
+      out_specs=heads,
+      check_vma=check,
     )
   return attend(q, k, v, subtree_end)
 

@@ -14,7 +14,7 @@ from steppo_jax import types
 
 BANNER = "-= Welcome to TextWorld, ALFRED! =-\n\n"
 
-Layout = Literal["compact", "official", "prefix_friendly"]
+Layout = Literal["compact", "official", "prefix_friendly", "chat"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +26,9 @@ class PromptConfig:
       "official" has the order of the published agents: task, observation,
       history, possible commands, instructions; every step reads a prompt of its
       own. "prefix_friendly" has the same sections, those that never change
-      first and the newest last, so that a prompt extends the one before.
+      first and the newest last, so that a prompt extends the one before. "chat"
+      says the same in the messages of the tokenizer's chat template: what never
+      changes as the system's, then observations and answers in turn.
     history: Steps that a prompt remembers; None for all of them, and always all
       in "compact".
     answer: "command": the answer is what the environment reads. "tool_call":
@@ -57,6 +59,10 @@ class PromptConfig:
             f"prompt.{name}={getattr(self, name)} is not read by "
             "prompt.layout=compact"
           )
+    if self.layout == "chat" and self.history is not None:
+      raise ValueError(
+        f"prompt.history={self.history} is not read by prompt.layout=chat"
+      )
     if self.history is not None and self.history < 0:
       raise ValueError(f"prompt.history={self.history} must be at least 0")
     if self.strict and self.answer != "tool_call":

@@ -3,12 +3,14 @@
 import bisect
 import dataclasses
 import importlib
+import json
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from steppo_jax import types
 from steppo_jax.envs import tool_calls
+from steppo_jax.rollout import chat as chat_lib
 from steppo_jax.rollout import guides, prompting
 
 _TASK = "Your task is to: "
@@ -29,13 +31,34 @@ def make(
     env: Name of the environment, whose guide is told; see `guides.GUIDES`.
 
   Raises:
-    ValueError: `config.summary` names no function.
+    ValueError: `config.summary` names no function, or the tokenizer has no chat
+      template that `config.layout` could use.
   """
   if config.layout == "compact":
     return prompting.CompactPrompt(tokenizer)
-  return SectionPrompt(
-    tokenizer, config, guides.get(env), _summary(config.summary)
-  )
+  guide = guides.get(env)
+  if config.layout == "chat":
+    return _chat(tokenizer, config, guide)
+  return SectionPrompt(tokenizer, config, guide, _summary(config.summary))
+
+
+def _chat(tokenizer, config, guide):
+  """Messages of a template; without the system's where it knows none."""
+  if not getattr(tokenizer, "chat_template", None):
+    raise ValueError(
+      "prompt.layout=chat needs a tokenizer with a chat template, such as "
+      "tokenizer=model with the weights of a released model"
+    )
+  made = chat_lib.Chat(tokenizer)
+  system = f"{guide.part}\n{how(guide, config)}"
+  try:
+    return ChatSections(
+      tokenizer, config, guide, chat=chat_lib.ChatPrompt(made, system)
+    )
+  except ValueError:
+    return ChatSections(
+      tokenizer, config, guide, chat=chat_lib.ChatPrompt(made), preface=system
+    )
 
 
 def _summary(name: str | None) -> Summary | None:
@@ -161,12 +184,14 @@ class SectionPrompt:
       *(["Before that:\n", *forgotten, *told] if told or forgotten else []),
       f"This is step {len(turns)}.\n",
       _possible(now),
-      self._how(),
+      how(self.guide, self.config),
       self.tokenizer.end_of_turn_id,
     ]
 
   def _friendly(self, task, turns, start, forgotten):
-    parts = [f"{self.guide.part}\n{self._how()}\nYour task: {task}\n"]
+    parts = [
+      f"{self.guide.part}\n{how(self.guide, self.config)}\nYour task: {task}\n"
+    ]
     parts += forgotten
     for index in range(start, len(turns)):
       turn = turns[index]
@@ -188,15 +213,16 @@ class SectionPrompt:
       return turn.observation
     return f"{guides.INVALID_CALL}\n{turn.observation}"
 
-  def _how(self) -> str:
-    lines = [guides.THINK] if self.config.think else []
-    if self.config.answer == "tool_call":
-      one = self.guide.unwrap is not None
-      lines.insert(0, self.guide.describe_tools())
-      lines.append(guides.ONE_CALL if one else guides.SEVERAL_CALLS)
-    else:
-      lines.append(self.guide.answer)
-    return "\n".join(lines)
+  def response(self, action: str) -> np.ndarray:
+    """The ids of an answer that is read as `action`, for demonstrations."""
+    tool = self.guide.unwrap
+    if self.config.answer == "tool_call" and tool is not None:
+      arguments = {self.guide.tools[tool].key: action}
+      call = json.dumps({"name": tool, "arguments": arguments})
+      action = f"<tool_call>{call}</tool_call>"
+    return prompting.joined(
+      self.tokenizer, action, self.tokenizer.end_of_turn_id
+    )
 
   def _without_thought(self, ids: np.ndarray) -> np.ndarray:
     """The ids behind a thought; all of them where it ends inside of one."""
@@ -214,6 +240,61 @@ class SectionPrompt:
     if isinstance(part, np.ndarray) and len(part) and part[-1] == end:
       return part[:-1]
     return part
+
+
+@dataclasses.dataclass(frozen=True)
+class ChatSections(SectionPrompt):
+  """The sections of "prefix_friendly" as messages of a chat template.
+
+  Attributes:
+    chat: Makes ids of messages; its system message tells part and answers.
+    preface: Stands before the first observation, for templates that know no
+      system.
+  """
+
+  chat: chat_lib.ChatPrompt = dataclasses.field(kw_only=True)
+  preface: str = ""
+
+  @property
+  def append_only(self) -> bool:
+    """Whether the template leaves what came before as it was."""
+    return self.chat.append_only
+
+  def first(self, turn: types.Turn) -> np.ndarray:
+    """Prompt of the first step: [P] int32."""
+    return self.chat.first(self._told([turn])[0])
+
+  def extend(
+    self, prompt_ids: np.ndarray, turns: Sequence[types.Turn]
+  ) -> np.ndarray:
+    """Prompt of the next step."""
+    return self.chat.extend(prompt_ids, self._told(turns))
+
+  def _told(self, turns):
+    """The turns with all that is said of them as their observations."""
+    task, seen = _split(turns[0].observation)
+    turns = [turns[0]._replace(observation=seen), *turns[1:]]
+    told = []
+    for index, turn in enumerate(turns):
+      before = turns[index - 1] if index else None
+      text = f"You see: {self._seen(turn, before)}\n{_possible(turn)}".rstrip()
+      if before is None:
+        lead = f"{self.preface}\n" if self.preface else ""
+        text = f"{lead}Your task: {task}\n{text}"
+      told.append(turn._replace(observation=text))
+    return told
+
+
+def how(guide: guides.Guide, config: prompting.PromptConfig) -> str:
+  """How the agent is told to answer."""
+  lines = [guides.THINK] if config.think else []
+  if config.answer == "tool_call":
+    one = guide.unwrap is not None
+    lines.insert(0, guide.describe_tools())
+    lines.append(guides.ONE_CALL if one else guides.SEVERAL_CALLS)
+  else:
+    lines.append(guide.answer)
+  return "\n".join(lines)
 
 
 def _possible(turn: types.Turn) -> str:

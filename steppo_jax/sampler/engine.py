@@ -201,6 +201,14 @@ class SlotEngine:
     self.counters.decode_tokens += tokens
     return self._collect(live)
 
+  def so_far(self, session: str) -> np.ndarray:
+    """[R] int32, what a response under way has; empty if none is."""
+    for slot, request in self._under_way.items():
+      if request.session == session:
+        ids = jax.device_get(self._device.turns.ids)
+        return ids[slot, : self._count[slot]].copy()
+    return np.zeros(0, np.int32)
+
   def generate(self, requests: Sequence[types.Request]) -> list[types.Response]:
     """Answers all requests, at most `num_slots`, in their order.
 

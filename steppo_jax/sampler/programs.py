@@ -2,7 +2,7 @@
 
 import collections
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -52,6 +52,69 @@ class Asked(NamedTuple):
     self.numbers[slot, : 1 + len(key)] = (len(key), *key)
 
 
+class Functions(NamedTuple):
+  """What the sampler runs, as pure functions of arrays; see `decode`.
+
+  Attributes:
+    prefill: (params, cache, tokens, start, length, slots, context=) -> cache.
+    copy: (cache, source, target, context=) -> cache.
+    sample: (cache, turns, params, slots, asked, fresh, stop_at, max_steps,
+      context=) -> (cache, turns, steps, tokens).
+  """
+
+  prefill: Callable
+  copy: Callable
+  sample: Callable
+
+
+def functions(
+  model: transformer.ModelConfig,
+  *,
+  num_slots: int,
+  end_of_turn_id: int,
+  seed: int,
+) -> Functions:
+  """The sampler's functions; arguments are those of `Programs`."""
+
+  def sample(cache, turns, params, slots, asked, fresh, stop_at, max_steps,
+             *, context):  # fmt: skip
+    if slots.shape[0] == num_slots:
+      slots = None
+    part = decode.take(cache, turns, slots, context=context)
+    *part, steps, tokens = decode.decode(
+      model,
+      params,
+      *part,
+      fresh,
+      asked.length,
+      asked.limit,
+      asked.temperature,
+      draw.request_keys(seed, asked.numbers),
+      stop_at,
+      max_steps,
+      end_of_turn_id=end_of_turn_id,
+    )
+    return *decode.put(cache, turns, slots, *part), steps, tokens
+
+  def prefill(params, cache, *rest, context):
+    return decode.prefill(model, params, cache, *rest, context=context)
+
+  def copy(cache, source, target, *, context):
+    return decode.copy(cache, source, target, context=context)
+
+  return Functions(prefill, copy, sample)
+
+
+def jitted(made: Functions) -> Functions:
+  """The same, compiled once per shape; cache and responses are donated."""
+  jit = functools.partial(jax.jit, static_argnames="context")
+  return Functions(
+    jit(made.prefill, donate_argnums=1),
+    jit(made.copy, donate_argnums=0),
+    jit(made.sample, donate_argnums=(0, 1)),
+  )
+
+
 class Programs:
   """Copy, prefill and decode, each compiled once per shape.
 
@@ -97,39 +160,20 @@ class Programs:
     # Slots that are worked on at once: all of them, down to an eighth.
     self._row_sizes = sorted({max(1, num_slots // k) for k in (8, 4, 2, 1)})
 
-    def prefill(params, cache, *rest, context):
+    made = functions(
+      model, num_slots=num_slots, end_of_turn_id=end_of_turn_id, seed=seed
+    )
+    self._prefill, self._copy, self._sample = jitted(
+      Functions(*map(self._counted, made))
+    )
+
+  def _counted(self, function: Callable) -> Callable:
+    @functools.wraps(function)
+    def counted(*args, **options):
       self.compiles += 1  # runs while tracing only
-      return decode.prefill(model, params, cache, *rest, context=context)
+      return function(*args, **options)
 
-    def copy(cache, source, target, *, context):
-      self.compiles += 1
-      return decode.copy(cache, source, target, context=context)
-
-    def sample(cache, turns, params, slots, asked, fresh, stop_at, max_steps,
-               *, context):  # fmt: skip
-      self.compiles += 1
-      if slots.shape[0] == num_slots:
-        slots = None
-      part = decode.take(cache, turns, slots, context=context)
-      *part, steps, tokens = decode.decode(
-        model,
-        params,
-        *part,
-        fresh,
-        asked.length,
-        asked.limit,
-        asked.temperature,
-        draw.request_keys(seed, asked.numbers),
-        stop_at,
-        max_steps,
-        end_of_turn_id=end_of_turn_id,
-      )
-      return *decode.put(cache, turns, slots, *part), steps, tokens
-
-    jit = functools.partial(jax.jit, static_argnames="context")
-    self._prefill = jit(prefill, donate_argnums=1)
-    self._copy = jit(copy, donate_argnums=0)
-    self._sample = jit(sample, donate_argnums=(0, 1))
+    return counted
 
   def warm_up(self) -> None:
     """Compiles every program that requests can need."""

@@ -1,0 +1,50 @@
+"""Any tokenizer by a name or a path."""
+
+import os
+import pathlib
+
+from steppo_jax import types
+from steppo_jax.data import (
+  bytes_tokenizer,
+  gguf_tokenizer,
+  hf_tokenizer,
+  tokenizer,
+)
+
+BYTES = "bytes"
+
+
+def load_tokenizer(name: str | os.PathLike) -> types.Tokenizer:
+  """The tokenizer that a name or a path stands for.
+
+  Args:
+    name: "bytes"; a name of `tokenizer.BUNDLED`; a folder that holds
+      `tokenizer.json`, or a SentencePiece model called `tokenizer.model`; such
+      a model; or a GGUF file with a vocabulary.
+
+  Raises:
+    ValueError: there is none, or it is broken or of a kind that is not read.
+    RuntimeError: a package that reads it is missing.
+  """
+  if name == BYTES:
+    return bytes_tokenizer.BytesTokenizer()
+  if name in tokenizer.BUNDLED:
+    return tokenizer.SentencePieceTokenizer(tokenizer.BUNDLED[name])
+  path = pathlib.Path(name)
+  if path.is_dir():
+    if (path / "tokenizer.json").is_file():
+      return hf_tokenizer.HuggingFaceTokenizer.from_folder(path)
+    if (path / "tokenizer.model").is_file():
+      return tokenizer.SentencePieceTokenizer(path / "tokenizer.model")
+    raise ValueError(f"no tokenizer.json and no tokenizer.model in {path}")
+  if path.name == "tokenizer.json":
+    return hf_tokenizer.HuggingFaceTokenizer.from_folder(path.parent)
+  if path.suffix == ".gguf":
+    return gguf_tokenizer.load(path)
+  if path.is_file():
+    return tokenizer.SentencePieceTokenizer(path)
+  raise ValueError(
+    f"no tokenizer {str(name)!r}: give {BYTES}, "
+    f"{', '.join(tokenizer.BUNDLED)}, a folder with tokenizer.json, a GGUF "
+    "file or a SentencePiece model"
+  )

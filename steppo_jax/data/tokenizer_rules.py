@@ -1,0 +1,119 @@
+"""What `tokenizer.json` says, read and changed before anything is built."""
+
+import json
+from typing import Any
+
+
+def byte_letters() -> dict[int, str]:
+  """The letter that stands for each byte in byte-level vocabularies.
+
+  Printable bytes stand for themselves, the others for the letters from U+0100
+  on, in their order.
+
+  Source: Radford et al. 2019 (GPT-2), `bytes_to_unicode` of its code.
+  """
+  printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+  others = [byte for byte in range(256) if byte not in set(printable)]
+  found = {byte: chr(byte) for byte in printable}
+  return found | {byte: chr(256 + i) for i, byte in enumerate(others)}
+
+
+LETTER_BYTE = {letter: byte for byte, letter in byte_letters().items()}
+
+
+def parse(description: str, where: str) -> dict[str, Any]:
+  """The rules as data.
+
+  Raises:
+    ValueError: they are cut short, or parts that are read here are absent.
+  """
+  try:
+    rules = json.loads(description)
+    # What is read here, before anything is built of it.
+    assert isinstance(rules, dict)
+    assert isinstance(rules["model"], dict)
+    for token in rules.get("added_tokens") or ():
+      assert isinstance(token["content"], str)
+      assert isinstance(token["id"], int)
+  except (ValueError, KeyError, TypeError, AssertionError) as error:
+    raise ValueError(
+      f"{where} is cut short or is no description of a tokenizer "
+      f"({error or 'wrong fields'}); copy it again"
+    ) from error
+  return rules
+
+
+def build(rules: dict[str, Any], where: str):
+  """The tokenizer of the package that follows the rules.
+
+  Raises:
+    ValueError: the package refuses the rules.
+    RuntimeError: the package is missing.
+  """
+  try:
+    import tokenizers
+  except ImportError as error:
+    raise RuntimeError(
+      "released tokenizers are read by the package tokenizers: "
+      "pip install 'steppo_jax[chat]'"
+    ) from error
+  try:
+    return tokenizers.Tokenizer.from_str(json.dumps(rules))
+  except Exception as error:  # the package raises bare Exception
+    raise ValueError(
+      f"{where} is no description of a tokenizer: {error}"
+    ) from error
+
+
+def controls(rules: dict[str, Any], template: str | None) -> set[str]:
+  """Spellings that only the program may write.
+
+  Those marked as special, and any other whole token of the chat template that
+  looks like a mark, such as <tool_response>.
+  """
+  found = set()
+  for token in rules.get("added_tokens") or ():
+    text = token["content"]
+    mark = len(text) > 2 and text[0] + text[-1] in ("<>", "[]")
+    if token.get("special") or (mark and text in (template or "")):
+      found.add(text)
+  return found
+
+
+def types(part: Any) -> set[str]:
+  """Types of one part of the rules and of those inside."""
+  if not isinstance(part, dict):
+    return set()
+  found = {part.get("type")}
+  for inside in ("decoders", "normalizers", "pretokenizers"):
+    for one in part.get(inside) or ():
+      found |= types(one)
+  return found
+
+
+def without_prefix(part: Any) -> Any:
+  """The rules without those that put a space in front of a text.
+
+  Texts are parts of a prompt, and a space of its own in front of each would be
+  read by the model.
+  """
+  if isinstance(part, list):
+    kept = [without_prefix(x) for x in part]
+    return [x for x in kept if not _prepends(x)]
+  if not isinstance(part, dict):
+    return part
+  part = {
+    key: value if key in ("model", "added_tokens") else without_prefix(value)
+    for key, value in part.items()
+  }
+  if "add_prefix_space" in part:
+    part["add_prefix_space"] = False
+  if "prepend_scheme" in part:
+    part["prepend_scheme"] = "never"
+  if _prepends(part.get("normalizer")):
+    part["normalizer"] = None
+  return part
+
+
+def _prepends(part) -> bool:
+  return isinstance(part, dict) and part.get("type") == "Prepend"

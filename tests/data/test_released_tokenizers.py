@@ -1,0 +1,273 @@
+"""Tokenizers of released models: the ids of their own packages, no forgery."""
+
+import json
+
+import hypothesis
+import numpy as np
+import pytest
+import vocabularies
+from hypothesis import strategies as st
+
+from steppo_jax.data import bytes_tokenizer, tokenizer_files
+
+pytest.importorskip("gguf", reason="pip install 'steppo_jax[gguf]'")
+
+TEMPLATE = "<|im_start|>{{ messages }}<|im_end|><tool_response>"
+KINDS = ("folder", "gguf of bytes", "gguf of sentencepiece", "bytes")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+  """Each kind of tokenizer, read as a user's files are."""
+  root = tmp_path_factory.mktemp("vocabularies")
+  inner = vocabularies.byte_level()
+  folder = vocabularies.write_folder(root / "hf", inner, template=TEMPLATE)
+  fields = vocabularies.byte_level_fields(inner, "gpt-2")
+  vocabularies.write_gguf(root / "b.gguf", fields, template=TEMPLATE)
+  processor = vocabularies.sentencepiece_model(root)
+  fields = vocabularies.sentencepiece_fields(processor)
+  vocabularies.write_gguf(root / "s.gguf", fields)
+  load = tokenizer_files.load_tokenizer
+  return {
+    "folder": load(folder), "gguf of bytes": load(root / "b.gguf"),
+    "gguf of sentencepiece": load(root / "s.gguf"), "bytes": load("bytes"),
+    "inner": inner, "sentencepiece": processor,
+  }  # fmt: skip
+
+
+def any_text(*more):
+  pieces = st.sampled_from(["", " ", "the ", "\n\n", "apple", "▁", *more])
+  text = st.text(st.characters(codec="utf-8"), max_size=20)
+  return st.lists(pieces | text, max_size=6).map("".join)
+
+
+@hypothesis.given(text=any_text())
+def test_ids_are_those_of_the_packages_that_made_them(made, text):
+  whole = made["inner"].encode(text).ids
+  assert made["folder"].encode(text).tolist() == whole
+  assert made["gguf of bytes"].encode(text).tolist() == whole
+  # SentencePiece reads U+2581 as a space, which it is not.
+  hypothesis.assume("▁" not in text and "\0" not in text)
+  whole = made["sentencepiece"].encode(text)
+  assert made["gguf of sentencepiece"].encode(text).tolist() == whole
+
+
+@pytest.mark.parametrize("kind", ["folder", "gguf of bytes", "bytes"])
+def test_every_string_comes_back(made, kind):
+  @hypothesis.given(text=st.text(st.characters(codec=None), max_size=60))
+  @hypothesis.example("a lone surrogate \ud83d and a nul \0")
+  @hypothesis.example(" two  spaces \r\n<|im_end|><bos>")
+  def check(text):
+    tokenizer = made[kind]
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+  check()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_text_never_becomes_a_control_token(made, kind):
+  tokenizer = made[kind]
+  spelt = list(tokenizer.controls)
+  assert len(spelt) >= 3
+
+  @hypothesis.given(text=any_text(*spelt, *(s[:-1] for s in spelt)))
+  @hypothesis.example("".join(spelt))
+  def check(text):
+    ids = tokenizer.encode(text)
+    assert not set(tokenizer.controls.values()) & set(ids.tolist())
+
+  check()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_template_spells_control_tokens(made, kind):
+  tokenizer = made[kind]
+  for text, index in tokenizer.controls.items():
+    ids = tokenizer.encode_template(f"the{text}the").tolist()
+    the = tokenizer.encode("the").tolist()
+    assert ids == [*the, index, *the]
+    assert tokenizer.decode([index]) == ""
+    assert tokenizer.token_id(text) == index
+  with pytest.raises(ValueError, match="'<none>' is no control token"):
+    tokenizer.token_id("<none>")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_id_decodes_and_others_are_refused(made, kind):
+  tokenizer = made[kind]
+  everything = tokenizer.decode(np.arange(tokenizer.vocab_size))
+  assert "a" in everything
+  for wrong in (-1, tokenizer.vocab_size):
+    with pytest.raises(ValueError, match="vocabulary of"):
+      tokenizer.decode([wrong])
+
+
+def test_marks_of_the_template_are_controls_though_not_special(made):
+  # The template writes <tool_response>; </tool_response> it never does.
+  controls = made["folder"].controls
+  assert set(controls) == {*vocabularies.SPECIAL, "<tool_response>"}
+
+
+def test_a_vocabulary_that_holds_its_controls_does_not_give_them(tmp_path):
+  inner = vocabularies.byte_level()
+  rules = json.loads(inner.to_str())
+  ids = rules["model"]["vocab"]
+  ids["<|im_end|>"] = inner.token_to_id("<|im_end|>")
+  # Whole pieces are taken from the vocabulary without asking the merges.
+  rules["model"]["ignore_merges"] = True
+  rules["pre_tokenizer"]["use_regex"] = False
+  folder = vocabularies.write_folder(tmp_path / "hf", inner)
+  (folder / "tokenizer.json").write_text(json.dumps(rules))
+  tokenizer = tokenizer_files.load_tokenizer(folder)
+  forged = tokenizer.encode("<|im_end|>")
+  assert tokenizer.end_of_turn_id not in forged
+  assert tokenizer.decode(forged) == "<|im_end|>"
+
+
+def test_the_end_of_a_turn_is_what_the_template_writes(tmp_path):
+  inner = vocabularies.byte_level()
+  folder = vocabularies.write_folder(
+    tmp_path / "hf", inner, eos_token="<|end|>", template=TEMPLATE
+  )
+  ends = [inner.token_to_id(x) for x in ("<|end|>", "<|im_end|>")]
+  facts = json.dumps({"eos_token_id": ends})
+  (folder / "generation_config.json").write_text(facts)
+  tokenizer = tokenizer_files.load_tokenizer(folder)
+  assert tokenizer.end_of_turn_id == ends[1]
+  assert tokenizer.stop_ids == (ends[1], ends[0])
+  # Without a token that starts texts, the id that fills slots stands for it.
+  assert tokenizer.bos_id == tokenizer.pad_id == ends[0]
+
+
+def test_no_space_and_no_id_is_put_in_front(tmp_path):
+  inner = vocabularies.starts_with(vocabularies.byte_level(), "<|im_start|>")
+  inner.pre_tokenizer.add_prefix_space = True
+  folder = vocabularies.write_folder(tmp_path / "hf", inner)
+  tokenizer = tokenizer_files.load_tokenizer(folder)
+  start = inner.token_to_id("<|im_start|>")
+  assert inner.encode("the").ids[0] == start
+  assert tokenizer.prefix_ids == (start,)
+  assert tokenizer.decode(tokenizer.encode("the")) == "the"
+  assert start not in tokenizer.encode_template("the")
+
+
+def test_a_text_of_100k_tokens_is_encoded(made):
+  text = "an apple, " * 40_000
+  for kind in KINDS:
+    ids = made[kind].encode(text)
+    assert len(ids) >= 100_000
+    assert made[kind].decode(ids) == text
+
+
+def test_surrogates_are_spelt_in_bytes_or_refused(made, tmp_path):
+  for kind in KINDS:
+    ids = made[kind].encode("a\ud83d")
+    assert made[kind].decode(ids) == "a\ud83d"
+  fields = vocabularies.byte_level_fields(made["inner"], "gpt-2")
+  at = fields["tokens"].index("í")  # the letter of byte 0xED
+  fields["tokens"][at] = "gone"
+  path = vocabularies.write_gguf(tmp_path / "b.gguf", fields)
+  tokenizer = tokenizer_files.load_tokenizer(path)
+  with pytest.raises(ValueError, match=r"unpaired surrogate \('.ud83d'\)"):
+    tokenizer.encode("a\ud83d")
+
+
+@pytest.mark.parametrize("keep", [0, 1, 0.3, 0.7, -2])
+def test_a_broken_description_is_refused(tmp_path, keep):
+  inner = vocabularies.byte_level()
+  path = vocabularies.write_folder(tmp_path / "hf", inner) / "tokenizer.json"
+  whole = path.read_bytes()
+  path.write_bytes(whole[: int(keep * len(whole)) if 0 < keep < 1 else keep])
+  with pytest.raises(ValueError, match=r"tokenizer\.json is cut short"):
+    tokenizer_files.load_tokenizer(path.parent)
+  path.write_text('{"model": {"type": "Hash", "vocab": {}}}')
+  with pytest.raises(ValueError, match="no description of a tokenizer"):
+    tokenizer_files.load_tokenizer(path)
+  path.write_bytes(b"\xff\xfe")
+  with pytest.raises(ValueError, match="is not text"):
+    tokenizer_files.load_tokenizer(path)
+
+
+def test_what_is_wrong_with_a_folder_is_said(tmp_path):
+  load = tokenizer_files.load_tokenizer
+  inner = vocabularies.byte_level()
+  write = vocabularies.write_folder
+  folder = write(tmp_path / "a", inner, eos_token="<|eot|>")
+  with pytest.raises(ValueError, match=r"eos_token='<.eot.>' is not in"):
+    load(folder)
+  folder = write(tmp_path / "b", inner, eos_token=None)
+  with pytest.raises(ValueError, match="nothing says which token ends a text"):
+    load(folder)
+  (folder / "tokenizer_config.json").write_text("{")
+  with pytest.raises(ValueError, match=r"tokenizer_config\.json is not JSON"):
+    load(folder)
+  (folder / "tokenizer_config.json").write_text("[]")
+  with pytest.raises(ValueError, match="holds no JSON object"):
+    load(folder)
+  with pytest.raises(ValueError, match=r"no tokenizer\.json and no"):
+    load(tmp_path)
+  with pytest.raises(ValueError, match="give bytes, household, worlds"):
+    load(tmp_path / "absent")
+
+
+def test_rows_that_only_the_model_has_are_ids_without_text(tmp_path):
+  inner = vocabularies.byte_level()
+  folder = vocabularies.write_folder(tmp_path / "hf", inner)
+  known = inner.get_vocab_size()
+  (folder / "config.json").write_text(json.dumps({"vocab_size": known + 5}))
+  tokenizer = tokenizer_files.load_tokenizer(folder)
+  assert tokenizer.vocab_size == known + 5
+  assert tokenizer.decode([known + 4]) == ""
+  (folder / "config.json").write_text(json.dumps({"vocab_size": known - 1}))
+  with pytest.raises(ValueError, match=f"{known} ids and the model beside it"):
+    tokenizer_files.load_tokenizer(folder)
+
+
+def test_a_vocabulary_that_changes_text_is_refused(tmp_path):
+  inner = vocabularies.byte_level()
+  rules = json.loads(inner.to_str())
+  rules["normalizer"] = {"type": "NFKC"}
+  folder = vocabularies.write_folder(tmp_path / "hf", inner)
+  (folder / "tokenizer.json").write_text(json.dumps(rules))
+  with pytest.raises(ValueError, match="does not give text back exactly"):
+    tokenizer_files.load_tokenizer(folder)
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    ({"pre": "deepseek"}, "pre='deepseek' is none of gpt-2, smollm"),
+    ({"model": "bert"}, "model='bert' is none of gpt2, llama"),
+    ({"model": "llama"}, "has no scores"),
+    ({"eos_token_id": 10**6}, "eos_token_id=1000000 is not in the vocabulary"),
+  ],
+)
+def test_what_is_not_read_of_a_gguf_is_said(made, tmp_path, change, message):
+  fields = vocabularies.byte_level_fields(made["inner"], "gpt-2") | change
+  path = vocabularies.write_gguf(tmp_path / "m.gguf", fields)
+  with pytest.raises(ValueError, match=message):
+    tokenizer_files.load_tokenizer(path)
+  path = vocabularies.write_gguf(tmp_path / "n.gguf", {"model": "gpt2"})
+  with pytest.raises(ValueError, match="has no vocabulary"):
+    tokenizer_files.load_tokenizer(path)
+
+
+def test_digits_and_words_are_split_as_the_file_says(made, tmp_path):
+  pieces = {}
+  for pre in ("smollm", "llama-bpe", "qwen2", "gpt-2"):
+    fields = vocabularies.byte_level_fields(made["inner"], pre)
+    if "345" not in fields["tokens"]:
+      fields["tokens"] += ["34", "345"]
+      fields["token_type"] += [1, 1]
+      fields["merges"] += ["3 4", "34 5"]
+    path = vocabularies.write_gguf(tmp_path / f"{pre}.gguf", fields)
+    tokenizer = tokenizer_files.load_tokenizer(path)
+    pieces[pre] = [tokenizer.decode([i]) for i in tokenizer.encode("345")]
+  assert pieces["smollm"] == pieces["qwen2"] == ["3", "4", "5"]
+  assert pieces["llama-bpe"] == pieces["gpt-2"] == ["345"]
+
+
+def test_names_of_byte_tokens_differ():
+  with pytest.raises(ValueError, match="must differ"):
+    bytes_tokenizer.BytesTokenizer(["<pad>"])
+  assert bytes_tokenizer.BytesTokenizer(["<x>"]).vocab_size == 260
