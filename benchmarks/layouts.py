@@ -28,7 +28,7 @@ from typing import NamedTuple
 import jax
 import synthetic
 
-from steppo_jax import config, evaluate, run_folder, train
+from steppo_jax import config, evaluate, events, run_folder, run_parts
 from steppo_jax.data.tokenizer import SentencePieceTokenizer
 from steppo_jax.models import presets
 from steppo_jax.rollout import loop
@@ -55,7 +55,9 @@ def household(tasks):
   options = dataclasses.replace(
     config.load(str(EXPERIMENT)), tasks_per_update=tasks, group_size=4
   )
-  run = train.Run(options, pathlib.Path("."))
+  run = run_parts.Run(
+    options, pathlib.Path("."), events.Log(None), lambda _: None
+  )
   run.engine.set_params(run.policy, 0)
   return loop.run(
     run.engine, evaluate.make_env(options.env), run.episodes(0), run.prompt,

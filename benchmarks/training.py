@@ -16,7 +16,7 @@ import time
 
 import jax
 
-from steppo_jax import config, evaluate, packing, run_folder, train
+from steppo_jax import config, evaluate, events, packing, run_folder, run_parts
 from steppo_jax import learner as learner_lib
 from steppo_jax.rollout import loop
 
@@ -55,7 +55,9 @@ def main():
   quick = parser.parse_args().quick
   options = config.load(str(EXPERIMENT))
   options = dataclasses.replace(options, tasks_per_update=32 if quick else 128)
-  run = train.Run(options, pathlib.Path("."))
+  run = run_parts.Run(
+    options, pathlib.Path("."), events.Log(None), lambda _: None
+  )
   run.engine.set_params(run.policy, 0)
   run.engine.warm_up()
   rollout_s, decoded, steps = [], 0, 0

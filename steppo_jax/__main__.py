@@ -183,7 +183,7 @@ def _run(args, rest, handler) -> None:
 
       imitation.train(options, folder, on_update=on_update)
     else:
-      from steppo_jax import train
+      from steppo_jax import events, train
 
       train.train(
         options,
@@ -191,6 +191,7 @@ def _run(args, rest, handler) -> None:
         on_update=on_update,
         on_episode=on_episode,
         handler=handler,
+        age_s=events.process_age(),
       )
   summary = report.report(folder)
   print(pathlib.Path(summary).read_text())
@@ -331,26 +332,9 @@ def _serve(args, _) -> None:
 
 def _algorithms(args, _) -> None:
   del args
-  from steppo_jax import algorithms
+  from steppo_jax import show
 
-  table = rich.table.Table(title="algorithms")
-  for name in ("name", "estimator", "ratio", "clip", "loss mean", "critic",
-               "needs", "evidence", "source"):  # fmt: skip
-    table.add_column(name)
-  for name, row in algorithms.ALGORITHMS.items():
-    pooled = f"step^{row.power:g}" + (" centred" if row.center else "")
-    table.add_row(
-      name,
-      row.estimator,
-      "token" if row.ratio == "token" else pooled,
-      f"{row.clip_low:g}/{row.clip_high:g}",
-      row.aggregation,
-      row.critic or "",
-      " ".join(row.needs),
-      row.evidence,
-      row.source,
-    )
-  rich.console.Console().print(table)
+  show.algorithm_table()
 
 
 if __name__ == "__main__":

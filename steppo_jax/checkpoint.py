@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from steppo_jax import manifest, named_arrays
+from steppo_jax import kill_points, manifest, named_arrays
 
 _log = logging.getLogger(__name__)
 
@@ -132,8 +132,10 @@ class Checkpoints:
       raise ValueError("host facts must be JSON: string keys, lists, no tuples")
     self.wait()
     shards = manifest.digest_shards(stored)
+    kill_points.passed("checkpoint: before")
     try:
       self._make_room(update)
+      kill_points.passed("checkpoint: room made")
       self._checkpointer().save(
         self._directory / str(update),
         args=ocp.args.Composite(
@@ -147,6 +149,7 @@ class Checkpoints:
       )
     except OSError as error:
       raise self._unwritten(error) from error
+    kill_points.passed("checkpoint: handed to orbax")
     self._sealing = self._thread.submit(self._seal, update, shards, score)
 
   def _make_room(self, update: int) -> None:
@@ -164,8 +167,10 @@ class Checkpoints:
   def _seal(self, update: int, shards, score) -> None:
     """Waits for the files, says what they are, removes old checkpoints."""
     self._checkpointer().wait_until_finished()
+    kill_points.passed("checkpoint: files written")
     folder = self._directory / str(update)
     manifest.write(folder, shards, {"update": update, "score": score})
+    kill_points.passed("checkpoint: sealed")
     sealed = {}
     for other in self._updates():
       # A manifest that cannot be read is left for `restore` to judge.
@@ -177,6 +182,7 @@ class Checkpoints:
     for old in sorted(sealed)[: -self._keep]:
       if old != best:
         shutil.rmtree(self._directory / str(old))
+        kill_points.passed("checkpoint: old one removed")
 
   def restore(
     self, update: int | None, like: Any

@@ -1,5 +1,6 @@
 """Evaluation of a policy on a pinned panel of tasks."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -155,6 +156,7 @@ class Evaluator:
     prompt: Builds prompts from observations.
     tasks: The panel.
     rollout: Limits of an episode, and of how many are played at once.
+    waiting: Makes a context around waits for environments.
     make_env: Makes environments; shared with training. Leaving the context, or
       `close`, ends their workers.
   """
@@ -175,6 +177,7 @@ class Evaluator:
     if at_once:
       rollout = dataclasses.replace(rollout, max_live=min(at_once))
     self.rollout = rollout
+    self.waiting = contextlib.nullcontext
 
   def __enter__(self):
     return self
@@ -216,6 +219,7 @@ class Evaluator:
       self.prompt,
       dataclasses.replace(self.rollout, temperature=temperature),
       on_finish=on_finish,
+      waiting=self.waiting,
     )
     # An evaluation counts an error as a failure: the task was not solved.
     found = counts.summary(trajectories)

@@ -15,6 +15,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from steppo_jax import kill_points
+
 NAME = "manifest.json"
 
 _VERSION = 1
@@ -105,7 +107,9 @@ def write(
     file.write(text)
     file.flush()
     os.fsync(file.fileno())
+  kill_points.passed("manifest: written")
   os.replace(new, folder / NAME)
+  kill_points.passed("manifest: in place")
   _sync_folder(folder)
   _sync_folder(folder.parent)
 

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from steppo_jax import kill_points
+
 FILE_NAME = "metrics.jsonl"
 
 
@@ -119,7 +121,9 @@ class MetricsWriter:
       name: value if _is_finite(value) else None
       for name, value in plain.items()
     }
+    kill_points.passed("metrics: before a line")
     self._file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
+    kill_points.passed("metrics: a line")
     for name, value in plain.items():
       if isinstance(value, int | float) and _is_finite(value):
         self._board.add_scalar(name, value, int(update))

@@ -16,16 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from steppo_jax import metrics, run_folder
+from steppo_jax import goodput, metrics, report_plots, run_folder
 
-SUCCESS = "eval/success"
+SUCCESS = report_plots.SUCCESS
 EPISODES = "eval/episodes"
-
-# Training curves of the second row, one panel each.
-_CURVES = (
-  ("rollout/success", "rollout/invalid_share", "critic/explained_variance"),
-  ("policy/entropy", "policy/clip_fraction", "policy/approx_kl"),
-)
 
 # A normal deviate beyond which 5 % lie, both sides together.
 _Z = 1.959963984540054
@@ -199,67 +193,6 @@ def rise(runs: Sequence[Run]) -> tuple[float, float, float]:
   return change, change - down, change + up
 
 
-def _draw_success(axes, curve, x, control):
-  axes.plot([e[x] for e in curve], [e[SUCCESS] for e in curve], marker=".")
-  axes.fill_between(
-    [e[x] for e in curve],
-    [e["low"] for e in curve],
-    [e["high"] for e in curve],
-    alpha=0.25,
-    label="95 % interval",
-  )
-  axes.axhline(curve[0][SUCCESS], color="grey", linestyle=":", label="start")
-  if control is not None:
-    axes.errorbar(
-      [e[x] for e in control],
-      [e[SUCCESS] for e in control],
-      [
-        [e[SUCCESS] - e["low"] for e in control],
-        [e["high"] - e[SUCCESS] for e in control],
-      ],
-      color="tab:orange",
-      linestyle="--",
-      capsize=2,
-      label="control: supervised",
-    )
-  axes.set(xlabel=x, ylabel="success on unseen games", ylim=(0, 1))
-  axes.legend(loc="lower right")
-
-
-def _draw_curves(axes, runs, names):
-  for number, name in enumerate(names):
-    for position, run in enumerate(runs):
-      points = [(x["update"], x[name]) for x in run.lines if name in x]
-      if points:
-        axes.plot(
-          *zip(*points, strict=True),
-          color=f"C{number}",
-          linewidth=1,
-          label=name if position == 0 else None,
-        )
-  axes.set(xlabel="update")
-  if axes.has_data():
-    # An untrained critic explains far less than nothing.
-    axes.set_ylim(bottom=max(axes.get_ylim()[0], -1.0))
-    axes.legend()
-
-
-def _draw(path, runs, curve, control):
-  # Slow to import, and needs no display.
-  from matplotlib import figure
-
-  canvas = figure.Figure(figsize=(10, 7), layout="constrained")
-  grid = canvas.subplots(2, 2)
-  _draw_success(grid[0, 0], curve, "update", None)
-  _draw_success(grid[0, 1], curve, "minutes", control)
-  for axes, names in zip(grid[1], _CURVES, strict=True):
-    _draw_curves(axes, runs, names)
-  title = f"{runs[0].path.resolve().name}, "
-  title += f"{len(runs)} runs" if len(runs) > 1 else "one run"
-  canvas.suptitle(title)
-  canvas.savefig(path, dpi=120)
-
-
 def _show(line):
   return f"{line[SUCCESS]:.3f} [{line['low']:.3f}, {line['high']:.3f}]"
 
@@ -308,6 +241,8 @@ def _summary(runs, curve, control) -> str:
     f"Invalid actions while training: "
     f"{_mean_of(runs, 'rollout/invalid_share')}.",
   ]
+  for run in runs:
+    lines += goodput.table(run.path)
   if control is not None:
     end = control[-1]
     lines.append(
@@ -338,7 +273,7 @@ def report(
   runs = [read_run(path) for path in (run_dir, *more)]
   curve = combine(runs)
   beside = None if control is None else combine([read_run(control)])
-  _draw(runs[0].path / "report.png", runs, curve, beside)
+  report_plots.draw(runs[0].path / "report.png", runs, curve, beside)
   summary = runs[0].path / "summary.md"
   summary.write_text(_summary(runs, curve, beside))
   return summary

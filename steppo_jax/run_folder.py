@@ -15,6 +15,7 @@ CONFIG_NAME = "config.json"
 FACTS_NAME = "run.json"
 POLICY_NAME = "policy.safetensors"
 CHECKPOINTS_NAME = "checkpoints"
+JOURNALS_NAME = "journal"
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 

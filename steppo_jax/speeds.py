@@ -1,11 +1,9 @@
 """What one update took: speeds, shares and counters."""
 
-import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from steppo_jax import packing, types
-from steppo_jax.sampler import engine as engine_lib
 
 
 class Times(NamedTuple):
@@ -42,24 +40,17 @@ def of_update(
 
 
 def of_sampler(
-  engine: engine_lib.SlotEngine,
-  before: engine_lib.Counters,
-  packed: packing.Packed,
+  since: Mapping[str, int], num_slots: int, packed: packing.Packed
 ) -> dict[str, Any]:
   """What the sampler read for one update's episodes.
 
   Args:
-    engine: The sampler, after the episodes.
-    before: Its counters before them.
+    since: What its counters counted for the episodes.
+    num_slots: Of the sampler.
     packed: The episodes.
   """
-  now = engine.counters
-  since = {
-    name: value - getattr(before, name)
-    for name, value in dataclasses.asdict(now).items()
-  }
   reads = since["prefill_tokens"] + since["decode_tokens"]
-  slot_steps = since["decode_steps"] * engine.num_slots
+  slot_steps = since["decode_steps"] * num_slots
   return {f"sampler/{name}": value for name, value in since.items()} | {
     # 1 if the decoder ran once on every token that is stored.
     "sampler/reads_over_unique": reads / packed.unique_tokens,

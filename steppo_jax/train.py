@@ -1,25 +1,22 @@
 """A run of reinforcement learning, read from top to bottom."""
 
 import contextlib
-import dataclasses
-import math
 import pathlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 
 from steppo_jax import (
-  algorithms,
-  batch,
   checkpoint,
+  compile_events,
   evaluate,
+  events,
+  kill_points,
   lease,
   metrics,
-  packing,
-  peers,
   run_folder,
   signals,
   speeds,
@@ -27,140 +24,9 @@ from steppo_jax import (
 )
 from steppo_jax import config as config_lib
 from steppo_jax import learner as learner_lib
-from steppo_jax.data import store
-from steppo_jax.data import trajectories as trajectories_lib
 from steppo_jax.models import lora
-from steppo_jax.rollout import counts, loop
-
-# Purposes of keys: training episodes, mini-batches.
-_EPISODES, _MINIBATCHES = 0, 1
-
-
-class Run:
-  """Everything a run is made of, built before the first update.
-
-  Args:
-    config: The options.
-    folder: Where results go.
-  """
-
-  def __init__(self, config: config_lib.RunConfig, folder: pathlib.Path):
-    self.config = config
-    self.folder = folder
-    self.tokenizer = evaluate.load_tokenizer(config)
-    self.model, self.policy = evaluate.load_model(config, self.tokenizer)
-    row = config.algorithm.row()
-    algorithms.check_needs(row, _provided(config))
-    # Adapters off is the policy before training, without a copy of it.
-    copied = row.reads_reference and not config.learner.lora.rank
-    self.reference = self.policy if copied else None
-    self.teacher = _load_teacher(config, self.model, self.tokenizer)
-    self.mesh = config.mesh.mesh(config.num_devices)
-    self.tasks = evaluate.make_tasks(config.env)
-    self.learner = learner_lib.Learner(
-      self.model,
-      row,
-      config.learner,
-      self.mesh,
-      num_updates=config.num_updates,
-      seed=config.seed,
-      temperature=config.rollout.temperature,
-    )
-    self.evaluator = evaluate.make_evaluator(config, self.model, self.tokenizer)
-    self.engine = self.evaluator.engine
-    self.prompt = self.evaluator.prompt
-
-  def episodes(self, update: int) -> list[loop.Episode]:
-    """The episodes of an update, a pure function of (seed, update)."""
-    config = self.config
-    tasks = self.tasks.sample(
-      config.tasks_per_update, seed=config.seed, update=update
-    )
-    return [
-      loop.Episode(f"{update}-{g}-{j}", task, j, (_EPISODES, update, g, j))
-      for g, task in enumerate(tasks)
-      for j in range(config.group_size)
-    ]
-
-  def pack(
-    self, trajectories: Sequence[types.Trajectory], update: int
-  ) -> packing.Packed:
-    """Trajectories as device arrays, dealt to mini-batches at random."""
-    config = self.config
-    parts = config.learner.num_minibatches
-    rng = np.random.default_rng([config.seed, _MINIBATCHES, update])
-    shape = {}
-    if config.packing.layout != "rows":
-      # The most that an update can need, so that it compiles once: unused rows
-      # are never computed. A row holds at least one trajectory, or one prompt
-      # where they do not extend each other.
-      shape = {
-        "num_steps": self._num_episodes * config.rollout.max_steps + 1,
-        "rows_per_part": math.ceil(self._num_episodes / parts) * self._paths,
-      }
-    part = rng.permutation(len(trajectories)) % parts
-    return packing.pack(
-      trajectories,
-      [int(p) for p in part],
-      config.packing,
-      num_parts=parts,
-      rows_multiple=config.learner.microbatch_rows,
-      pad_id=self.tokenizer.pad_id,
-      **shape,
-    )
-
-  def pack_peers(
-    self, trajectories: Sequence[types.Trajectory], packed: packing.Packed
-  ) -> tuple[batch.TeacherRows | None, dict[str, int]]:
-    """What the policy reads as its own teacher, and who was left out."""
-    config = self.config
-    if config.algorithm.teacher != config_lib.PEER:
-      return None, {}
-    by_step = config.packing.layout == "rows"
-    rows, left_out = peers.pack(
-      trajectories,
-      packed,
-      config.packing,
-      rows_multiple=config.learner.microbatch_rows,
-      pad_id=self.tokenizer.pad_id,
-      rows=None if by_step else self._num_episodes * self._paths,
-    )
-    return rows, {"teacher/left_out": left_out}
-
-  @property
-  def _num_episodes(self) -> int:
-    return self.config.tasks_per_update * self.config.group_size
-
-  @property
-  def _paths(self) -> int:
-    """Most rows that a trajectory can need."""
-    return 1 if self.prompt.append_only else self.config.rollout.max_steps + 1
-
-
-def _provided(config: config_lib.RunConfig) -> set[str]:
-  """What this trainer offers to an algorithm."""
-  groups = {"group", "anchor"} if config.group_size > 1 else set()
-  teacher = {"teacher"} if config.algorithm.teacher else set()
-  return {"critic", "reference", "entropy"} | groups | teacher
-
-
-def _load_teacher(config: config_lib.RunConfig, model, tokenizer):
-  """Parameters of a teacher with weights of its own, None without one."""
-  path = config.algorithm.teacher_file
-  if path is None:
-    return None
-  if not pathlib.Path(path).is_file():
-    raise ValueError(
-      f"algorithm.teacher={path} is neither {config_lib.PEER!r} nor a file of "
-      "weights"
-    )
-  sizes, params = evaluate.load_policy(path, tokenizer)
-  if sizes != model:
-    raise ValueError(
-      f"algorithm.teacher={path} holds {sizes}, the policy is {model}: they "
-      "must have the same sizes"
-    )
-  return params
+from steppo_jax.rollout import counts
+from steppo_jax.run_parts import Run
 
 
 def _resume(run: Run, store: checkpoint.Checkpoints):
@@ -179,6 +45,7 @@ def train(
   on_update: Callable[[int, dict[str, Any]], None],
   on_episode: Callable[[types.Trajectory], None],
   handler: signals.Handler | None = None,
+  age_s: float = 0.0,
 ) -> None:
   """Trains until `num_updates` are done, from a checkpoint if there is one.
 
@@ -189,6 +56,7 @@ def train(
     on_episode: Called with every training episode when it ends.
     handler: Turns signals into `signals.Stopped`; see there. A run that is
       stopped saves the last state whose metrics are written.
+    age_s: Seconds that the process has taken already, for the event log.
 
   Raises:
     ValueError: options, weights or data that do not fit.
@@ -196,47 +64,64 @@ def train(
       checkpoint is intact, or another process runs in the folder.
     signals.Stopped: a signal came; the same call goes on.
   """
-  with lease.hold(folder):
-    run = Run(config, folder)
-    with (
-      run.evaluator,
-      checkpoint.Checkpoints(
+  with (
+    lease.hold(folder),
+    events.Log(folder, age_s=age_s) as log,
+    compile_events.told(log),
+  ):
+    kill_points.passed("train: folder held")
+    with log.span(events.SETUP):
+      run = Run(config, folder, log, on_episode)
+    kill_points.passed("train: built")
+    with contextlib.ExitStack() as stack:
+      stack.enter_context(run.evaluator)
+      store = checkpoint.Checkpoints(
         folder / run_folder.CHECKPOINTS_NAME, config.keep_checkpoints
-      ) as store,
-    ):
+      )
+      stack.callback(_close, store, log)
       if handler is not None:
         handler.on_overdue = store.wait
       held = contextlib.nullcontext if handler is None else handler.held
-      state = _updates(run, store, on_update, on_episode, held)
-  evaluate.save_policy(
-    folder / run_folder.POLICY_NAME,
-    run.model,
-    jax.device_get(lora.merge(state.policy)),
-    run.tokenizer,
-    {"updates": config.num_updates, "seed": config.seed},
-  )
+      state = _updates(run, store, on_update, held)
+    kill_points.passed("train: updates done")
+    with log.span(events.CHECKPOINT):
+      evaluate.save_policy(
+        folder / run_folder.POLICY_NAME,
+        run.model,
+        jax.device_get(lora.merge(state.policy)),
+        run.tokenizer,
+        {"updates": config.num_updates, "seed": config.seed},
+      )
+    kill_points.passed("train: policy written")
 
 
-def _updates(
-  run: Run, store: checkpoint.Checkpoints, on_update, on_episode, held
-):
+def _close(store: checkpoint.Checkpoints, log: events.Log) -> None:
+  with log.span(events.CHECKPOINT):
+    store.close()
+
+
+def _updates(run: Run, store: checkpoint.Checkpoints, on_update, held):
   """All updates that are left, with metrics and checkpoints; the last state."""
-  config = run.config
-  state, minutes = _resume(run, store)
-  first = int(state.update)
-  clock = time.monotonic() - 60 * minutes
-  spent = lambda: (time.monotonic() - clock) / 60
-  run.engine.set_params(_for_engine(state.policy), first)
-  run.engine.warm_up()
-  # Without a checkpoint the run starts over: no line of it is kept.
-  with metrics.MetricsWriter(run.folder, resumed=first or -1) as writer:
+  config, log = run.config, run.log
+  with log.span(events.SETUP):
+    state, minutes = _resume(run, store)
+    saved = first = int(state.update)
+    clock = time.monotonic() - 60 * minutes
+    spent = lambda: (time.monotonic() - clock) / 60
+    run.hand_over(state.policy, first)
+    run.engine.warm_up()
+    # Without a checkpoint the run starts over: no line of it is kept.
+    writer = metrics.MetricsWriter(run.folder, resumed=first or -1)
+  kill_points.passed("train: warmed up")
+  with writer:
     if first == 0:
-      found = _evaluate(run, 0) | {"minutes": spent()}
-      writer.write(0, found)
-      on_update(0, found)
+      found = run.evaluate(0) | {"minutes": spent()}
+      with log.span(events.METRICS):
+        writer.write(0, found)
+        on_update(0, found)
     for update in range(first, config.num_updates):
       try:
-        after, found = _one_update(run, state, update, on_episode)
+        after, found = _one_update(run, state, update)
       except signals.Stopped:
         # The learner takes the arrays of a state when it begins with them.
         if update != store.latest() and not _is_taken(state):
@@ -245,14 +130,24 @@ def _updates(
       state, done = after, update + 1
       is_last = done == config.num_updates
       if done % config.evaluation.every == 0 or is_last:
-        found |= _evaluate(run, done)
+        found |= run.evaluate(done)
       with held():
         found |= {"minutes": spent()}
-        writer.write(done, found)
+        with log.span(events.CHECKPOINT, update):
+          # What is told is at most one interval ahead of what is safe.
+          store.wait()
+        with log.span(events.METRICS, update):
+          writer.write(done, found)
         if done % config.checkpoint_every == 0 or is_last:
           host = {"minutes": found["minutes"]}
-          store.save(done, state, host, score=found.get("eval/success"))
-        on_update(done, found)
+          with log.span(events.CHECKPOINT, update):
+            store.save(done, state, host, score=found.get("eval/success"))
+            # What the checkpoint before needs: this one may turn out damaged.
+            run.rollouts.prune(saved)
+          saved = done
+          kill_points.passed("train: saved")
+        with log.span(events.METRICS, update):
+          on_update(done, found)
   return state
 
 
@@ -262,34 +157,12 @@ def _is_taken(state) -> bool:
   return any(leaf.is_deleted() for leaf in leaves if hasattr(leaf, "devices"))
 
 
-def _for_engine(policy: Any) -> Any:
-  """The policy on one device, as copies that the next update cannot donate.
-
-  Adapters are merged, so that sampling takes no longer.
-  """
-  merged = jax.device_get(lora.merge(policy))
-  return jax.device_put(merged, jax.devices()[0])
-
-
-def _evaluate(run: Run, update: int) -> dict[str, Any]:
-  """Greedy evaluation of the weights the engine holds."""
-  found, _ = run.evaluator()
-  return found | {"eval/panel": evaluate.panel_hash(run.evaluator.tasks)}
-
-
-def _one_update(run: Run, state, update: int, on_episode):
+def _one_update(run: Run, state, update: int):
   """Rollout, packing, learning; returns the state and named numbers."""
   started = time.monotonic()
-  before = dataclasses.replace(run.engine.counters)
-  trajectories = loop.run(
-    run.engine,
-    run.evaluator.make_env,
-    run.episodes(update),
-    run.prompt,
-    run.evaluator.rollout,
-    on_finish=on_episode,
-  )
-  _record(run, trajectories, update)
+  with run.log.span(events.ROLLOUT, update):
+    trajectories, counted = run.rollouts.play(update, run.episodes(update))
+    run.rollouts.record(trajectories, update)
   rolled = time.monotonic()
   whole = [t for t in trajectories if t.error is None]
   if not whole:
@@ -297,17 +170,22 @@ def _one_update(run: Run, state, update: int, on_episode):
       f"update {update}: all {len(trajectories)} episodes failed, the first "
       f"with {trajectories[0].error}"
     )
-  packed = run.pack(whole, update)
-  teacher_rows, left_out = run.pack_peers(whole, packed)
-  state, found = run.learner.update(
-    state,
-    run.reference,
-    learner_lib.put_batch(packed, run.mesh, teacher_rows),
-    run.teacher,
-  )
-  pairs, plain = learner_lib.split_metrics(jax.device_get(found))
+  with run.log.span(events.UPDATE, update):
+    packed = run.pack(whole, update)
+    teacher_rows, left_out = run.pack_peers(whole, packed)
+    kill_points.passed("update: packed")
+    state, found = run.learner.update(
+      state,
+      run.reference,
+      learner_lib.put_batch(packed, run.mesh, teacher_rows),
+      run.teacher,
+    )
+    pairs, plain = learner_lib.split_metrics(jax.device_get(found))
+  kill_points.passed("update: learned")
   learned = time.monotonic()
-  run.engine.set_params(_for_engine(state.policy), update + 1)
+  with run.log.span(events.WEIGHTS, update):
+    run.hand_over(state.policy, update + 1)
+  kill_points.passed("update: handed over")
   mean = metrics.Mean()
   mean.add({f"rollout/{k}": v for k, v in counts.summary(trajectories).items()})
   mean.add(pairs)
@@ -328,17 +206,5 @@ def _one_update(run: Run, state, update: int, on_episode):
   return state, (
     result
     | speeds.of_update(times, packed, trajectories)
-    | speeds.of_sampler(run.engine, before, packed)
+    | speeds.of_sampler(counted, run.engine.num_slots, packed)
   )
-
-
-def _record(run: Run, trajectories, update: int) -> None:
-  """Keeps the episodes of an update, if it is one of those to be kept."""
-  every = run.config.record_every
-  if every is None or update % every:
-    return
-  output, name = run.folder / "data", f"update{update}"
-  # A run that goes on from a checkpoint plays the same episodes again.
-  done = trajectories_lib.folder_of(output, name) / store.DIGESTS
-  if not done.exists():
-    trajectories_lib.write(output, name, {"train": trajectories}, run.tokenizer)

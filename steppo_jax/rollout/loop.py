@@ -86,6 +86,9 @@ def run(
   config: RolloutConfig,
   *,
   on_finish: Callable[[types.Trajectory], None] | None = None,
+  waiting: Callable[[], contextlib.AbstractContextManager] = (
+    contextlib.nullcontext
+  ),
 ) -> list[types.Trajectory]:
   """Runs episodes side by side, as many as the engine has slots.
 
@@ -101,22 +104,27 @@ def run(
     prompt: Builds prompts from observations.
     config: Limits.
     on_finish: Called with each trajectory when it ends.
+    waiting: Makes a context around every time that nothing can be done but wait
+      for environments.
 
   Returns:
     Trajectories in the order of `episodes`.
   """
-  return _Rollout(engine, make_env, prompt, config, on_finish).run(episodes)
+  return _Rollout(engine, make_env, prompt, config, on_finish, waiting).run(
+    episodes
+  )
 
 
 class _Rollout:
   """What `run` keeps while it runs."""
 
-  def __init__(self, engine, make_env, prompt, config, on_finish):
+  def __init__(self, engine, make_env, prompt, config, on_finish, waiting):
     self._engine = engine
     self._make_env = make_env
     self._prompt = prompt
     self._config = config
     self._on_finish = on_finish
+    self._waiting = waiting
     self._done: dict[int, types.Trajectory] = {}
     self._live: dict[int, _Live | None] = {}
     self._retried: dict[int, tuple[str, ...]] = {}
@@ -129,7 +137,7 @@ class _Rollout:
     most = min(engine.num_slots, self._config.max_live or engine.num_slots)
     rest = self._prompt, self._config
     try:
-      with _Calls(self._config.env_threads) as calls:
+      with _Calls(self._config.env_threads, self._waiting) as calls:
         while waiting or live:
           while waiting and len(live) < most:
             index, episode = waiting.popleft()
@@ -189,7 +197,8 @@ class _Ended(NamedTuple):
 class _Calls:
   """Calls of environments, in threads or at once, by episode."""
 
-  def __init__(self, threads: int):
+  def __init__(self, threads: int, waiting):
+    self._waiting = waiting
     self._pool = futures.ThreadPoolExecutor(threads) if threads else None
     self._pending: dict[futures.Future, int] = {}
 
@@ -208,7 +217,8 @@ class _Calls:
       future = self._pool.submit(function, *args)
     else:
       future = futures.Future()
-      future.set_result(function(*args))
+      with self._waiting():
+        future.set_result(function(*args))
     self._pending[future] = index
 
   def finished(self, *, wait: bool) -> list[tuple[int, object]]:
@@ -218,7 +228,8 @@ class _Calls:
       wait: Whether to wait for the first if there is none.
     """
     if wait:
-      futures.wait(self._pending, return_when=futures.FIRST_COMPLETED)
+      with self._waiting():
+        futures.wait(self._pending, return_when=futures.FIRST_COMPLETED)
     ready = [future for future in self._pending if future.done()]
     return [(self._pending.pop(future), future.result()) for future in ready]
 

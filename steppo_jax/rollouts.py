@@ -1,0 +1,193 @@
+"""The episodes of an update: each is played, and trained on, once.
+
+A trajectory that has ended is written to the journal of its update before
+anything else happens to it. A restart within the update then finds
+
+-   all of them, and plays none;
+-   some of them. With `rollout.env_threads=0` the order of everything is fixed,
+    so that playing all episodes again gives the same bits, and what is in the
+    journal is compared with that. It is not left out: the sampler reads a
+    prompt in other pieces when the company differs, which changes the last bits
+    of log-probabilities. With threads there is no fixed order, and only the
+    missing episodes are played.
+
+Where both exist, the one in the journal counts.
+"""
+
+import dataclasses
+import hashlib
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from steppo_jax import config as config_lib
+from steppo_jax import evaluate, events, kill_points, run_folder, types
+from steppo_jax.data import store
+from steppo_jax.data import trajectories as trajectories_lib
+from steppo_jax.rollout import journal as journal_lib
+from steppo_jax.rollout import loop
+
+_log = logging.getLogger(__name__)
+
+# Bytes of each array that a policy is told by: an update changes every array.
+_MARKED = 4096
+
+
+def mark(policy: Any) -> str:
+  """Tells one policy from another.
+
+  Args:
+    policy: Parameters as NumPy arrays.
+  """
+  digest = hashlib.blake2b(digest_size=16)
+  for leaf in jax.tree.leaves(policy):
+    digest.update(np.ascontiguousarray(leaf.reshape(-1)[:_MARKED]).tobytes())
+  return digest.hexdigest()
+
+
+class Rollouts:
+  """Plays the episodes of updates with the weights that it is given.
+
+  Args:
+    config: The run's options.
+    folder: The run's folder.
+    evaluator: Whose engine, environments and prompts are used.
+    log: Takes in where the time goes.
+    on_episode: Called with every trajectory when it ends, or is found.
+  """
+
+  def __init__(
+    self,
+    config: config_lib.RunConfig,
+    folder,
+    evaluator: evaluate.Evaluator,
+    log: events.Log,
+    on_episode: Callable[[types.Trajectory], None],
+  ):
+    self._config = config
+    self._data = folder / "data"
+    self._journals = folder / run_folder.JOURNALS_NAME
+    self._evaluator = evaluator
+    self._waiting = log.waiting
+    self._on_episode = on_episode
+    self._policy = ""
+
+  def set_policy(self, policy: Any, version: int) -> None:
+    """Gives the engine weights.
+
+    Args:
+      policy: Parameters as NumPy arrays.
+      version: Updates behind them.
+    """
+    self._policy = mark(policy)
+    # On one device, as copies that the next update cannot take for its own.
+    self._evaluator.engine.set_params(
+      jax.device_put(policy, jax.devices()[0]), version
+    )
+
+  def play(
+    self, update: int, episodes: Sequence[loop.Episode]
+  ) -> tuple[list[types.Trajectory], dict[str, int]]:
+    """Plays episodes, or finds them in the journal.
+
+    Returns:
+      Trajectories in the order of `episodes`, and what the sampler did for
+      them: its counters.
+
+    Raises:
+      RuntimeError: the journal cannot be written.
+    """
+    if self._config.keep_journals is None:
+      return self._play(episodes, self._on_episode)
+    belongs = {
+      "update": update,
+      "seed": self._config.seed,
+      "policy": self._policy,
+      "episodes": [episode.uid for episode in episodes],
+    }
+    path = journal_lib.path_of(self._journals, update, jax.process_index())
+    with journal_lib.Journal(path, belongs) as journal:
+      kill_points.passed("journal: opened")
+      found = journal.trajectories
+      if journal.end is None:
+        counted = self._play_missing(episodes, journal)
+        journal.finish({"counters": counted})
+      else:
+        counted = journal.end["counters"]
+        for trajectory in found.values():
+          self._on_episode(trajectory)
+      kill_points.passed("rollout: finished")
+    return [
+      # With the very task that was sampled, not what JSON made of it.
+      dataclasses.replace(found[episode.uid], task=episode.task)
+      for episode in episodes
+    ], counted
+
+  def _play_missing(self, episodes, journal) -> dict[str, int]:
+    before = dict(journal.trajectories)
+    if before:
+      _log.info("%d episodes are in the journal already", len(before))
+    if self._config.rollout.env_threads:
+      for trajectory in before.values():
+        self._on_episode(trajectory)
+      episodes = [e for e in episodes if e.uid not in before]
+
+    def on_finish(trajectory):
+      old = before.get(trajectory.uid)
+      if old is not None and not journal_lib.same(old, trajectory):
+        _log.warning(
+          "episode %s went differently this time: the environment is not the "
+          "same twice; the first time counts",
+          trajectory.uid,
+        )
+      journal.append(trajectory)
+      self._on_episode(journal.trajectories[trajectory.uid])
+      kill_points.passed("rollout: an episode")
+
+    return self._play(episodes, on_finish)[1]
+
+  def _play(self, episodes, on_finish):
+    engine = self._evaluator.engine
+    before = dataclasses.asdict(engine.counters)
+    trajectories = loop.run(
+      engine,
+      self._evaluator.make_env,
+      episodes,
+      self._evaluator.prompt,
+      self._evaluator.rollout,
+      on_finish=on_finish,
+      waiting=self._waiting,
+    )
+    now = dataclasses.asdict(engine.counters)
+    return trajectories, {name: now[name] - before[name] for name in now}
+
+  def record(self, trajectories, update: int) -> None:
+    """Keeps the episodes of an update, if it is one of those to be kept."""
+    every = self._config.record_every
+    if every is None or update % every:
+      return
+    name = f"update{update}"
+    # A run that goes on from a checkpoint plays the same episodes again.
+    done = trajectories_lib.folder_of(self._data, name) / store.DIGESTS
+    if not done.exists():
+      tokenizer = self._evaluator.prompt.tokenizer
+      trajectories_lib.write(
+        self._data, name, {"train": trajectories}, tokenizer
+      )
+
+  def prune(self, needed_from: int) -> None:
+    """Removes journals that are old.
+
+    Args:
+      needed_from: First update that a restart may play again.
+    """
+    if self._config.keep_journals is not None:
+      journal_lib.prune(
+        self._journals,
+        needed_from=needed_from,
+        keep=self._config.keep_journals,
+      )
+      kill_points.passed("journal: pruned")

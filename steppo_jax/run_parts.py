@@ -1,0 +1,183 @@
+"""The parts of a run of reinforcement learning, made from its options."""
+
+import math
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from steppo_jax import (
+  algorithm_options,
+  algorithms,
+  batch,
+  evaluate,
+  events,
+  kill_points,
+  packing,
+  peers,
+  rollouts,
+  types,
+)
+from steppo_jax import config as config_lib
+from steppo_jax import learner as learner_lib
+from steppo_jax.models import lora
+from steppo_jax.rollout import loop
+
+# Purposes of keys: training episodes, mini-batches.
+_EPISODES, _MINIBATCHES = 0, 1
+
+
+class Run:
+  """Everything a run is made of, built before the first update.
+
+  Args:
+    config: The options.
+    folder: Where results go.
+    log: Takes in where the time goes.
+    on_episode: Called with every training episode when it ends.
+  """
+
+  def __init__(
+    self,
+    config: config_lib.RunConfig,
+    folder: pathlib.Path,
+    log: events.Log,
+    on_episode: Callable[[types.Trajectory], None],
+  ):
+    self.config = config
+    self.folder = folder
+    self.log = log
+    self.tokenizer = evaluate.load_tokenizer(config)
+    self.model, self.policy = evaluate.load_model(config, self.tokenizer)
+    row = config.algorithm.row()
+    algorithms.check_needs(row, _provided(config))
+    # Adapters off is the policy before training, without a copy of it.
+    copied = row.reads_reference and not config.learner.lora.rank
+    self.reference = self.policy if copied else None
+    self.teacher = _load_teacher(config, self.model, self.tokenizer)
+    self.mesh = config.mesh.mesh(config.num_devices)
+    self.tasks = evaluate.make_tasks(config.env)
+    self.learner = learner_lib.Learner(
+      self.model,
+      row,
+      config.learner,
+      self.mesh,
+      num_updates=config.num_updates,
+      seed=config.seed,
+      temperature=config.rollout.temperature,
+    )
+    self.evaluator = evaluate.make_evaluator(config, self.model, self.tokenizer)
+    self.engine = self.evaluator.engine
+    self.prompt = self.evaluator.prompt
+    self.evaluator.waiting = log.waiting
+    self.rollouts = rollouts.Rollouts(
+      config, folder, self.evaluator, log, on_episode
+    )
+
+  def episodes(self, update: int) -> list[loop.Episode]:
+    """The episodes of an update, a pure function of (seed, update)."""
+    config = self.config
+    tasks = self.tasks.sample(
+      config.tasks_per_update, seed=config.seed, update=update
+    )
+    return [
+      loop.Episode(f"{update}-{g}-{j}", task, j, (_EPISODES, update, g, j))
+      for g, task in enumerate(tasks)
+      for j in range(config.group_size)
+    ]
+
+  def hand_over(self, policy: Any, version: int) -> None:
+    """Gives the sampler the weights that the learner has made.
+
+    Adapters are merged, so that sampling takes no longer.
+    """
+    self.rollouts.set_policy(jax.device_get(lora.merge(policy)), version)
+
+  def evaluate(self, update: int) -> dict[str, Any]:
+    """Greedy evaluation of the weights the sampler holds."""
+    with self.log.span(events.EVALUATION, update):
+      found, _ = self.evaluator()
+    kill_points.passed("evaluation: played")
+    return found | {"eval/panel": evaluate.panel_hash(self.evaluator.tasks)}
+
+  def pack(
+    self, trajectories: Sequence[types.Trajectory], update: int
+  ) -> packing.Packed:
+    """Trajectories as device arrays, dealt to mini-batches at random."""
+    config = self.config
+    parts = config.learner.num_minibatches
+    rng = np.random.default_rng([config.seed, _MINIBATCHES, update])
+    shape = {}
+    if config.packing.layout != "rows":
+      # The most that an update can need, so that it compiles once: unused rows
+      # are never computed. A row holds at least one trajectory, or one prompt
+      # where they do not extend each other.
+      shape = {
+        "num_steps": self._num_episodes * config.rollout.max_steps + 1,
+        "rows_per_part": math.ceil(self._num_episodes / parts) * self._paths,
+      }
+    part = rng.permutation(len(trajectories)) % parts
+    return packing.pack(
+      trajectories,
+      [int(p) for p in part],
+      config.packing,
+      num_parts=parts,
+      rows_multiple=config.learner.microbatch_rows,
+      pad_id=self.tokenizer.pad_id,
+      **shape,
+    )
+
+  def pack_peers(
+    self, trajectories: Sequence[types.Trajectory], packed: packing.Packed
+  ) -> tuple[batch.TeacherRows | None, dict[str, int]]:
+    """What the policy reads as its own teacher, and who was left out."""
+    config = self.config
+    if config.algorithm.teacher != algorithm_options.PEER:
+      return None, {}
+    by_step = config.packing.layout == "rows"
+    rows, left_out = peers.pack(
+      trajectories,
+      packed,
+      config.packing,
+      rows_multiple=config.learner.microbatch_rows,
+      pad_id=self.tokenizer.pad_id,
+      rows=None if by_step else self._num_episodes * self._paths,
+    )
+    return rows, {"teacher/left_out": left_out}
+
+  @property
+  def _num_episodes(self) -> int:
+    return self.config.tasks_per_update * self.config.group_size
+
+  @property
+  def _paths(self) -> int:
+    """Most rows that a trajectory can need."""
+    return 1 if self.prompt.append_only else self.config.rollout.max_steps + 1
+
+
+def _provided(config: config_lib.RunConfig) -> set[str]:
+  """What this trainer offers to an algorithm."""
+  groups = {"group", "anchor"} if config.group_size > 1 else set()
+  teacher = {"teacher"} if config.algorithm.teacher else set()
+  return {"critic", "reference", "entropy"} | groups | teacher
+
+
+def _load_teacher(config: config_lib.RunConfig, model, tokenizer):
+  """Parameters of a teacher with weights of its own, None without one."""
+  path = config.algorithm.teacher_file
+  if path is None:
+    return None
+  if not pathlib.Path(path).is_file():
+    raise ValueError(
+      f"algorithm.teacher={path} is neither {algorithm_options.PEER!r} nor a "
+      "file of weights"
+    )
+  sizes, params = evaluate.load_policy(path, tokenizer)
+  if sizes != model:
+    raise ValueError(
+      f"algorithm.teacher={path} holds {sizes}, the policy is {model}: they "
+      "must have the same sizes"
+    )
+  return params
