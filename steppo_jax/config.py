@@ -164,8 +164,9 @@ class RunConfig:
     seed: Root of everything random in training.
     run_dir: Folder of the results; None for runs/NAME-seedSEED.
     weights: Safetensors file of the starting policy.
-    tokenizer: "household", "worlds" (generated shops, questions and papers) or
-      a SentencePiece model's file; the one that the weights were trained with.
+    tokenizer: "household", "worlds" (generated shops, questions and papers), a
+      SentencePiece model's file, the folder of a released model or its GGUF
+      file; the one that the weights were trained with.
     num_updates: Length of the run.
     tasks_per_update: Tasks whose episodes make one batch.
     group_size: Episodes of each task.

@@ -10,7 +10,7 @@ from typing import Any
 
 from steppo_jax import config as config_lib
 from steppo_jax import evaluation, panel, report, types
-from steppo_jax.data import tokenizer as tokenizer_lib
+from steppo_jax.data import tokenizer_files
 from steppo_jax.data import trajectories as trajectories_lib
 from steppo_jax.envs import base, process
 from steppo_jax.models import transformer, weights
@@ -241,7 +241,7 @@ def evaluate(
   if record:
     record = pathlib.Path(record)
     trajectories_lib.check_new(record.parent, record.name)
-  tokenizer = tokenizer_lib.load(config.tokenizer)
+  tokenizer = tokenizer_files.load_tokenizer(config.tokenizer)
   model, params = load_policy(config.weights, tokenizer)
   tasks = make_tasks(config.env)
   splits = tuple(dict.fromkeys(splits or (config.evaluation.split,)))

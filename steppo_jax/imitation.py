@@ -11,8 +11,7 @@ import jax.numpy as jnp
 
 from steppo_jax import config as config_lib
 from steppo_jax import evaluate, lease, metrics, run_folder, supervised, types
-from steppo_jax.data import demonstrations
-from steppo_jax.data import tokenizer as tokenizer_lib
+from steppo_jax.data import demonstrations, tokenizer_files
 from steppo_jax.models import lora, presets, transformer
 from steppo_jax.rollout import prompting
 
@@ -70,7 +69,7 @@ def train(
 
 
 def _train(config, folder, on_update):
-  tokenizer = tokenizer_lib.load(config.tokenizer)
+  tokenizer = tokenizer_files.load_tokenizer(config.tokenizer)
   prompt = prompting.CompactPrompt(tokenizer)
   model, params = _start(config, tokenizer)
   rows = load_rows(config, prompt, tokenizer.pad_id)

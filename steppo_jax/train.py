@@ -28,8 +28,7 @@ from steppo_jax import (
 from steppo_jax import config as config_lib
 from steppo_jax import learner as learner_lib
 from steppo_jax import mesh as mesh_lib
-from steppo_jax.data import store
-from steppo_jax.data import tokenizer as tokenizer_lib
+from steppo_jax.data import store, tokenizer_files
 from steppo_jax.data import trajectories as trajectories_lib
 from steppo_jax.models import lora
 from steppo_jax.rollout import counts, loop
@@ -49,7 +48,7 @@ class Run:
   def __init__(self, config: config_lib.RunConfig, folder: pathlib.Path):
     self.config = config
     self.folder = folder
-    self.tokenizer = tokenizer_lib.load(config.tokenizer)
+    self.tokenizer = tokenizer_files.load_tokenizer(config.tokenizer)
     self.model, self.policy = evaluate.load_policy(
       config.weights, self.tokenizer
     )
