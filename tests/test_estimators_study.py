@@ -164,4 +164,4 @@ def test_every_estimator_without_a_teacher_is_studied(load):
   assert {v.row.estimator for v in study.variants()} == free
   labels = [v.label for v in study.variants()]
   assert len(labels) == len(set(labels))
-  assert set(study._DRAWN) <= set(labels)
+  assert set(study.study_report.DRAWN) <= set(labels)

@@ -31,10 +31,10 @@ import door as door_lib
 import jax
 import jax.numpy as jnp
 import numpy as np
-from matplotlib import figure
+import study_report
 
 import steppo_jax
-from steppo_jax import algorithms, batch, estimators, objective, report
+from steppo_jax import algorithms, batch, estimators, objective
 
 DOOR = door_lib.Door()
 POLICIES = {"early": 0.6, "late": 0.85}
@@ -43,7 +43,7 @@ EPISODES = (8, 32, 128, 512)
 SEEDS = range(3)
 TOTAL = 4096  # episodes of each seed, in batches of one of these sizes
 DISCOUNT = 0.95  # of the aim
-AIMS = ("discounted", "success")
+AIMS = study_report.AIMS
 _LEAST_COSINE = 0.01
 CRITICS = {"exact": (1.0, 0.0), "error 0.5": (1.0, 0.5),
            "error 2": (1.0, 2.0), "none": (0.0, 0.0)}  # fmt: skip
@@ -309,71 +309,6 @@ def _line(policy, variant, size, seed, found, truth):
   }
 
 
-def over_seeds(lines, number) -> dict[tuple, tuple[float, float, float]]:
-  """Mean and bootstrap interval over seeds by (policy, label, episodes)."""
-  by = {}
-  for line in lines:
-    key = line["policy"], line["label"], line["episodes"]
-    by.setdefault(key, []).append(line[number])
-  return {
-    key: (float(np.mean(x)), *report.bootstrap_interval(x, 0))
-    for key, x in by.items()
-  }
-
-
-_DRAWN = (
-  "steppo γ0.95 λ0.95, critic exact", "steppo γ0.95 λ0.95, critic error 2",
-  "steppo γ0.99 λ1, critic exact", "ppo γ0.95 λ0.95, critic exact",
-  "ppo γ1 λ1, critic exact", "grpo γ1 λ1", "reinforce_pp γ1 λ1",
-  "gigpo γ0.95 λ1", "gagpo γ1 λ1", "steppo γ0.95 λ0.95, critic none",
-)  # fmt: skip
-
-
-def draw(path, lines):
-  sheet = figure.Figure(figsize=(11, 6), layout="constrained")
-  grid = sheet.subplots(2, 4)
-  names = ("bias", "variance", "correlation", "gradient")
-  policy = next(iter(POLICIES))
-  for line_of_axes, aim in zip(grid, AIMS, strict=True):
-    for axes, name in zip(line_of_axes, names, strict=True):
-      found = over_seeds(lines, f"{name}/{aim}")
-      for i, label in enumerate(_DRAWN):
-        sizes = [n for n in EPISODES if (policy, label, n) in found]
-        mean, low, high = np.array([found[policy, label, n] for n in sizes]).T
-        mark = "o" if "ppo" in label and "turn" not in label else "s"
-        axes.plot(sizes, mean, mark + "-", ms=3, color=f"C{i}", label=label)
-        axes.fill_between(sizes, low, high, color=f"C{i}", alpha=0.2)
-      axes.set(xscale="log", xlabel="episodes", title=f"{name}, {aim}")
-      if name == "variance":
-        axes.set(yscale="log")
-  sheet.legend(
-    *grid[0, 0].get_legend_handles_labels(), loc="outside lower center",
-    ncols=3, fontsize=7,
-  )  # fmt: skip
-  sheet.savefig(path, dpi=80)
-
-
-def tables(lines, size) -> str:
-  """Markdown of one batch size, for both policies and aims."""
-  names = ("bias", "variance", "correlation", "gradient")
-  text = []
-  for policy in dict.fromkeys(line["policy"] for line in lines):
-    columns = [f"{name}/{aim}" for aim in AIMS for name in names]
-    text += [f"policy {policy}, {size} episodes", ""]
-    text += [f"| estimator | {' | '.join(columns)} |"]
-    text += ["|---" * (len(columns) + 1) + "|"]
-    found = {column: over_seeds(lines, column) for column in columns}
-    for label in dict.fromkeys(line["label"] for line in lines):
-      parts = [found[column][policy, label, size] for column in columns]
-      text.append(
-        f"| {label} | "
-        + " | ".join(f"{m:.3g} [{a:.3g}, {b:.3g}]" for m, a, b in parts)
-        + " |"
-      )
-    text.append("")
-  return "\n".join(text)
-
-
 def main():
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--output", default="docs/estimators", help="prefix")
@@ -387,8 +322,8 @@ def main():
   )
   text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
   pathlib.Path(f"{prefix}.jsonl").write_text(text)
-  draw(f"{prefix}.png", lines)
-  print(tables(lines, 128))
+  study_report.draw(f"{prefix}.png", lines)
+  print(study_report.tables(lines, 128))
   print(f"wrote {prefix}.jsonl and {prefix}.png")
 
 
