@@ -93,6 +93,22 @@ $(TPU_READY): pyproject.toml
 tpu-check: $(TPU_READY)  ## compile learner and sampler for TPUs, without one
 	.venv-tpu/bin/python tpu/aot_check.py $(TPU_ARGS)
 
+# xpk pins packages that others need newer; it has an environment of its own.
+XPK_READY := .venv-xpk/ready
+
+$(XPK_READY):
+	@test -x .venv-xpk/bin/python || $(PYTHON) -m venv .venv-xpk
+	.venv-xpk/bin/python -m pip install --quiet --disable-pip-version-check \
+	  xpk==1.16.0
+	touch $@
+
+# The dry runs of xpk also need gcloud and kubectl, and are skipped without.
+tpu-lint: $(READY) $(XPK_READY)  ## scripts, manifests, flags and image of tpu/
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  -e ".[dev,tpu-lint]"
+	XPK_BIN=$(CURDIR)/.venv-xpk/bin $(BIN)/python -m pytest -q -rs \
+	  tests/test_tpu_files.py
+
 check: $(READY)  ## format, lint and layers, no tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .

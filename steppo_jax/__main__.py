@@ -1,4 +1,4 @@
-"""The command line: train, evaluate, generate, convert, inspect and more."""
+"""The command line: train, evaluate, compare, generate, convert and more."""
 
 import argparse
 import contextlib
@@ -85,6 +85,12 @@ def _parser() -> argparse.ArgumentParser:
   shown = add("report", _report, "plot and summarise runs")
   shown.add_argument("runs", nargs="+", help="run folders, one a seed")
   shown.add_argument("--control", help="run folder drawn for comparison")
+  many = add("compare", _compare, "run a matrix of methods, worlds and seeds")
+  many.add_argument("matrix", help="file that defines MATRIX")
+  many.add_argument("--output", help="folder; runs/compare/NAME without")
+  many.add_argument(
+    "--jobs", type=int, default=1, help="processes; 0 takes this one"
+  )
   data = add(
     "data",
     _data,
@@ -279,11 +285,30 @@ def _play(args, _) -> None:
 
 
 def _report(args, _) -> None:
-  from steppo_jax import report
+  from steppo_jax import compare, compare_report, report
 
+  if compare.is_comparison(args.runs[0]):
+    summary = compare_report.report(args.runs[0])
+    print(pathlib.Path(summary).read_text())
+    return
   summary = report.report(*args.runs, control=args.control)
   print(pathlib.Path(summary).read_text())
   _say(f"written: {summary} and report.png beside it")
+
+
+def _compare(args, _) -> None:
+  _quiet_jax()
+  from steppo_jax import compare
+
+  def on_cell(line):
+    end = line.get("error") or f"success {line.get('success', 'unknown')}"
+    where = f"{line['kind']} {line['world']} {line['method']}"
+    _say(f"{where} seed {line['seed']} {line['status']}: {end}")
+
+  folder = compare.compare(
+    args.matrix, output=args.output, jobs=args.jobs, on_cell=on_cell
+  )
+  print((folder / "summary.md").read_text())
 
 
 def _data(args, _) -> None:
@@ -307,26 +332,9 @@ def _serve(args, _) -> None:
 
 def _algorithms(args, _) -> None:
   del args
-  from steppo_jax import algorithms
+  from steppo_jax import show
 
-  table = rich.table.Table(title="algorithms")
-  for name in ("name", "estimator", "ratio", "clip", "loss mean", "critic",
-               "needs", "evidence", "source"):  # fmt: skip
-    table.add_column(name)
-  for name, row in algorithms.ALGORITHMS.items():
-    pooled = f"step^{row.power:g}" + (" centred" if row.center else "")
-    table.add_row(
-      name,
-      row.estimator,
-      "token" if row.ratio == "token" else pooled,
-      f"{row.clip_low:g}/{row.clip_high:g}",
-      row.aggregation,
-      row.critic or "",
-      " ".join(row.needs),
-      row.evidence,
-      row.source,
-    )
-  rich.console.Console().print(table)
+  show.algorithm_table()
 
 
 if __name__ == "__main__":

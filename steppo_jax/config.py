@@ -5,12 +5,13 @@ import difflib
 import importlib.util
 import pathlib
 import sys
+import types
 from collections.abc import Sequence
 from typing import Any
 
 import tyro
 
-from steppo_jax import algorithms
+from steppo_jax.algorithm_options import AlgorithmConfig
 from steppo_jax.data import task_sets
 from steppo_jax.data.demonstrations import Demonstrations
 from steppo_jax.envs import base
@@ -24,71 +25,8 @@ from steppo_jax.rollout.prompting import PromptConfig
 from steppo_jax.sampler.engine import SamplerConfig
 from steppo_jax.supervised import SupervisedConfig
 
-# The teacher that is the policy itself; see `peers`.
-PEER = "peer"
-
-
-@dataclasses.dataclass(frozen=True)
-class AlgorithmConfig:
-  """The row of the table and the constants that replace the row's own.
-
-  Attributes:
-    name: See `python -m steppo_jax algorithms`.
-    discount: γ on the estimator's clock.
-    lambda_: λ on the estimator's clock.
-    clip_low: Distance of the clip below 1; it belongs to the kind of ratio.
-    clip_high: Distance of the clip above 1.
-    kl_coef: Weight of the KL to the starting policy.
-    entropy_coef: Weight of the entropy bonus.
-    loss_weighting: What counts the same in the loss: each "token", each "step"
-      or each "trajectory".
-    mix_updates: Updates over which the weight of the teacher falls to 0; 0 lets
-      it stay.
-    teacher: Who re-weights the credit, for the rows that need a teacher: "peer"
-      is the policy itself, shown a successful episode of the same task; any
-      other text is the safetensors file of a policy that sees what the student
-      sees.
-  """
-
-  name: str = "steppo"
-  discount: float | None = None
-  lambda_: float | None = None
-  clip_low: float | None = None
-  clip_high: float | None = None
-  kl_coef: float | None = None
-  entropy_coef: float | None = None
-  loss_weighting: str | None = None
-  mix_updates: int | None = None
-  teacher: str | None = None
-
-  @property
-  def teacher_file(self) -> str | None:
-    """The file of a teacher with weights of its own, None without one."""
-    return None if self.teacher == PEER else self.teacher
-
-  def row(self) -> algorithms.Algorithm:
-    """The row with its constants replaced.
-
-    Raises:
-      ValueError: unknown name or weighting, a clip that cannot fit the ratio,
-        or a teacher or schedule that the row does not read.
-    """
-    changes = {
-      field.name: getattr(self, field.name)
-      for field in dataclasses.fields(algorithms.Algorithm)
-      if getattr(self, field.name, None) is not None
-    }
-    row = dataclasses.replace(algorithms.get(self.name), **changes)
-    if self.loss_weighting is not None:
-      row = algorithms.weighted(row, self.loss_weighting)
-    algorithms.check_clip(row)
-    algorithms.check_mix(row)
-    if self.teacher is not None and "teacher" not in row.needs:
-      raise ValueError(
-        f"algorithm.teacher={self.teacher} is not read by {self.name}: leave "
-        "it out"
-      )
-    return row
+# The tokenizer that the weights bring with them.
+OWN_TOKENIZER = "model"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,9 +102,15 @@ class RunConfig:
   Attributes:
     seed: Root of everything random in training.
     run_dir: Folder of the results; None for runs/NAME-seedSEED.
-    weights: Safetensors file of the starting policy.
-    tokenizer: "household", "worlds" (generated shops, questions and papers) or
-      a SentencePiece model's file; the one that the weights were trained with.
+    weights: The starting policy: a safetensors file of an earlier run, or a
+      released model (a folder with config.json, a GGUF file, a package).
+    tokenizer: The one that the weights were trained with: "household", "worlds"
+      (generated shops, questions and papers), "model" (inside of a released
+      model), "bytes", or what `python -m steppo_jax generate` takes.
+    compute: Type that the decoder computes in, "float32" or "bfloat16"; None
+      for what the weights say.
+    remat: What is computed again in the backward pass, see `ModelConfig`; None
+      for what the weights say.
     num_updates: Length of the run.
     tasks_per_update: Tasks whose episodes make one batch.
     group_size: Episodes of each task.
@@ -182,6 +126,8 @@ class RunConfig:
 
   weights: str
   tokenizer: str = "household"
+  compute: str | None = None
+  remat: str | None = None
   seed: int = 0
   run_dir: str | None = None
   num_updates: int = 60
@@ -266,6 +212,18 @@ def load(path: str) -> RunConfig | SupervisedRun:
   Raises:
     ValueError: no such file, or it defines no CONFIG.
   """
+  config = getattr(module(path), "CONFIG", None)
+  if not isinstance(config, RunConfig | SupervisedRun):
+    raise ValueError(f"{path} defines no CONFIG of type RunConfig")
+  return config
+
+
+def module(path: str) -> types.ModuleType:
+  """What an experiment file defines.
+
+  Raises:
+    ValueError: there is no such file; the message names the nearest.
+  """
   file = pathlib.Path(path)
   if not file.is_file():
     folder = (
@@ -276,17 +234,14 @@ def load(path: str) -> RunConfig | SupervisedRun:
     hint = f"; did you mean {near[0]}" if near else ""
     raise ValueError(f"no experiment file {path}{hint}")
   spec = importlib.util.spec_from_file_location(file.stem, file)
-  module = importlib.util.module_from_spec(spec)
+  loaded = importlib.util.module_from_spec(spec)
   # An experiment may import the one beside it that it differs from.
   sys.path.insert(0, str(file.parent.absolute()))
   try:
-    spec.loader.exec_module(module)
+    spec.loader.exec_module(loaded)
   finally:
     sys.path.pop(0)
-  config = getattr(module, "CONFIG", None)
-  if not isinstance(config, RunConfig | SupervisedRun):
-    raise ValueError(f"{path} defines no CONFIG of type RunConfig")
-  return config
+  return loaded
 
 
 def override(config: Any, assignments: Sequence[str], command: str) -> Any:

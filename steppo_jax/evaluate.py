@@ -9,9 +9,12 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax.numpy as jnp
+
 from steppo_jax import config as config_lib
-from steppo_jax import evaluation, panel, report, types
+from steppo_jax import evaluation, model_files, panel, report, types
 from steppo_jax.data import tokenizer as tokenizer_lib
+from steppo_jax.data import tokenizer_files
 from steppo_jax.data import trajectories as trajectories_lib
 from steppo_jax.envs import base, process
 from steppo_jax.models import transformer, weights
@@ -22,19 +25,73 @@ from steppo_jax.sampler import engine as engine_lib
 _EVALUATION = 2**31
 
 
+def load_tokenizer(
+  config: config_lib.RunConfig | config_lib.SupervisedRun,
+) -> types.Tokenizer:
+  """The tokenizer that the options name.
+
+  Raises:
+    ValueError: there is none, or it is broken.
+    RuntimeError: a package that reads it is missing.
+  """
+  name = config.tokenizer
+  if name == config_lib.OWN_TOKENIZER:
+    if config.weights is None:
+      raise ValueError(f"tokenizer={name} needs weights that bring one")
+    return model_files.load_tokenizer(model_files.find(config.weights))
+  if name in tokenizer_lib.BUNDLED or pathlib.Path(name).exists():
+    return tokenizer_files.load_tokenizer(name)
+  if name == tokenizer_files.BYTES:
+    return tokenizer_files.load_tokenizer(name)
+  try:
+    found = model_files.find(name)
+  except ValueError:
+    return tokenizer_files.load_tokenizer(name)  # Says what there is.
+  return model_files.load_tokenizer(found)
+
+
+def load_model(
+  config: config_lib.RunConfig, tokenizer: types.Tokenizer
+) -> tuple[transformer.ModelConfig, dict[str, Any]]:
+  """The policy of a run, computed as the run's options say; see `load_policy`.
+
+  Raises:
+    ValueError: as `load_policy`.
+  """
+  model, params = load_policy(config.weights, tokenizer)
+  asked = {"compute": config.compute, "remat": config.remat}
+  changes = {name: value for name, value in asked.items() if value is not None}
+  return dataclasses.replace(model, **changes), params
+
+
 def load_policy(
   path: str, tokenizer: types.Tokenizer
 ) -> tuple[transformer.ModelConfig, dict[str, Any]]:
   """Reads a policy and checks that it belongs to the tokenizer.
 
   Args:
-    path: Safetensors file written by this package.
+    path: Weights that this package wrote, or a released model: a folder with
+      config.json and safetensors, a GGUF file, or the name of an installed
+      package with one inside (`model_files.find`).
     tokenizer: The run's tokenizer.
+
+  Returns:
+    Sizes of the decoder and its parameters in float32.
 
   Raises:
     ValueError: the file is missing, cut short, of another tokenizer, or its
       arrays do not fit the sizes it names.
   """
+  found = model_files.find(path)
+  if found.kind in ("folder", "gguf"):
+    model, params = model_files.load(found, dtype=jnp.float32)
+    if tokenizer.vocab_size > model.vocab_size:
+      raise ValueError(
+        f"{path} knows {model.vocab_size} tokens, the tokenizer has "
+        f"{tokenizer.vocab_size}: use tokenizer={config_lib.OWN_TOKENIZER}"
+      )
+    return model, params
+  path = str(found.path)
   params, metadata = weights.load_params(path, dtype="float32")
   if "model" not in metadata or "tokenizer" not in metadata:
     raise ValueError(
@@ -242,8 +299,8 @@ def evaluate(
   if record:
     record = pathlib.Path(record)
     trajectories_lib.check_new(record.parent, record.name)
-  tokenizer = tokenizer_lib.load(config.tokenizer)
-  model, params = load_policy(config.weights, tokenizer)
+  tokenizer = load_tokenizer(config)
+  model, params = load_model(config, tokenizer)
   tasks = make_tasks(config.env)
   splits = tuple(dict.fromkeys(splits or (config.evaluation.split,)))
   panels = {s: tasks.panel(s, config.evaluation.episodes) for s in splits}

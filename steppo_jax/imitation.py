@@ -12,7 +12,6 @@ import jax.numpy as jnp
 from steppo_jax import config as config_lib
 from steppo_jax import evaluate, lease, metrics, run_folder, supervised, types
 from steppo_jax.data import demonstrations
-from steppo_jax.data import tokenizer as tokenizer_lib
 from steppo_jax.models import lora, presets, transformer
 from steppo_jax.rollout import sections
 
@@ -70,7 +69,7 @@ def train(
 
 
 def _train(config, folder, on_update):
-  tokenizer = tokenizer_lib.load(config.tokenizer)
+  tokenizer = evaluate.load_tokenizer(config)
   prompt = sections.make(config.prompt, tokenizer, config.env.name)
   model, params = _start(config, tokenizer)
   rows = load_rows(config, prompt, tokenizer.pad_id)

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from steppo_jax import (
+  algorithm_options,
   algorithms,
   batch,
   evaluate,
@@ -21,7 +22,6 @@ from steppo_jax import (
 )
 from steppo_jax import config as config_lib
 from steppo_jax import learner as learner_lib
-from steppo_jax.data import tokenizer as tokenizer_lib
 from steppo_jax.models import lora
 from steppo_jax.rollout import loop
 
@@ -49,10 +49,8 @@ class Run:
     self.config = config
     self.folder = folder
     self.log = log
-    self.tokenizer = tokenizer_lib.load(config.tokenizer)
-    self.model, self.policy = evaluate.load_policy(
-      config.weights, self.tokenizer
-    )
+    self.tokenizer = evaluate.load_tokenizer(config)
+    self.model, self.policy = evaluate.load_model(config, self.tokenizer)
     row = config.algorithm.row()
     algorithms.check_needs(row, _provided(config))
     # Adapters off is the policy before training, without a copy of it.
@@ -136,7 +134,7 @@ class Run:
   ) -> tuple[batch.TeacherRows | None, dict[str, int]]:
     """What the policy reads as its own teacher, and who was left out."""
     config = self.config
-    if config.algorithm.teacher != config_lib.PEER:
+    if config.algorithm.teacher != algorithm_options.PEER:
       return None, {}
     by_step = config.packing.layout == "rows"
     rows, left_out = peers.pack(
@@ -173,8 +171,8 @@ def _load_teacher(config: config_lib.RunConfig, model, tokenizer):
     return None
   if not pathlib.Path(path).is_file():
     raise ValueError(
-      f"algorithm.teacher={path} is neither {config_lib.PEER!r} nor a file of "
-      "weights"
+      f"algorithm.teacher={path} is neither {algorithm_options.PEER!r} nor a "
+      "file of weights"
     )
   sizes, params = evaluate.load_policy(path, tokenizer)
   if sizes != model:

@@ -1,11 +1,11 @@
-"""Prints what an evaluation found."""
+"""Prints what an evaluation found, and the table of algorithms."""
 
 import rich.box
 import rich.console
 import rich.table
 
+from steppo_jax import algorithms, panel
 from steppo_jax import evaluation as evaluation_lib
-from steppo_jax import panel
 
 
 def evaluation(found: evaluation_lib.Evaluation) -> None:
@@ -87,3 +87,25 @@ def _lengths(lengths) -> rich.table.Table:
       _cell(bin_.steps_won),
     )
   return table
+
+
+def algorithm_table() -> None:
+  """Prints the rows of `algorithms.ALGORITHMS`."""
+  table = rich.table.Table(title="algorithms")
+  for name in ("name", "estimator", "ratio", "clip", "loss mean", "critic",
+               "needs", "evidence", "source"):  # fmt: skip
+    table.add_column(name)
+  for name, row in algorithms.ALGORITHMS.items():
+    pooled = f"step^{row.power:g}" + (" centred" if row.center else "")
+    table.add_row(
+      name,
+      row.estimator,
+      "token" if row.ratio == "token" else pooled,
+      f"{row.clip_low:g}/{row.clip_high:g}",
+      row.aggregation,
+      row.critic or "",
+      " ".join(row.needs),
+      row.evidence,
+      row.source,
+    )
+  rich.console.Console().print(table)

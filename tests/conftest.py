@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+from importlib import metadata
 
 import hypothesis
 import pytest
@@ -10,9 +11,13 @@ import pytest
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = (
-  os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-).strip()
+_FLAGS = ["--xla_force_host_platform_device_count=8"]
+# Eight devices share the cores of a machine that may be busy: XLA would abort
+# after the 40 s that one of them may wait for another. The oldest jaxlib that
+# is allowed knows no such flag.
+if int(metadata.version("jaxlib").split(".")[1]) >= 10:
+  _FLAGS.append("--xla_cpu_collective_call_terminate_timeout_seconds=900")
+os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_FLAGS])
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_ROOT / ".cache/jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")

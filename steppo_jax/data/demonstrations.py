@@ -46,7 +46,8 @@ class Demonstrations:
       (search_qa). Mistaken answers lose the episode.
     env: whose worlds, a key of `experts.EXPERTS`.
     options: "name=value" of that environment's own parameters, which change
-      what is seen.
+      what is seen; of the household's, "scratchpad=true" alone, with which a
+      thought is written before each command (see `data.scratchpad`).
   """
 
   split: str
@@ -93,11 +94,11 @@ class Demonstrations:
       )
     if self.noise and found.plan is not None and found.spoil is None:
       raise ValueError(f"the expert of {self.env} makes no mistakes: noise=0")
-    if self.env == "household" and self.options:
+    own = base.parse_options(self.options)
+    if self.env == "household" and not own.keys() <= {"scratchpad"}:
       raise ValueError(
         f"the household's games are shown as they are: leave {self.options} out"
       )
-    base.parse_options(self.options)
 
   @property
   def name(self) -> str:
@@ -107,10 +108,16 @@ class Demonstrations:
       f"-seed{self.seed}"
     )
     if self.env == "household":
-      return f"{name}-detours{self.detours:g}-noise{self.noise:g}"
+      name = f"{name}-detours{self.detours:g}-noise{self.noise:g}"
+      return name + "-scratchpad" * self.thoughts
     text = "\n".join(sorted(self.options))
     name += f"-noise{self.noise:g}" if self.noise else ""
     return f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+  @property
+  def thoughts(self) -> bool:
+    """Whether a thought stands before each command of the household."""
+    return bool(base.parse_options(self.options).get("scratchpad"))
 
   def task(self, index: int) -> types.Task:
     """The task of an episode."""
@@ -139,7 +146,11 @@ def _play(options: Demonstrations):
     yield (
       task,
       experts.play_household(
-        task, detours=options.detours, noise=options.noise, random=random
+        task,
+        detours=options.detours,
+        noise=options.noise,
+        random=random,
+        thoughts=options.thoughts,
       ),
     )
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from steppo_jax import types
-from steppo_jax.data import expert
+from steppo_jax.data import expert, scratchpad
 from steppo_jax.envs import (
   base,
   bm25,
@@ -61,8 +61,9 @@ def play_household(
   detours: float,
   noise: float,
   random: np.random.Generator,
+  thoughts: bool,
 ) -> Played:
-  """A household game, won by `expert.demonstrate`."""
+  """A household game, won by `expert.demonstrate`, with or without thoughts."""
   game = household.Game.from_compact(
     task.payload["game"], task.payload["task"], dialect=DIALECT
   )
@@ -70,6 +71,8 @@ def play_household(
     game, detours=detours, noise=noise, random=random
   )
   rewards = [0.0] * (len(commands) - 1) + [1.0]
+  if thoughts:
+    commands = scratchpad.write(observations, commands, random)
   return Played(observations, commands, rewards)
 
 

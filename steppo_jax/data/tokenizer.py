@@ -12,7 +12,11 @@ _ASSETS = pathlib.Path(__file__).parent / "assets"
 HOUSEHOLD_MODEL = _ASSETS / "household.model"
 # Tokenizers that come with the package: of the household games, and of the
 # generated shops, questions and papers.
-BUNDLED = {"household": HOUSEHOLD_MODEL, "worlds": _ASSETS / "worlds.model"}
+BUNDLED = {
+  "household": HOUSEHOLD_MODEL,
+  "scratchpad": _ASSETS / "scratchpad.model",
+  "worlds": _ASSETS / "worlds.model",
+}
 
 _SPACE = "▁"  # U+2581: how SentencePiece spells a space inside its pieces.
 
@@ -23,15 +27,6 @@ _BY_BYTES = re.compile("([▁\ud800-\udfff]+)")
 # Whitespace, a ligature, a fraction and a rare letter: any normalisation, any
 # collapsing of spaces and any missing byte piece shows on it.
 _PROBE = " a  \n\n b\tﬁ½\u0301😀 "
-
-
-def load(name: str) -> "SentencePieceTokenizer":
-  """The tokenizer that comes with the package under a name, or a file's.
-
-  Raises:
-    ValueError: there is neither, or the file is no such model.
-  """
-  return SentencePieceTokenizer(BUNDLED.get(name, name))
 
 
 class SentencePieceTokenizer:

@@ -2,7 +2,8 @@
 
     python -m steppo_jax.data.train_tokenizer
 
-writes `household.model` and `worlds.model` (see `worlds_pieces`) into
+writes `household.model`, `scratchpad.model` (the same games, and the words of
+`scratchpad`) and `worlds.model` (see `worlds_pieces`) into
 `steppo_jax/data/assets` (a second, no input files). The vocabulary of the games
 is made for a small model that must copy names:
 
@@ -19,10 +20,11 @@ import pathlib
 
 import sentencepiece
 
-from steppo_jax.data import tokenizer, worlds_pieces
+from steppo_jax.data import scratchpad, tokenizer, worlds_pieces
 from steppo_jax.envs import household_text
 
 VOCAB_SIZE = 576
+SCRATCHPAD_VOCAB_SIZE = 712
 WORLDS_VOCAB_SIZE = 1760
 LARGEST_NUMBER = 40
 
@@ -114,6 +116,12 @@ def fixed_pieces() -> list[str]:
   return list(dict.fromkeys(pieces))
 
 
+def scratchpad_pieces() -> list[str]:
+  """Returns the pieces of games in which thoughts are written down."""
+  thoughts = [household_text.THOUGHT, household_text.THOUGHT_END]
+  return list(dict.fromkeys([*fixed_pieces(), *thoughts, *scratchpad.words()]))
+
+
 def train(name: str = "household") -> bytes:
   """Returns the bytes of a model; the same on every run.
 
@@ -148,6 +156,7 @@ def train(name: str = "household") -> bytes:
 # Name: size of the vocabulary, pieces that are decided.
 _VOCABULARIES = {
   "household": (VOCAB_SIZE, fixed_pieces),
+  "scratchpad": (SCRATCHPAD_VOCAB_SIZE, scratchpad_pieces),
   "worlds": (WORLDS_VOCAB_SIZE, worlds_pieces.pieces),
 }
 

@@ -184,12 +184,20 @@ class HouseholdEnv:
     invalid_penalty: Subtracted from the reward of a command that is not
       admissible, at least 0.
     dialect: "move" or "put", see `Game`.
+    scratchpad: An answer has to begin with "<think>", and its command is what
+      follows the first "</think>"; any other answer is refused.
 
   Raises:
     ValueError: an argument is out of range.
   """
 
-  def __init__(self, *, invalid_penalty: float = 0.0, dialect: str = "move"):
+  def __init__(
+    self,
+    *,
+    invalid_penalty: float = 0.0,
+    dialect: str = "move",
+    scratchpad: bool = False,
+  ):
     if not invalid_penalty >= 0.0:
       raise ValueError(
         f"invalid_penalty must be at least 0, got {invalid_penalty}"
@@ -200,6 +208,7 @@ class HouseholdEnv:
       )
     self._penalty = float(invalid_penalty)
     self._dialect = dialect
+    self._scratchpad = scratchpad
     self._payload = None
     self.game: Game | None = None
 
@@ -236,7 +245,10 @@ class HouseholdEnv:
     """
     if self.game is None:
       raise RuntimeError("call reset(task, seed) before step")
-    answer = self.game.play(text)
+    command = text
+    if self._scratchpad:
+      command = _after_thought(text)
+    answer = None if command is None else self.game.play(command)
     if answer is None:
       return self._time_step(
         household_text.NOTHING, -self._penalty, invalid=True
@@ -279,3 +291,10 @@ class HouseholdEnv:
     """Forgets the game."""
     self.game = None
     self._payload = None
+
+
+def _after_thought(text: str) -> str | None:
+  """The command behind a thought, None without a thought that has an end."""
+  opened, _, rest = text.partition(household_text.THOUGHT)
+  _, closed, command = rest.partition(household_text.THOUGHT_END)
+  return None if opened.strip() or not closed else command.strip()

@@ -7,6 +7,9 @@ word; `../shared/data/alfworld/textworld_traces.jsonl.xz` pins them.
 WELCOME = "-= Welcome to TextWorld, ALFRED! =-"
 NOTHING = "Nothing happens."
 
+# Around what an agent writes down for itself before its command.
+THOUGHT, THOUGHT_END = "<think>", "</think>"
+
 HELP = """\
 Available commands:
   look:                             look around your current location

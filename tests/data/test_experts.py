@@ -5,10 +5,10 @@ import itertools
 import numpy as np
 import pytest
 
-from steppo_jax.data import demonstrations, experts, tokenizer
+from steppo_jax.data import demonstrations, experts, tokenizer_files
 from steppo_jax.envs import base
 
-TOKENIZER = tokenizer.load("worlds")
+TOKENIZER = tokenizer_files.load_tokenizer("worlds")
 SHOPS = ("webshop", "search_qa", "paper_search")
 SHOWN = {"search_qa": ("top=2",), "paper_search": ("top=5", "shown=5")}
 

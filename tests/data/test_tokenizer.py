@@ -18,7 +18,10 @@ def tokenizer():
   return tokenizer_lib.SentencePieceTokenizer()
 
 
-BUNDLED = {name: tokenizer_lib.load(name) for name in tokenizer_lib.BUNDLED}
+BUNDLED = {
+  name: tokenizer_lib.SentencePieceTokenizer(path)
+  for name, path in tokenizer_lib.BUNDLED.items()
+}
 
 
 def pieces(tokenizer, text):

