@@ -7,7 +7,7 @@ import tomllib
 
 import pytest
 
-from steppo_jax import algorithms
+from steppo_jax import algorithms, events
 
 ROOT = pathlib.Path(__file__).parents[1]
 ALGORITHMS_MD = (ROOT / "docs" / "algorithms.md").read_text()
@@ -91,3 +91,14 @@ def test_the_floor_pins_the_oldest_releases_that_are_allowed():
   assert pins.pop("jaxlib") == pins["jax"]
   assert set(pins) >= {"jax", "flax"}
   assert pins == {name: lowest[name] for name in pins}
+
+
+def test_the_tests_that_a_promise_names_exist():
+  text = (ROOT / "docs" / "operations.md").read_text()
+  named = set(re.findall(r"`(tests/[\w/.]+)`", text))
+  assert len(named) > 8
+  assert not {name for name in named if not (ROOT / name).exists()}
+  causes = re.findall(
+    r"^\| (\w+) \| ", text.split("## Where the time")[1], re.M
+  )
+  assert set(events.CAUSES) | {"cause", "idle"} == set(causes)
