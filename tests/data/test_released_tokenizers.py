@@ -206,7 +206,9 @@ def test_what_is_wrong_with_a_folder_is_said(tmp_path):
     load(folder)
   with pytest.raises(ValueError, match=r"no tokenizer\.json and no"):
     load(tmp_path)
-  with pytest.raises(ValueError, match="give bytes, household, worlds"):
+  with pytest.raises(
+    ValueError, match="give bytes, household, scratchpad, worlds"
+  ):
     load(tmp_path / "absent")
 
 

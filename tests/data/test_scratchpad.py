@@ -6,8 +6,12 @@ import dataclasses
 import numpy as np
 import pytest
 
-from steppo_jax.data import demonstrations, experts, scratchpad
-from steppo_jax.data import tokenizer as tokenizer_lib
+from steppo_jax.data import (
+  demonstrations,
+  experts,
+  scratchpad,
+  tokenizer_files,
+)
 from steppo_jax.envs import base, household, household_text, household_worlds
 
 
@@ -26,7 +30,7 @@ def env(**options):
 
 
 def test_an_answer_has_20_to_60_tokens_of_thought():
-  tokenizer = tokenizer_lib.load("scratchpad")
+  tokenizer = tokenizer_files.load_tokenizer("scratchpad")
   lengths, seen = [], collections.Counter()
   for number in range(40):
     for action in played(number)[1].actions:
@@ -41,7 +45,7 @@ def test_an_answer_has_20_to_60_tokens_of_thought():
 
 
 def test_every_word_of_a_thought_is_one_token():
-  tokenizer = tokenizer_lib.load("scratchpad")
+  tokenizer = tokenizer_files.load_tokenizer("scratchpad")
   for word in (*scratchpad.words(), "<think>", "</think>"):
     assert len(tokenizer.encode(word)) == 1, word
 
