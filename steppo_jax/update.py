@@ -259,7 +259,10 @@ def _policy_epochs(parts, state, credit: credit_lib.Credit):
   )
   # Before the first step learner and sampler hold the same weights, so that
   # what is left of the log-ratio is the gap between the two programs.
-  gap = jax.tree.map(lambda x: x[0], metrics.pop("token_gap"))
+  # A mini-batch that holds nothing steps nowhere, and has no gap to tell.
+  gaps = metrics.pop("token_gap")
+  first = jnp.argmax(gaps[1] > 0)
+  gap = jax.tree.map(lambda x: x[first], gaps)
   # Each step is in one mini-batch; the last epoch is the furthest off-policy.
   z_k = jnp.sum(metrics.pop("step_log_ratio")[-shape[0] :], axis=0)
   found = _named("policy", metrics) | {"policy/sampler_gap": gap}

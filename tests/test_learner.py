@@ -127,6 +127,20 @@ def test_learner_and_sampler_agree_before_the_first_step():
   assert total / count < 1e-4
 
 
+@pytest.mark.parametrize("held", range(CONFIG.num_minibatches))
+def test_the_gap_is_told_where_other_mini_batches_are_empty(held):
+  trajectories = worlds.trajectories(2, samples=1)
+  config = packing.PackingConfig(layout="packed", row_length=worlds.CONTEXT)
+  batch = packing.pack(
+    trajectories, [held] * len(trajectories), config,
+    num_parts=CONFIG.num_minibatches, rows_multiple=8, pad_id=0,
+  )  # fmt: skip
+  _, found = run(batch, row("steppo"))
+  total, count = found["policy/sampler_gap"]
+  assert count > 0
+  assert total / count < 1e-4
+
+
 def test_the_actor_is_frozen_while_the_critic_warms_up():
   config = dataclasses.replace(CONFIG, critic_warmup=1)
   state, _ = run(packed(), row("steppo"), config=config)
