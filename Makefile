@@ -16,7 +16,7 @@ FLOOR_PINS := constraints-jax-floor.txt
 
 .DEFAULT_GOAL := help
 .PHONY: help setup train test test-slow test-crash test-models test-jax-floor \
-  test-floor-ops bench-peers tpu-check tpu-lint check format clean
+  test-floor-ops bench-peers tpu-check tpu-lint notebook check format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s%s\n", $$1, $$2 }' \
@@ -108,6 +108,10 @@ tpu-lint: $(READY) $(XPK_READY)  ## scripts, manifests, flags and image of tpu/
 	  -e ".[dev,tpu-lint]"
 	XPK_BIN=$(CURDIR)/.venv-xpk/bin $(BIN)/python -m pytest -q -rs \
 	  tests/test_tpu_files.py
+
+notebook: $(READY)  ## write the .ipynb of notebooks/ from its script
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check jupytext
+	$(BIN)/jupytext --to ipynb notebooks/steppo_quickstart.py
 
 check: $(READY)  ## format, lint and layers, no tests
 	$(BIN)/ruff format --check .
