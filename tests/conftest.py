@@ -16,7 +16,7 @@ _FLAGS = ["--xla_force_host_platform_device_count=8"]
 # after the 40 s that one of them may wait for another. The oldest jaxlib that
 # is allowed knows no such flag.
 if int(metadata.version("jaxlib").split(".")[1]) >= 10:
-  _FLAGS.append("--xla_cpu_collective_call_terminate_timeout_seconds=900")
+  _FLAGS.append("--xla_cpu_collective_call_terminate_timeout_seconds=300")
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_FLAGS])
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_ROOT / ".cache/jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
