@@ -257,6 +257,17 @@ def make_evaluator(
   return Evaluator(engine, prompt, rollout, config.env, tasks)
 
 
+def _check_samples(temperature: float, samples: int, ks: Sequence[int]) -> None:
+  if temperature == 0 and samples > 1:
+    raise ValueError(
+      f"greedy episodes of a task are all the same: samples={samples} needs a "
+      "temperature above 0"
+    )
+  for k in ks:
+    if not 1 <= k <= samples:
+      raise ValueError(f"pass@{k} needs at least {k} samples, not {samples}")
+
+
 def evaluate(
   config: config_lib.RunConfig,
   *,
@@ -286,14 +297,7 @@ def evaluate(
   Raises:
     ValueError: an option does not fit; nothing was played.
   """
-  if temperature == 0 and samples > 1:
-    raise ValueError(
-      f"greedy episodes of a task are all the same: samples={samples} needs a "
-      "temperature above 0"
-    )
-  for k in ks:
-    if not 1 <= k <= samples:
-      raise ValueError(f"pass@{k} needs at least {k} samples, not {samples}")
+  _check_samples(temperature, samples, ks)
   if output and not pathlib.Path(output).absolute().parent.is_dir():
     raise ValueError(f"no folder for output={output}")
   if record:

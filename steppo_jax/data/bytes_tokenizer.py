@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from steppo_jax.data import hf_tokenizer
+from steppo_jax.data import token_bytes
 
 SPECIAL = ("<pad>", "<bos>", "<end_of_turn>")
 
@@ -87,10 +87,5 @@ class BytesTokenizer:
     Raises:
       ValueError: an id is not in the vocabulary.
     """
-    flat = np.asarray(ids, np.int64).reshape(-1)
-    if len(flat) and not 0 <= flat.min() <= flat.max() < self.vocab_size:
-      raise ValueError(
-        f"token ids {flat.min()} to {flat.max()} for a vocabulary of "
-        f"{self.vocab_size}"
-      )
-    return hf_tokenizer.text_of(flat[flat < 256].astype(np.uint8).tobytes())
+    flat = token_bytes.checked(ids, self.vocab_size)
+    return token_bytes.text_of(bytes(index for index in flat if index < 256))

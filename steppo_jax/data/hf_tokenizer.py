@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from steppo_jax.data import tokenizer_rules
+from steppo_jax.data import token_bytes, tokenizer_rules
 
 # Whitespace, a ligature, a rare letter, an emoji: any collapsing of spaces and
 # any byte that has no id shows on it.
@@ -244,14 +244,8 @@ class HuggingFaceTokenizer:
     Raises:
       ValueError: an id is not in the vocabulary.
     """
-    flat = np.asarray(ids, np.int64).reshape(-1).tolist()
-    for index in flat:
-      if not 0 <= index < self.vocab_size:
-        raise ValueError(
-          f"token id {index} is outside the vocabulary of {self.vocab_size}; "
-          "decode with the tokenizer that the ids were made with"
-        )
-    return text_of(b"".join([self._raw(index) for index in flat]))
+    flat = token_bytes.checked(ids, self.vocab_size)
+    return token_bytes.text_of(b"".join([self._raw(index) for index in flat]))
 
   def _raw(self, index: int) -> bytes:
     """The bytes of one id."""
@@ -274,16 +268,6 @@ class HuggingFaceTokenizer:
     if byte:
       return bytes([int(byte[1], 16)])
     return piece.replace("▁", " ").encode()
-
-
-def text_of(raw: bytes) -> str:
-  """Text of bytes; lone surrogates come back, other faults are U+FFFD."""
-  for errors in ("strict", "surrogatepass"):
-    try:
-      return raw.decode("utf-8", errors)
-    except UnicodeDecodeError:
-      continue
-  return raw.decode("utf-8", "replace")
 
 
 def _json(path: pathlib.Path) -> dict[str, Any]:

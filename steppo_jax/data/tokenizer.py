@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import sentencepiece
 
+from steppo_jax.data import token_bytes
+
 _ASSETS = pathlib.Path(__file__).parent / "assets"
 HOUSEHOLD_MODEL = _ASSETS / "household.model"
 # Tokenizers that come with the package: of the household games, and of the
@@ -121,17 +123,5 @@ class SentencePieceTokenizer:
     Raises:
       ValueError: an id is not in the vocabulary.
     """
-    flat = np.asarray(ids, np.int64).reshape(-1).tolist()
-    for index in flat:
-      if not 0 <= index < self.vocab_size:
-        raise ValueError(
-          f"token id {index} is outside the vocabulary of {self.vocab_size}; "
-          "decode with the tokenizer that the ids were made with"
-        )
-    raw = b"".join([self._bytes[index] for index in flat])
-    for errors in ("strict", "surrogatepass"):
-      try:
-        return raw.decode("utf-8", errors)
-      except UnicodeDecodeError:
-        continue
-    return raw.decode("utf-8", "replace")
+    flat = token_bytes.checked(ids, self.vocab_size)
+    return token_bytes.text_of(b"".join([self._bytes[i] for i in flat]))

@@ -295,9 +295,8 @@ def decode(
     The cache, the responses, and two int32 counts: tokens read side by side
     and the sum over them of live slots.
   """
-  num_slots = length.shape[0]
   capacity = cache.v[0].shape[2]
-  row = jnp.arange(num_slots)
+  row = jnp.arange(length.shape[0])
 
   def sample(hidden, turns, where):
     """Adds one token to the slots `where`."""
