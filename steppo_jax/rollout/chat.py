@@ -12,7 +12,7 @@ import numpy as np
 
 from steppo_jax import types
 from steppo_jax.envs import tool_calls
-from steppo_jax.rollout import chat_template, tool_dialects
+from steppo_jax.rollout import chat_template
 
 Message = Mapping[str, Any]
 
@@ -214,19 +214,12 @@ class ChatPrompt:
     system: First message, None for none.
     role: Whose messages later observations are: "user", or "tool" where the
       template knows it.
-    dialect: How tool calls are spelt; they then reach the environment as it
-      reads them. None gives it the answer as it is.
-    strict: Whether calls must have exactly the form of the dialect.
-    which: Of several calls, "all", the "first" or the "last".
     append_only: Whether the template leaves what came before as it was.
   """
 
   chat: Chat
   system: str | None = None
   role: str = "user"
-  dialect: tool_dialects.Dialect | None = None
-  strict: bool = False
-  which: tool_dialects.Which = "all"
   append_only: bool = dataclasses.field(init=False)
 
   def __post_init__(self):
@@ -253,17 +246,8 @@ class ChatPrompt:
     return self.chat.extend(prompt_ids, self._messages(turns)).ids
 
   def action(self, response_ids: np.ndarray) -> str:
-    """The command that a response spells, without its thoughts.
-
-    Where no call can be understood, it is the answer as it is.
-    """
+    """The command that a response spells, without its thoughts."""
     text = self.tokenizer.decode(response_ids)
-    if self.dialect is not None:
-      calls = tool_dialects.parse(
-        text, self.dialect, strict=self.strict, which=self.which
-      )
-      if any(call.name is not None for call in calls):
-        return tool_dialects.canonical(calls)
     return tool_calls.without_thoughts(text).strip()
 
   def response(self, action: str) -> np.ndarray:

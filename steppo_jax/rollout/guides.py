@@ -7,6 +7,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from steppo_jax.rollout import tool_dialects
+
 
 class Tool(NamedTuple):
   """A tool that an agent may call.
@@ -39,17 +41,17 @@ class Guide:
   tools: Mapping[str, Tool]
   unwrap: str | None = None
 
-  def describe_tools(self) -> str:
-    """The tools and the form of a call, one line each."""
+  def describe_tools(self, dialect: tool_dialects.Dialect) -> str:
+    """The tools, one line each, and the form of a call."""
     lines = ["Tools:"]
     for name, tool in self.tools.items():
       lines.append(f'- {name}("{tool.key}"): {tool.purpose}')
+    return "\n".join([*lines, f"A call is written {self.example(dialect)}"])
+
+  def example(self, dialect: tool_dialects.Dialect) -> str:
+    """A call of the first tool as the dialect writes it."""
     name, tool = next(iter(self.tools.items()))
-    lines.append(
-      f'A call is written <tool_call>{{"name": "{name}", "arguments": '
-      f'{{"{tool.key}": "{tool.example}"}}}}</tool_call>'
-    )
-    return "\n".join(lines)
+    return tool_dialects.spell(name, {tool.key: tool.example}, dialect)
 
 
 THINK = (
@@ -58,10 +60,7 @@ THINK = (
 )
 ONE_CALL = "Then make exactly one call of a tool."
 SEVERAL_CALLS = "Then make one or several calls of tools."
-INVALID_CALL = (
-  "Your last answer was no valid call. Write "
-  '<tool_call>{"name": ..., "arguments": {...}}</tool_call>.'
-)
+INVALID_CALL = "Your last answer was no valid call. A call is written "
 
 _ACTS = "Answer with exactly one of the commands that are possible."
 

@@ -11,6 +11,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from steppo_jax import types
+from steppo_jax.rollout import tool_dialects
 
 BANNER = "-= Welcome to TextWorld, ALFRED! =-\n\n"
 
@@ -36,6 +37,8 @@ class PromptConfig:
       {"action": "go to desk 1"}}</tool_call>; see `guides`.
     think: Whether the agent is told to think before it answers, and what it
       wrote inside <think> is no part of the answer.
+    dialect: How calls are spelt; see `tool_dialects`. "action" is for
+      environments that read commands.
     strict: Whether nothing but thoughts and white space may stand outside of a
       call, and calls must have exactly the form that is shown.
     summary: What stands for the steps that `history` forgets: None for nothing,
@@ -47,13 +50,21 @@ class PromptConfig:
   history: int | None = None
   answer: Literal["command", "tool_call"] = "command"
   think: bool = False
+  dialect: tool_dialects.Dialect = "hermes"
   strict: bool = False
   summary: str | None = None
 
   def __post_init__(self):
     if self.layout == "compact":
       plain = PromptConfig.__dataclass_fields__
-      for name in ("history", "answer", "think", "strict", "summary"):
+      for name in (
+        "history",
+        "answer",
+        "think",
+        "dialect",
+        "strict",
+        "summary",
+      ):
         if getattr(self, name) != plain[name].default:
           raise ValueError(
             f"prompt.{name}={getattr(self, name)} is not read by "
@@ -65,8 +76,10 @@ class PromptConfig:
       )
     if self.history is not None and self.history < 0:
       raise ValueError(f"prompt.history={self.history} must be at least 0")
-    if self.strict and self.answer != "tool_call":
-      raise ValueError("prompt.strict is for prompt.answer=tool_call")
+    if self.answer != "tool_call" and (self.strict or self.dialect != "hermes"):
+      raise ValueError(
+        "prompt.strict and prompt.dialect are for prompt.answer=tool_call"
+      )
     if self.summary is not None and self.history is None:
       raise ValueError(
         f"prompt.summary={self.summary} needs prompt.history: nothing is "

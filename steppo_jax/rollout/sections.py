@@ -3,7 +3,6 @@
 import bisect
 import dataclasses
 import importlib
-import json
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -11,7 +10,7 @@ import numpy as np
 from steppo_jax import types
 from steppo_jax.envs import tool_calls
 from steppo_jax.rollout import chat as chat_lib
-from steppo_jax.rollout import guides, prompting
+from steppo_jax.rollout import guides, prompting, tool_dialects
 
 _TASK = "Your task is to: "
 _THOUGHT_END = "</think>"
@@ -37,6 +36,10 @@ def make(
   if config.layout == "compact":
     return prompting.CompactPrompt(tokenizer)
   guide = guides.get(env)
+  if config.dialect == "action" and guide.unwrap is None:
+    raise ValueError(
+      f"prompt.dialect=action names no tool, and {env} has several"
+    )
   if config.layout == "chat":
     return _chat(tokenizer, config, guide)
   return SectionPrompt(tokenizer, config, guide, _summary(config.summary))
@@ -140,16 +143,19 @@ class SectionPrompt:
     if self.config.answer == "command":
       read = tool_calls.without_thoughts(text) if self.config.think else text
       return read.strip()
+    calls = tool_dialects.parse(
+      text, self.config.dialect, strict=self.config.strict
+    )
     tool = self.guide.unwrap
     if tool is None:
-      return text
-    calls = tool_calls.parse(
-      text,
-      {tool: self.guide.tools[tool].key},
-      most=1,
-      strict=self.config.strict,
-    )
-    return calls[0].argument if calls and calls[0].name else ""
+      return tool_dialects.canonical(calls)
+    key = self.guide.tools[tool].key
+    found = next((call for call in calls if call.name), None)
+    # The dialect "action" names no tool: it has but one.
+    if found is None or found.name not in (tool, "action"):
+      return ""
+    value = found.arguments.get(key)
+    return value.strip() if isinstance(value, str) else ""
 
   def _build(self, turns):
     task, seen = _split(turns[0].observation)
@@ -211,15 +217,15 @@ class SectionPrompt:
     unwraps = self.config.answer == "tool_call" and self.guide.unwrap
     if before is None or not unwraps or self.action(before.response_ids):
       return turn.observation
-    return f"{guides.INVALID_CALL}\n{turn.observation}"
+    form = self.guide.example(self.config.dialect)
+    return f"{guides.INVALID_CALL}{form}\n{turn.observation}"
 
   def response(self, action: str) -> np.ndarray:
     """The ids of an answer that is read as `action`, for demonstrations."""
     tool = self.guide.unwrap
     if self.config.answer == "tool_call" and tool is not None:
       arguments = {self.guide.tools[tool].key: action}
-      call = json.dumps({"name": tool, "arguments": arguments})
-      action = f"<tool_call>{call}</tool_call>"
+      action = tool_dialects.spell(tool, arguments, self.config.dialect)
     return prompting.joined(
       self.tokenizer, action, self.tokenizer.end_of_turn_id
     )
@@ -290,7 +296,7 @@ def how(guide: guides.Guide, config: prompting.PromptConfig) -> str:
   lines = [guides.THINK] if config.think else []
   if config.answer == "tool_call":
     one = guide.unwrap is not None
-    lines.insert(0, guide.describe_tools())
+    lines.insert(0, guide.describe_tools(config.dialect))
     lines.append(guides.ONE_CALL if one else guides.SEVERAL_CALLS)
   else:
     lines.append(guide.answer)

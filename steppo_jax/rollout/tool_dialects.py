@@ -87,6 +87,30 @@ def parse(
   return {"all": calls, "first": good[:1], "last": good[-1:]}[which]
 
 
+def spell(name: str, arguments: Mapping[str, Any], dialect: Dialect) -> str:
+  """A call in the exact form of a dialect; "action" tells one argument alone.
+
+  Raises:
+    ValueError: there is no such dialect, or "action" with several arguments.
+  """
+  body = lambda key: json.dumps(
+    {"name": name, key: dict(arguments)}, ensure_ascii=False
+  )
+  if dialect == "hermes":
+    return f"<tool_call>{body('arguments')}</tool_call>"
+  if dialect == "llama":
+    return f"{_PYTHON_TAG}{body('parameters')}"
+  if dialect == "gemma":
+    listed = ", ".join(f"{k}={json.dumps(v)}" for k, v in arguments.items())
+    return f"```tool_code\n{name}({listed})\n```"
+  if dialect != "action":
+    raise ValueError(
+      f"dialect={dialect!r} is none of {', '.join(get_args(Dialect))}"
+    )
+  (value,) = arguments.values()
+  return f"<action>{value}</action>"
+
+
 def canonical(calls: Sequence[ToolCall]) -> str:
   """The calls as environments read them; those with a fault are left out.
 

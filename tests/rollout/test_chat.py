@@ -274,10 +274,6 @@ def test_rollouts_prompt_in_the_form_of_a_chat():
   assert chat.ChatPrompt(one, role="tool").append_only
   thought = prompt.response("<think>go to bed</think> look")
   assert prompt.action(thought) == "look"
-  calls = chat.ChatPrompt(one, dialect="action", which="last")
-  said = calls.response("<action>a</action> or <action>look</action>")
-  assert calls.action(said) == "look"
-  assert calls.action(calls.response("I look")) == "I look"
 
 
 @pytest.mark.parametrize(

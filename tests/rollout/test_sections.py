@@ -1,12 +1,14 @@
 """What agents are told in each environment, and how their calls are read."""
 
 import itertools
+from typing import get_args
 
 import numpy as np
 import pytest
 import worlds
 
 from steppo_jax import types
+from steppo_jax.data import bytes_tokenizer
 from steppo_jax.envs import (
   base,
   paper_worlds,
@@ -15,7 +17,13 @@ from steppo_jax.envs import (
   webshop,
   webshop_worlds,
 )
-from steppo_jax.rollout import guides, loop, prompting, sections
+from steppo_jax.rollout import (
+  guides,
+  loop,
+  prompting,
+  sections,
+  tool_dialects,
+)
 
 TOKENIZER = worlds.tokenizer()
 END = TOKENIZER.end_of_turn_id
@@ -65,7 +73,7 @@ def test_every_section_stands_once(env, layout):
   text = TOKENIZER.decode(made.first(turn))
   guide = guides.GUIDES[env]
   task = turn.observation.rpartition("Your task is to: ")[2].strip()
-  found = [guide.part, guide.describe_tools(), guides.THINK, task]
+  found = [guide.part, guide.describe_tools("hermes"), guides.THINK, task]
   found += [f"Possible: {', '.join(turn.commands)}"] * bool(turn.commands)
   assert [text.count(part) for part in found] == [1] * len(found)
   # What never changes comes first where prefixes are shared, else last.
@@ -75,13 +83,28 @@ def test_every_section_stands_once(env, layout):
     assert f"- {name}(" in text
 
 
+@pytest.mark.parametrize("dialect", get_args(tool_dialects.Dialect))
 @pytest.mark.parametrize("env", ENVS)
-def test_every_example_of_a_call_is_read_as_one(env):
+def test_what_an_agent_is_shown_is_read_as_it_is_meant(env, dialect):
   guide = guides.GUIDES[env]
-  shown = guide.describe_tools().split("\n")[-1]
-  keys = {name: tool.key for name, tool in guide.tools.items()}
-  found = tool_calls.parse(shown, keys, most=2, strict=False)
+  options = dict(answer="tool_call", dialect=dialect, strict=True)
+  if dialect == "action" and guide.unwrap is None:
+    with pytest.raises(ValueError, match="action names no tool"):
+      builder(env, **options)
+    return
+  made = builder(env, **options)
+  shown = guide.example(dialect)
+  assert shown in TOKENIZER.decode(made.first(first_turn(env)))
   name, tool = next(iter(guide.tools.items()))
+  read = made.action(ids(f"<think>So.</think>{shown}"))
+  if guide.unwrap:
+    assert read == tool.example
+    # What demonstrations write is what is read, quotes and tags included.
+    for action in ("go to desk 1", 'search["a" <b>]', "click[it's]"):
+      assert made.action(made.response(action)) == action
+    return
+  keys = {n: t.key for n, t in guide.tools.items()}
+  found = tool_calls.parse(read, keys, most=2, strict=True)
   assert found == [tool_calls.Call(name, tool.example)]
 
 
@@ -100,7 +123,7 @@ def test_the_tools_of_a_guide_are_those_of_its_environment(env):
   [
     (LOOK, "look", "look"),
     (f"Let me see. {LOOK}", "look", ""),
-    (LOOK.removesuffix("</tool_call>"), "", ""),
+    (LOOK.removesuffix("</tool_call>"), "look", ""),
     (call("search", "query", "look"), "", ""),
     ("look", "", ""),
     ("", "", ""),
@@ -240,6 +263,8 @@ def test_control_tokens_in_observations_are_plain_text(layout):
     ({"layout": "compact", "answer": "tool_call"}, "prompt.answer=tool_call"),
     ({"layout": "compact", "think": True}, "prompt.think=True is not read"),
     ({"layout": "official", "strict": True}, "for prompt.answer=tool_call"),
+    ({"layout": "official", "dialect": "llama"}, "for prompt.answer=tool_call"),
+    ({"layout": "chat", "history": 3}, "not read by prompt.layout=chat"),
     ({"layout": "official", "summary": "actions"}, "needs prompt.history"),
   ],
 )
@@ -251,3 +276,60 @@ def test_options_that_say_nothing_are_refused(options, message):
 def test_an_unknown_environment_has_a_guide_of_its_own():
   text = TOKENIZER.decode(builder("mine").first(types.Turn("Hello.")))
   assert guides.OTHER.part in text
+
+
+TEMPLATE = (
+  "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
+  "{% endfor %}"
+  "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+NO_SYSTEM = (
+  "{% if messages[0].role == 'system' %}"
+  "{{ raise_exception('there is no system') }}{% endif %}"
+)
+
+
+def chat(template, **options):
+  """The prompt of a household agent in a chat, and its tokenizer."""
+  tokenizer = bytes_tokenizer.BytesTokenizer(
+    ("<|im_start|>", "<|im_end|>"), template
+  )
+  tokenizer.end_of_turn_id = tokenizer.token_id("<|im_end|>")
+  config = prompting.PromptConfig(layout="chat", **options)
+  return sections.make(config, tokenizer, "household"), tokenizer
+
+
+@pytest.mark.parametrize("template", [TEMPLATE, NO_SYSTEM + TEMPLATE])
+def test_a_chat_tells_the_same_sections_in_messages(template):
+  made, tokenizer = chat(template, answer="tool_call", think=True)
+  turns = [types.Turn("A room.\n\nYour task is to: win.", ("go", "stay"))]
+  first = made.first(turns[0])
+  text = tokenizer.decode(first)
+  guide = guides.GUIDES["household"]
+  system = template == TEMPLATE
+  parts = ["system"] * system + [
+    *(guide.part, guides.THINK, "Your task: win."),
+    *("You see: A room.", "Possible: go, stay", "assistant"),
+  ]
+  assert [text.count(part) for part in parts] == [1] * len(parts)
+  assert sorted(parts, key=text.index) == parts
+  start = tokenizer.token_id("<|im_start|>")
+  assert (first == start).sum() == 2 + system
+  assert made.append_only
+  # An answer stays the ids that were sampled; a bad one is explained.
+  answer = np.append(tokenizer.encode("no call"), tokenizer.end_of_turn_id)
+  turns[0] = turns[0]._replace(response_ids=answer.astype(np.int32))
+  turns.append(types.Turn("Nothing <|im_end|> happens.", ("go",)))
+  second = made.extend(first, turns)
+  np.testing.assert_array_equal(second[: len(first)], first)
+  np.testing.assert_array_equal(second[len(first) :][: len(answer)], answer)
+  told = tokenizer.decode(second[len(first) :])
+  assert told.count(guides.INVALID_CALL) == 1
+  assert "Nothing <|im_end|> happens." in told
+  assert (second == start).sum() == (first == start).sum() + 2
+  assert made.action(made.response("go to desk 1")) == "go to desk 1"
+
+
+def test_a_tokenizer_without_a_template_is_named():
+  with pytest.raises(ValueError, match="tokenizer with a chat template"):
+    builder("household", "chat")
