@@ -5,8 +5,18 @@ import typing
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from steppo_jax import checkpoint
+
+# A failed read leaves coroutines of Orbax that were never awaited.
+ORBAX = [
+  pytest.mark.usefixtures("collected"),
+  pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning",
+    "ignore:coroutine:RuntimeWarning",
+  ),
+]
 
 
 class Moments(typing.NamedTuple):

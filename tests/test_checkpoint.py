@@ -1,6 +1,5 @@
 """Checkpoints come back bit for bit, or say which folder is broken."""
 
-import gc
 import logging
 import pathlib
 import subprocess
@@ -15,26 +14,11 @@ from saved_states import bits, state
 
 from steppo_jax import checkpoint
 
-# A failed read leaves coroutines of Orbax that were never awaited.
-pytestmark = pytest.mark.filterwarnings(
-  "ignore::pytest.PytestUnraisableExceptionWarning",
-  "ignore:coroutine:RuntimeWarning",
-)
+pytestmark = saved_states.ORBAX
 
 
-@pytest.fixture
-def folder(tmp_path):
-  return saved_states.make_folder(tmp_path)
-
-
-@pytest.fixture(autouse=True)
-def collected():
-  yield
-  gc.collect()  # What Orbax left half read is reported here, not later.
-
-
-def test_every_type_comes_back_bit_for_bit(folder):
-  with checkpoint.Checkpoints(folder, keep=3) as saved:
+def test_every_type_comes_back_bit_for_bit(checkpoint_folder):
+  with checkpoint.Checkpoints(checkpoint_folder, keep=3) as saved:
     assert saved.latest() == 30
     arrays, host = saved.restore(None, state())
     assert host == {"update": 30, "queue": [1, "é"]}
@@ -43,14 +27,14 @@ def test_every_type_comes_back_bit_for_bit(folder):
     assert bits(saved.restore(10, state())[0]) == bits(state(10))
 
 
-def test_abstract_arrays_are_enough_to_restore(folder):
+def test_abstract_arrays_are_enough_to_restore(checkpoint_folder):
   like = jax.tree.map(
     lambda x: (
       jax.ShapeDtypeStruct(x.shape, x.dtype) if isinstance(x, jax.Array) else x
     ),
     state(),
   )
-  with checkpoint.Checkpoints(folder, keep=3) as saved:
+  with checkpoint.Checkpoints(checkpoint_folder, keep=3) as saved:
     assert bits(saved.restore(20, like)[0]) == bits(state(20))
 
 
@@ -83,16 +67,18 @@ def test_saving_copies_what_the_next_update_overwrites(tmp_path):
     assert not np.any(saved.restore(1, {"x": x})[0]["x"])
 
 
-def test_only_the_newest_are_kept(folder):
-  with checkpoint.Checkpoints(folder, keep=2) as saved:
+def test_only_the_newest_are_kept(checkpoint_folder):
+  with checkpoint.Checkpoints(checkpoint_folder, keep=2) as saved:
     saved.save(40, state(40), {})
     saved.wait()
-  names = {path.name for path in folder.iterdir() if path.is_dir()}
+  names = {path.name for path in checkpoint_folder.iterdir() if path.is_dir()}
   assert names == {"30", "40"}
 
 
-def test_going_back_removes_the_future_that_was_given_up(folder, caplog):
-  with checkpoint.Checkpoints(folder, keep=3) as saved:
+def test_going_back_removes_the_future_that_was_given_up(
+  checkpoint_folder, caplog
+):
+  with checkpoint.Checkpoints(checkpoint_folder, keep=3) as saved:
     saved.restore(10, state())
     with caplog.at_level(logging.WARNING, "steppo_jax.checkpoint"):
       saved.save(20, state(-20), {})
@@ -102,9 +88,9 @@ def test_going_back_removes_the_future_that_was_given_up(folder, caplog):
     assert bits(saved.restore(None, state())[0]) == bits(state(-20))
 
 
-def test_a_missing_checkpoint_is_named(folder, tmp_path):
+def test_a_missing_checkpoint_is_named(checkpoint_folder, tmp_path):
   with (
-    checkpoint.Checkpoints(folder, keep=3) as saved,
+    checkpoint.Checkpoints(checkpoint_folder, keep=3) as saved,
     pytest.raises(RuntimeError, match=r"update 15 in .* 10, 20, 30"),
   ):
     saved.restore(15, state())
@@ -115,14 +101,14 @@ def test_a_missing_checkpoint_is_named(folder, tmp_path):
   assert not (tmp_path / "absent").exists()
 
 
-def test_another_configuration_is_named(folder):
+def test_another_configuration_is_named(checkpoint_folder):
   like = state()
   like["params"]["dense/kernel"] = jnp.zeros((3, 5))
   like["params"]["half"] = jnp.zeros(3)
   like["new"] = jnp.zeros(1)
   del like["host"]
   with (
-    checkpoint.Checkpoints(folder, keep=3) as saved,
+    checkpoint.Checkpoints(checkpoint_folder, keep=3) as saved,
     pytest.raises(ValueError) as raised,
   ):
     saved.restore(None, like)

@@ -1,6 +1,5 @@
 """Whatever is damaged, the checkpoint before is used, and nothing is lost."""
 
-import gc
 import json
 import logging
 import pathlib
@@ -15,22 +14,7 @@ from saved_states import bits, state
 
 from steppo_jax import checkpoint
 
-# A failed read leaves coroutines of Orbax that were never awaited.
-pytestmark = pytest.mark.filterwarnings(
-  "ignore::pytest.PytestUnraisableExceptionWarning",
-  "ignore:coroutine:RuntimeWarning",
-)
-
-
-@pytest.fixture
-def folder(tmp_path):
-  return saved_states.make_folder(tmp_path)
-
-
-@pytest.fixture(autouse=True)
-def collected():
-  yield
-  gc.collect()  # What Orbax left half read is reported here, not later.
+pytestmark = saved_states.ORBAX
 
 
 def files_of(folder):
@@ -55,17 +39,17 @@ def link(path):
 
 @pytest.mark.parametrize("damage", [flip, cut, pathlib.Path.unlink, link])
 def test_whatever_is_damaged_the_one_before_is_used(
-  folder, tmp_path, caplog, damage
+  checkpoint_folder, tmp_path, caplog, damage
 ):
-  paths = files_of(folder / "30")
+  paths = files_of(checkpoint_folder / "30")
   assert any(path.name == "manifest.json" for path in paths)
   for path in paths:
     if damage in (flip, cut) and not path.stat().st_size:
       continue
     copy = tmp_path / "copy"
-    shutil.copytree(folder, copy)
+    shutil.copytree(checkpoint_folder, copy)
     before = {p: p.read_bytes() for p in files_of(copy / "20")}
-    damage(copy / path.relative_to(folder))
+    damage(copy / path.relative_to(checkpoint_folder))
     left = len(files_of(copy))
     caplog.clear()
     with (
@@ -87,32 +71,34 @@ def test_whatever_is_damaged_the_one_before_is_used(
 
 
 @pytest.mark.parametrize("name", ["extra", "arrays/extra"])
-def test_a_file_too_many_is_damage_too(folder, name):
-  (folder / "30" / name).write_text("x")
-  with checkpoint.Checkpoints(folder, keep=3) as saved:
+def test_a_file_too_many_is_damage_too(checkpoint_folder, name):
+  (checkpoint_folder / "30" / name).write_text("x")
+  with checkpoint.Checkpoints(checkpoint_folder, keep=3) as saved:
     assert saved.restore(None, state())[1]["update"] == 20
 
 
 def test_arrays_that_changed_before_they_were_written_are_noticed(
-  folder, caplog
+  checkpoint_folder, caplog
 ):
   # Files and their digests agree; the numbers are not those of the run.
-  path = folder / "30" / "manifest.json"
+  path = checkpoint_folder / "30" / "manifest.json"
   found = json.loads(path.read_text())
   shard = found["shards"]["params.half"][0]
   shard["digest"] = shard["digest"][::-1]
   path.write_text(json.dumps(found))
-  with checkpoint.Checkpoints(folder, keep=3) as saved:
+  with checkpoint.Checkpoints(checkpoint_folder, keep=3) as saved:
     assert saved.restore(None, state())[1]["update"] == 20
   assert "params.half has other numbers" in caplog.text
 
 
-def test_a_kill_before_the_manifest_leaves_the_one_before(folder):
-  (folder / "30" / "manifest.json").rename(folder / "30" / "manifest.json.tmp")
-  with checkpoint.Checkpoints(folder, keep=3) as saved:
+def test_a_kill_before_the_manifest_leaves_the_one_before(checkpoint_folder):
+  (checkpoint_folder / "30" / "manifest.json").rename(
+    checkpoint_folder / "30" / "manifest.json.tmp"
+  )
+  with checkpoint.Checkpoints(checkpoint_folder, keep=3) as saved:
     assert saved.latest() == 20
     assert saved.restore(None, state())[1]["update"] == 20
-  assert (folder / "30.unfinished").is_dir()
+  assert (checkpoint_folder / "30.unfinished").is_dir()
 
 
 def test_a_run_killed_in_its_first_save_starts_over(tmp_path):
@@ -164,8 +150,10 @@ with checkpoint.Checkpoints(sys.argv[1], keep=3) as saved:
     assert saved.restore(None, {"x": jnp.zeros(9)})[1] == {"update": 1}
 
 
-def test_a_folder_that_is_a_link_or_cannot_be_made_is_named(folder, tmp_path):
-  (tmp_path / "link").symlink_to(folder)
+def test_a_folder_that_is_a_link_or_cannot_be_made_is_named(
+  checkpoint_folder, tmp_path
+):
+  (tmp_path / "link").symlink_to(checkpoint_folder)
   saved = checkpoint.Checkpoints(tmp_path / "link", keep=1)
   with pytest.raises(RuntimeError, match="is a link"):
     saved.latest()
@@ -175,17 +163,17 @@ def test_a_folder_that_is_a_link_or_cannot_be_made_is_named(folder, tmp_path):
     saved.save(1, state(), {})
 
 
-def test_a_broken_newest_falls_back_and_says_so(folder, caplog):
-  for path in (folder / "30").rglob("metadata"):
+def test_a_broken_newest_falls_back_and_says_so(checkpoint_folder, caplog):
+  for path in (checkpoint_folder / "30").rglob("metadata"):
     path.write_bytes(path.read_bytes()[:10])
-  shutil.rmtree(folder / "20" / "arrays")
-  with checkpoint.Checkpoints(folder, keep=3) as saved:
+  shutil.rmtree(checkpoint_folder / "20" / "arrays")
+  with checkpoint.Checkpoints(checkpoint_folder, keep=3) as saved:
     with caplog.at_level(logging.WARNING, "steppo_jax.checkpoint"):
       arrays, host = saved.restore(None, state())
     assert host["update"] == 10
     assert bits(arrays) == bits(state(10))
-    assert f"{folder / '30'} is broken" in caplog.text
-    assert f"{folder / '20'} is broken" in caplog.text
+    assert f"{checkpoint_folder / '30'} is broken" in caplog.text
+    assert f"{checkpoint_folder / '20'} is broken" in caplog.text
     # The run goes on from 10 and makes 20 again.
     saved.save(20, state(20), {"update": 20})
     saved.wait()
@@ -193,16 +181,16 @@ def test_a_broken_newest_falls_back_and_says_so(folder, caplog):
     assert saved.restore(None, state())[1] == {"update": 20}
 
 
-def test_nothing_intact_is_an_error(folder):
-  for path in folder.rglob("metadata"):
+def test_nothing_intact_is_an_error(checkpoint_folder):
+  for path in checkpoint_folder.rglob("metadata"):
     path.unlink()
-  with checkpoint.Checkpoints(folder, keep=3) as saved:
+  with checkpoint.Checkpoints(checkpoint_folder, keep=3) as saved:
     message = r"is intact; start the run in"
     with pytest.raises(RuntimeError, match=message):
       saved.restore(None, state())
     with pytest.raises(RuntimeError, match=message):
       saved.latest()
   # Starting over here would bury what is left of them.
-  assert {p.name for p in folder.iterdir()} == {
+  assert {p.name for p in checkpoint_folder.iterdir()} == {
     *("10.corrupt", "20.corrupt", "30.corrupt")
   }

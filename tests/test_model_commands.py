@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 
+import gguf_writing
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,17 +16,11 @@ import worlds
 from steppo_jax import __main__ as cli
 from steppo_jax import checkpoint, evaluate, model_files, model_table
 from steppo_jax.data import tokenizer_files
-from steppo_jax.models import hub, lora, names, presets, transformer, weights
+from steppo_jax.models import hub, lora, presets, transformer, weights
 from steppo_jax.ops import attend
 
 gguf = pytest.importorskip("gguf", reason="pip install 'steppo_jax[gguf]'")
 pytest.importorskip("jinja2", reason="pip install 'steppo_jax[chat]'")
-
-TEMPLATE = """\
-{% for m in messages %}<|im_start|>{{ m.role }}
-{{ m.content }}<|im_end|>
-{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
-{% endif %}"""
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +35,7 @@ def folder(model, tmp_path_factory):
   path = tmp_path_factory.mktemp("checkpoint") / "nano"
   hub.save(path, *model)
   inner = vocabularies.byte_level()
-  vocabularies.write_folder(path, inner, template=TEMPLATE)
+  vocabularies.write_folder(path, inner, template=vocabularies.CHATML)
   config = json.loads((path / "config.json").read_text())
   config["max_position_embeddings"] = 256
   (path / "config.json").write_text(json.dumps(config))
@@ -51,34 +46,14 @@ def write_gguf(path, model):
   """The same model as one GGUF file with a vocabulary."""
   sizes, params = model
   writer = gguf.GGUFWriter(path, "llama")
-  writer.add_block_count(sizes.num_layers)
-  writer.add_embedding_length(sizes.width)
-  writer.add_feed_forward_length(sizes.mlp_width)
-  writer.add_head_count(sizes.num_heads)
-  writer.add_head_count_kv(sizes.num_kv_heads)
-  writer.add_key_length(sizes.head_dim)
-  writer.add_layer_norm_rms_eps(sizes.norm_eps)
-  writer.add_rope_freq_base(sizes.rope_theta)
+  gguf_writing.add_sizes(writer, sizes)
   writer.add_context_length(256)
   fields = vocabularies.byte_level_fields(vocabularies.byte_level(), "gpt-2")
   vocabularies.add_fields(writer, fields)
-  writer.add_chat_template(TEMPLATE)
-  flat = weights.flatten(params)
-  for row in names.table(sizes, gguf=True):
-    leaf = np.asarray(flat[row.ours])
-    stacked = row.ours.startswith("layers/")
-    for layer, value in enumerate(leaf if stacked else [leaf]):
-      if row.how in (names.TURNED, names.INTERLEAVED):
-        value = value.T
-      if row.how == names.INTERLEAVED:
-        heads = value.shape[0] // sizes.head_dim
-        value = value.reshape(heads, 2, sizes.head_dim // 2, -1)
-        value = value.swapaxes(1, 2).reshape(-1, sizes.width)
-      writer.add_tensor(row.theirs.format(layer), np.ascontiguousarray(value))
-  writer.write_header_to_file()
-  writer.write_kv_data_to_file()
-  writer.write_tensors_to_file()
-  writer.close()
+  writer.add_chat_template(vocabularies.CHATML)
+  for name, value in gguf_writing.tensors(sizes, params).items():
+    writer.add_tensor(name, value)
+  gguf_writing.finish(writer)
   return path
 
 
@@ -129,7 +104,7 @@ def test_all_forms_are_converted_into_each_other_bit_by_bit(
     if end != "w.safetensors":
       again = model_files.load_tokenizer(made)
       assert again.digest == words.digest
-      assert again.chat_template == TEMPLATE
+      assert again.chat_template == vocabularies.CHATML
       assert again.end_of_turn_id == words.end_of_turn_id
       assert model_files.sizes(made).context == 256
   assert {p.name for p in tmp_path.iterdir()} == {

@@ -2,6 +2,7 @@
 
 import json
 
+import gguf_writing
 import numpy as np
 import pytest
 import sentencepiece
@@ -10,6 +11,12 @@ tokenizers = pytest.importorskip(
   "tokenizers", reason="pip install 'steppo_jax[chat]'"
 )
 
+# A chat template in the manner of ChatML.
+CHATML = (
+  "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
+  "{% endfor %}"
+  "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 SPECIAL = ("<|end|>", "<|im_start|>", "<|im_end|>")
 CORPUS = [
   "the agent goes to the drawer and takes the apple from it\n",
@@ -94,10 +101,7 @@ def write_gguf(path, fields, *, template=None):
   if template is not None:
     writer.add_chat_template(template)
   writer.add_tensor("x", np.zeros(4, np.float32))
-  writer.write_header_to_file()
-  writer.write_kv_data_to_file()
-  writer.write_tensors_to_file()
-  writer.close()
+  gguf_writing.finish(writer)
   return path
 
 

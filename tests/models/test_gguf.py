@@ -3,12 +3,13 @@
 import dataclasses
 
 import families
+import gguf_writing
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from steppo_jax.models import gguf_files, names, weights
+from steppo_jax.models import gguf_files
 
 gguf = pytest.importorskip("gguf", reason="pip install 'steppo_jax[gguf]'")
 Q = gguf.GGMLQuantizationType
@@ -29,34 +30,14 @@ def write(path, name, *, kind=Q.F32, change=lambda tensors: None):
   model, params = checkpoint(name)
   arch = model.family
   writer = gguf.GGUFWriter(path, arch)
-  writer.add_block_count(model.num_layers)
-  writer.add_embedding_length(model.width)
-  writer.add_feed_forward_length(model.mlp_width)
-  writer.add_head_count(model.num_heads)
-  writer.add_head_count_kv(model.num_kv_heads)
-  writer.add_key_length(model.head_dim)
-  writer.add_layer_norm_rms_eps(model.norm_eps)
-  writer.add_rope_freq_base(model.rope_theta)
+  gguf_writing.add_sizes(writer, model)
   if model.rope_scaling is not None:
     writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
     writer.add_rope_scaling_factor(model.rope_scaling.factor)
   if model.windows:
     writer.add_sliding_window(9)
     writer.add_final_logit_softcapping(model.softcap)
-  tensors, flat = {}, weights.flatten(params)
-  for row in names.table(model, gguf=True):
-    leaf = np.asarray(flat[row.ours])
-    stacked = row.ours.startswith("layers/")
-    for layer, value in enumerate(leaf if stacked else [leaf]):
-      if row.how in (names.TURNED, names.INTERLEAVED):
-        value = value.T
-      if row.how == names.INTERLEAVED:
-        heads = value.shape[0] // model.head_dim
-        value = value.reshape(heads, 2, model.head_dim // 2, -1)
-        value = value.swapaxes(1, 2).reshape(-1, model.width)
-      if row.how == names.WITH_OFFSET:
-        value = value + 1
-      tensors[row.theirs.format(layer)] = np.ascontiguousarray(value)
+  tensors = gguf_writing.tensors(model, params)
   change(tensors)
   for key, value in tensors.items():
     if value.ndim == 2 and value.dtype == np.float32:
@@ -66,10 +47,7 @@ def write(path, name, *, kind=Q.F32, change=lambda tensors: None):
       writer.add_tensor(key, packed, raw_dtype=to)
     else:
       writer.add_tensor(key, value)
-  writer.write_header_to_file()
-  writer.write_kv_data_to_file()
-  writer.write_tensors_to_file()
-  writer.close()
+  gguf_writing.finish(writer)
   return path
 
 
@@ -134,10 +112,7 @@ def test_blocks_of_256_are_read_by_the_format(tmp_path, kind):
   writer = gguf.GGUFWriter(path, "llama")
   block = np.frombuffer(raw, np.uint8)[None]
   writer.add_tensor("x", block, raw_dtype=kind)
-  writer.write_header_to_file()
-  writer.write_kv_data_to_file()
-  writer.write_tensors_to_file()
-  writer.close()
+  gguf_writing.finish(writer)
   file = gguf_files._File(gguf.GGUFReader(path))
   assert file.shapes()["x"].shape == (1, 256)
   got = file.read("x", (slice(0, 1), slice(10, 200)))
@@ -180,10 +155,7 @@ def test_what_is_not_read_is_said(tmp_path):
   other = tmp_path / "other.gguf"
   writer = gguf.GGUFWriter(other, "mamba")
   writer.add_tensor("x", np.zeros(4, np.float32))
-  writer.write_header_to_file()
-  writer.write_kv_data_to_file()
-  writer.write_tensors_to_file()
-  writer.close()
+  gguf_writing.finish(writer)
   with pytest.raises(ValueError, match=r"general\.architecture='mamba'"):
     gguf_files.load(other)
 

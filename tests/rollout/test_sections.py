@@ -6,6 +6,7 @@ from typing import get_args
 import numpy as np
 import pytest
 import worlds
+from vocabularies import CHATML
 
 from steppo_jax import types
 from steppo_jax.data import bytes_tokenizer
@@ -278,11 +279,6 @@ def test_an_unknown_environment_has_a_guide_of_its_own():
   assert guides.OTHER.part in text
 
 
-TEMPLATE = (
-  "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
-  "{% endfor %}"
-  "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 NO_SYSTEM = (
   "{% if messages[0].role == 'system' %}"
   "{{ raise_exception('there is no system') }}{% endif %}"
@@ -299,14 +295,14 @@ def chat(template, **options):
   return sections.make(config, tokenizer, "household"), tokenizer
 
 
-@pytest.mark.parametrize("template", [TEMPLATE, NO_SYSTEM + TEMPLATE])
-def test_a_chat_tells_the_same_sections_in_messages(template):
-  made, tokenizer = chat(template, answer="tool_call", think=True)
+@pytest.mark.parametrize("before", ["", NO_SYSTEM])
+def test_a_chat_tells_the_same_sections_in_messages(before):
+  made, tokenizer = chat(before + CHATML, answer="tool_call", think=True)
   turns = [types.Turn("A room.\n\nYour task is to: win.", ("go", "stay"))]
   first = made.first(turns[0])
   text = tokenizer.decode(first)
   guide = guides.GUIDES["household"]
-  system = template == TEMPLATE
+  system = not before
   parts = ["system"] * system + [
     *(guide.part, guides.THINK, "Your task: win."),
     *("You see: A room.", "Possible: go, stay", "assistant"),

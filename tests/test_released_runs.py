@@ -1,0 +1,102 @@
+"""Runs that start from a model as it is released: folder, tokenizer, chat."""
+
+import dataclasses
+
+import jax
+import pytest
+import test_train
+import vocabularies
+
+from steppo_jax import config, evaluate, metrics
+from steppo_jax.models import hub, transformer
+from steppo_jax.models.lora import LoraConfig
+from steppo_jax.packing import PackingConfig
+from steppo_jax.rollout.prompting import PromptConfig
+from steppo_jax.sampler.engine import SamplerConfig
+
+MODEL = transformer.ModelConfig(
+  vocab_size=512, width=32, num_layers=2, num_heads=2, num_kv_heads=1,
+  head_dim=16, mlp_width=48,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  made = tmp_path_factory.mktemp("released") / "model"
+  hub.save(made, MODEL, transformer.init(MODEL, jax.random.key(0)))
+  vocabularies.write_folder(
+    made, vocabularies.byte_level(), template=vocabularies.CHATML
+  )
+  return made
+
+
+def options(folder, tmp_path, **changes):
+  """One update on two short episodes."""
+  small = test_train.small_config(tmp_path)
+  return dataclasses.replace(
+    small,
+    **dict(
+      weights=str(folder),
+      tokenizer=config.OWN_TOKENIZER,
+      num_updates=1,
+      tasks_per_update=2,
+      prompt=PromptConfig(layout="chat"),
+      rollout=dataclasses.replace(
+        small.rollout, max_steps=2, max_tokens=2048, max_new_tokens=8
+      ),
+      sampler=SamplerConfig(num_slots=2, prefill_lengths=(512,)),
+      packing=PackingConfig(row_length=2048),
+      learner=dataclasses.replace(
+        small.learner, num_minibatches=1, critic_warmup=0,
+        critic_trunk="policy", lora=LoraConfig(rank=2),
+      ),
+      evaluation=config.EvalConfig(every=1, episodes=1),
+    )
+    | changes,
+  )  # fmt: skip
+
+
+def test_a_folder_is_trained_and_its_policy_taken_up(folder, tmp_path):
+  run = test_train.run(options(folder, tmp_path))
+  (line,) = [
+    line
+    for line in metrics.read_jsonl(run / "metrics.jsonl")
+    if line["update"] == 1
+  ]
+  assert line["policy/sampler_gap"] < 1e-4
+  assert line["policy/grad_norm"] > 0
+  # The policy knows its tokenizer: the folder's, and no other.
+  again = options(
+    run / "policy.safetensors", tmp_path, tokenizer=str(folder)
+  )  # fmt: skip
+  tokenizer = evaluate.load_tokenizer(again)
+  model, params = evaluate.load_model(again, tokenizer)
+  assert model == MODEL
+  assert params["embed"]["embedding"].shape == (512, 32)
+  other = dataclasses.replace(again, tokenizer="household")
+  with pytest.raises(ValueError, match="use the weights' own tokenizer"):
+    evaluate.load_model(other, evaluate.load_tokenizer(other))
+
+
+def test_what_is_computed_in_and_again_is_an_option(folder, tmp_path):
+  asked = options(folder, tmp_path, compute="bfloat16", remat="full")
+  model, _ = evaluate.load_model(asked, evaluate.load_tokenizer(asked))
+  assert (model.compute, model.remat) == ("bfloat16", "full")
+  wrong = options(folder, tmp_path, compute="float8")
+  with pytest.raises(ValueError, match="compute='float8' is none of"):
+    evaluate.load_model(wrong, evaluate.load_tokenizer(wrong))
+
+
+def test_wrong_models_and_tokenizers_are_named(folder, tmp_path):
+  small = options(folder, tmp_path, tokenizer="worlds")
+  with pytest.raises(ValueError, match="knows 512 tokens, the tokenizer has"):
+    evaluate.load_model(small, evaluate.load_tokenizer(small))
+  absent = options(tmp_path / "absent", tmp_path)
+  with pytest.raises(ValueError, match=r"no model at .*absent"):
+    evaluate.load_tokenizer(absent)
+  unknown = options(folder, tmp_path, tokenizer="no-such-thing")
+  with pytest.raises(ValueError, match="no tokenizer 'no-such-thing'"):
+    evaluate.load_tokenizer(unknown)
+  run = config.SupervisedRun(tokenizer=config.OWN_TOKENIZER)
+  with pytest.raises(ValueError, match="needs weights that bring one"):
+    evaluate.load_tokenizer(run)
