@@ -1,15 +1,18 @@
 """Settings of the whole suite. They must be in place before JAX is imported."""
 
 import gc
+import importlib
 import json
 import os
 import pathlib
+import sys
 from importlib import metadata
 
 import hypothesis
 import pytest
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
+_CHAIN = _ROOT / "experiments" / "chain"
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 _FLAGS = ["--xla_force_host_platform_device_count=8"]
@@ -71,3 +74,14 @@ def collected():
   """What Orbax left half read is reported here, not in a later test."""
   yield
   gc.collect()
+
+
+@pytest.fixture
+def load(monkeypatch):
+  """Imports an experiment the way `python experiments/chain/NAME.py` does."""
+  monkeypatch.syspath_prepend(str(_CHAIN))
+  loaded = set(sys.modules)
+  yield importlib.import_module
+  for name in set(sys.modules) - loaded:
+    if name in {path.stem for path in _CHAIN.glob("*.py")}:
+      del sys.modules[name]

@@ -1,9 +1,7 @@
 """The study of estimators in the key-and-door world, with smaller settings."""
 
-import importlib
 import itertools
 import pathlib
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -11,17 +9,6 @@ import numpy as np
 import pytest
 
 EXPERIMENTS = pathlib.Path(__file__).parents[1] / "experiments" / "chain"
-
-
-@pytest.fixture
-def load(monkeypatch):
-  """Imports an experiment the way `python experiments/chain/NAME.py` does."""
-  monkeypatch.syspath_prepend(str(EXPERIMENTS))
-  loaded = set(sys.modules)
-  yield importlib.import_module
-  for name in set(sys.modules) - loaded:
-    if name in {path.stem for path in EXPERIMENTS.glob("*.py")}:
-      del sys.modules[name]
 
 
 def play(door, state, way):

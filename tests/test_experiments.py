@@ -1,27 +1,13 @@
 """The small experiments of docs/differentiable.md, with smaller settings."""
 
-import importlib
 import math
 import pathlib
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 EXPERIMENTS = pathlib.Path(__file__).parents[1] / "experiments" / "chain"
-
-
-@pytest.fixture
-def load(monkeypatch):
-  """Imports an experiment the way `python experiments/chain/NAME.py` does."""
-  monkeypatch.syspath_prepend(str(EXPERIMENTS))
-  loaded = set(sys.modules)
-  yield importlib.import_module
-  for name in set(sys.modules) - loaded:
-    if name in {path.stem for path in EXPERIMENTS.glob("*.py")}:
-      del sys.modules[name]
 
 
 def test_the_chain_is_solved_as_a_long_walk_adds_up(load):

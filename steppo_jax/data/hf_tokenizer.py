@@ -2,7 +2,6 @@
 
 import hashlib
 import itertools
-import json
 import os
 import pathlib
 import re
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from steppo_jax import json_files
 from steppo_jax.data import token_bytes, tokenizer_rules
 
 # Whitespace, a ligature, a rare letter, an emoji: any collapsing of spaces and
@@ -272,15 +272,7 @@ class HuggingFaceTokenizer:
 
 def _json(path: pathlib.Path) -> dict[str, Any]:
   """A JSON object of a file that may be absent."""
-  if not path.is_file():
-    return {}
-  try:
-    found = json.loads(path.read_text(encoding="utf-8"))
-  except ValueError as error:
-    raise ValueError(f"{path} is not JSON ({error})") from error
-  if not isinstance(found, dict):
-    raise ValueError(f"{path} holds no JSON object")
-  return found
+  return json_files.read_object(path) if path.is_file() else {}
 
 
 def _spelling(token) -> str | None:

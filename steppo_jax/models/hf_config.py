@@ -4,12 +4,12 @@ Both spellings are read: that of transformers 5 (`rope_parameters`, nested by
 layer type for Gemma 3) and the older one (`rope_theta`, `rope_scaling`).
 """
 
-import json
 import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from steppo_jax import json_files
 from steppo_jax.models.model_config import ModelConfig, RopeScaling
 
 ARCHITECTURES = {
@@ -58,13 +58,7 @@ def _read(path: str | os.PathLike) -> Mapping[str, Any]:
   path = path / "config.json" if path.is_dir() else path
   if not path.is_file():
     raise ValueError(f"no model configuration at {path}")
-  try:
-    found = json.loads(path.read_text(encoding="utf-8"))
-  except ValueError as error:
-    raise ValueError(f"{path} is not JSON ({error})") from error
-  if not isinstance(found, dict):
-    raise ValueError(f"{path} holds no JSON object")
-  return found
+  return json_files.read_object(path)
 
 
 class _Reader:
