@@ -42,7 +42,8 @@ def spec(name, quick):
   sizes["model"] = {field: getattr(model, field) for field in FIELDS}
   sizes["decode"] |= {"batches": [1, 8] if quick else [1, 8, 64], "sample": 32}
   sizes["rollout"] |= {"turns": [3 if quick else 8], "episodes": 2}
-  sizes["update"] |= {"trajectories": 1, "turns": 2 if quick else 5}
+  # One trajectory alone would have no advantage, and the update no gradient.
+  sizes["update"] |= {"trajectories": 2, "turns": 2 if quick else 5}
   return sizes | {"repeats": 1 if quick else 3, "budget_s": 90}
 
 

@@ -91,6 +91,10 @@ def _parser() -> argparse.ArgumentParser:
   many.add_argument(
     "--jobs", type=int, default=1, help="processes; 0 takes this one"
   )
+  many.add_argument(
+    "--known", nargs="*", default=(), metavar="FILE.jsonl",
+    help="results whose finished runs are not run again",
+  )  # fmt: skip
   data = add(
     "data",
     _data,
@@ -306,8 +310,9 @@ def _compare(args, _) -> None:
     _say(f"{where} seed {line['seed']} {line['status']}: {end}")
 
   folder = compare.compare(
-    args.matrix, output=args.output, jobs=args.jobs, on_cell=on_cell
-  )
+    args.matrix, output=args.output, jobs=args.jobs, on_cell=on_cell,
+    known=args.known,
+  )  # fmt: skip
   print((folder / "summary.md").read_text())
 
 

@@ -15,7 +15,8 @@ import pathlib
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from steppo_jax import compare_report, metrics, run_folder, train
@@ -30,7 +31,13 @@ _AVERAGED = ("policy/clip_fraction", "policy/approx_kl", "policy/grad_norm",
              "critic/explained_variance", "rollout/success",
              "rollout/response_tokens")  # fmt: skip
 
+# What a line says of the cell's place in the matrix.
+_NAMES = ("kind", "world", "method", "seed", "settings", "assignments", "base")
+
 OnCell = Callable[[dict[str, Any]], None]
+# Lines of finished runs by the digest of their options.
+Known = Mapping[str, dict[str, Any]]
+_NONE: Known = types.MappingProxyType({})
 
 
 def compare(
@@ -39,6 +46,7 @@ def compare(
   output: str | os.PathLike | None,
   jobs: int,
   on_cell: OnCell,
+  known: Sequence[str | os.PathLike] = (),
 ) -> pathlib.Path:
   """Runs every cell that is not finished yet, the search first.
 
@@ -48,6 +56,8 @@ def compare(
     jobs: Processes side by side, one cell each at a time; 0 runs the cells in
       this process, one after another.
     on_cell: Called with the line of results of each cell when it ends.
+    known: Results of earlier comparisons, of this machine or another. A cell
+      whose options were run to the end there is not run again.
 
   Returns:
     The folder, with `results.jsonl` and the report.
@@ -59,6 +69,7 @@ def compare(
   if jobs < 0:
     raise ValueError(f"jobs={jobs} must be at least 0")
   matrix = matrix_lib.load(path)
+  found = _read_known(known)
   name = pathlib.Path(path).stem
   folder = pathlib.Path(output or pathlib.Path("runs", "compare", name))
   folder.mkdir(parents=True, exist_ok=True)
@@ -66,19 +77,28 @@ def compare(
   planned = [*search]
 
   def ended(_: Cell) -> None:
-    write(matrix, folder, name, planned)
+    write(matrix, folder, name, planned, found)
 
-  _run_all(matrix, folder, search, jobs, ended, on_cell)
-  chosen = choose(matrix, folder)
+  _run_all(matrix, folder, search, jobs, ended, on_cell, found)
+  chosen = choose(matrix, folder, found)
   final = list(matrix_lib.final_cells(matrix, chosen))
   planned += final
-  write(matrix, folder, name, planned)
-  _run_all(matrix, folder, final, jobs, ended, on_cell)
+  write(matrix, folder, name, planned, found)
+  _run_all(matrix, folder, final, jobs, ended, on_cell, found)
   compare_report.report(folder)
   return folder
 
 
-def choose(matrix: Matrix, folder: pathlib.Path) -> dict:
+def _read_known(paths) -> Known:
+  return {
+    line["options"]: line
+    for path in paths
+    for line in compare_report.read(path)
+    if line["status"] == "done" and "options" in line
+  }
+
+
+def choose(matrix: Matrix, folder: pathlib.Path, known: Known = _NONE) -> dict:
   """Settings by (world, method): the best mean of the searching runs.
 
   A setting of which a run failed is not chosen, unless all have failed: then
@@ -89,7 +109,7 @@ def choose(matrix: Matrix, folder: pathlib.Path) -> dict:
     return dict.fromkeys(both, matrix_lib.AS_WRITTEN)
   scores: dict[tuple, dict[tuple, list[float]]] = {key: {} for key in both}
   for cell in matrix_lib.search_cells(matrix):
-    line = result(matrix, folder, cell)
+    line = result(matrix, folder, cell, known)
     value = line["success"] if line["status"] == "done" else -math.inf
     by_setting = scores[cell.world, cell.method]
     by_setting.setdefault(cell.settings, []).append(value)
@@ -100,14 +120,17 @@ def choose(matrix: Matrix, folder: pathlib.Path) -> dict:
   }
 
 
-def _run_all(matrix, folder, cells: Sequence[Cell], jobs, ended, on_cell):
+def _run_all(
+  matrix, folder, cells: Sequence[Cell], jobs, ended, on_cell, known
+):
   def one(cell):
-    run_cell(matrix, folder, cell, in_process=jobs == 0)
+    if matrix_lib.digest(matrix, cell) not in known:
+      run_cell(matrix, folder, cell, in_process=jobs == 0)
     return cell
 
   def report(cell):
     ended(cell)
-    on_cell(result(matrix, folder, cell))
+    on_cell(result(matrix, folder, cell, known))
 
   if jobs == 0:
     for cell in cells:
@@ -199,7 +222,9 @@ def _finished(path: pathlib.Path) -> bool:
   return (path / run_folder.POLICY_NAME).is_file()
 
 
-def result(matrix: Matrix, folder: pathlib.Path, cell: Cell) -> dict[str, Any]:
+def result(
+  matrix: Matrix, folder: pathlib.Path, cell: Cell, known: Known = _NONE
+) -> dict[str, Any]:
   """The line of a cell: its settings, its curve and what became of it.
 
   `status` is "done", "failed" or "unfinished" (not begun or stopped); `curve`
@@ -212,6 +237,7 @@ def result(matrix: Matrix, folder: pathlib.Path, cell: Cell) -> dict[str, Any]:
     lines = metrics.read_jsonl(path)
     facts = json.loads((path / run_folder.FACTS_NAME).read_text())
   evaluated = [x for x in lines if "eval/success" in x]
+  options = matrix_lib.digest(matrix, cell)
   line = {
     "kind": cell.kind,
     "world": cell.world,
@@ -220,10 +246,14 @@ def result(matrix: Matrix, folder: pathlib.Path, cell: Cell) -> dict[str, Any]:
     "settings": dict(cell.settings),
     "assignments": list(cell.assignments),
     "base": pathlib.Path(matrix.base).name,
+    "options": options,
     "status": "unfinished",
     "updates": lines[-1]["update"] if lines else 0,
     "curve": [[x["update"], x["eval/success"]] for x in evaluated],
   }
+  if options in known:
+    # By another name perhaps, but the same run.
+    return known[options] | {k: line[k] for k in _NAMES}
   if error.is_file():
     line |= {"status": "failed", "error": error.read_text().strip()}
   elif _finished(path):
@@ -243,10 +273,16 @@ def _number(value):
 
 
 def write(
-  matrix: Matrix, folder: pathlib.Path, name: str, cells: Iterable[Cell]
+  matrix: Matrix,
+  folder: pathlib.Path,
+  name: str,
+  cells: Iterable[Cell],
+  known: Known = _NONE,
 ) -> None:
   """Writes `results.jsonl` anew; another file takes its name at once."""
-  lines = [{"matrix": name} | result(matrix, folder, cell) for cell in cells]
+  lines = [
+    result(matrix, folder, cell, known) | {"matrix": name} for cell in cells
+  ]
   path = folder / compare_report.RESULTS_NAME
   new = path.with_suffix(".tmp")
   new.write_text("".join(json.dumps(line) + "\n" for line in lines))

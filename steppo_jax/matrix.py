@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import hashlib
+import json
 import pathlib
 from collections.abc import Iterator
 from typing import Literal
@@ -187,6 +189,14 @@ def parse(base: str, assignments: tuple[str, ...]) -> config.RunConfig:
   if not isinstance(run, config.RunConfig):
     raise ValueError(f"{base} is not a run of reinforcement learning")
   return run
+
+
+def digest(matrix: Matrix, cell: Cell) -> str:
+  """Tells runs apart by all their options; two with equal ones are the same."""
+  run = parse(matrix.base, cell.assignments)
+  run = dataclasses.replace(run, seed=cell.seed, run_dir=None)
+  text = json.dumps(dataclasses.asdict(run), sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def search_cells(matrix: Matrix) -> Iterator[Cell]:

@@ -1,5 +1,6 @@
 """Comparisons: fair by construction, resumable, and nothing is dropped."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -100,6 +101,16 @@ def test_a_smoke_matrix_runs_is_reported_and_is_not_run_twice(
   # The report needs the lines alone.
   alone = tmp_path / "alone.jsonl"
   alone.write_text((tmp_path / "out" / "results.jsonl").read_text())
+  # Nor do runs that are known from elsewhere take place, by whatever name.
+  other = small(base, methods=(dataclasses.replace(GRPO, name="again"),))
+  said = []
+  compare.compare(
+    written(tmp_path, other), output=tmp_path / "known", jobs=0,
+    on_cell=said.append, known=[alone],
+  )  # fmt: skip
+  assert [(x["method"], x["status"]) for x in said] == [("again", "done")] * 2
+  assert [x["curve"] for x in said] == [x["curve"] for x in found[1::2]]
+  assert not list((tmp_path / "known").rglob("metrics.jsonl"))
   assert cli.main(["report", str(alone)]) == 0
   assert alone.with_suffix(".md").read_text() == page
   assert alone.with_suffix(".png").is_file()

@@ -154,7 +154,7 @@ def differences(found):
       if row["kind"] != "update" or "error" in row or "error" in mine:
         continue
       for key in ("loss", "grad_norm"):
-        gap = abs(row[key] - mine[key]) / abs(mine[key])
+        gap = abs(row[key] - mine[key]) / max(abs(mine[key]), 1e-12)
         if not gap <= UPDATE_WITHIN:
           wrong.append(f"{row['row']}: {key} differs by {gap:.2g} of ours")
   return wrong
