@@ -3,16 +3,11 @@
 import argparse
 import contextlib
 import dataclasses
-import os
 import pathlib
 import sys
 from collections.abc import Sequence
 
-import rich.console
-import rich.progress
-import rich.table
-
-from steppo_jax import model_commands, signals
+from steppo_jax import model_commands, signals, terminal, train_command
 from steppo_jax.data import command
 
 _EPILOG = """\
@@ -29,15 +24,6 @@ weights=runs/household_steppo-seed0/policy.safetensors
   python -m steppo_jax serve papers --data-dir DIR --port 4000
 """
 
-console = rich.console.Console(stderr=True)
-
-
-def _say(text: str, style: str | None = None) -> None:
-  """One line as it is: a path that is broken in two cannot be copied."""
-  console.print(
-    text, style=style, markup=False, highlight=False, soft_wrap=True
-  )
-
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs one command; returns the exit status.
@@ -51,11 +37,19 @@ def main(argv: Sequence[str] | None = None) -> int:
   try:
     return args.function(args, rest) or 0
   except (ValueError, RuntimeError) as error:
-    _say(f"error: {error}", style="red")
-    return 2 if isinstance(error, ValueError) else 1
+    terminal.say(f"error: {error}", style="red")
+    return _ended(args, 2 if isinstance(error, ValueError) else 1)
   except signals.Stopped as stopped:
-    _say(f"stopped by {stopped}; the same command goes on")
-    return signals.RESTARTABLE
+    terminal.say(f"stopped by {stopped}; the same command goes on")
+    return _ended(args, signals.RESTARTABLE)
+
+
+def _ended(args, status: int) -> int:
+  """The status, unless other processes would be waited for: then it ends."""
+  hosts = getattr(args, "hosts", None)
+  if hosts is not None and hosts.count > 1:
+    hosts.leave(status)
+  return status
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -72,8 +66,9 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(function=function)
     return command
 
-  train = add("train", _train, "train an agent", add_help=False)
+  train = add("train", train_command.run, "train an agent", add_help=False)
   train.add_argument("experiment", help="file that defines CONFIG")
+  train_command.add_flags(train)
   run = add("evaluate", _evaluate, "evaluate a policy", add_help=False)
   _evaluate_arguments(run)
   play = add("play", _play, "play a game in the terminal")
@@ -110,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
   )
   serve.add_argument("--host", default="127.0.0.1")
   serve.add_argument("--port", type=int, default=0, help="0 takes a free one")
-  model_commands.register(add, _quiet_jax)
+  model_commands.register(add)
   add("algorithms", _algorithms, "print the table of algorithms")
   return parser
 
@@ -137,109 +132,8 @@ def _evaluate_arguments(run: argparse.ArgumentParser) -> None:
   )
 
 
-def _quiet_jax() -> None:
-  """Compile cache beside the results; set before JAX is loaded."""
-  cache = pathlib.Path(".cache/jax").absolute()
-  os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
-  os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-
-
-def _options(args, rest):
-  """The experiment's options with the assignments applied."""
-  _quiet_jax()
-  from steppo_jax import config
-
-  name = f"{args.command} {args.experiment}"
-  return config.override(
-    config.load(args.experiment), rest, f"python -m steppo_jax {name}"
-  )
-
-
-def _train(args, rest) -> None:
-  with signals.Handler() as handler:
-    _run(args, rest, handler)
-
-
-def _run(args, rest, handler) -> None:
-  options = _options(args, rest)
-  from steppo_jax import config, report, run_folder
-
-  name = f"{pathlib.Path(args.experiment).stem}-seed{options.seed}"
-  folder = run_folder.open_folder(options, name, run_folder.command_line())
-  supervised = isinstance(options, config.SupervisedRun)
-  total = options.training.num_steps if supervised else options.num_updates
-  _say(f"run folder: {folder}")
-  with _progress() as progress:
-    bar = progress.add_task("updates", total=total, info="starting")
-    episodes = [0]
-
-    def on_update(done, found):
-      progress.update(bar, completed=done, info=_line(found))
-      if "eval/success" in found:
-        progress.console.print(_evaluation(done, found), markup=False)
-
-    def on_episode(_):
-      episodes[0] += 1
-      progress.update(bar, episodes=episodes[0])
-
-    if supervised:
-      from steppo_jax import imitation
-
-      imitation.train(options, folder, on_update=on_update)
-    else:
-      from steppo_jax import events, train
-
-      train.train(
-        options,
-        folder,
-        on_update=on_update,
-        on_episode=on_episode,
-        handler=handler,
-        age_s=events.process_age(),
-      )
-  summary = report.report(folder)
-  print(pathlib.Path(summary).read_text())
-  _say(f"plot: {folder / 'report.png'}")
-
-
-def _progress():
-  return rich.progress.Progress(
-    rich.progress.TextColumn("{task.description}"),
-    rich.progress.BarColumn(bar_width=24),
-    rich.progress.MofNCompleteColumn(),
-    rich.progress.TimeElapsedColumn(),
-    rich.progress.TimeRemainingColumn(),
-    rich.progress.TextColumn("{task.fields[info]}"),
-    console=console,
-  )
-
-
-def _line(found) -> str:
-  """The few numbers shown beside the bar."""
-  parts = []
-  for name, label, form in (
-    ("rollout/success", "success", ".2f"),
-    ("rollout/invalid_share", "invalid", ".2f"),
-    ("rollout/episodes_per_s", "episodes/s", ".0f"),
-    ("tokens_per_s", "tokens/s", ".0f"),
-    ("supervised/loss", "loss", ".3f"),
-  ):
-    if name in found:
-      parts.append(f"{label} {found[name]:{form}}")
-  return "  ".join(parts)
-
-
-def _evaluation(done, found) -> str:
-  return (
-    f"update {done:4d}  {found['minutes']:5.1f} min  unseen success "
-    f"{found['eval/success']:.3f} [{found['eval/success_low']:.3f}, "
-    f"{found['eval/success_high']:.3f}]  invalid "
-    f"{found['eval/invalid_share']:.3f}"
-  )
-
-
 def _evaluate(args, rest) -> None:
-  options = _options(args, rest)
+  options = terminal.options(args, rest)
   from steppo_jax import config, evaluate, show
 
   if not isinstance(options, config.RunConfig):
@@ -251,7 +145,7 @@ def _evaluate(args, rest) -> None:
   env = dataclasses.replace(env, **_given(changes))
   panel = dataclasses.replace(panel, **_given({"episodes": args.episodes}))
   options = dataclasses.replace(options, env=env, evaluation=panel)
-  with _progress() as progress:
+  with terminal.progress() as progress:
     bar = progress.add_task("episodes", total=None, info="")
     found = evaluate.evaluate(
       options,
@@ -297,17 +191,17 @@ def _report(args, _) -> None:
     return
   summary = report.report(*args.runs, control=args.control)
   print(pathlib.Path(summary).read_text())
-  _say(f"written: {summary} and report.png beside it")
+  terminal.say(f"written: {summary} and report.png beside it")
 
 
 def _compare(args, _) -> None:
-  _quiet_jax()
+  terminal.quiet_jax()
   from steppo_jax import compare
 
   def on_cell(line):
     end = line.get("error") or f"success {line.get('success', 'unknown')}"
     where = f"{line['kind']} {line['world']} {line['method']}"
-    _say(f"{where} seed {line['seed']} {line['status']}: {end}")
+    terminal.say(f"{where} seed {line['seed']} {line['status']}: {end}")
 
   folder = compare.compare(
     args.matrix, output=args.output, jobs=args.jobs, on_cell=on_cell,

@@ -13,6 +13,8 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from steppo_jax import checkpoint_faults as faults
+from steppo_jax import hosts as hosts_lib
 from steppo_jax import kill_points, manifest, named_arrays
 
 _log = logging.getLogger(__name__)
@@ -30,13 +32,19 @@ class Checkpoints:
   a kill at any time leaves no half checkpoint under the name of a whole one.
   """
 
-  def __init__(self, directory: str | os.PathLike, keep: int):
+  def __init__(
+    self,
+    directory: str | os.PathLike,
+    keep: int,
+    hosts: hosts_lib.Hosts = hosts_lib.ALONE,
+  ):
     """Names the folder; nothing is read or made yet.
 
     Args:
       directory: holds one folder per checkpoint, named by its update.
       keep: number of checkpoints kept; older ones are removed, except the one
         with the best score.
+      hosts: processes that save and restore together; all call everything.
 
     Raises:
       ValueError: `keep` is below 1.
@@ -45,6 +53,7 @@ class Checkpoints:
       raise ValueError(f"keep must be at least 1, it is {keep}")
     self._directory = pathlib.Path(directory).absolute()
     self._keep = keep
+    self._hosts = hosts
     self._orbax: ocp.AsyncCheckpointer | None = None
     self._thread = futures.ThreadPoolExecutor(1, "checkpoint")
     self._sealing: futures.Future | None = None
@@ -80,6 +89,10 @@ class Checkpoints:
         them.
     """
     self.wait()
+    # The files may change while the others look: the first one's word counts.
+    return self._hosts.gather_json("the newest checkpoint", self._latest())[0]
+
+  def _latest(self) -> int | None:
     updates = self._updates()
     for update in reversed(updates):
       try:
@@ -131,10 +144,14 @@ class Checkpoints:
     if json.loads(text) != host:
       raise ValueError("host facts must be JSON: string keys, lists, no tuples")
     self.wait()
-    shards = manifest.digest_shards(stored)
+    shards = manifest.joined(
+      self._hosts.gather_json(
+        f"checkpoint {update}", manifest.digest_shards(stored)
+      )
+    )
     kill_points.passed("checkpoint: before")
     try:
-      self._make_room(update)
+      self._hosts.first(f"room {update}", lambda: self._make_room(update))
       kill_points.passed("checkpoint: room made")
       self._checkpointer().save(
         self._directory / str(update),
@@ -168,6 +185,8 @@ class Checkpoints:
     """Waits for the files, says what they are, removes old checkpoints."""
     self._checkpointer().wait_until_finished()
     kill_points.passed("checkpoint: files written")
+    if not self._hosts.is_first:
+      return
     folder = self._directory / str(update)
     manifest.write(folder, shards, {"update": update, "score": score})
     kill_points.passed("checkpoint: sealed")
@@ -206,7 +225,7 @@ class Checkpoints:
       RuntimeError: there is no such checkpoint, or none that is intact.
     """
     self.wait()
-    updates = self._updates()
+    updates = self._hosts.gather_json("the checkpoints", self._updates())[0]
     if not updates:
       raise RuntimeError(
         f"no checkpoint in {self._directory}; check the run folder, or start "
@@ -221,7 +240,7 @@ class Checkpoints:
       )
     try:
       return self._read(update, like)
-    except _Broken as error:
+    except faults.Broken as error:
       raise RuntimeError(
         f"{error}; restore an earlier update, or remove that folder and resume"
       ) from error
@@ -230,11 +249,13 @@ class Checkpoints:
     for update in reversed(updates):
       try:
         return self._read(update, like)
-      except _Broken as error:
+      except faults.Broken as error:
         # Only the newest can have been interrupted before its manifest.
         open_end = error.unfinished and update == updates[-1]
-        path = self._set_aside(update, _UNFINISHED if open_end else _CORRUPT)
-        _log.warning("%s; it is now %s; trying the one before", error, path)
+        if self._hosts.is_first:
+          path = self._set_aside(update, _UNFINISHED if open_end else _CORRUPT)
+          _log.warning("%s; it is now %s; trying the one before", error, path)
+        self._hosts.wait(f"checkpoint {update} set aside")
     raise self._nothing_left()
 
   def _set_aside(self, update: int, ending: str) -> pathlib.Path:
@@ -252,24 +273,27 @@ class Checkpoints:
       name: named_arrays.target(leaf)
       for name, leaf in named_arrays.named_leaves(like).items()
     }
-    if path.is_symlink():
-      raise _Broken(path, "it is a link")
-    try:
-      shards = manifest.check_files(path)["shards"]
-    except manifest.Missing as error:
-      raise _Broken(path, error, unfinished=True) from error
-    except (ValueError, OSError) as error:
-      raise _Broken(path, error) from error
+    # Files are read as a whole once, and arrays by all, each its own part.
+    fault = faults.find(path) if self._hosts.is_first else None
+    self._agree(f"the files of checkpoint {update}", fault)
     host, saved = self.facts(update)
     named_arrays.check_same(path, saved, named_arrays.describe(named))
     try:
       args = ocp.args.Composite(**{_ARRAYS: ocp.args.StandardRestore(named)})
       arrays = self._checkpointer().restore(path, args=args)[_ARRAYS]
-      manifest.check_shards(shards, arrays)
+      manifest.check_shards(manifest.read(path)["shards"], arrays)
     except Exception as error:
-      raise _Broken(path, error) from error
+      fault = faults.Broken(faults.story(path, error))
+    self._agree(f"the arrays of checkpoint {update}", fault)
     treedef = jax.tree.structure(like)
     return jax.tree.unflatten(treedef, [arrays[name] for name in named]), host
+
+  def _agree(self, what: str, fault: "faults.Broken | None") -> None:
+    """Raises in all processes what one has found."""
+    mine = fault and [str(fault), fault.unfinished]
+    for found in self._hosts.gather_json(what, mine):
+      if found is not None:
+        raise faults.Broken(*found) from fault
 
   def facts(self, update: int) -> tuple[dict[str, Any], dict[str, str]]:
     """What a checkpoint holds, without its arrays.
@@ -286,7 +310,7 @@ class Checkpoints:
       found = self._checkpointer().restore(path, args=args)[_HOST]
       return found["host"], found["arrays"]
     except Exception as error:  # Orbax raises whatever its parts raise.
-      raise _Broken(path, error) from error
+      raise faults.Broken(faults.story(path, error)) from error
 
   def wait(self) -> None:
     """Returns when everything saved is on the disk, with its manifest.
@@ -304,8 +328,9 @@ class Checkpoints:
 
   def _unwritten(self, error: Exception) -> RuntimeError:
     return RuntimeError(
-      f"cannot write a checkpoint in {self._directory}: {_first(error)}; free "
-      "space there or choose another run folder. What was saved before is whole"
+      f"cannot write a checkpoint in {self._directory}: {faults.first(error)}; "
+      "free space there or choose another run folder. What was saved before is "
+      "whole"
     )
 
   def close(self) -> None:
@@ -323,18 +348,3 @@ class Checkpoints:
 
   def __exit__(self, *_) -> None:
     self.close()
-
-
-def _first(error) -> str:
-  return str(error).strip().split("\n")[0][:200]
-
-
-class _Broken(RuntimeError):
-  """A checkpoint that cannot be used."""
-
-  def __init__(self, path: pathlib.Path, error, *, unfinished: bool = False):
-    first = _first(error)
-    kind = f"{type(error).__name__}: " if isinstance(error, Exception) else ""
-    state = "was not finished" if unfinished else "is broken"
-    super().__init__(f"the checkpoint {path} {state} ({kind}{first})")
-    self.unfinished = unfinished

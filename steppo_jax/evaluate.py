@@ -13,12 +13,13 @@ import jax.numpy as jnp
 
 from steppo_jax import config as config_lib
 from steppo_jax import evaluation, model_files, panel, report, types
+from steppo_jax import hosts as hosts_lib
 from steppo_jax.data import tokenizer as tokenizer_lib
 from steppo_jax.data import tokenizer_files
 from steppo_jax.data import trajectories as trajectories_lib
 from steppo_jax.envs import base, process
 from steppo_jax.models import transformer, weights
-from steppo_jax.rollout import counts, loop, prompting, sections
+from steppo_jax.rollout import counts, gathering, loop, prompting, sections
 from steppo_jax.sampler import engine as engine_lib
 
 # Keys of evaluation start here, far from every update's.
@@ -157,6 +158,7 @@ class Evaluator:
     tasks: The panel.
     rollout: Limits of an episode, and of how many are played at once.
     waiting: Makes a context around waits for environments.
+    hosts: The processes, each of which plays its share of the panel.
     make_env: Makes environments; shared with training. Leaving the context, or
       `close`, ends their workers.
   """
@@ -178,6 +180,7 @@ class Evaluator:
       rollout = dataclasses.replace(rollout, max_live=min(at_once))
     self.rollout = rollout
     self.waiting = contextlib.nullcontext
+    self.hosts = hosts_lib.ALONE
 
   def __enter__(self):
     return self
@@ -215,11 +218,14 @@ class Evaluator:
     trajectories = loop.run(
       self.engine,
       self.make_env,
-      episodes,
+      self.hosts.share(episodes),
       self.prompt,
       dataclasses.replace(self.rollout, temperature=temperature),
       on_finish=on_finish,
       waiting=self.waiting,
+    )
+    trajectories, _ = gathering.gather(
+      self.hosts, "the evaluation", trajectories, episodes, {}
     )
     # An evaluation counts an error as a failure: the task was not solved.
     found = counts.summary(trajectories)

@@ -134,11 +134,11 @@ def put_batch(
   forest.check_rows(t.parent, t.subtree_end, t.positions, t.step_ids)
   rows, whole = mesh_lib.by_row(mesh, 1), mesh_lib.replicated(mesh)
   if teacher is not None:
-    teacher = jax.device_put(teacher, TeacherRows(rows, whole, whole, whole))
+    teacher = mesh_lib.put(teacher, TeacherRows(rows, whole, whole, whole))
   return Batch(
-    jax.device_put(packed.tokens, rows),
-    jax.device_put(packed.table, whole),
-    jax.device_put(packed.rows_used, whole),
+    mesh_lib.put(packed.tokens, rows),
+    mesh_lib.put(packed.table, whole),
+    mesh_lib.put(packed.rows_used, whole),
     teacher,
   )
 
@@ -293,7 +293,7 @@ class Learner:
   def init(self, policy: Any) -> LearnerState:
     """State before the first update; `policy` is copied to the devices."""
     state = init(self._parts, policy)
-    return jax.device_put(state, mesh_lib.placements(self._mesh, state))
+    return mesh_lib.put(state, mesh_lib.placements(self._mesh, state))
 
   def lower(self, policy: Any, reference: Any, batch: Batch) -> Any:
     """The update as JAX lowers it from shapes: nothing is put anywhere.

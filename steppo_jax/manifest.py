@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -53,6 +53,15 @@ def digest_shards(named: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
       for index, data in shards
     ]
   return found
+
+
+def joined(parts: Sequence[dict[str, list]]) -> dict[str, list]:
+  """The digests of all processes, from those of each."""
+  names = dict.fromkeys(name for part in parts for name in part)
+  return {
+    name: [shard for part in parts for shard in part.get(name, ())]
+    for name in names
+  }
 
 
 def _bounds(index, shape) -> list[list[int]]:

@@ -1,11 +1,13 @@
 """Devices and shardings."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 
@@ -74,6 +76,48 @@ def make_mesh(num_devices: int | None = None) -> Mesh:
 def replicated(mesh: Mesh) -> NamedSharding:
   """Every device holds the whole array."""
   return NamedSharding(mesh, PartitionSpec())
+
+
+def put(tree: Any, where: Any) -> Any:
+  """Moves arrays to devices, also to those of several processes.
+
+  Args:
+    tree: Arrays that every process holds as a whole.
+    where: A sharding, or a tree of them as a prefix of `tree`.
+  """
+
+  def one(sharding, x):
+    if sharding.is_fully_addressable:
+      return jax.device_put(x, sharding)
+    x = np.asarray(x)
+    return jax.make_array_from_callback(x.shape, sharding, lambda i: x[i])
+
+  is_leaf = lambda x: isinstance(x, jax.sharding.Sharding)
+  return jax.tree.map(
+    lambda s, part: jax.tree.map(functools.partial(one, s), part),
+    where, tree, is_leaf=is_leaf,
+  )  # fmt: skip
+
+
+def to_host(tree: Any) -> Any:
+  """Whole arrays as NumPy; all processes call it together."""
+
+  def one(x):
+    if (
+      isinstance(x, jax.Array)
+      and not x.is_fully_addressable
+      and not x.is_fully_replicated
+    ):
+      x = _joined(x.sharding.mesh)(x)
+    return x
+
+  return jax.device_get(jax.tree.map(one, tree))
+
+
+@functools.cache
+def _joined(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
+  """Puts the parts of an array together on every device."""
+  return jax.jit(lambda x: x, out_shardings=replicated(mesh))
 
 
 def by_row(mesh: Mesh, axis: int) -> NamedSharding:

@@ -81,17 +81,23 @@ class MetricsWriter:
   `read_jsonl`.
   """
 
-  def __init__(self, run_dir: str | os.PathLike, *, resumed: int | None = None):
+  def __init__(
+    self, run_dir: str | os.PathLike | None, *, resumed: int | None = None
+  ):
     """Opens the files of a run.
 
     Args:
-      run_dir: folder of the run, made when missing.
+      run_dir: folder of the run, made when missing; None writes nothing, as
+        all processes of a run but the first do.
       resumed: update whose checkpoint the run goes on from; lines of later
         updates, which will be made again, are removed. None for a new run.
 
     Raises:
       ValueError: a new run would write behind the lines of another one.
     """
+    self._file = self._board = None
+    if run_dir is None:
+      return
     import tensorboardX  # Slow to import, and of no use to readers.
 
     run_dir = pathlib.Path(run_dir)
@@ -121,6 +127,8 @@ class MetricsWriter:
       name: value if _is_finite(value) else None
       for name, value in plain.items()
     }
+    if self._file is None:
+      return
     kill_points.passed("metrics: before a line")
     self._file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
     kill_points.passed("metrics: a line")
@@ -130,8 +138,9 @@ class MetricsWriter:
     self._board.flush()
 
   def close(self) -> None:
-    self._file.close()
-    self._board.close()
+    if self._file is not None:
+      self._file.close()
+      self._board.close()
 
   def __enter__(self) -> "MetricsWriter":
     return self

@@ -33,6 +33,9 @@ class Parts(NamedTuple):
     differentiable: True computes unused rows too. Only rows in use are computed
       otherwise, in a loop whose length is data, which JAX cannot differentiate
       in reverse. It also attends without loop and kernel, for the same reason.
+    axis: Name and size of an axis of `jax.pmap` whose devices take their share
+      of the rows of each microbatch and add up what they find; see `pmapped`.
+      None leaves it to the compiler to split the rows over the mesh.
   """
 
   model: transformer.ModelConfig
@@ -44,6 +47,7 @@ class Parts(NamedTuple):
   seed: chex.Numeric
   temperature: float = 1.0
   differentiable: bool = False
+  axis: tuple[str, int] | None = None
 
   def attend(self, rows: TokenBatch) -> Callable:
     kernel = attend.resolve(self.config.attention)
@@ -89,13 +93,32 @@ class Parts(NamedTuple):
       self.attend(rows),
     )
 
+  @property
+  def size(self) -> int:
+    """Rows of a microbatch that are computed here."""
+    rows = self.config.microbatch_rows
+    return rows if self.axis is None else rows // self.axis[1]
+
+  def first_row(self, i):
+    """The first of these rows of microbatch i in its part."""
+    first = i * self.config.microbatch_rows
+    if self.axis is not None:
+      first += jax.lax.axis_index(self.axis[0]) * self.size
+    return first
+
+  def added(self, found):
+    """Sums over all devices that compute rows."""
+    return found if self.axis is None else jax.lax.psum(found, self.axis[0])
+
   def rows(self, batch, m, i, array=None):
     """Rows of microbatch i of part m, and of an [M, R, T] array."""
-    size = self.config.microbatch_rows
+    first = self.first_row(i)
 
     def cut(x):
       part = jax.lax.dynamic_index_in_dim(x, m, 0, keepdims=False)
-      part = jax.lax.dynamic_slice_in_dim(part, i * size, size, 0)
+      part = jax.lax.dynamic_slice_in_dim(part, first, self.size, 0)
+      if self.axis is not None:
+        return part
       return jax.lax.with_sharding_constraint(
         part, mesh_lib.by_row(self.mesh, 0)
       )
@@ -122,7 +145,7 @@ class Parts(NamedTuple):
 
     zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
     zero = mesh_lib.constrain(self.mesh, zero)
-    return jax.lax.fori_loop(0, self.count(batch, m), body, zero)
+    return self.added(jax.lax.fori_loop(0, self.count(batch, m), body, zero))
 
   def over_all_rows(self, batch, function):
     """Applies function(rows) -> [r, T] arrays everywhere; [M, R, T] each.
@@ -130,12 +153,11 @@ class Parts(NamedTuple):
     Rows that are not computed hold 0.
     """
     shape = batch.tokens.tokens.shape
-    size = self.config.microbatch_rows
 
     def part(m, out):
       def body(i, out):
         put = lambda whole, x: jax.lax.dynamic_update_slice(
-          whole, x[None], (m, i * size, 0)
+          whole, x[None], (m, self.first_row(i), 0)
         )
         return jax.tree.map(put, out, function(self.rows(batch, m, i)))
 
@@ -143,4 +165,5 @@ class Parts(NamedTuple):
 
     like = jax.eval_shape(function, self.rows(batch, 0, 0))
     out = jax.tree.map(lambda x: jnp.zeros(shape, x.dtype), like)
-    return jax.lax.fori_loop(0, shape[0], part, out)
+    # Each row is computed by one device, and 0 at the others.
+    return self.added(jax.lax.fori_loop(0, shape[0], part, out))

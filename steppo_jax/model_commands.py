@@ -7,8 +7,9 @@ import pathlib
 import sys
 from collections.abc import Callable, Iterator
 
-import rich.console
 import rich.progress
+
+from steppo_jax import terminal
 
 _PATHS = """\
 a model is any of
@@ -48,20 +49,17 @@ examples:
 """
 _DTYPES = ("float32", "bfloat16", "float16")
 
-console = rich.console.Console(stderr=True)
 
-
-def register(add: Callable[..., argparse.ArgumentParser], prepare) -> None:
+def register(add: Callable[..., argparse.ArgumentParser]) -> None:
   """Adds the commands to the program.
 
   Args:
     add: Takes name, function, help and options of argparse; gives the parser.
-    prepare: Called before JAX is loaded.
   """
 
   def command(name, function, help_, epilog):
     def run(args, _):
-      prepare()
+      terminal.quiet_jax()
       return function(args)
 
     return add(
@@ -114,7 +112,9 @@ def register(add: Callable[..., argparse.ArgumentParser], prepare) -> None:
 @contextlib.contextmanager
 def _bar(what: str) -> Iterator[Callable[[int, int], None]]:
   """A bar on the error output, gone when all is read."""
-  with rich.progress.Progress(console=console, transient=True) as progress:
+  with rich.progress.Progress(
+    console=terminal.console, transient=True
+  ) as progress:
     task = progress.add_task(what, total=None)
     yield lambda done, total: progress.update(task, completed=done, total=total)
 
@@ -132,7 +132,7 @@ def generate(args) -> None:
     raise ValueError("--system is a message of --chat")
   found = model_files.find(args.model)
   sizes = model_files.sizes(found)
-  with console.status("reading the tokenizer"):
+  with terminal.console.status("reading the tokenizer"):
     tokenizer = model_files.load_tokenizer(found, args.tokenizer)
   lines = sys.stdin if args.prompt is None else [args.prompt]
   if args.prompt is None and not args.chat:
@@ -221,7 +221,7 @@ def convert(args) -> None:
       model_files.find(args.source), target, form, dtype=args.dtype,
       tokenizer=args.tokenizer, progress=progress, like=like or None,
     )  # fmt: skip
-  console.print(f"written: {target}", markup=False, soft_wrap=True)
+  terminal.console.print(f"written: {target}", markup=False, soft_wrap=True)
 
 
 def inspect(args) -> None:
@@ -233,11 +233,13 @@ def inspect(args) -> None:
   like = args.like and model_files.find(args.like)
   sizes = model_files.sizes(found, like=like or None)
   try:
-    with console.status("reading the tokenizer"):
+    with terminal.console.status("reading the tokenizer"):
       tokenizer = model_files.load_tokenizer(found, args.tokenizer)
   except (ValueError, RuntimeError) as error:
     if args.tokenizer is not None:
       raise
     tokenizer = None
-    console.print(f"{error}", markup=False, highlight=False, soft_wrap=True)
+    terminal.console.print(
+      f"{error}", markup=False, highlight=False, soft_wrap=True
+    )
   model_table.show(found, sizes, tokenizer, split, args.dtype)

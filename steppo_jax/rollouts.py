@@ -25,10 +25,11 @@ import numpy as np
 
 from steppo_jax import config as config_lib
 from steppo_jax import evaluate, events, kill_points, run_folder, types
+from steppo_jax import hosts as hosts_lib
 from steppo_jax.data import store
 from steppo_jax.data import trajectories as trajectories_lib
+from steppo_jax.rollout import gathering, loop
 from steppo_jax.rollout import journal as journal_lib
-from steppo_jax.rollout import loop
 
 _log = logging.getLogger(__name__)
 
@@ -57,6 +58,7 @@ class Rollouts:
     evaluator: Whose engine, environments and prompts are used.
     log: Takes in where the time goes.
     on_episode: Called with every trajectory when it ends, or is found.
+    hosts: The processes, each of which plays its share of the groups.
   """
 
   def __init__(
@@ -66,8 +68,10 @@ class Rollouts:
     evaluator: evaluate.Evaluator,
     log: events.Log,
     on_episode: Callable[[types.Trajectory], None],
+    hosts: hosts_lib.Hosts,
   ):
     self._config = config
+    self._hosts = hosts
     self._data = folder / "data"
     self._journals = folder / run_folder.JOURNALS_NAME
     self._evaluator = evaluator
@@ -85,7 +89,7 @@ class Rollouts:
     self._policy = mark(policy)
     # On one device, as copies that the next update cannot take for its own.
     self._evaluator.engine.set_params(
-      jax.device_put(policy, jax.devices()[0]), version
+      jax.device_put(policy, jax.local_devices()[0]), version
     )
 
   def play(
@@ -93,13 +97,29 @@ class Rollouts:
   ) -> tuple[list[types.Trajectory], dict[str, int]]:
     """Plays episodes, or finds them in the journal.
 
+    Args:
+      update: The update that they are for.
+      episodes: Those of all processes, group by group; this one plays its share
+        and gets the others' trajectories from them.
+
     Returns:
-      Trajectories in the order of `episodes`, and what the sampler did for
-      them: its counters.
+      Trajectories in the order of `episodes`, and what the samplers did for
+      them: the sums of their counters.
 
     Raises:
       RuntimeError: the journal cannot be written.
     """
+    mine = self._hosts.share(episodes, self._config.group_size)
+    trajectories, counted = self._play_mine(update, mine)
+    return gathering.gather(
+      self._hosts,
+      f"the episodes of update {update}",
+      trajectories,
+      episodes,
+      counted,
+    )
+
+  def _play_mine(self, update, episodes):
     if self._config.keep_journals is None:
       return self._play(episodes, self._on_episode)
     belongs = {
@@ -108,7 +128,7 @@ class Rollouts:
       "policy": self._policy,
       "episodes": [episode.uid for episode in episodes],
     }
-    path = journal_lib.path_of(self._journals, update, jax.process_index())
+    path = journal_lib.path_of(self._journals, update, self._hosts.index)
     with journal_lib.Journal(path, belongs) as journal:
       kill_points.passed("journal: opened")
       found = journal.trajectories
@@ -167,7 +187,7 @@ class Rollouts:
   def record(self, trajectories, update: int) -> None:
     """Keeps the episodes of an update, if it is one of those to be kept."""
     every = self._config.record_every
-    if every is None or update % every:
+    if every is None or update % every or not self._hosts.is_first:
       return
     name = f"update{update}"
     # A run that goes on from a checkpoint plays the same episodes again.
@@ -184,7 +204,7 @@ class Rollouts:
     Args:
       needed_from: First update that a restart may play again.
     """
-    if self._config.keep_journals is not None:
+    if self._config.keep_journals is not None and self._hosts.is_first:
       journal_lib.prune(
         self._journals,
         needed_from=needed_from,

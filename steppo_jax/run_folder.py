@@ -34,7 +34,7 @@ def open_folder(config: Any, default_name: str, command: str) -> pathlib.Path:
   path = pathlib.Path(config.run_dir or f"runs/{default_name}")
   if path.exists() and not path.is_dir():
     raise ValueError(f"run_dir={path} is a file")
-  options = json.loads(json.dumps(dataclasses.asdict(config)))
+  options = options_of(config)
   file = path / CONFIG_NAME
   if file.is_file():
     _check_same(path, json.loads(file.read_text()), options)
@@ -55,6 +55,11 @@ def open_folder(config: Any, default_name: str, command: str) -> pathlib.Path:
   _write(path / FACTS_NAME, facts)
   _write(file, options)  # last: its presence says that the folder is whole
   return path
+
+
+def options_of(config: Any) -> dict[str, Any]:
+  """Options as JSON gives them back."""
+  return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
 def _write(path: pathlib.Path, value: Any) -> None:

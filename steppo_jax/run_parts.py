@@ -5,7 +5,6 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from steppo_jax import (
@@ -21,7 +20,9 @@ from steppo_jax import (
   types,
 )
 from steppo_jax import config as config_lib
+from steppo_jax import hosts as hosts_lib
 from steppo_jax import learner as learner_lib
+from steppo_jax import mesh as mesh_lib
 from steppo_jax.models import lora
 from steppo_jax.rollout import loop
 
@@ -37,6 +38,7 @@ class Run:
     folder: Where results go.
     log: Takes in where the time goes.
     on_episode: Called with every training episode when it ends.
+    hosts: The processes of the run.
   """
 
   def __init__(
@@ -45,7 +47,9 @@ class Run:
     folder: pathlib.Path,
     log: events.Log,
     on_episode: Callable[[types.Trajectory], None],
+    hosts: hosts_lib.Hosts,
   ):
+    self.hosts = hosts
     self.config = config
     self.folder = folder
     self.log = log
@@ -55,9 +59,11 @@ class Run:
     algorithms.check_needs(row, _provided(config))
     # Adapters off is the policy before training, without a copy of it.
     copied = row.reads_reference and not config.learner.lora.rank
-    self.reference = self.policy if copied else None
-    self.teacher = _load_teacher(config, self.model, self.tokenizer)
     self.mesh = config.mesh.mesh(config.num_devices)
+    self.reference = self._placed(self.policy if copied else None)
+    self.teacher = self._placed(
+      _load_teacher(config, self.model, self.tokenizer)
+    )
     self.tasks = evaluate.make_tasks(config.env)
     self.learner = learner_lib.Learner(
       self.model,
@@ -69,12 +75,19 @@ class Run:
       temperature=config.rollout.temperature,
     )
     self.evaluator = evaluate.make_evaluator(config, self.model, self.tokenizer)
+    self.evaluator.hosts = hosts
     self.engine = self.evaluator.engine
     self.prompt = self.evaluator.prompt
     self.evaluator.waiting = log.waiting
     self.rollouts = rollouts.Rollouts(
-      config, folder, self.evaluator, log, on_episode
+      config, folder, self.evaluator, log, on_episode, hosts
     )
+
+  def _placed(self, policy: Any) -> Any:
+    """Parameters that no update changes, where those that it changes are."""
+    if policy is None or self.hosts.count == 1:
+      return policy
+    return mesh_lib.put(policy, mesh_lib.placements(self.mesh, policy))
 
   def episodes(self, update: int) -> list[loop.Episode]:
     """The episodes of an update, a pure function of (seed, update)."""
@@ -93,7 +106,7 @@ class Run:
 
     Adapters are merged, so that sampling takes no longer.
     """
-    self.rollouts.set_policy(jax.device_get(lora.merge(policy)), version)
+    self.rollouts.set_policy(mesh_lib.to_host(lora.merge(policy)), version)
 
   def evaluate(self, update: int) -> dict[str, Any]:
     """Greedy evaluation of the weights the sampler holds."""

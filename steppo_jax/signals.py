@@ -22,8 +22,8 @@ class Stopped(BaseException):
   not take it for one.
   """
 
-  def __init__(self, number: int):
-    super().__init__(signal.Signals(number).name)
+  def __init__(self, by: str):
+    super().__init__(by)
 
 
 class Handler:
@@ -60,10 +60,26 @@ class Handler:
     # The interpreter writes here when a signal comes, even while the main
     # thread is inside a compiled function and runs no handler.
     self._wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
-    for number in (signal.SIGTERM, signal.SIGINT):
-      self._before[number] = signal.signal(number, self._handle)
+    self._before = self.install()
     threading.Thread(target=self._watch, daemon=True).start()
     return self
+
+  def install(self) -> dict[int, object]:
+    """Takes the signals, again if a library has taken them meanwhile.
+
+    Returns:
+      What handled them before.
+    """
+    if self._number is not None:
+      return {}  # One has come, and the next SIGINT ends the process.
+    return {
+      number: signal.signal(number, self._handle)
+      for number in (signal.SIGTERM, signal.SIGINT)
+    }
+
+  def interrupt(self) -> None:
+    """Stops the main thread as a signal does; called by any thread."""
+    os.kill(os.getpid(), signal.SIGTERM)
 
   def __exit__(self, *_) -> None:
     self._answered.set()
@@ -83,7 +99,7 @@ class Handler:
 
   def _raise(self) -> None:
     self._answered.set()
-    raise Stopped(self._number)
+    raise Stopped(signal.Signals(self._number).name)
 
   def _watch(self) -> None:
     stops = {signal.SIGTERM, signal.SIGINT}

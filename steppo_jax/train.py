@@ -17,13 +17,16 @@ from steppo_jax import (
   kill_points,
   lease,
   metrics,
+  packing,
   run_folder,
   signals,
   speeds,
   types,
 )
 from steppo_jax import config as config_lib
+from steppo_jax import hosts as hosts_lib
 from steppo_jax import learner as learner_lib
+from steppo_jax import mesh as mesh_lib
 from steppo_jax.models import lora
 from steppo_jax.rollout import counts
 from steppo_jax.run_parts import Run
@@ -46,6 +49,7 @@ def train(
   on_episode: Callable[[types.Trajectory], None],
   handler: signals.Handler | None = None,
   age_s: float = 0.0,
+  hosts: hosts_lib.Hosts = hosts_lib.ALONE,
 ) -> None:
   """Trains until `num_updates` are done, from a checkpoint if there is one.
 
@@ -57,46 +61,56 @@ def train(
     handler: Turns signals into `signals.Stopped`; see there. A run that is
       stopped saves the last state whose metrics are written.
     age_s: Seconds that the process has taken already, for the event log.
+    hosts: The processes of the run, from `hosts.join`. All call this with the
+      same options and folder; the first one writes.
 
   Raises:
     ValueError: options, weights or data that do not fit.
     RuntimeError: every episode of an update failed, the loss is not finite, no
       checkpoint is intact, or another process runs in the folder.
-    signals.Stopped: a signal came; the same call goes on.
+    signals.Stopped: a signal came, to this process or another, or one is lost
+      (`exchange.Lost`); the same call goes on.
   """
+  first = hosts.is_first
   with (
-    lease.hold(folder),
-    events.Log(folder, age_s=age_s) as log,
+    hosts_lib.told_of_losses(hosts),
+    lease.hold(folder) if first else contextlib.nullcontext(),
+    events.Log(folder if first else None, age_s=age_s) as log,
     compile_events.told(log),
   ):
     kill_points.passed("train: folder held")
     with log.span(events.SETUP):
-      run = Run(config, folder, log, on_episode)
+      run = Run(config, folder, log, on_episode, hosts)
     kill_points.passed("train: built")
     with contextlib.ExitStack() as stack:
       stack.enter_context(run.evaluator)
       store = checkpoint.Checkpoints(
-        folder / run_folder.CHECKPOINTS_NAME, config.keep_checkpoints
+        folder / run_folder.CHECKPOINTS_NAME, config.keep_checkpoints, hosts
       )
-      stack.callback(_close, store, log)
+      stack.callback(_close, store, run)
       if handler is not None:
         handler.on_overdue = store.wait
       held = contextlib.nullcontext if handler is None else handler.held
       state = _updates(run, store, on_update, held)
     kill_points.passed("train: updates done")
     with log.span(events.CHECKPOINT):
-      evaluate.save_policy(
-        folder / run_folder.POLICY_NAME,
-        run.model,
-        jax.device_get(lora.merge(state.policy)),
-        run.tokenizer,
-        {"updates": config.num_updates, "seed": config.seed},
-      )
+      policy = mesh_lib.to_host(lora.merge(state.policy))
+      if first:
+        evaluate.save_policy(
+          folder / run_folder.POLICY_NAME,
+          run.model,
+          policy,
+          run.tokenizer,
+          {"updates": config.num_updates, "seed": config.seed},
+        )
+      hosts.wait("the end")
     kill_points.passed("train: policy written")
 
 
-def _close(store: checkpoint.Checkpoints, log: events.Log) -> None:
-  with log.span(events.CHECKPOINT):
+def _close(store: checkpoint.Checkpoints, run: Run) -> None:
+  if run.hosts.lost is not None:
+    return  # It would wait for what the lost one has to write.
+  with run.log.span(events.CHECKPOINT):
     store.close()
 
 
@@ -111,7 +125,9 @@ def _updates(run: Run, store: checkpoint.Checkpoints, on_update, held):
     run.hand_over(state.policy, first)
     run.engine.warm_up()
     # Without a checkpoint the run starts over: no line of it is kept.
-    writer = metrics.MetricsWriter(run.folder, resumed=first or -1)
+    writer = metrics.MetricsWriter(
+      run.folder if run.hosts.is_first else None, resumed=first or -1
+    )
   kill_points.passed("train: warmed up")
   with writer:
     if first == 0:
@@ -121,11 +137,13 @@ def _updates(run: Run, store: checkpoint.Checkpoints, on_update, held):
         on_update(0, found)
     for update in range(first, config.num_updates):
       try:
-        after, found = _one_update(run, state, update)
+        after, found = _one_update(run, state, update, held)
       except signals.Stopped:
-        # The learner takes the arrays of a state when it begins with them.
-        if update != store.latest() and not _is_taken(state):
-          store.save(update, state, {"minutes": spent()})
+        if run.hosts.lost is None:
+          # The learner takes the arrays of a state when it begins with them.
+          whole = None if _is_taken(state) else update
+          if run.hosts.stop_at(whole) and update != store.latest():
+            store.save(update, state, {"minutes": spent()})
         raise
       state, done = after, update + 1
       is_last = done == config.num_updates
@@ -157,7 +175,7 @@ def _is_taken(state) -> bool:
   return any(leaf.is_deleted() for leaf in leaves if hasattr(leaf, "devices"))
 
 
-def _one_update(run: Run, state, update: int):
+def _one_update(run: Run, state, update: int, held):
   """Rollout, packing, learning; returns the state and named numbers."""
   started = time.monotonic()
   with run.log.span(events.ROLLOUT, update):
@@ -170,17 +188,20 @@ def _one_update(run: Run, state, update: int):
       f"update {update}: all {len(trajectories)} episodes failed, the first "
       f"with {trajectories[0].error}"
     )
-  with run.log.span(events.UPDATE, update):
+  # Once all have agreed on the batch none may leave the others in the update.
+  together = held if run.hosts.count > 1 else contextlib.nullcontext
+  with run.log.span(events.UPDATE, update), together():
     packed = run.pack(whole, update)
     teacher_rows, left_out = run.pack_peers(whole, packed)
     kill_points.passed("update: packed")
+    run.hosts.agree(f"the batch of update {update}", packing.digest(packed))
     state, found = run.learner.update(
       state,
       run.reference,
       learner_lib.put_batch(packed, run.mesh, teacher_rows),
       run.teacher,
     )
-    pairs, plain = learner_lib.split_metrics(jax.device_get(found))
+    pairs, plain = learner_lib.split_metrics(mesh_lib.to_host(found))
   kill_points.passed("update: learned")
   learned = time.monotonic()
   with run.log.span(events.WEIGHTS, update):

@@ -122,12 +122,11 @@ def _critic_epochs(parts, state, credit: credit_lib.Credit):
   config, algorithm, batch = parts.config, parts.algorithm, credit.batch
   shape = batch.tokens.tokens.shape
   target = _to_rows(credit.advantages.target, shape)
-  size = config.microbatch_rows
 
   def loss(critic, rows, m, i):
-    first = (m * shape[1] + i * size) * shape[2]
+    first = (m * shape[1] + parts.first_row(i)) * shape[2]
     local = batch.table.boundary - first
-    here = (local >= 0) & (local < size * shape[2]) & batch.table.live
+    here = (local >= 0) & (local < parts.size * shape[2]) & batch.table.live
     (total, weight), metrics = objective.value_loss_terms(
       algorithm,
       parts.rows(batch, m, i, target) if target.ndim == 3 else target,

@@ -85,3 +85,14 @@ def load(monkeypatch):
   for name in set(sys.modules) - loaded:
     if name in {path.stem for path in _CHAIN.glob("*.py")}:
       del sys.modules[name]
+
+
+@pytest.fixture
+def sgd(monkeypatch):
+  """SGD in place of Adam, which divides by the gradient's own size: rounding
+  is magnified where a gradient is nearly zero."""
+  import optax
+
+  from steppo_jax import optimizers
+
+  monkeypatch.setattr(optimizers, "adamw", lambda *_, **__: optax.sgd(0.05))

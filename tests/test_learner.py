@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import worlds
 
-from steppo_jax import algorithms, learner, mesh, optimizers, packing
+from steppo_jax import algorithms, learner, mesh, packing
 
 ALGORITHMS = ("steppo", "capo", "ppo", "grpo")
 CONFIG = learner.LearnerConfig(
@@ -58,15 +58,6 @@ def close(a, b, tolerance=1e-5):
   """Relative to the size of the update, not of the parameters."""
   for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
     np.testing.assert_allclose(x, y, atol=tolerance, rtol=tolerance)
-
-
-# Adam divides by the gradient's own size, which magnifies rounding where a
-# gradient is nearly zero: layouts are compared with plain SGD.
-@pytest.fixture
-def sgd(monkeypatch):
-  import optax
-
-  monkeypatch.setattr(optimizers, "adamw", lambda *_, **__: optax.sgd(0.05))
 
 
 @pytest.mark.parametrize("name", ["steppo", "ppo"])

@@ -9,7 +9,7 @@ import pytest
 import worlds
 from test_train import small_config
 
-from steppo_jax import evaluate, events, rollouts
+from steppo_jax import evaluate, events, hosts, rollouts
 from steppo_jax.envs import household
 from steppo_jax.rollout import journal
 
@@ -34,7 +34,7 @@ class Played:
     ) as evaluator:
       made = rollouts.Rollouts(
         self.config, self.folder, evaluator, events.Log(None),
-        lambda one: self.ended.append(one.uid),
+        lambda one: self.ended.append(one.uid), hosts.ALONE,
       )  # fmt: skip
       made.set_policy(jax.device_get(policy or worlds.policy()), 0)
       return made.play(0, worlds.episodes(COUNT))

@@ -1,51 +1,30 @@
 """Finished trajectories on the disk, before anything is trained on them.
 
 A journal holds the trajectories of one update that one process has played. It
-is a row of frames
-
-    length     4 bytes, little endian: bytes of the payload
-    digest     16 bytes: BLAKE2b of the payload
-    payload    a line of JSON, a newline, the bytes of arrays
-
-The first frame says what the journal belongs to, the last, once all episodes
-have ended, what else the rollout found. A frame that was cut by a kill is cut
-off when the journal is opened again; whatever follows a damaged frame goes
-with it, and those episodes are played again.
+is a row of frames (`trajectory_bytes`). The first says what the journal belongs
+to, the last, once all episodes have ended, what else the rollout found. A frame
+that was cut by a kill is cut off when the journal is opened again; whatever
+follows a damaged frame goes with it, and those episodes are played again.
 
 This module imports no JAX.
 """
 
-import hashlib
 import json
 import logging
 import os
 import pathlib
 import re
-import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from steppo_jax import kill_points, types
+from steppo_jax.rollout import trajectory_bytes
 
 _log = logging.getLogger(__name__)
 
 _VERSION = 1
-_LENGTH = struct.Struct("<I")
-_DIGEST = 16
 _STALE = ".stale"
 _NAME = re.compile(r"(\d+)-(\d+)\.journal")
-
-# Fields of a step that are written as they are.
-_PLAIN = (
-  "reward",
-  "policy_version",
-  "terminated",
-  "truncated",
-  "stop_reason",
-  "anchor_obs",
-)
 
 
 def path_of(folder: str | os.PathLike, update: int, process: int):
@@ -147,7 +126,7 @@ class Journal:
     if trajectory.uid in self.trajectories:
       return
     try:
-      self._write(*_encode(trajectory))
+      self._write(*trajectory_bytes.encode(trajectory))
     except OSError as error:
       raise self._unwritten(error) from error
     self.trajectories[trajectory.uid] = trajectory
@@ -169,7 +148,7 @@ class Journal:
     self.end = facts
 
   def _write(self, head: Mapping[str, Any], data: bytes = b"") -> None:
-    frame = _frame(json.dumps(head).encode() + b"\n" + data)
+    frame = trajectory_bytes.frame(json.dumps(head).encode() + b"\n" + data)
     half = len(frame) // 2
     self._file.write(frame[:half])
     kill_points.passed("journal: half a frame")
@@ -209,28 +188,10 @@ def prune(folder: str | os.PathLike, *, needed_from: int, keep: int) -> None:
       path.unlink()
 
 
-def _frame(payload: bytes) -> bytes:
-  digest = hashlib.blake2b(payload, digest_size=_DIGEST).digest()
-  return _LENGTH.pack(len(payload)) + digest + payload
-
-
-def _frames(data: bytes) -> Iterator[tuple[bytes, int]]:
-  """Payloads that are whole, each with the place where its frame ends."""
-  place = 0
-  while place + _LENGTH.size + _DIGEST <= len(data):
-    (length,) = _LENGTH.unpack_from(data, place)
-    start = place + _LENGTH.size + _DIGEST
-    payload = data[start : start + length]
-    if _frame(payload) != data[place : start + length]:
-      return
-    place = start + length
-    yield payload, place
-
-
 def _contents(path: pathlib.Path) -> tuple[Contents, int]:
   """What is whole of a journal, and its length in bytes."""
   belongs, trajectories, end, whole = None, {}, None, 0
-  for payload, place in _frames(path.read_bytes()):
+  for payload, place in trajectory_bytes.frames(path.read_bytes()):
     line, _, data = payload.partition(b"\n")
     head = json.loads(line)
     if belongs is None:
@@ -240,100 +201,13 @@ def _contents(path: pathlib.Path) -> tuple[Contents, int]:
     elif "end" in head:
       end = head["end"]
     else:
-      trajectories.setdefault(head["uid"], _decode(head, data))
+      trajectories.setdefault(head["uid"], trajectory_bytes.decode(head, data))
     whole = place
   if belongs is None:
     raise ValueError(f"{path} is no journal")
   return Contents(belongs, trajectories, end), whole
 
 
-def _shared(ids: np.ndarray, before: np.ndarray) -> int:
-  """Length of the longest common prefix."""
-  size = min(len(ids), len(before))
-  differs = np.flatnonzero(ids[:size] != before[:size])
-  return int(differs[0]) if differs.size else size
-
-
-def _encode(trajectory: types.Trajectory) -> tuple[dict[str, Any], bytes]:
-  # A prompt mostly goes on where the step before ended; only what is new is
-  # written, or the length of a file would be quadratic in the steps.
-  before, steps, arrays = np.zeros(0, np.int32), [], []
-  for step in trajectory.steps:
-    shared = _shared(step.prompt_ids, before)
-    new = len(step.prompt_ids) - shared
-    lengths = [shared, new, len(step.response_ids)]
-    plain = {name: getattr(step, name) for name in _PLAIN}
-    steps.append(plain | {"n": lengths, "metadata": dict(step.metadata)})
-    arrays += [
-      np.asarray(step.prompt_ids[shared:], "<i4"),
-      np.asarray(step.response_ids, "<i4"),
-      np.asarray(step.rollout_logprobs, "<f4"),
-      np.asarray(step.response_mask, bool),
-    ]
-    before = np.concatenate([step.prompt_ids, step.response_ids])
-  final, lengths = trajectory.final_prompt_ids, None
-  if final is not None:
-    shared = _shared(final, before)
-    lengths = [shared, len(final) - shared]
-    arrays.append(np.asarray(final[shared:], "<i4"))
-  head = {
-    "uid": trajectory.uid,
-    "task": types.task_to_json(trajectory.task),
-    "success": trajectory.success,
-    "error": trajectory.error,
-    "retried": list(trajectory.retried),
-    "scores": dict(trajectory.scores),
-    "final": lengths,
-    "steps": steps,
-  }
-  return head, b"".join(array.tobytes() for array in arrays)
-
-
-def _decode(head: Mapping[str, Any], data: bytes) -> types.Trajectory:
-  place = 0
-
-  def take(count, stored, dtype):
-    nonlocal place
-    found = np.frombuffer(data, stored, count, place).astype(dtype)
-    place += found.size * np.dtype(stored).itemsize
-    return found
-
-  task = types.task_from_json(head["task"])
-  before, steps = np.zeros(0, np.int32), []
-  for index, line in enumerate(head["steps"]):
-    shared, new, length = line["n"]
-    prompt = np.concatenate([before[:shared], take(new, "<i4", np.int32)])
-    response = take(length, "<i4", np.int32)
-    steps.append(
-      types.Step(
-        prompt_ids=prompt,
-        response_ids=response,
-        rollout_logprobs=take(length, "<f4", np.float32),
-        response_mask=take(length, "?", np.bool_),
-        trajectory_uid=head["uid"],
-        step_index=index,
-        group_uid=task.uid,
-        metadata=line["metadata"],
-        **{name: line[name] for name in _PLAIN},
-      )
-    )
-    before = np.concatenate([prompt, response])
-  final = None
-  if head["final"] is not None:
-    shared, new = head["final"]
-    final = np.concatenate([before[:shared], take(new, "<i4", np.int32)])
-  return types.Trajectory(
-    head["uid"],
-    task,
-    tuple(steps),
-    final,
-    head["success"],
-    head["error"],
-    tuple(head["retried"]),
-    head["scores"],
-  )
-
-
 def same(a: types.Trajectory, b: types.Trajectory) -> bool:
   """Whether two trajectories are equal to the last bit."""
-  return _encode(a) == _encode(b)
+  return trajectory_bytes.encode(a) == trajectory_bytes.encode(b)

@@ -18,7 +18,7 @@ from steppo_jax import (
   train,
 )
 from steppo_jax.models import weights
-from steppo_jax.rollout import journal
+from steppo_jax.rollout import journal, trajectory_bytes
 
 UPDATES = 4
 
@@ -111,7 +111,8 @@ def result(config) -> dict:
     held = journal.read(path)
     assert held.end is not None
     found["trajectories"][update] = {
-      uid: journal._encode(one) for uid, one in held.trajectories.items()
+      uid: trajectory_bytes.encode(one)
+      for uid, one in held.trajectories.items()
     }
     assert sorted(held.trajectories) == sorted(held.belongs["episodes"])
   return found

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import worlds
 
-from steppo_jax.rollout import journal
+from steppo_jax.rollout import journal, trajectory_bytes
 
 BELONGS = {"update": 3, "seed": 0, "policy": "a1", "episodes": ["e0", "e1"]}
 
@@ -174,7 +174,7 @@ def test_prompts_that_extend_each_other_are_stored_once(path):
   assert len(line.steps) == len(one.steps) > 3
   prompts = len(one.final_prompt_ids)
   responses = sum(len(s.response_ids) for s in one.steps)
-  head, arrays = journal._encode(one)
+  head, arrays = trajectory_bytes.encode(one)
   # 4 bytes a token of the whole conversation, 5 more for each that was sampled.
   assert len(arrays) <= 4 * prompts + 5 * responses + 4 * responses
   assert len(arrays) < 4 * tokens

@@ -1,0 +1,389 @@
+"""Several processes train as one, and none is left waiting for another."""
+
+import contextlib
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from steppo_jax import exchange, hosts, metrics, signals
+from steppo_jax.models import weights
+from steppo_jax.rollout import journal
+
+HERE = pathlib.Path(__file__).parent
+
+_BASE = """
+import dataclasses, pathlib, sys
+sys.path.insert(0, {here!r})
+import test_train
+from steppo_jax.config import EvalConfig
+from steppo_jax.learner import LearnerConfig
+from steppo_jax.sampler.engine import SamplerConfig
+made = test_train.small_config(pathlib.Path({folder!r}))
+CONFIG = dataclasses.replace(
+  made,
+  num_updates=5, tasks_per_update=3, group_size=2, num_devices=None,
+  keep_journals=5, run_dir=None,
+  rollout=dataclasses.replace(made.rollout, max_steps=3),
+  evaluation=EvalConfig(every=2, episodes=3),
+  sampler=SamplerConfig(num_slots=1, prefill_lengths=(64,)),
+  learner=LearnerConfig(
+    num_minibatches=2, microbatch_rows=4, critic_warmup=1, critic_epochs=1
+  ),
+)
+"""
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+  """An experiment of five updates over 4 devices: 3 groups of 2 episodes."""
+  folder = tmp_path_factory.mktemp("hosts")
+  file = folder / "base.py"
+  file.write_text(_BASE.format(here=str(HERE), folder=str(folder)))
+  return file
+
+
+def free_port() -> int:
+  with socket.create_server(("127.0.0.1", 0)) as server:
+    return server.getsockname()[1]
+
+
+def start(base, run_dir, devices, *, kill=None, flags=(), options=()):
+  """Processes of one run.
+
+  Args:
+    base: The experiment.
+    run_dir: Its folder.
+    devices: Number of devices of each process.
+    kill: Process and place of `kill_points`.
+    flags: Of the command line.
+    options: For each process, more "key=value".
+  """
+  port, processes = free_port(), []
+  for index, count in enumerate(devices):
+    env = os.environ | {
+      "PYTHONPATH": str(HERE.parent),
+      "XLA_FLAGS": f"--xla_force_host_platform_device_count={count}",
+      "STEPPO_KILL_AT": kill[1] if kill and kill[0] == index else "",
+    }
+    command = [sys.executable, "-m", "steppo_jax", "train", str(base),
+               f"run_dir={run_dir}", *flags]  # fmt: skip
+    if len(devices) > 1:
+      command += ["--coordinator", f"127.0.0.1:{port}", "--processes",
+                  str(len(devices)), "--process", str(index)]  # fmt: skip
+    if options:
+      command += options[index]
+    processes.append(
+      subprocess.Popen(
+        command, env=env, cwd=base.parent, text=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+      )
+    )  # fmt: skip
+  return processes
+
+
+def end(processes):
+  """Exit statuses, and what each process said."""
+  try:
+    said = [p.communicate(timeout=400)[1] for p in processes]
+  finally:
+    for process in processes:
+      process.kill()
+  return [p.returncode for p in processes], said
+
+
+def train(*args, **kwargs):
+  return end(start(*args, **kwargs))
+
+
+def params(run_dir):
+  found, _ = weights.load_params(run_dir / "policy.safetensors")
+  return weights.flatten(found)
+
+
+def check_same(ours, theirs):
+  """What a run of another number of processes must agree on."""
+  one, other = params(ours), params(theirs)
+  assert one.keys() == other.keys()
+  for name, value in one.items():
+    np.testing.assert_allclose(other[name], value, atol=1e-6, err_msg=name)
+  lines = [metrics.read_jsonl(run) for run in (ours, theirs)]
+  for a, b in zip(*lines, strict=True):
+    for name in ("update", "rollout/success", "rollout/steps", "eval/success",
+                 "eval/panel", "policy/grad_norm", "tokens"):  # fmt: skip
+      if name in a and not isinstance(a[name], str):
+        assert b[name] == pytest.approx(a[name], rel=1e-5), name
+      else:
+        assert b.get(name) == a.get(name)
+
+
+def episodes(run_dir, process, update=4):
+  return sorted(
+    journal.read(
+      journal.path_of(run_dir / "journal", update, process)
+    ).trajectories
+  )
+
+
+@pytest.fixture(scope="module")
+def alone(base):
+  """The run in one process."""
+  run_dir = base.parent / "alone"
+  status, said = train(base, run_dir, [4])
+  assert status == [0], said
+  return run_dir
+
+
+@pytest.fixture(scope="module")
+def uneven(base):
+  """The run in two processes, one of which has two of the three groups."""
+  run_dir = base.parent / "uneven"
+  status, said = train(base, run_dir, [2, 2])
+  assert status == [0, 0], said
+  return run_dir
+
+
+def test_two_uneven_processes_train_as_one(alone, uneven):
+  check_same(alone, uneven)
+  assert metrics.read_jsonl(uneven)[-1]["policy/sampler_gap"] < 1e-4
+  # Groups do not straddle: the second of three is the other process's.
+  assert episodes(alone, 0) == [f"4-{g}-{j}" for g in range(3) for j in (0, 1)]
+  assert episodes(uneven, 0) == ["4-0-0", "4-0-1", "4-2-0", "4-2-1"]
+  assert episodes(uneven, 1) == ["4-1-0", "4-1-1"]
+
+
+def test_who_is_killed_or_stopped_stops_all_and_nothing_is_lost(
+  base, uneven, tmp_path
+):
+  run_dir = tmp_path / "run"
+  again = lambda kill: train(base, run_dir, [2, 2], kill=kill)
+  began = time.monotonic()
+  status, said = again((1, "update: learned=2"))
+  assert status == [signals.RESTARTABLE, -signal.SIGKILL], said
+  assert "stopped by process 1, which has ended" in said[0]
+  assert time.monotonic() - began < 300
+  status, said = again((0, "rollout: an episode=3:SIGTERM"))
+  assert status == [signals.RESTARTABLE] * 2, said
+  status, said = again(None)
+  assert status == [0, 0], said
+  # The same topology gives the same bits.
+  whole, found = params(uneven), params(run_dir)
+  for name, value in whole.items():
+    np.testing.assert_array_equal(found[name], value, err_msg=name)
+
+
+@pytest.mark.crash
+def test_four_processes_train_as_one_though_one_plays_nothing(
+  base, alone, tmp_path
+):
+  run_dir = tmp_path / "run"
+  status, said = train(base, run_dir, [1, 1, 1, 1])
+  assert status == [0] * 4, said
+  check_same(alone, run_dir)
+  assert not episodes(run_dir, 3)
+
+
+@pytest.mark.crash
+def test_the_loss_of_the_first_process_stops_the_others(base, tmp_path):
+  for place in ("update: packed=2", "rollout: an episode=2"):
+    status, said = train(base, tmp_path / "run", [2, 2], kill=(0, place))
+    assert status == [-signal.SIGKILL, signals.RESTARTABLE], said
+    assert "stopped by process 0, which has ended" in said[1]
+
+
+@pytest.mark.crash
+def test_a_run_goes_on_with_another_number_of_processes(base, alone, tmp_path):
+  run_dir = tmp_path / "run"
+  for devices, kill in (
+    ((2, 2), (1, "update: learned=2")),
+    ((1, 1, 1, 1), (1, "rollout: an episode=2:SIGTERM")),
+  ):
+    status, said = train(base, run_dir, devices, kill=kill)
+    assert set(status) <= {signals.RESTARTABLE, -signal.SIGKILL}, said
+  status, said = train(base, run_dir, [4])
+  assert status == [0], said
+  check_same(alone, run_dir)
+
+
+def test_processes_with_other_numbers_of_devices_are_refused(base, tmp_path):
+  status, said = train(base, tmp_path / "run", [1, 2])
+  assert status == [2, 2], said
+  assert "the number of devices: process 1 has 2" in said[0]
+
+
+def test_processes_with_other_options_are_refused(base, tmp_path):
+  status, said = train(
+    base, tmp_path / "run", [1, 1], options=[["seed=1"], ["seed=2"]]
+  )
+  assert status == [2, 2], said
+  assert "the options: process 1 has" in said[0]
+  assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_of_something_else_is_refused_by_all(base, tmp_path):
+  (tmp_path / "run").mkdir()
+  (tmp_path / "run" / "thesis.txt").write_text("precious")
+  status, said = train(base, tmp_path / "run", [1, 1])
+  assert status == [2, 2], said
+  assert all("something else" in text for text in said)
+
+
+@pytest.mark.parametrize(
+  ("flags", "says"),
+  [
+    (["--processes", "2"], "belong together"),
+    (["--coordinator", "here", "--processes", "2", "--process", "0"],
+     "HOST:PORT"),
+    (["--coordinator", "h:1", "--processes", "2", "--process", "2"],
+     "none of 0 to 1"),
+    (["--many-hosts", "--process", "2"], "by itself"),
+  ],
+)  # fmt: skip
+def test_wrong_flags_are_refused(base, tmp_path, flags, says):
+  status, said = train(base, tmp_path / "run", [1], flags=flags)
+  assert status == [2]
+  assert says in said[0]
+
+
+def test_a_first_process_that_is_not_there_is_named(base, tmp_path):
+  place = hosts.Place(f"127.0.0.1:{free_port()}", 2, 1, limit_s=1.0)
+  with (
+    pytest.raises(RuntimeError, match="no process answers"),
+    signals.Handler() as handler,
+  ):
+    hosts.join(place, handler)
+
+
+class Party:
+  """A server and its clients, in threads of this process."""
+
+  def __init__(self, count, *, limit_s=20.0, silence_s=20.0):
+    self.server = exchange.Server("127.0.0.1", 0, count, silence_s=silence_s)
+    self.interrupted = [threading.Event() for _ in range(count)]
+    self.clients = [
+      exchange.Client(
+        "127.0.0.1", self.server.port, i, limit_s=limit_s,
+        interrupt=self.interrupted[i].set,
+      )
+      for i in range(count)
+    ]  # fmt: skip
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    for client in self.clients:
+      client.close()
+    self.server.close(patience_s=1.0)
+
+  def all(self, call, which=None):
+    """call(client, index) in a thread each; results or what was raised."""
+    which = range(len(self.clients)) if which is None else which
+    found = {}
+
+    def one(i):
+      try:
+        found[i] = call(self.clients[i], i)
+      except signals.Stopped as error:
+        found[i] = error
+
+    threads = [threading.Thread(target=one, args=(i,)) for i in which]
+    for thread in threads:
+      thread.start()
+    for thread in threads:
+      thread.join(60)
+    return found
+
+
+def test_all_get_the_parts_of_all_in_order():
+  with Party(3) as party:
+    for turn in range(5):
+      whole = [bytes([i]) * (i * 100_000 + turn) for i in range(3)]
+      got = party.all(lambda c, i, w=whole: c.gather("x", w[i]))
+      assert got == dict.fromkeys(range(3), whole)
+
+
+def test_who_is_late_is_named():
+  with Party(3, limit_s=0.5) as party:
+    got = party.all(lambda c, i: c.gather("the plan", b""), which=(0, 2))
+    for error in (got[0], got[2]):
+      assert isinstance(error, exchange.Lost)
+      assert "process 1, not there for the plan 0.5 s" in str(error)
+    assert all(event.wait(5) for event in party.interrupted)
+
+
+def test_who_ends_or_leaves_is_named_at_once():
+  with Party(3) as party:
+    party.clients[1]._sock.shutdown(socket.SHUT_RDWR)
+    got = party.all(lambda c, i: c.gather("x", b""), which=(0, 2))
+    for i in (0, 2):
+      assert "process 1, which has ended" in str(got[i])
+  with Party(2) as party:
+    party.clients[1].close()
+    got = party.all(lambda c, i: c.gather("the rest", b""), which=(0,))
+    assert "process 1, which ended before the rest" in str(got[0])
+
+
+def test_who_is_silent_is_named():
+  server = exchange.Server("127.0.0.1", 0, 2, silence_s=4.0)
+  client = exchange.Client("127.0.0.1", server.port, 0, limit_s=60.0)
+  # As a machine without power: its connection stays, nothing comes.
+  with socket.create_connection(("127.0.0.1", server.port)) as mute:
+    exchange._send(mute, {"kind": "hello", "index": 1})
+    with pytest.raises(exchange.Lost, match="process 1, which was silent"):
+      client.gather("x", b"")
+  client.close()
+  server.close()
+
+
+def test_a_stop_reaches_all_and_what_is_saved_is_agreed_on():
+  with Party(2) as party:
+    waiting = threading.Thread(
+      target=lambda: party.all(lambda c, i: c.gather("x", b""), which=(0,))
+    )
+    waiting.start()
+    party.clients[1].stop()
+    waiting.join(20)
+    assert not waiting.is_alive()
+    assert all(event.wait(5) for event in party.interrupted)
+    # What came too late for the stop is stopped as well.
+    got = party.all(lambda c, i: c.gather("x", b""), which=(0,))
+    assert isinstance(got[0], signals.Stopped)
+    assert not isinstance(got[0], exchange.Lost)
+    got = party.all(
+      lambda c, i: c.gather("stopping", b"%d" % i, after_stop=True)
+    )
+    assert got == {0: [b"0", b"1"], 1: [b"0", b"1"]}
+    # Then they may save together.
+    got = party.all(lambda c, i: c.gather("y", b""))
+    assert got == {0: [b"", b""], 1: [b"", b""]}
+
+
+def test_a_stranger_at_the_door_disturbs_nobody():
+  with Party(2) as party:
+    for data in (b"GET / HTTP/1.1\r\n\r\n", b"\x05" + bytes(7) + b"hello"):
+      with socket.create_connection(("127.0.0.1", party.server.port)) as sock:
+        sock.sendall(data)
+        sock.settimeout(30)
+        with contextlib.suppress(ConnectionResetError):
+          assert sock.recv(1) == b""
+    got = party.all(lambda c, i: c.gather("x", b"1"))
+    assert got == {key: [b"1", b"1"] for key in range(2)}
+
+
+def test_one_process_is_a_run_of_its_own():
+  one = hosts.ALONE
+  assert one.share(range(5), 2) == [0, 1, 2, 3, 4]
+  assert one.gather_json("x", {"a": 1}) == [{"a": 1}]
+  assert one.stop_at(3)
+  assert not one.stop_at(None)
+  one.agree("x", [1, (2, 3)])
+  assert json.loads(json.dumps(one.first("x", lambda: 3))) == 3
