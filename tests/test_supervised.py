@@ -58,5 +58,5 @@ def test_a_demonstration_whose_first_step_does_not_fit_is_refused():
 
 
 def test_a_warm_up_that_never_ends_is_refused():
-  with pytest.raises(ValueError, match="must be below training.num_steps=2"):
+  with pytest.raises(ValueError, match=r"must be below training\.num_steps=2"):
     supervised.SupervisedConfig(num_steps=2)
