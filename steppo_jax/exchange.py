@@ -13,19 +13,14 @@ This module imports no JAX.
 """
 
 import contextlib
-import json
 import queue
 import socket
-import struct
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
-from steppo_jax import signals
-
-_LENGTH = struct.Struct("<Q")
-_MOST = 1 << 36
+from steppo_jax import frames, signals
 
 # A living process says something this often, and is given up after so long.
 BEAT_S = 2.0
@@ -34,37 +29,6 @@ SILENCE_S = 60.0
 
 class Lost(signals.Stopped):
   """A process of the run is gone; the others cannot go on without it."""
-
-
-def _send(sock: socket.socket, head: dict[str, Any], data: bytes = b"") -> None:
-  line = json.dumps(head).encode() + b"\n"
-  sock.sendall(_LENGTH.pack(len(line) + len(data)) + line)
-  if data:
-    sock.sendall(data)
-
-
-def _take(sock: socket.socket, size: int) -> bytes:
-  parts = []
-  while size:
-    part = sock.recv(min(size, 1 << 20))
-    if not part:
-      raise ConnectionError("its connection ended")
-    parts.append(part)
-    size -= len(part)
-  return b"".join(parts)
-
-
-def _receive(sock: socket.socket) -> tuple[dict[str, Any], bytes]:
-  (length,) = _LENGTH.unpack(_take(sock, _LENGTH.size))
-  if length > _MOST:
-    raise ConnectionError("it does not speak this protocol")
-  line, _, data = _take(sock, length).partition(b"\n")
-  try:
-    head = json.loads(line)
-    head["kind"]
-  except (ValueError, KeyError, TypeError):
-    raise ConnectionError("it does not speak this protocol") from None
-  return head, data
 
 
 class Server:
@@ -110,7 +74,7 @@ class Server:
     sock.settimeout(self._silence_s)
     index = None
     try:
-      head, _ = _receive(sock)
+      head, _ = frames.receive(sock)
       index = head.get("index")
       with self._lock:
         fits = isinstance(index, int) and 0 <= index < self._count
@@ -119,9 +83,9 @@ class Server:
           raise ConnectionError("it is no process of this run")
         self._clients[index] = sock
         for news in self._news:
-          _send(sock, news)
+          frames.send(sock, news)
       while True:
-        head, data = _receive(sock)
+        head, data = frames.receive(sock)
         if head["kind"] == "bye":
           self._leave(index)
           return
@@ -161,7 +125,7 @@ class Server:
       self._news.append(head)
     for sock in self._clients.values():
       with contextlib.suppress(OSError):
-        _send(sock, head, data)
+        frames.send(sock, head, data)
 
   def _watch(self) -> None:
     """Says that this process lives, and looks for parts that are late."""
@@ -271,14 +235,14 @@ class Client:
           head, data = self._to_send.get(timeout=BEAT_S)
         except queue.Empty:
           head, data = {"kind": "beat"}, b""
-        _send(self._sock, head, data)
+        frames.send(self._sock, head, data)
         if head["kind"] == "bye":
           return
 
   def _read_all(self) -> None:
     try:
       while True:
-        head, data = _receive(self._sock)
+        head, data = frames.receive(self._sock)
         if head["kind"] == "lost":
           self._lose(head["who"])
         elif head["kind"] == "stop":
