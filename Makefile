@@ -56,7 +56,7 @@ CRASHES ?= 200
 
 test-crash: $(READY)  ## kill runs everywhere and compare what comes of them
 	STEPPO_CRASHES=$(CRASHES) $(BIN)/python -m pytest -q -n $(WORKERS) \
-	  -m crash tests/resume
+	  -m crash tests/resume tests/test_hosts.py
 
 # The first alone: what it asks for would be compiled, and is not needed.
 test-models: $(READY)  ## the tests on real models, which are installed first

@@ -288,7 +288,7 @@ class Checkpoints:
     treedef = jax.tree.structure(like)
     return jax.tree.unflatten(treedef, [arrays[name] for name in named]), host
 
-  def _agree(self, what: str, fault: "faults.Broken | None") -> None:
+  def _agree(self, what: str, fault: faults.Broken | None) -> None:
     """Raises in all processes what one has found."""
     mine = fault and [str(fault), fault.unfinished]
     for found in self._hosts.gather_json(what, mine):

@@ -31,9 +31,6 @@ _AVERAGED = ("policy/clip_fraction", "policy/approx_kl", "policy/grad_norm",
              "critic/explained_variance", "rollout/success",
              "rollout/response_tokens")  # fmt: skip
 
-# What a line says of the cell's place in the matrix.
-_NAMES = ("kind", "world", "method", "seed", "settings", "assignments", "base")
-
 OnCell = Callable[[dict[str, Any]], None]
 # Lines of finished runs by the digest of their options.
 Known = Mapping[str, dict[str, Any]]
@@ -230,14 +227,6 @@ def result(
   `status` is "done", "failed" or "unfinished" (not begun or stopped); `curve`
   holds [update, success] pairs as far as it got.
   """
-  path = folder / cell.folder
-  error = path.with_name(f"{path.name}.error")
-  lines, facts = [], {}
-  if (path / metrics.FILE_NAME).is_file():
-    lines = metrics.read_jsonl(path)
-    facts = json.loads((path / run_folder.FACTS_NAME).read_text())
-  evaluated = [x for x in lines if "eval/success" in x]
-  options = matrix_lib.digest(matrix, cell)
   line = {
     "kind": cell.kind,
     "world": cell.world,
@@ -246,14 +235,23 @@ def result(
     "settings": dict(cell.settings),
     "assignments": list(cell.assignments),
     "base": pathlib.Path(matrix.base).name,
-    "options": options,
+    "options": matrix_lib.digest(matrix, cell),
+  }
+  if line["options"] in known:
+    # By another name perhaps, but the same run.
+    return known[line["options"]] | line
+  path = folder / cell.folder
+  error = path.with_name(f"{path.name}.error")
+  lines, facts = [], {}
+  if (path / metrics.FILE_NAME).is_file():
+    lines = metrics.read_jsonl(path)
+    facts = json.loads((path / run_folder.FACTS_NAME).read_text())
+  evaluated = [x for x in lines if "eval/success" in x]
+  line |= {
     "status": "unfinished",
     "updates": lines[-1]["update"] if lines else 0,
     "curve": [[x["update"], x["eval/success"]] for x in evaluated],
   }
-  if options in known:
-    # By another name perhaps, but the same run.
-    return known[options] | {k: line[k] for k in _NAMES}
   if error.is_file():
     line |= {"status": "failed", "error": error.read_text().strip()}
   elif _finished(path):

@@ -3,11 +3,7 @@
 Every process is connected to the first one, which waits until all have sent
 their part of something and then hands all parts to all. It knows who is
 missing: a process that ends is noticed at once, one that is silent or late
-after a limit, and the others are told its number. A frame is
-
-    length     8 bytes, little endian: bytes of the rest
-    head       a line of JSON
-    payload    bytes
+after a limit, and the others are told its number.
 
 This module imports no JAX.
 """
@@ -22,6 +18,8 @@ from typing import Any
 
 from steppo_jax import frames, signals
 
+# Seconds that the last may come after the first: a rollout, an evaluation.
+LIMIT_S = 1800.0
 # A living process says something this often, and is given up after so long.
 BEAT_S = 2.0
 SILENCE_S = 60.0
@@ -38,10 +36,13 @@ class Server:
     port: Where it listens.
 
   Args:
-    host: Address to listen on.
+    host: Address to listen on, "" for all of this machine's.
     port: 0 takes a free one.
     count: Number of processes.
     silence_s: A process that says nothing for so long is given up.
+
+  Raises:
+    RuntimeError: the port is taken, or the address not this machine's.
   """
 
   def __init__(
@@ -57,7 +58,13 @@ class Server:
     self._stopped = False
     # What those who come later have missed: a loss, a stop.
     self._news: list[dict[str, Any]] = []
-    self._listener = socket.create_server((host, port))
+    try:
+      self._listener = socket.create_server((host, port))
+    except OSError as error:
+      raise RuntimeError(
+        f"cannot listen for the other processes at {host}:{port} "
+        f"({error.strerror}); choose another --host-port"
+      ) from error
     self.port = self._listener.getsockname()[1]
     self._ended = threading.Event()
     for target in (self._accept, self._watch):
@@ -180,6 +187,9 @@ def _named(indices) -> str:
 
 class Client:
   """One process's end of the exchange.
+
+  Attributes:
+    lost: Who is missing, None if nobody is.
 
   Args:
     host: Of the server.

@@ -1,4 +1,11 @@
-"""Frames of the exchange between processes, on a socket."""
+"""Frames of the exchange between processes, on a socket.
+
+A frame is
+
+    length     8 bytes, little endian: bytes of the rest
+    head       a line of JSON
+    payload    bytes
+"""
 
 import json
 import socket
@@ -10,6 +17,11 @@ _MOST = 1 << 36
 
 
 def send(sock: socket.socket, head: dict[str, Any], data: bytes = b"") -> None:
+  """Writes a frame.
+
+  Raises:
+    OSError: the connection has ended, or takes nothing for its time limit.
+  """
   line = json.dumps(head).encode() + b"\n"
   sock.sendall(_LENGTH.pack(len(line) + len(data)) + line)
   if data:
@@ -28,6 +40,12 @@ def _take(sock: socket.socket, size: int) -> bytes:
 
 
 def receive(sock: socket.socket) -> tuple[dict[str, Any], bytes]:
+  """Reads a frame: its head, which has a "kind", and its payload.
+
+  Raises:
+    TimeoutError: nothing came for the time limit of the socket.
+    ConnectionError: the connection has ended, or what came is no frame.
+  """
   (length,) = _LENGTH.unpack(_take(sock, _LENGTH.size))
   if length > _MOST:
     raise ConnectionError("it does not speak this protocol")

@@ -22,11 +22,10 @@ from steppo_jax import exchange, signals
 
 T = TypeVar("T")
 
-# Seconds that the last may come after the first: a rollout, an evaluation.
-LIMIT_S = 1800.0
 # How long the first process may take to start.
 _START_S = 300.0
-# The same when all were asked to stop; clouds give 30 seconds.
+# How long after the first the last may come when all were asked to stop; clouds
+# give 30 seconds.
 _STOP_LIMIT_S = 8.0
 
 
@@ -47,7 +46,7 @@ class Place(NamedTuple):
   processes: int | None = None
   process: int | None = None
   port: int = 0
-  limit_s: float = LIMIT_S
+  limit_s: float = exchange.LIMIT_S
 
 
 class Hosts:
@@ -200,8 +199,7 @@ def join(place: Place, handler: signals.Handler) -> Hosts:
       is lost or was asked to stop.
 
   Raises:
-    ValueError: the flags are incomplete, or the processes have different
-      numbers of devices.
+    ValueError: the flags are incomplete.
     RuntimeError: the others are not found in time.
   """
   _check(place)
@@ -217,7 +215,10 @@ def join(place: Place, handler: signals.Handler) -> Hosts:
     _await(place)
   elif place.process == 0:
     # Before the others can ask for it.
-    server = exchange.Server(*_door(place), place.processes)
+    host, port = _door(place)
+    if not socket.gethostbyname(host).startswith("127."):
+      host = ""  # Its name may be that of a service before this machine.
+    server = exchange.Server(host, port, place.processes)
   try:
     jax.distributed.initialize(
       place.coordinator, place.processes, place.process
@@ -248,13 +249,23 @@ def _meet(place: Place) -> tuple[exchange.Server | None, tuple[str, int]]:
   """The same where JAX knows the way: the first one tells by the devices."""
   server, sent = None, np.zeros(64, np.uint8)
   if jax.process_index() == 0:
-    host = socket.gethostbyname(socket.gethostname())
-    server = exchange.Server(host, place.port, jax.process_count())
-    text = f"{host}:{server.port}".encode()
+    server = exchange.Server("", place.port, jax.process_count())
+    text = f"{_own_address()}:{server.port}".encode()
     sent[: len(text)] = list(text)
   found = bytes(np.asarray(multihost_utils.broadcast_one_to_all(sent)))
   host, _, port = found.rstrip(b"\0").decode().rpartition(":")
   return server, (host, int(port))
+
+
+def _own_address() -> str:
+  """This machine's address as others see it; its name may say 127.0.1.1."""
+  with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+    try:
+      # An address for documentation: the route is looked up, nothing is sent.
+      sock.connect(("192.0.2.1", 9))
+      return sock.getsockname()[0]
+    except OSError:
+      return socket.gethostbyname(socket.gethostname())
 
 
 def _await(place: Place) -> None:

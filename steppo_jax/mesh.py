@@ -109,9 +109,10 @@ def to_host(tree: Any) -> Any:
       and not x.is_fully_replicated
     ):
       x = _joined(x.sharding.mesh)(x)
-    return x
+    # One after the other: a device may not hold all of them whole.
+    return jax.device_get(x)
 
-  return jax.device_get(jax.tree.map(one, tree))
+  return jax.tree.map(one, tree)
 
 
 @functools.cache

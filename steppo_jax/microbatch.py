@@ -63,7 +63,7 @@ class Parts(NamedTuple):
       block=block,
       implementation=kernel,
       # The compiler splits the rows of everything but a kernel by itself.
-      mesh=self.mesh if kernel == "pallas" else None,
+      mesh=self.mesh if kernel == "pallas" and self.axis is None else None,
     )
 
   def logp(self, policy, rows: TokenBatch):

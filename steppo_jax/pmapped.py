@@ -71,8 +71,10 @@ class PmapLearner:
   def init(self, policy: Any) -> learner.LearnerState:
     """State before the first update; each array [D, ...], a copy a device."""
     state = learner.init(self._parts, policy)
-    copies = len(self._devices)
-    return jax.pmap(lambda _: state, devices=self._devices)(np.arange(copies))
+    copy = jax.pmap(
+      lambda _, state: state, in_axes=(0, None), devices=self._devices
+    )
+    return copy(np.arange(len(self._devices)), state)
 
   def update(
     self,

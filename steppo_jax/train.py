@@ -1,6 +1,7 @@
 """A run of reinforcement learning, read from top to bottom."""
 
 import contextlib
+import functools
 import pathlib
 import time
 from collections.abc import Callable
@@ -89,7 +90,7 @@ def train(
       )
       stack.callback(_close, store, run)
       if handler is not None:
-        handler.on_overdue = store.wait
+        handler.on_overdue = functools.partial(_flush, store, run)
       held = contextlib.nullcontext if handler is None else handler.held
       state = _updates(run, store, on_update, held)
     kill_points.passed("train: updates done")
@@ -107,11 +108,15 @@ def train(
     kill_points.passed("train: policy written")
 
 
+def _flush(store: checkpoint.Checkpoints, run: Run) -> None:
+  if run.hosts.lost is None:  # It would wait for what the lost one writes.
+    store.wait()
+
+
 def _close(store: checkpoint.Checkpoints, run: Run) -> None:
-  if run.hosts.lost is not None:
-    return  # It would wait for what the lost one has to write.
-  with run.log.span(events.CHECKPOINT):
-    store.close()
+  if run.hosts.lost is None:
+    with run.log.span(events.CHECKPOINT):
+      store.close()
 
 
 def _updates(run: Run, store: checkpoint.Checkpoints, on_update, held):

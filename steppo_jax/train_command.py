@@ -5,7 +5,7 @@ import functools
 import pathlib
 from collections.abc import Sequence
 
-from steppo_jax import signals, terminal
+from steppo_jax import exchange, signals, terminal
 
 _ABOUT = """\
 The same command runs on every host, in one folder that all see. TPU VMs, GKE,
@@ -30,8 +30,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     help="where the first process listens, the coordinator's port + 1 without",
   )  # fmt: skip
   group.add_argument(
-    "--host-limit", type=float, default=1800.0, metavar="SECONDS",
-    help="a process that comes so much later than the first is given up",
+    "--host-limit", type=float, default=exchange.LIMIT_S, metavar="SECONDS",
+    help="a process that comes so much later than the first is given up "
+    "(%(default)g)",
   )  # fmt: skip
 
 
@@ -53,6 +54,10 @@ def _join(args: argparse.Namespace, handler: signals.Handler):
 
 def run(args: argparse.Namespace, rest: Sequence[str]) -> None:
   """Trains, as the experiment and the assignments say."""
+  if {"-h", "--help"} & set(rest):
+    flags = argparse.ArgumentParser(usage=argparse.SUPPRESS, add_help=False)
+    add_flags(flags)
+    print(flags.format_help())  # The options of the experiment follow.
   with signals.Handler() as handler:
     _run(args, rest, handler)
 
@@ -69,10 +74,10 @@ def _run(args, rest, handler) -> None:
   opened = functools.partial(
     run_folder.open_folder, options, name, run_folder.command_line()
   )
-  folder = hosts.first("the run folder", opened) or opened()
   supervised = isinstance(options, config.SupervisedRun)
   if supervised and hosts.count > 1:
-    raise ValueError("supervised runs take one process; it may have devices")
+    raise ValueError("a supervised run takes one process")
+  folder = hosts.first("the run folder", opened) or opened()
   total = options.training.num_steps if supervised else options.num_updates
   terminal.say(f"run folder: {folder}")
   with terminal.progress() as progress:

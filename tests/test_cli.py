@@ -142,7 +142,10 @@ def test_help_lists_every_option_with_its_meaning(capsys):
     cli.main(["train", STEPPO, "--help"])
   assert stop.value.code == 0
   shown = " ".join(capsys.readouterr().out.split())
-  for option in ("--learner.learning-rate", "--rollout.max-steps", "--seed"):
+  for option in (
+    "--learner.learning-rate", "--rollout.max-steps", "--seed",
+    "--many-hosts", "--coordinator HOST:PORT",
+  ):  # fmt: skip
     assert option in shown
   assert "Root of everything random" in shown
 

@@ -1,13 +1,12 @@
 """The exchange between processes: who is missing is named."""
 
 import contextlib
-import json
 import socket
 import threading
 
 import pytest
 
-from steppo_jax import exchange, frames, hosts, signals
+from steppo_jax import exchange, frames, signals
 
 
 class Party:
@@ -127,11 +126,17 @@ def test_a_stranger_at_the_door_disturbs_nobody():
     assert got == {key: [b"1", b"1"] for key in range(2)}
 
 
-def test_one_process_is_a_run_of_its_own():
-  one = hosts.ALONE
-  assert one.share(range(5), 2) == [0, 1, 2, 3, 4]
-  assert one.gather_json("x", {"a": 1}) == [{"a": 1}]
-  assert one.stop_at(3)
-  assert not one.stop_at(None)
-  one.agree("x", [1, (2, 3)])
-  assert json.loads(json.dumps(one.first("x", lambda: 3))) == 3
+def test_a_port_that_is_taken_is_named():
+  with socket.create_server(("127.0.0.1", 0)) as taken:
+    port = taken.getsockname()[1]
+    with pytest.raises(RuntimeError, match=f"127.0.0.1:{port} .*--host-port"):
+      exchange.Server("127.0.0.1", port, 2)
+
+
+def test_a_server_that_is_not_there_is_named():
+  with socket.create_server(("127.0.0.1", 0)) as gone:
+    port = gone.getsockname()[1]
+  with pytest.raises(
+    RuntimeError, match=f"does not answer at 127.0.0.1:{port}"
+  ):
+    exchange.Client("127.0.0.1", port, 1, limit_s=1.0)

@@ -9,9 +9,9 @@ import test_learner
 from steppo_jax import pmapped
 
 
-def run(batch, algorithm, *, devices=4, updates=1):
+def run(batch, algorithm, *, devices=4, updates=1, config=test_learner.CONFIG):
   made = pmapped.PmapLearner(
-    test_learner.worlds.model(), algorithm, test_learner.CONFIG,
+    test_learner.worlds.model(), algorithm, config,
     jax.devices()[:devices], num_updates=4, seed=0,
   )  # fmt: skip
   state = made.init(test_learner.worlds.policy())
@@ -33,6 +33,14 @@ def test_four_devices_under_pmap_are_the_learner(name, sgd):
   assert found.keys() == numbers.keys()
   for key, value in numbers.items():
     test_learner.close(found[key], value, 1e-4)
+
+
+def test_the_kernel_runs_within_pmap(sgd):
+  batch, algorithm = test_learner.packed(), test_learner.row("grpo")
+  config = dataclasses.replace(test_learner.CONFIG, attention="pallas")
+  state, _ = run(batch, algorithm, devices=2, config=config)
+  want, _ = test_learner.run(batch, algorithm)
+  test_learner.close(jax.device_get(pmapped.one(state)), want)
 
 
 def test_rows_that_do_not_divide_are_refused():
