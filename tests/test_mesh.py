@@ -17,8 +17,6 @@ MESHES = {
   "fsdp 4 x tensor 2": dict(data=1, fsdp=4, tensor=2),
   "data 2 x fsdp 4": dict(data=2, fsdp=4, tensor=1),
 }
-# The sharpest comparison that rounding allows is one with plain SGD.
-sgd = test_learner.sgd
 # Where 8 host devices share two busy cores, XLA's CPU collectives over two axes
 # of a mesh now and then wait for each other for ever (seen 4 times in about 12
 # runs, jax 0.10.2). A suite that must end leaves these to `make test-slow`.
