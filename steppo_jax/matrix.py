@@ -192,11 +192,23 @@ def parse(base: str, assignments: tuple[str, ...]) -> config.RunConfig:
 
 
 def digest(matrix: Matrix, cell: Cell) -> str:
-  """Tells runs apart by all their options; two with equal ones are the same."""
+  """Tells runs apart by all their options; two with equal ones are the same.
+
+  A file counts by its content, wherever a clone keeps it.
+  """
   run = parse(matrix.base, cell.assignments)
   run = dataclasses.replace(run, seed=cell.seed, run_dir=None)
-  text = json.dumps(dataclasses.asdict(run), sort_keys=True)
+  options = dataclasses.asdict(run)
+  if run.weights and pathlib.Path(run.weights).is_file():
+    options["weights"] = _digest_file(run.weights)
+  text = json.dumps(options, sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@functools.cache
+def _digest_file(path: str) -> str:
+  with open(path, "rb") as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def search_cells(matrix: Matrix) -> Iterator[Cell]:

@@ -296,3 +296,22 @@ def test_every_committed_matrix_is_fair(path):
   made = matrix.load(str(path))
   assert len(made.seeds) >= (5 if path.stem == "household" else 3)
   assert isinstance(config.load(made.base), config.RunConfig)
+
+
+def test_equal_options_are_the_same_run_wherever_the_weights_lie(
+  base, tmp_path
+):
+  def name(path):
+    method = matrix.Method("steppo", (0.2, 0.2), (f"weights={path}",))
+    made = small(base, methods=(method,))
+    chosen = {("tiny", "steppo"): (("clip_scale", 1.0),)}
+    cell = next(matrix.final_cells(made, chosen))
+    return matrix.digest(made, cell)
+
+  paths = [tmp_path / x for x in ("here.safetensors", "there.safetensors")]
+  for path in paths:
+    path.write_bytes(b"weights")
+  assert name(paths[0]) == name(paths[1])
+  other = tmp_path / "other.safetensors"
+  other.write_bytes(b"other weights")
+  assert name(other) != name(paths[0])
