@@ -5,6 +5,7 @@ import functools
 import hashlib
 import json
 import pathlib
+import threading
 from collections.abc import Iterator
 from typing import Literal
 
@@ -173,6 +174,11 @@ def options(matrix: Matrix, world: World, method: Method) -> config.RunConfig:
   return run
 
 
+# Reading a class's source from two threads at once fails: CPython counts the
+# depth of its parser for the whole process.
+_READING = threading.Lock()
+
+
 @functools.cache
 def parse(base: str, assignments: tuple[str, ...]) -> config.RunConfig:
   """The options of an experiment with assignments applied.
@@ -181,7 +187,8 @@ def parse(base: str, assignments: tuple[str, ...]) -> config.RunConfig:
     ValueError: they do not fit, or the experiment is of another kind.
   """
   try:
-    run = config.override(config.load(base), assignments, "compare")
+    with _READING:
+      run = config.override(config.load(base), assignments, "compare")
   except SystemExit as error:
     raise ValueError(
       f"{base} does not take {' '.join(assignments)}: see the message above"

@@ -1,5 +1,6 @@
 """Comparisons: fair by construction, resumable, and nothing is dropped."""
 
+import concurrent.futures
 import dataclasses
 import json
 import os
@@ -315,3 +316,15 @@ def test_equal_options_are_the_same_run_wherever_the_weights_lie(
   other = tmp_path / "other.safetensors"
   other.write_bytes(b"other weights")
   assert name(other) != name(paths[0])
+
+
+def test_options_are_read_by_many_threads_at_once(base):
+  often = sys.getswitchinterval()
+  sys.setswitchinterval(1e-6)
+  try:
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+      read = lambda n: matrix.parse(str(base), (f"num_updates={n}",))
+      runs = list(pool.map(read, range(1, 49)))
+  finally:
+    sys.setswitchinterval(often)
+  assert [run.num_updates for run in runs] == list(range(1, 49))
