@@ -60,6 +60,9 @@ class Run:
     # Adapters off is the policy before training, without a copy of it.
     copied = row.reads_reference and not config.learner.lora.rank
     self.mesh = config.mesh.mesh(config.num_devices)
+    if hosts.count > 1:
+      hosts.wait("the devices")
+      mesh_lib.meet(self.mesh)
     self.reference = self._placed(self.policy if copied else None)
     self.teacher = self._placed(
       _load_teacher(config, self.model, self.tokenizer)

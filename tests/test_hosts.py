@@ -293,3 +293,34 @@ def test_one_process_is_a_run_of_its_own():
   assert not one.stop_at(None)
   one.agree("x", [1, (2, 3)])
   assert one.first("x", lambda: 3) == 3
+
+
+_SLOW_START = """
+import sys, time
+import jax, jax.numpy as jnp, numpy as np
+from steppo_jax import mesh as mesh_lib
+port, index = sys.argv[1:]
+jax.distributed.initialize("127.0.0.1:" + port, 2, int(index))
+mesh = mesh_lib.make_mesh()
+mesh_lib.meet(mesh)
+time.sleep(40 * int(index))  # As one that compiles.
+x = mesh_lib.put(np.arange(4.0), mesh_lib.by_row(mesh, 0))
+print(float(jax.jit(jnp.sum)(x)))
+"""
+
+
+@pytest.mark.crash
+def test_processes_that_met_wait_for_one_that_compiles_longer(tmp_path):
+  port = str(free_port())
+  env = os.environ | {
+    "PYTHONPATH": str(HERE.parent),
+    "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+  }
+  command = [sys.executable, "-c", _SLOW_START, port]
+  pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+  processes = [
+    subprocess.Popen([*command, index], env=env, cwd=tmp_path, **pipes)
+    for index in "01"
+  ]
+  said = [p.communicate(timeout=200) for p in processes]
+  assert [out.split()[-1:] for out, _ in said] == [["6.0"], ["6.0"]], said
