@@ -3,7 +3,8 @@
     python -m steppo_jax train experiments/household_scratchpad_warm_start.py
 
 writes `experiments/weights/household_scratchpad_warm_start.safetensors`, which
-`compare/scratchpad.py` starts from. Hardware and result: not run yet.
+`compare/scratchpad.py` starts from and which is committed; nothing else needs
+this run. Hardware and result: docs/results.md.
 """
 
 import dataclasses
@@ -11,6 +12,7 @@ import pathlib
 
 import household_warm_start
 
+from steppo_jax import config
 from steppo_jax.packing import PackingConfig
 from steppo_jax.rollout.loop import RolloutConfig
 
@@ -31,4 +33,8 @@ CONFIG = dataclasses.replace(
   env=dataclasses.replace(household_warm_start.CONFIG.env, options=OPTIONS),
   rollout=ROLLOUT,
   packing=PACKING,
+  training=dataclasses.replace(
+    household_warm_start.CONFIG.training, num_steps=900
+  ),
+  evaluation=config.EvalConfig(every=450, episodes=200),
 )

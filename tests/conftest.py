@@ -12,7 +12,7 @@ import hypothesis
 import pytest
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
-_CHAIN = _ROOT / "experiments" / "chain"
+_PROGRAMS = [_ROOT / "experiments" / name for name in ("chain", "analysis")]
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 _FLAGS = ["--xla_force_host_platform_device_count=8"]
@@ -79,12 +79,13 @@ def collected():
 @pytest.fixture
 def load(monkeypatch):
   """Imports an experiment the way `python experiments/chain/NAME.py` does."""
-  monkeypatch.syspath_prepend(str(_CHAIN))
+  for folder in _PROGRAMS:
+    monkeypatch.syspath_prepend(str(folder))
   loaded = set(sys.modules)
   yield importlib.import_module
-  for name in set(sys.modules) - loaded:
-    if name in {path.stem for path in _CHAIN.glob("*.py")}:
-      del sys.modules[name]
+  own = {path.stem for folder in _PROGRAMS for path in folder.glob("*.py")}
+  for name in (set(sys.modules) - loaded) & own:
+    del sys.modules[name]
 
 
 @pytest.fixture

@@ -1,8 +1,8 @@
-"""Step or token, in the credit and in the ratio: all four, 3 seeds.
+"""Step or token, in the credit and in the ratio: all four, 5 seeds.
 
     python -m steppo_jax compare experiments/compare/ablation.py --jobs 2
 
-`steppo` has both by the step, `ppo` both by the token. 28 runs.
+`steppo` has both by the step, `ppo` both by the token. 36 runs.
 """
 
 import pathlib
@@ -42,7 +42,7 @@ MATRIX = Matrix(
     household.PPO,
   ),
   worlds=(World("tiny"),),
-  seeds=(0, 1, 2),
+  seeds=(0, 1, 2, 3, 4),
   search=Search(
     learning_rates=(4e-4, 8e-4), clip_scales=(1.0, 0.5), seeds=(100,)
   ),

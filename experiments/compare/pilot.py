@@ -3,7 +3,7 @@
     python -m steppo_jax compare experiments/compare/pilot.py --jobs 0
 
 8 updates of 64 episodes, no search: far too short to tell methods apart. 12
-runs of half a minute on one quiet core. Result: docs/results.md.
+runs of half a minute on one quiet core.
 """
 
 import dataclasses

@@ -1,0 +1,194 @@
+"""What the comparisons say of the paper's four claims, with intervals.
+
+    python experiments/analysis/claims.py docs/compare
+
+reads the results of `household.py`, `ablation.py`, `discount.py`, `updates.py`
+and `weighting.py` and prints a table. Each line is a contrast of mean success:
+its estimate, the 95 % interval of Student's t with the deviation within the
+methods of that file pooled, the gain that the paper reports (arXiv 2604.18401,
+ALFWorld seen, discounts: WebShop) in parts of the level it was seen at, scaled
+to the level here, and a verdict:
+
+    supported       the interval lies above 0
+    not supported   the interval lies below what the paper reports
+    undecided       neither: the runs are too few for this question
+"""
+
+import pathlib
+import sys
+
+import numpy as np
+from scipy import stats
+
+from steppo_jax import compare_report
+
+# In parts of what the other side reaches.
+_PAPER_PPO = 92.14 / 76.43 - 1
+_RIVALS = {
+  "ppo": _PAPER_PPO,
+  "reinforce_pp": 92.14 / 72.86 - 1,
+  "grpo": 92.14 / 81.43 - 1,
+  "rloo": 92.14 / 75.71 - 1,
+  "gspo": 92.14 / 79.29 - 1,
+  "gigpo": 92.14 / 88.57 - 1,
+  "capo": 92.14 / 92.86 - 1,
+  "turn_ppo": None,
+  "gagpo": None,
+}
+# Full, without step credit, without step ratio, without both.
+_FULL, _NO_CREDIT, _NO_RATIO, _NEITHER = 92.14, 81.43, 84.29, 76.43
+_LEVEL = (_FULL + _NO_CREDIT + _NO_RATIO + _NEITHER) / 4
+_CREDIT = (_FULL - _NO_CREDIT + _NO_RATIO - _NEITHER) / 2 / _LEVEL
+_RATIO = (_FULL - _NO_RATIO + _NO_CREDIT - _NEITHER) / 2 / _LEVEL
+_STEP, _TOKEN = (77.52, 73.23), (72.12, 62.68)  # γ 0.99, 0.95.
+_ROBUST = (_TOKEN[0] - _TOKEN[1] - _STEP[0] + _STEP[1]) / np.mean(
+  _STEP + _TOKEN
+)
+
+# Claim, file, what is weighed against what, the paper's gain.
+CONTRASTS = (
+  *(
+    (f"1 StepPO - {name}", "household", {"steppo": 1, name: -1}, gain)
+    for name, gain in _RIVALS.items()
+  ),
+  (
+    "2 step credit - token credit",
+    "ablation",
+    {
+      "steppo": 0.5,
+      "step_credit_token_ratio": 0.5,
+      "token_credit_step_ratio": -0.5,
+      "ppo": -0.5,
+    },
+    _CREDIT,
+  ),
+  (
+    "3 step ratio - token ratio",
+    "ablation",
+    {
+      "steppo": 0.5,
+      "step_credit_token_ratio": -0.5,
+      "token_credit_step_ratio": 0.5,
+      "ppo": -0.5,
+    },
+    _RATIO,
+  ),
+  (
+    "4 what γ 0.95 costs, token - step",
+    "discount",
+    {"steppo_0.95": 1, "steppo_0.99": -1, "ppo_0.95": -1, "ppo_0.99": 1},
+    _ROBUST,
+  ),
+  (
+    "γ 0.95 - 0.99 a step",
+    "discount",
+    {"steppo_0.95": 1, "steppo_0.99": -1},
+    None,
+  ),
+  ("γ 0.95 - 0.99 a token", "discount", {"ppo_0.95": 1, "ppo_0.99": -1}, None),
+  (
+    "bootstrap - zero after a cut",
+    "discount",
+    {"steppo_0.99": 1, "steppo_0.99_zero": -1},
+    None,
+  ),
+  *(
+    (
+      f"StepPO - PPO, {n} updates a batch",
+      "updates",
+      {f"steppo_{n}": 1, f"ppo_{n}": -1},
+      _PAPER_PPO,
+    )
+    for n in (1, 4, 16)
+  ),
+  (
+    "the same, mean of the three",
+    "updates",
+    {
+      f"{name}_{n}": sign / 3
+      for name, sign in (("steppo", 1), ("ppo", -1))
+      for n in (1, 4, 16)
+    },
+    _PAPER_PPO,
+  ),
+  (
+    "16 - 1 updates a batch",
+    "updates",
+    {"steppo_16": 0.5, "ppo_16": 0.5, "steppo_1": -0.5, "ppo_1": -0.5},
+    None,
+  ),
+  (
+    "loss by step - by trajectory",
+    "weighting",
+    {"step": 1, "trajectory": -1},
+    None,
+  ),
+  ("loss by step - by token", "weighting", {"step": 1, "token": -1}, None),
+)
+
+
+def contrast(groups, weights):
+  """A weighted sum of means with its 95 % interval.
+
+    s^2 = sum over groups of squared deviations / (runs - groups)
+    interval = sum_g w_g mean_g +- t s sqrt(sum_g w_g^2 / n_g)
+
+  Args:
+    groups: Success of each run by method; all of them give the deviation.
+    weights: By method, for those that are compared.
+
+  Returns:
+    Estimate, lower and upper end.
+
+  Raises:
+    KeyError: A method has no finished run.
+    ValueError: No method has two runs.
+  """
+  groups = {k: np.asarray(x, np.float64) for k, x in groups.items() if x}
+  free = sum(map(len, groups.values())) - len(groups)
+  if free < 1:
+    raise ValueError("an interval needs two runs of some method")
+  squares = sum(((x - x.mean()) ** 2).sum() for x in groups.values())
+  spread = sum(w**2 / len(groups[k]) for k, w in weights.items())
+  middle = sum(w * groups[k].mean() for k, w in weights.items())
+  half = stats.t.ppf(0.975, free) * np.sqrt(squares / free * spread)
+  return middle, middle - half, middle + half
+
+
+def verdict(low, high, reported):
+  """Of an interval, against what the paper reports on this level, or None."""
+  if low > 0:
+    return "supported"
+  if reported is not None and high < reported:
+    return "not supported"
+  return "undecided"
+
+
+def rows(folder):
+  """Yields name, estimate, low, high, the paper's gain here or None."""
+  for name, file, weights, gain in CONTRASTS:
+    path = pathlib.Path(folder) / f"{file}.jsonl"
+    groups = {}
+    for line in compare_report.read(path):
+      if line["kind"] == "final" and line["status"] == "done":
+        groups.setdefault(line["method"], []).append(line["success"])
+    found = contrast(groups, weights)
+    level = np.mean([np.mean(groups[k]) for k, w in weights.items() if w < 0])
+    yield name, *found, None if gain is None else gain * level
+
+
+def main(folder):
+  print("| contrast of success | estimate | the paper's, scaled | verdict |")
+  print("|---|---|---|---|")
+  for name, middle, low, high, reported in rows(folder):
+    paper = "" if reported is None else f"{reported:+.3f}"
+    says = verdict(low, high, reported)
+    print(
+      f"| {name} | {middle:+.3f} [{low:+.3f}, {high:+.3f}] | {paper} | {says} |"
+    )
+
+
+if __name__ == "__main__":
+  if len(sys.argv) != 2:
+    sys.exit(__doc__)
+  main(sys.argv[1])

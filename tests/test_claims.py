@@ -1,0 +1,78 @@
+"""What docs/results.md says of the comparisons follows from their results."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from steppo_jax import compare_report
+
+ROOT = pathlib.Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+RESULTS = (DOCS / "results.md").read_text()
+
+
+def test_the_claims_in_the_text_are_those_of_the_results(load, capsys):
+  claims = load("claims")
+  claims.main(DOCS / "compare")
+  printed = capsys.readouterr().out.splitlines()
+  assert len(printed) == 2 + len(claims.CONTRASTS)
+  for line in printed:
+    assert line in RESULTS, line
+
+
+@pytest.mark.parametrize(
+  "path", sorted((DOCS / "compare").glob("*.jsonl")), ids=lambda p: p.stem
+)
+def test_the_tables_in_the_text_are_those_of_the_results(path):
+  tables = compare_report.tables(compare_report.read(path))
+  rows = [x for x in tables.splitlines() if "finished runs" in x]
+  assert rows
+  for line in (*rows, *_rows(tables)):
+    assert line in RESULTS, line
+
+
+def _rows(tables):
+  """The rows of methods: those with a count of finished runs."""
+  return [x for x in tables.splitlines() if x.count("|") == 9 and " of " in x]
+
+
+def test_a_contrast_is_that_of_a_t_test(load):
+  claims = load("claims")
+  random = np.random.default_rng(0)
+  a, b = (
+    random.normal(0.5, 0.1, 5).tolist(),
+    random.normal(0.4, 0.1, 4).tolist(),
+  )
+  found = claims.contrast({"a": a, "b": b, "none": []}, {"a": 1, "b": -1})
+  test = stats.ttest_ind(a, b)
+  interval = test.confidence_interval(0.95)
+  want = (np.mean(a) - np.mean(b), interval.low, interval.high)
+  np.testing.assert_allclose(found, want, rtol=1e-12)
+
+
+def test_a_contrast_needs_runs(load):
+  claims = load("claims")
+  with pytest.raises(ValueError, match="two runs"):
+    claims.contrast({"a": [0.5], "b": [0.4]}, {"a": 1, "b": -1})
+  with pytest.raises(KeyError):
+    claims.contrast({"a": [0.5, 0.4], "b": []}, {"a": 1, "b": -1})
+
+
+def test_verdicts(load):
+  verdict = load("claims").verdict
+  assert verdict(0.01, 0.1, 0.05) == "supported"
+  assert verdict(-0.1, 0.04, 0.05) == "not supported"
+  assert verdict(-0.1, 0.06, 0.05) == "undecided"
+  assert verdict(-0.1, 0.0, None) == "undecided"
+  # Zero or less is all that is claimed: it is not supported by losing.
+  assert verdict(-0.1, -0.01, -0.004) == "not supported"
+
+
+def test_results_that_cannot_be_read_are_named(load, tmp_path):
+  claims = load("claims")
+  (tmp_path / "household.jsonl").write_text(json.dumps({"kind": "x"}) + "\n")
+  with pytest.raises(ValueError, match=r"line 1 of .*household\.jsonl"):
+    claims.main(tmp_path)
