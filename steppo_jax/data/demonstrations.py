@@ -48,6 +48,8 @@ class Demonstrations:
     options: "name=value" of that environment's own parameters, which change
       what is seen; of the household's, "scratchpad=true" alone, with which a
       thought is written before each command (see `data.scratchpad`).
+    brief: of the household with a scratchpad: thoughts of some 20 tokens
+      instead of 50.
   """
 
   split: str
@@ -58,6 +60,7 @@ class Demonstrations:
   noise: float = 0.0
   env: str = "household"
   options: tuple[str, ...] = ()
+  brief: bool = False
 
   def __post_init__(self):
     if self.env not in experts.EXPERTS:
@@ -99,6 +102,11 @@ class Demonstrations:
       raise ValueError(
         f"the household's games are shown as they are: leave {self.options} out"
       )
+    if self.brief and not self.thoughts:
+      raise ValueError(
+        "brief thoughts need a scratchpad: env=household and "
+        "options=scratchpad=true"
+      )
 
   @property
   def name(self) -> str:
@@ -109,15 +117,19 @@ class Demonstrations:
     )
     if self.env == "household":
       name = f"{name}-detours{self.detours:g}-noise{self.noise:g}"
-      return name + "-scratchpad" * self.thoughts
+      name += "-scratchpad" if self.thoughts else ""
+      return name + "-brief" * self.brief
     text = "\n".join(sorted(self.options))
     name += f"-noise{self.noise:g}" if self.noise else ""
     return f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
   @property
-  def thoughts(self) -> bool:
-    """Whether a thought stands before each command of the household."""
-    return bool(base.parse_options(self.options).get("scratchpad"))
+  def thoughts(self) -> str | None:
+    """What stands before each command of the household: "long" or "brief"."""
+    own = base.parse_options(self.options)
+    if self.env != "household" or not own.get("scratchpad"):
+      return None
+    return "brief" if self.brief else "long"
 
   def task(self, index: int) -> types.Task:
     """The task of an episode."""

@@ -61,9 +61,12 @@ def play_household(
   detours: float,
   noise: float,
   random: np.random.Generator,
-  thoughts: bool,
+  thoughts: str | None,
 ) -> Played:
-  """A household game, won by `expert.demonstrate`, with or without thoughts."""
+  """A household game, won by `expert.demonstrate`.
+
+  `thoughts` before the commands are None, "long" or "brief".
+  """
   game = household.Game.from_compact(
     task.payload["game"], task.payload["task"], dialect=DIALECT
   )
@@ -72,7 +75,9 @@ def play_household(
   )
   rewards = [0.0] * (len(commands) - 1) + [1.0]
   if thoughts:
-    commands = scratchpad.write(observations, commands, random)
+    commands = scratchpad.write(
+      observations, commands, random, brief=thoughts == "brief"
+    )
   return Played(observations, commands, rewards)
 
 

@@ -1,9 +1,10 @@
 """What an expert of the household writes down before each command.
 
 A thought repeats the task, notes what has just been seen, weighs, and says what
-comes next: 20 to 60 tokens of the tokenizer "scratchpad". Its sentences are
-drawn from several of one meaning, so that most tokens of a thought are free and
-only few of them matter for the command.
+comes next: 40 to 60 tokens of the tokenizer "scratchpad", or some 20 in brief,
+where it only weighs or notes a failure. Its sentences are drawn from several of
+one meaning, so that most tokens of a thought are free and only few of them
+matter for the command.
 """
 
 import re
@@ -116,12 +117,31 @@ def thought(
     parts.append(draw(_SEEN))
   else:
     parts.append(draw(_DONE))
-  parts.append(draw(_REASONS.get(command.split()[0], _OTHER)))
+  parts.append(draw(_reasons(command)))
   return "".join(parts) + draw(_CLOSINGS).format(command=command)
 
 
+def brief_thought(
+  task: str, observation: str, command: str, random: np.random.Generator
+) -> str:
+  """The same in two sentences: a failure or else a reason, and the command."""
+  del task
+  draw = lambda group: str(random.choice(group))
+  failed = observation == household_text.NOTHING
+  first = draw(_REFUSED if failed else _reasons(command))
+  return first + draw(_CLOSINGS).format(command=command)
+
+
+def _reasons(command):
+  return _REASONS.get(command.split()[0], _OTHER)
+
+
 def write(
-  observations: list[str], commands: list[str], random: np.random.Generator
+  observations: list[str],
+  commands: list[str],
+  random: np.random.Generator,
+  *,
+  brief: bool,
 ) -> list[str]:
   """The commands of an episode, each behind its thought.
 
@@ -130,6 +150,7 @@ def write(
       names the task.
     commands: What was done.
     random: Chooses among sentences of one meaning.
+    brief: Whether thoughts are brief.
 
   Raises:
     ValueError: the first observation names no task.
@@ -137,8 +158,9 @@ def write(
   found = _TASK.search(observations[0])
   if found is None:
     raise ValueError(f"no task in {observations[0][-80:]!r}")
+  think = brief_thought if brief else thought
   return [
-    f"{household_text.THOUGHT}{thought(found[1], seen, command, random)}"
+    f"{household_text.THOUGHT}{think(found[1], seen, command, random)}"
     f"{household_text.THOUGHT_END} {command}"
     for seen, command in zip(observations[:-1], commands, strict=True)
   ]

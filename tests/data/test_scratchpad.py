@@ -15,7 +15,7 @@ from steppo_jax.data import (
 from steppo_jax.envs import base, household, household_text, household_worlds
 
 
-def played(number, thoughts=True):
+def played(number, thoughts="long"):
   task = household_worlds.generate(number, split="train", size="tiny")
   return task, experts.play_household(
     task, detours=2.0, noise=0.2, random=np.random.default_rng(number),
@@ -29,19 +29,22 @@ def env(**options):
   return made
 
 
-def test_an_answer_has_20_to_60_tokens_of_thought():
+@pytest.mark.parametrize(
+  ("thoughts", "least", "most"), [("long", 35, 60), ("brief", 15, 30)]
+)
+def test_an_answer_has_so_many_tokens_of_thought(thoughts, least, most):
   tokenizer = tokenizer_files.load_tokenizer("scratchpad")
   lengths, seen = [], collections.Counter()
   for number in range(40):
-    for action in played(number)[1].actions:
+    for action in played(number, thoughts)[1].actions:
       thought, _, _ = action.partition(household_text.THOUGHT_END)
       ids = tokenizer.encode(thought + household_text.THOUGHT_END)
       lengths.append(len(ids))
       seen.update(ids.tolist())
-  assert min(lengths) >= 20
-  assert max(lengths) <= 60
+  assert min(lengths) >= least
+  assert max(lengths) <= most
   # Far more than the few pieces that commands are made of.
-  assert len(seen) > 150
+  assert len(seen) > 120
 
 
 def test_every_word_of_a_thought_is_one_token():
@@ -65,12 +68,12 @@ def test_the_game_reads_what_follows_the_thought():
 
 def test_the_commands_are_those_of_the_expert_without_thoughts():
   _, found = played(3)
-  _, plain = played(3, thoughts=False)
+  _, plain = played(3, thoughts=None)
   assert found.observations == plain.observations
   assert [a.rpartition("</think> ")[2] for a in found.actions] == plain.actions
   # The same command, two thoughts.
   again = scratchpad.write(
-    plain.observations, plain.actions, np.random.default_rng(99)
+    plain.observations, plain.actions, np.random.default_rng(99), brief=False
   )
   assert again != found.actions
 
@@ -108,7 +111,7 @@ def test_a_refused_command_is_noticed():
   text = scratchpad.thought("x.", household_text.NOTHING, "look", random)
   assert any(part in text for part in scratchpad._REFUSED)
   with pytest.raises(ValueError, match="no task"):
-    scratchpad.write(["a room", "b"], ["look"], random)
+    scratchpad.write(["a room", "b"], ["look"], random, brief=True)
 
 
 def test_demonstrations_hold_the_thoughts(tmp_path):
@@ -117,7 +120,10 @@ def test_demonstrations_hold_the_thoughts(tmp_path):
     options=("scratchpad=true",),
   )  # fmt: skip
   plain = dataclasses.replace(options, options=())
-  assert options.name != plain.name
+  brief = dataclasses.replace(options, brief=True)
+  assert len({x.name for x in (options, plain, brief)}) == 3
+  with pytest.raises(ValueError, match="need a scratchpad"):
+    dataclasses.replace(plain, brief=True)
   demonstrations.prepare(tmp_path, options)
   for episode in demonstrations.load(tmp_path, options):
     *steps, last = episode["steps"]
