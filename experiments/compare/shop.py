@@ -3,7 +3,8 @@
     python -m steppo_jax compare experiments/compare/shop.py --jobs 2
 
 The ablation's four and two methods with groups, 36 updates of 128 episodes from
-the warm start of `webshop_steppo.py`. 18 runs, no search: the rate is the base's.
+the warm start of `webshop_steppo.py`. 18 runs, no search: the rate is the
+base's.
 """
 
 import pathlib

@@ -30,7 +30,7 @@ def env(**options):
 
 
 @pytest.mark.parametrize(
-  ("thoughts", "least", "most"), [("long", 35, 60), ("brief", 15, 30)]
+  ("thoughts", "least", "most"), [("long", 30, 60), ("brief", 10, 30)]
 )
 def test_an_answer_has_so_many_tokens_of_thought(thoughts, least, most):
   tokenizer = tokenizer_files.load_tokenizer("scratchpad")
