@@ -2,9 +2,9 @@
 
     python -m steppo_jax train experiments/household_brief_warm_start.py
 
-writes `experiments/weights/household_brief_warm_start.safetensors`, a decoder of
-130,000 parameters that `household_brief_steppo.py` starts from and which is
-committed; nothing else needs this run. Hardware and result: docs/results.md.
+writes `experiments/weights/household_brief_warm_start.safetensors`, a decoder
+of 130,000 parameters that `household_brief_steppo.py` starts from and which
+is committed; nothing else needs this run. Hardware and result: docs/results.md.
 """
 
 import dataclasses
