@@ -55,6 +55,28 @@ def test_sharded_arrays_come_back_as_asked_for(tmp_path):
       assert bits(y) == bits(x)
 
 
+def test_eight_four_and_two_devices_restore_the_same_bits(tmp_path):
+  x = jax.random.normal(jax.random.key(0), (16, 8))
+  spec = jax.sharding.PartitionSpec
+
+  def on(count):
+    mesh = jax.make_mesh(
+      (count,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,),
+      devices=jax.devices()[:count],
+    )  # fmt: skip
+    return jax.sharding.NamedSharding(mesh, spec("fsdp"))
+
+  held = {"x": jax.device_put(x, on(8))}
+  for update, count in enumerate((4, 2, 8)):
+    # Each topology reads what the one before has written.
+    with checkpoint.Checkpoints(tmp_path, keep=1) as saved:
+      saved.save(update, held, {})
+      like = {"x": jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=on(count))}
+      held = saved.restore(None, like)[0]
+    assert len(held["x"].sharding.device_set) == count
+    assert bits(held) == bits({"x": x})
+
+
 def test_saving_copies_what_the_next_update_overwrites(tmp_path):
   step = jax.jit(lambda x: x + 1, donate_argnums=0)
   x = jnp.zeros((2000, 500))

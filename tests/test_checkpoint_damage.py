@@ -2,12 +2,14 @@
 
 import json
 import logging
+import os
 import pathlib
 import shutil
 import subprocess
 import sys
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 import saved_states
 from saved_states import bits, state
@@ -125,6 +127,7 @@ def test_a_full_disk_is_named_and_loses_nothing(tmp_path):
   code = """
 import pathlib, sys, resource
 import jax.numpy as jnp
+import numpy as np
 from steppo_jax import checkpoint
 with checkpoint.Checkpoints(sys.argv[1], keep=3) as saved:
   saved.save(1, {"x": jnp.ones(9)}, {"update": 1})
@@ -148,6 +151,88 @@ with checkpoint.Checkpoints(sys.argv[1], keep=3) as saved:
   with checkpoint.Checkpoints(tmp_path, keep=3) as saved:
     assert saved.latest() == 1
     assert saved.restore(None, {"x": jnp.zeros(9)})[1] == {"update": 1}
+
+
+# Every write, fsync and rename below $SLOW_BELOW takes a tenth of a second.
+_SLOW = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/uio.h>
+#include <unistd.h>
+static void wait_at(int fd) {
+  char link[64], path[4096];
+  snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+  ssize_t n = readlink(link, path, sizeof path - 1);
+  const char *below = getenv("SLOW_BELOW");
+  if (n > 0 && below && !strncmp(path, below, strlen(below))) usleep(100000);
+}
+#define REAL(name) __typeof__(&name) real = dlsym(RTLD_NEXT, #name)
+ssize_t write(int fd, const void *data, size_t size) {
+  REAL(write); wait_at(fd); return real(fd, data, size);
+}
+ssize_t writev(int fd, const struct iovec *parts, int count) {
+  REAL(writev); wait_at(fd); return real(fd, parts, count);
+}
+ssize_t pwrite(int fd, const void *data, size_t size, off_t at) {
+  REAL(pwrite); wait_at(fd); return real(fd, data, size, at);
+}
+int fsync(int fd) { REAL(fsync); wait_at(fd); return real(fd); }
+int fdatasync(int fd) { REAL(fdatasync); wait_at(fd); return real(fd); }
+"""
+
+_SLOW_RUN = """
+import sys, time
+import jax.numpy as jnp
+import numpy as np
+from steppo_jax import checkpoint
+with checkpoint.Checkpoints(sys.argv[1], keep=3) as saved:
+  for update in (1, 2):
+    began = time.monotonic()
+    saved.save(update, {"x": jnp.full(9, update, jnp.float32)}, {})
+    called = time.monotonic() - began
+    print(called, flush=True)
+    if update == 2 and sys.argv[2:]:
+      print("writing", flush=True)
+    saved.wait()
+    print(time.monotonic() - began, flush=True)
+"""
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+def test_a_slow_disk_is_waited_for_and_a_kill_meanwhile_loses_nothing(
+  tmp_path,
+):
+  (tmp_path / "slow.c").write_text(_SLOW)
+  subprocess.run(
+    ["cc", "-shared", "-fPIC", "-o", "slow.so", "slow.c", "-ldl"],
+    cwd=tmp_path, check=True,
+  )  # fmt: skip
+  env = os.environ | {
+    "LD_PRELOAD": str(tmp_path / "slow.so"), "SLOW_BELOW": str(tmp_path)
+  }  # fmt: skip
+  start = lambda name, *more: subprocess.Popen(
+    [sys.executable, "-c", _SLOW_RUN, str(tmp_path / name), *more],
+    env=env, text=True, stdout=subprocess.PIPE,
+  )  # fmt: skip
+  like = {"x": jnp.zeros(9, jnp.float32)}
+  whole = start("whole")
+  times = [float(line) for line in whole.communicate(timeout=120)[0].split()]
+  assert whole.returncode == 0
+  # It is as slow as it was made, and the second save did not begin earlier.
+  assert times[1] > 1
+  assert times[3] > 1
+  killed = start("killed", "and tell")
+  for line in killed.stdout:
+    if line.startswith("writing"):
+      killed.kill()
+  killed.wait(60)
+  for name, newest in (("whole", 2), ("killed", 1)):
+    with checkpoint.Checkpoints(tmp_path / name, keep=3) as saved:
+      assert saved.latest() == newest
+      np.testing.assert_array_equal(saved.restore(None, like)[0]["x"], newest)
 
 
 def test_a_folder_that_is_a_link_or_cannot_be_made_is_named(
