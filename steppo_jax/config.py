@@ -28,6 +28,13 @@ from steppo_jax.supervised import SupervisedConfig
 # The tokenizer that the weights bring with them.
 OWN_TOKENIZER = "model"
 
+# What other trainers offer and this one refuses, with the reason.
+_REFUSED = {
+  name: "rollouts sample from the whole softmax, so that the log-probs of "
+  "sampler and learner are of one distribution; use rollout.temperature"
+  for name in ("top_p", "top_k", "min_p")
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class EnvConfig:
@@ -266,6 +273,9 @@ def override(config: Any, assignments: Sequence[str], command: str) -> Any:
       raise ValueError(f"expected key=value, got {assignment!r}")
     known = keys(config)
     if key not in known:
+      reason = _REFUSED.get(key.rpartition(".")[2])
+      if reason:
+        raise ValueError(f"there is no {key}: {reason}")
       near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
       raise ValueError(f"unknown option {key!r}, did you mean {near[0]!r}")
     args += [
