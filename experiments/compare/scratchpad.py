@@ -6,8 +6,8 @@ As `household.py`, on the same games with a brief thought before each command
 and 10 steps an episode, 36 updates of 128 episodes: some 4 minutes a run on one
 quiet core. A discount per token is that per step over 28 tokens, and a
 geometric mean over 28 tokens moves a fifth as far as a token's ratio. 50 runs,
-no search: a rate of 4e-4 and the clips as written, for all. (At 1e-3 StepPO fell
-from 0.403 to 0.347 in 24 updates.) What was run of it: docs/results.md.
+no search: a rate of 4e-4 and the clips as written, for all. With 1e-3 StepPO
+fell from 0.403 to 0.347 in 24 updates. What was run of it: docs/results.md.
 """
 
 import dataclasses
