@@ -125,6 +125,12 @@ def _triple(found, sign="") -> str:
   )
 
 
+def _mean(runs, name) -> float:
+  """Over the runs that tell it; not a number where none does."""
+  told = [x[name] for x in runs if x.get(name) is not None]
+  return float(np.mean(told)) if told else float("nan")
+
+
 def _table(lines, world) -> list[str]:
   by = _finals(lines, world)
   if not by:
@@ -134,8 +140,8 @@ def _table(lines, world) -> list[str]:
   text = [
     f"| method | success at the end | difference to {reference} |"
     f" P(better than {reference}) | area under the curve | finished runs |"
-    " settings | minutes a run |",
-    "|---" * 8 + "|",
+    " settings | clipped | minutes a run |",
+    "|---" * 9 + "|",
   ]
   planned = [x for x in lines if x["kind"] == "final" and x["world"] == world]
   for method, runs in by.items():
@@ -148,12 +154,12 @@ def _table(lines, world) -> list[str]:
       ]
     mine = [x for x in planned if x["method"] == method]
     settings = ", ".join(f"{k} {v:g}" for k, v in mine[0]["settings"].items())
-    minutes = [x["minutes"] for x in runs]
     text.append(
       f"| {method} | {_show(ends)} | {others[0]} | {others[1]} |"
       f" {_show([area(x['curve']) for x in runs])} |"
       f" {len(runs)} of {len(mine)} | {settings} |"
-      f" {np.mean(minutes) if minutes else float('nan'):.1f} |"
+      f" {_mean(runs, 'mean/policy/clip_fraction'):.1%} |"
+      f" {_mean(runs, 'minutes'):.1f} |"
     )
   least = detectable([[x["success"] for x in runs] for runs in by.values()])
   text += [
