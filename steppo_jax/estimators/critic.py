@@ -111,10 +111,12 @@ def _step_gae(table, value_bt, discount, lambda_):
 
 
 def _token_gae(batch, table, value_bt, discount, lambda_):
-  value = value_bt.astype(jnp.float32).reshape(-1)
+  parent, column = batch.parent, jnp.arange(batch.parent.shape[1])
+  parent = jnp.where(parent < 0, column, parent)
+  value = value_bt.astype(jnp.float32)
   return returns.token_gae(
     table.reward,
-    value[segments.flat_parent(batch.parent)],
+    jnp.take_along_axis(value, parent, axis=1, mode="clip"),
     batch.step_ids,
     table.last,
     inputs.bootstrap_values(table, value_bt),

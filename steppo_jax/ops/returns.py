@@ -153,7 +153,12 @@ def token_gae(
   padding take no time. A step's reward falls on its last action token. A step
   without action tokens takes no time either: its reward is credited to the
   previous action token of the trajectory (before the first one there is nothing
-  to credit). Rows may hold the steps in any order.
+  to credit). Rows may hold the steps in any order, and any number of them.
+
+  It is fast where the tokens of every step lie side by side. Should one step of
+  the batch have other tokens or gaps in it, rows are sorted first, which takes
+  several times as long. Steps that share a row share its rounding errors, and a
+  value that is no finite number.
 
   Args:
     reward_k: [S] float reward of the transition that step k caused.
@@ -183,70 +188,190 @@ def token_gae(
   _check_steps(reward_k, last_k, bootstrap_k)
   segments.check_step_ids(step_ids, value_t)
   chex.assert_type(value_t, float)
+  arrays = reward_k, value_t, step_ids, last_k, bootstrap_k
+  num_runs, num_steps = _count_runs(step_ids), reward_k.shape[0]
+  # A scatter visits tokens one by one. Every eighth will do, unless a shorter
+  # step hides between them: there are never more steps than runs.
+  found = _one_token(step_ids, num_steps, 8)
+  found = jax.lax.cond(
+    found[1].sum() == num_runs,
+    lambda: found,
+    lambda: _one_token(step_ids, num_steps, 1),
+  )
+  return jax.lax.cond(
+    found[1].sum() == num_runs,
+    lambda: _unbroken_gae(*arrays, found, discount, lambda_),
+    lambda: _reordered_gae(*arrays, discount, lambda_),
+  )
+
+
+def _count_runs(step_ids):
+  """Number of maximal runs of one step, int32."""
+  after = step_ids[:, 1:]
+  starts = ((after > 0) & (after != step_ids[:, :-1])).astype(jnp.int32)
+  # Twice at once: XLA's CPU backend writes out what a plain sum is to add up,
+  # which takes eight times as long, but not the operands of a joint reduction.
+  add = lambda x, y: (x[0] + y[0], x[1] + y[1])
+  zero = jnp.int32(0)
+  inside, _ = jax.lax.reduce((starts, starts), (zero, zero), add, (0, 1))
+  return inside + (step_ids[:, 0] > 0).sum(dtype=jnp.int32)
+
+
+def _one_token(step_ids, num_steps, every):
+  """Flat index of some token of each step, and whether there is one, [S].
+
+  Only columns 0, every, 2 every, ... of the flattened rows are looked at.
+  """
+  ids = step_ids.reshape(-1)
+  index = jnp.arange(0, ids.size, every, dtype=jnp.int32)
+  at_k = jnp.zeros(num_steps, jnp.int32).at[ids[::every]].max(index)
+  slot_k = jnp.arange(num_steps, dtype=jnp.int32)
+  return at_k, (ids[at_k] == slot_k) & (slot_k > 0)
+
+
+def _ends_of_runs(step_ids, at_k):
+  """First and last flat index [2, S] of the run of step k around `at_k`."""
+  ids = step_ids.reshape(-1)
+  bits = (step_ids.shape[1] - 1).bit_length()
+  slot_k = jnp.arange(at_k.shape[0], dtype=jnp.int32)
+  sign = jnp.array([[-1], [1]], jnp.int32)
+
+  # Strides of T/2, T/4, ..., 1 slots, each taken if it stays inside the run.
+  def body(i, at):
+    to = at + sign * (1 << (bits - 1 - i))
+    to = jnp.where((to >= 0) & (to < ids.size), to, at)
+    return jnp.where(ids[to] == slot_k, to, at)
+
+  at = jnp.broadcast_to(at_k, (2, *at_k.shape))
+  return jax.lax.fori_loop(0, bits, body, at)
+
+
+def _unbroken_gae(
+  reward_k,
+  value_t,
+  step_ids,
+  last_k,
+  bootstrap_k,
+  found,
+  discount,
+  lambda_,
+):
+  """Token GAE where the tokens of every step lie side by side.
+
+  With bᵢ = γ (1-λ) vᵢ and Qᵢ = Σⱼ﹥ᵢ (γλ)^(j-i-1) bⱼ over all columns j to the
+  right, whatever step they belong to, the target of token i of a step that ends
+  at l and receives R there is
+
+    Gᵢ = Qᵢ + (γλ)^(l-i) (R - Q_l)
+
+  Q is two small matrix products, and what lies behind the step cancels; there
+  is no recursion but that over the step axis.
+
+  Args:
+    found: Index of some token of each step, and whether it has one.
+  """
+  rows, columns = step_ids.shape
   action = step_ids > 0
   value_t = jnp.where(action, value_t, 0).astype(jnp.float32)
-  # A token's target is affine in what its step receives from its end. First
-  # what all steps pass on, column by column; then, over the step axis, what
-  # each receives; then the targets, column by column again.
-  columns = _columns(value_t), _columns(step_ids)
-  start_k, decay_k = _step_summaries(
-    columns, reward_k.shape[0], discount, lambda_
+  # An integer exponent: its gradient is right at γλ = 0 too.
+  power = jax.lax.pow(
+    jnp.full(columns + 1, discount * lambda_, jnp.float32),
+    jnp.arange(columns + 1, dtype=jnp.int32),
   )
+  weight = jnp.asarray(discount * (1.0 - lambda_), jnp.float32)
+  tail_t = _discounted_tails(weight * value_t, power)
+  at_k, live_k = found
+  first_k, final_k = _ends_of_runs(step_ids, jnp.where(live_k, at_k, 0))
+  final_k = jnp.where(live_k, final_k, first_k)
+  count_k = jnp.where(live_k, final_k - first_k + 1, 0)
+  tail_first_k = tail_t.reshape(-1)[first_k]
+  tail_final_k = tail_t.reshape(-1)[final_k]
+  # What the first token passes on if its step receives nothing: with
+  # uᵢ = (1-λ) vᵢ + λ Gᵢ the target before it is γ uᵢ.
+  target_k = tail_first_k - power[final_k - first_k] * tail_final_k
+  start_k = (1.0 - lambda_) * value_t.reshape(-1)[first_k] + lambda_ * target_k
+  start_k = jnp.where(live_k, start_k, 0).astype(jnp.float32)
   after_k = jnp.where(last_k, bootstrap_k, jnp.roll(start_k, -1))
-  slope_k = jnp.where(last_k, 0.0, jnp.roll(decay_k, -1))
   inflow_k = _reverse_affine(
     reward_k.astype(jnp.float32) + (discount * after_k).astype(jnp.float32),
-    slope_k.astype(jnp.float32),
+    jnp.where(last_k, 0.0, jnp.roll(power[count_k], -1)),
   )
-  target_t = _targets(columns, inflow_k, discount, lambda_)
-  target_t = jnp.where(action, target_t[: value_t.shape[0]], 0.0)
+  index = jnp.arange(rows * columns, dtype=jnp.int32).reshape(rows, columns)
+  left_t = segments.to_tokens(final_k, step_ids) - index
+  left_t = jnp.where(action, left_t, 0)
+  gain_t = segments.to_tokens(inflow_k - tail_final_k, step_ids)
+  target_t = tail_t + power.at[left_t].get(mode="clip") * gain_t
+  target_t = jnp.where(action, target_t, 0.0)
   return target_t - value_t, target_t
 
 
-def _columns(x_t):
-  """[T, B + 16]: columns of the batch, to be scanned over.
+def _reordered_gae(
+  reward_k,
+  value_t,
+  step_ids,
+  last_k,
+  bootstrap_k,
+  discount,
+  lambda_,
+):
+  """Token GAE of any rows: their tokens are brought together step by step."""
+  order = _order(step_ids, reward_k.shape[0])
+  ids = jnp.take_along_axis(step_ids, order, axis=1)
+  _, target_t = _unbroken_gae(
+    reward_k,
+    jnp.take_along_axis(value_t, order, axis=1),
+    ids,
+    last_k,
+    bootstrap_k,
+    _one_token(ids, reward_k.shape[0], 1),
+    discount,
+    lambda_,
+  )
+  row = jnp.arange(step_ids.shape[0])[:, None]
+  back = jnp.zeros_like(target_t).at[row, order]
+  target_t = back.set(target_t, unique_indices=True)
+  value_t = jnp.where(step_ids > 0, value_t, 0).astype(jnp.float32)
+  return target_t - value_t, target_t
 
-  Without the rows of padding a fused transpose reads a column whose entries lie
-  a power of two apart: on CPU they share cache lines and it takes four times as
-  long.
+
+def _order(step_ids, num_steps):
+  """[B, T] columns, those of a step side by side and in order."""
+  columns = step_ids.shape[1]
+  column = jnp.broadcast_to(jnp.arange(columns), step_ids.shape)
+  start = jnp.full(num_steps, columns - 1).at[step_ids].min(column)[step_ids]
+  # Other slots go last; no step of several tokens starts there.
+  start = jnp.where(step_ids > 0, start, columns - 1).astype(jnp.uint32)
+  if columns > 2**16:
+    return jnp.argsort(start, axis=1, stable=True)
+  # On CPU one key sorts six times as fast as a key and what it carries.
+  key = start * columns + jnp.arange(columns, dtype=jnp.uint32)
+  return (jnp.sort(key, axis=1) % columns).astype(jnp.int32)
+
+
+# Columns of a block: a product with so small a matrix takes as long as reading.
+_BLOCK = 32
+
+
+def _discounted_tails(x_t, power):
+  """Σⱼ﹥ᵢ c^(j-i-1) xⱼ along each row, [B, T], where power[n] is c^n.
+
+  Within blocks of columns, then from block to block. There are no negative
+  powers, so that nothing overflows.
   """
-  return jnp.pad(x_t, ((0, 16), (0, 0))).T
+  rows, columns = x_t.shape
+  size = min(_BLOCK, columns)
+  x_t = jnp.pad(x_t, ((0, 0), (0, -columns % size)))
+  block_t = x_t.reshape(rows, -1, size)
+  inside_t = _tails(block_t, power)
+  whole = block_t[:, :, 0] + power[1] * inside_t[:, :, 0]
+  behind = _tails(whole, power[::size])
+  tail_t = inside_t + behind[:, :, None] * power[:size][::-1]
+  return tail_t.reshape(rows, -1)[:, :columns]
 
 
-def _step_summaries(columns, num_steps, discount, lambda_):
-  """What each step passes on if it receives nothing, and the factor if it does.
-
-  With uᵢ = (1-λ) vᵢ + λ Gᵢ and the target Gᵢ = γ uᵢ₊₁: u [S] at the first
-  token of the step for G = 0 at its last, and (γλ)^(number of tokens) [S]; 0
-  and 1 for an empty step. Each step has its own cell in the carry, so rows may
-  interleave steps.
-  """
-
-  def body(carry, column):
-    u_k, decay_k = carry
-    value, ids = column
-    u = (1.0 - lambda_) * value + discount * lambda_ * u_k[ids]
-    decay = discount * lambda_ * decay_k[ids]
-    # Every token that is no action writes the same numbers to slot 0.
-    u = jnp.where(ids > 0, u, 0.0).astype(jnp.float32)
-    decay = jnp.where(ids > 0, decay, 1.0).astype(jnp.float32)
-    return (u_k.at[ids].set(u), decay_k.at[ids].set(decay)), None
-
-  zero = _zero(columns[0][0, 0] + columns[1][0, 0] + discount + lambda_)
-  start = jnp.zeros(num_steps) + zero, jnp.ones(num_steps) + zero
-  return jax.lax.scan(body, start, columns, reverse=True)[0]
-
-
-def _targets(columns, inflow_k, discount, lambda_):
-  """Targets Gᵢ [B + 16, T]; the last token of a step gets what it receives."""
-
-  def body(target_k, column):
-    value, ids = column
-    target = target_k[ids]
-    before = discount * ((1.0 - lambda_) * value + lambda_ * target)
-    before = jnp.where(ids > 0, before, 0.0).astype(jnp.float32)
-    return target_k.at[ids].set(before), target
-
-  zero = _zero(columns[0][0, 0] + columns[1][0, 0] + discount + lambda_)
-  start = inflow_k.at[0].set(0.0) + zero
-  return jax.lax.scan(body, start, columns, reverse=True)[1].T
+def _tails(x, power):
+  """The same over the last axis by one matrix product."""
+  at = jnp.arange(x.shape[-1])
+  apart = at[:, None] - at[None, :] - 1
+  matrix = jnp.where(apart >= 0, power[jnp.maximum(apart, 0)], 0.0)
+  return jnp.matmul(x, matrix, precision=jax.lax.Precision.HIGHEST)

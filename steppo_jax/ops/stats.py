@@ -1,6 +1,7 @@
 """Masked moments and whitening, in float32 and in two passes."""
 
 import chex
+import jax
 import jax.numpy as jnp
 
 # Numbers that differ by less than this share of their magnitude are taken to be
@@ -46,13 +47,35 @@ def masked_moments(
   x, mask = jnp.asarray(x), jnp.asarray(mask)
   chex.assert_equal_shape([x, mask])
   chex.assert_type([x, mask], [float, bool])
-  total, count = masked_sum(x, mask)
-  mean = total / jnp.maximum(count, 1)
+  low, high, count = _range_and_count(x, mask)
+  mean = jnp.where(mask, x, 0).astype(jnp.float32).sum() / jnp.maximum(count, 1)
   offset = jnp.where(mask, x - mean, 0).astype(jnp.float32)
   variance = jnp.square(offset).sum() / jnp.maximum(count - 1, 1)
-  low = jnp.where(mask, x, jnp.inf).min(initial=jnp.inf)
-  high = jnp.where(mask, x, -jnp.inf).max(initial=-jnp.inf)
   return mean, jnp.where(nearly_equal(low, high), 0.0, variance)
+
+
+def _range_and_count(x, mask):
+  """Smallest and largest entry in the mask, +inf and -inf if none; its size.
+
+  All three in one pass over the input: on CPU each reduction by itself first
+  writes out what it reduces. No gradient goes through them.
+  """
+  x = jax.lax.stop_gradient(x).astype(jnp.float32)
+  low, high, count = jax.lax.reduce(
+    (
+      jnp.where(mask, x, jnp.inf),
+      jnp.where(mask, x, -jnp.inf),
+      mask.astype(jnp.int32),
+    ),
+    (jnp.float32(jnp.inf), jnp.float32(-jnp.inf), jnp.int32(0)),
+    lambda a, b: (
+      jnp.minimum(a[0], b[0]),
+      jnp.maximum(a[1], b[1]),
+      a[2] + b[2],
+    ),
+    range(x.ndim),
+  )
+  return low, high, count.astype(jnp.float32)
 
 
 def nearly_equal(low: chex.Array, high: chex.Array) -> chex.Array:

@@ -1,5 +1,7 @@
 """Returns and advantages against the double sum of their definition."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -71,6 +73,84 @@ def test_token_gae_equals_the_double_sum(seed, discount, lambda_):
   close(advantage, expected)
   action = batch.step_ids > 0
   close(target, np.where(action, expected + value, 0))
+
+
+def side_by_side(seed, columns, longest):
+  """Rows of steps without a gap in them, in any order of rows; 30 steps."""
+  rng = np.random.default_rng(seed)
+  ids = np.zeros((4, columns), np.int32)
+  free = np.zeros(4, int)
+  for k in rng.permutation(np.arange(1, 31)):
+    row = rng.integers(4)
+    start = free[row] + rng.integers(0, 3)
+    end = start + rng.integers(0, longest + 1)
+    if end <= columns:
+      ids[row, start:end], free[row] = k, end
+  live = np.arange(31) > 0
+  last = ~live | (rng.uniform(size=31) < 0.3)
+  last[30] = True
+  reward, bootstrap = rng.normal(size=(2, 31)).astype(np.float32)
+  value = rng.normal(size=ids.shape).astype(np.float32)
+  return reward, value, ids, last, live, bootstrap
+
+
+# Steps longer and shorter than a block of the matrix product and than the
+# stride in which their tokens are looked for; rows of one and of many blocks.
+@pytest.mark.parametrize(("columns", "longest"), [(1, 1), (31, 6), (97, 20)])
+@given(seeds, unit, unit)
+def test_steps_side_by_side_equal_the_double_sum(
+  columns, longest, seed, discount, lambda_
+):
+  reward, value, ids, last, live, bootstrap = side_by_side(
+    seed, columns, longest
+  )
+  constants = {"discount": discount, "lambda_": lambda_}
+  advantage, target = token_gae(
+    reward, value, ids, last, bootstrap, **constants
+  )
+  expected = reference.token_gae(
+    reward, value, ids, last, live, bootstrap, discount, lambda_
+  )
+  close(advantage, expected)
+  close(target, np.where(ids > 0, expected + value, 0))
+
+
+def test_one_gap_or_one_short_step_changes_no_other_trajectory():
+  # The same 60 tokens of step 1, first alone, then beside a step of one token
+  # that every eighth column misses, then beside one with a gap.
+  value = np.random.default_rng(0).normal(size=(2, 64)).astype(np.float32)
+  reward, last = np.array([0, 1, 2], np.float32), np.ones(3, bool)
+  ids = np.zeros((3, 2, 64), np.int32)
+  ids[:, 0, 2:62] = 1
+  ids[1, 1, 3] = 2
+  ids[2, 1, [3, 5, 6]] = 2
+  alone, short, broken = (
+    token_gae(
+      reward, value, x, last, np.zeros(3, np.float32), discount=0.9, lambda_=0.8
+    )[0]
+    for x in ids
+  )
+  np.testing.assert_allclose(short[0], alone[0], rtol=1e-6)
+  np.testing.assert_allclose(broken[0], alone[0], rtol=1e-6)
+  # r - v at the last token; before it δ = .9 v₂ - v₁, A = δ + .72 A₂, and the
+  # gap at column 4 takes no time.
+  np.testing.assert_allclose(short[1, 3], 2 - value[1, 3], rtol=1e-6)
+  final = 2 - value[1, 6]
+  middle = 0.9 * value[1, 6] - value[1, 5] + 0.72 * final
+  first = 0.9 * value[1, 5] - value[1, 3] + 0.72 * middle
+  np.testing.assert_allclose(
+    broken[1, [3, 5, 6]], [first, middle, final], rtol=1e-5
+  )
+
+
+def test_rows_too_long_for_one_key_are_put_in_order_too():
+  # A key holds two column numbers in 32 bits: up to 65,536 columns.
+  for columns in (2**16, 2**16 + 1):
+    ids = np.zeros((1, columns), np.int32)
+    ids[0, [5, 9, 11, columns - 1]] = [2, 1, 2, 1]
+    order = jax.jit(functools.partial(returns._order, num_steps=3))(ids)[0]
+    np.testing.assert_array_equal(order[:4], [5, 11, 9, columns - 1])
+    np.testing.assert_array_equal(np.sort(order), np.arange(columns))
 
 
 @given(seeds, unit)
