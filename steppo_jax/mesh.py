@@ -188,9 +188,11 @@ _SPLIT = {
   ("o", "down"): ("tensor", "fsdp"),
   ("embed", "unembed"): ("tensor", "fsdp"),
 }
-# Adapters lie beside a kernel [in, out] and keep one of its axes each.
+# Adapters lie beside a kernel [in, out] and keep one of its axes each; a
+# sampler's kernels lie as [out, in].
 _SPLIT_LEAVES = {
   "kernel": lambda axes: axes,
+  "turned": lambda axes: axes[::-1],
   "embedding": lambda axes: axes,
   "lora_a": lambda axes: (axes[0], None),
   "lora_b": lambda axes: (None, axes[1]),

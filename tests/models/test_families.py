@@ -295,3 +295,20 @@ def test_a_configuration_file_that_cannot_be_read_is_named(
     (tmp_path / "config.json").write_text(text)
   with pytest.raises(ValueError, match=message):
     hf_config.from_config(tmp_path)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5])
+def test_turned_matrices_compute_what_stacked_ones_do(rows):
+  model, params = families.checkpoint("qwen2")  # has biases
+  tokens = jnp.arange(3, 3 + rows, dtype=jnp.int32)[:, None]
+  at = jnp.zeros_like(tokens)
+  attend_to_self = lambda q, k, v: v.repeat(q.shape[2] // v.shape[2], axis=2)
+  want = transformer.apply(model, params, tokens, at, attend_to_self)
+  layers = transformer.by_layer(params)
+  assert layers["layers"][0]["up"][transformer.TURNED].shape == (
+    model.mlp_width, model.width,
+  )  # fmt: skip
+  found = transformer.apply_layerwise(
+    model, layers, tokens, at, [attend_to_self] * model.num_layers
+  )
+  np.testing.assert_allclose(found, want, rtol=1e-5, atol=1e-5)
