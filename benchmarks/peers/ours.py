@@ -41,7 +41,7 @@ class Ours:
       # Whole blocks of the attention, which takes 64 queries at once.
       packing.PackingConfig(row_length=-(-length // 64) * 64),
       num_parts=1,
-      rows_multiple=1,
+      rows_multiple=len(self._work.tokens),
       pad_id=work_lib.PAD,
     )
 
@@ -62,7 +62,8 @@ class Ours:
       warmup_steps=0,
       max_grad_norm=spec["max_grad_norm"],
       num_minibatches=1,
-      microbatch_rows=1,
+      # All conversations at once, as the other sides take them.
+      microbatch_rows=len(self._work.tokens),
     )
 
   def logprobs(self):
