@@ -135,13 +135,8 @@ class Parts(NamedTuple):
   def sum_over(self, batch, m, function, like):
     """Adds function(rows of microbatch i, i) over the microbatches of part m.
 
-    Unused rows hold no action token, so that they add nothing. A part that is
-    one microbatch needs neither sums nor zeros to start from, whose memory is
-    that of all gradients.
+    Unused rows hold no action token, so that they add nothing.
     """
-    if batch.tokens.tokens.shape[1] == self.config.microbatch_rows:
-      found = function(self.rows(batch, m, 0), 0)
-      return self.added(mesh_lib.constrain(self.mesh, found))
 
     def body(i, total):
       found = function(self.rows(batch, m, i), i)
