@@ -21,10 +21,6 @@ _FLAGS = ["--xla_force_host_platform_device_count=8"]
 # is allowed knows no such flag.
 if int(metadata.version("jaxlib").split(".")[1]) >= 10:
   _FLAGS.append("--xla_cpu_collective_call_terminate_timeout_seconds=300")
-# XLA makes a thread per device. A program over all devices holds eight of them,
-# and the launch of the next one waits in others while 32 are in flight: where
-# it takes one that the first still needs, both wait for ever.
-os.environ["NPROC"] = "32"
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_FLAGS])
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_ROOT / ".cache/jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")

@@ -17,10 +17,9 @@ MESHES = {
   "fsdp 4 x tensor 2": dict(data=1, fsdp=4, tensor=2),
   "data 2 x fsdp 4": dict(data=2, fsdp=4, tensor=1),
 }
-# XLA's CPU runtime runs collectives of a loop and others beside it at one time
-# on some device (nine waited on eight devices, jax 0.10.2, two busy cores):
-# others take them in another order, and all wait for ever, however many threads
-# there are. A suite that must end leaves these to `make test-slow`.
+# Where 8 host devices share two busy cores, XLA's CPU collectives over two axes
+# of a mesh now and then wait for each other for ever (seen 4 times in about 12
+# runs, jax 0.10.2). A suite that must end leaves these to `make test-slow`.
 split = pytest.mark.slow
 
 
@@ -122,19 +121,3 @@ def test_options_of_the_mesh_leave_the_rest_to_rows():
     mesh.MeshConfig(fsdp=3).mesh(None)
   with pytest.raises(ValueError, match=r"mesh\.fsdp=0 must be above 0"):
     mesh.MeshConfig(fsdp=0)
-
-
-def test_programs_over_all_devices_queue_without_end():
-  """Needs the threads that conftest.py asks for: XLA stops here without."""
-  devices = mesh.make_model_mesh(**MESHES["fsdp 8"])
-  x = jax.device_put(jnp.ones((8, 32, 32)), mesh.rows_of(devices))
-
-  @jax.jit
-  def step(x):
-    for _ in range(4):
-      x = jnp.tanh(x @ x) + x.mean()
-    return x
-
-  for _ in range(500):
-    x = step(x)
-  assert np.isfinite(x).all()
