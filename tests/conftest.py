@@ -97,3 +97,17 @@ def sgd(monkeypatch):
   from steppo_jax import optimizers
 
   monkeypatch.setattr(optimizers, "adamw", lambda *_, **__: optax.sgd(0.05))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _programs_are_let_go():
+  """Forgets what was compiled before a process has too many mappings.
+
+  Linux ends at 65,530 of them by default (vm.max_map_count), XLA's CPU programs
+  take several each, and a process that is refused one is aborted.
+  """
+  yield
+  maps = pathlib.Path("/proc/self/maps")
+  if maps.exists() and maps.read_bytes().count(b"\n") > 25_000:
+    sys.modules["jax"].clear_caches()
+    gc.collect()

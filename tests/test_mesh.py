@@ -17,8 +17,9 @@ MESHES = {
   "fsdp 4 x tensor 2": dict(data=1, fsdp=4, tensor=2),
   "data 2 x fsdp 4": dict(data=2, fsdp=4, tensor=1),
 }
-# Where 8 host devices share two busy cores, XLA's CPU collectives over two axes
-# of a mesh now and then wait for each other for ever (seen 4 times in about 12
+# Where 8 host devices share two busy cores, XLA's CPU runtime now and then runs
+# collectives of a loop and others beside it at one time on some device; others
+# take them in another order, and all wait for ever (seen 4 times in about 12
 # runs, jax 0.10.2). A suite that must end leaves these to `make test-slow`.
 split = pytest.mark.slow
 
