@@ -8,7 +8,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from steppo_jax.ops import segments
+from steppo_jax.ops import runs, segments
 
 
 def _reverse_affine(offset_k, slope_k):
@@ -189,61 +189,20 @@ def token_gae(
   segments.check_step_ids(step_ids, value_t)
   chex.assert_type(value_t, float)
   arrays = reward_k, value_t, step_ids, last_k, bootstrap_k
-  num_runs, num_steps = _count_runs(step_ids), reward_k.shape[0]
+  num_runs, num_steps = runs.count_runs(step_ids), reward_k.shape[0]
   # A scatter visits tokens one by one. Every eighth will do, unless a shorter
   # step hides between them: there are never more steps than runs.
-  found = _one_token(step_ids, num_steps, 8)
+  found = runs.one_token(step_ids, num_steps, 8)
   found = jax.lax.cond(
     found[1].sum() == num_runs,
     lambda: found,
-    lambda: _one_token(step_ids, num_steps, 1),
+    lambda: runs.one_token(step_ids, num_steps, 1),
   )
   return jax.lax.cond(
     found[1].sum() == num_runs,
     lambda: _unbroken_gae(*arrays, found, discount, lambda_),
     lambda: _reordered_gae(*arrays, discount, lambda_),
   )
-
-
-def _count_runs(step_ids):
-  """Number of maximal runs of one step, int32."""
-  after = step_ids[:, 1:]
-  starts = ((after > 0) & (after != step_ids[:, :-1])).astype(jnp.int32)
-  # Twice at once: XLA's CPU backend writes out what a plain sum is to add up,
-  # which takes eight times as long, but not the operands of a joint reduction.
-  add = lambda x, y: (x[0] + y[0], x[1] + y[1])
-  zero = jnp.int32(0)
-  inside, _ = jax.lax.reduce((starts, starts), (zero, zero), add, (0, 1))
-  return inside + (step_ids[:, 0] > 0).sum(dtype=jnp.int32)
-
-
-def _one_token(step_ids, num_steps, every):
-  """Flat index of some token of each step, and whether there is one, [S].
-
-  Only columns 0, every, 2 every, ... of the flattened rows are looked at.
-  """
-  ids = step_ids.reshape(-1)
-  index = jnp.arange(0, ids.size, every, dtype=jnp.int32)
-  at_k = jnp.zeros(num_steps, jnp.int32).at[ids[::every]].max(index)
-  slot_k = jnp.arange(num_steps, dtype=jnp.int32)
-  return at_k, (ids[at_k] == slot_k) & (slot_k > 0)
-
-
-def _ends_of_runs(step_ids, at_k):
-  """First and last flat index [2, S] of the run of step k around `at_k`."""
-  ids = step_ids.reshape(-1)
-  bits = (step_ids.shape[1] - 1).bit_length()
-  slot_k = jnp.arange(at_k.shape[0], dtype=jnp.int32)
-  sign = jnp.array([[-1], [1]], jnp.int32)
-
-  # Strides of T/2, T/4, ..., 1 slots, each taken if it stays inside the run.
-  def body(i, at):
-    to = at + sign * (1 << (bits - 1 - i))
-    to = jnp.where((to >= 0) & (to < ids.size), to, at)
-    return jnp.where(ids[to] == slot_k, to, at)
-
-  at = jnp.broadcast_to(at_k, (2, *at_k.shape))
-  return jax.lax.fori_loop(0, bits, body, at)
 
 
 def _unbroken_gae(
@@ -279,9 +238,9 @@ def _unbroken_gae(
     jnp.arange(columns + 1, dtype=jnp.int32),
   )
   weight = jnp.asarray(discount * (1.0 - lambda_), jnp.float32)
-  tail_t = _discounted_tails(weight * value_t, power)
+  tail_t = runs.discounted_tails(weight * value_t, power)
   at_k, live_k = found
-  first_k, final_k = _ends_of_runs(step_ids, jnp.where(live_k, at_k, 0))
+  first_k, final_k = runs.ends_of_runs(step_ids, jnp.where(live_k, at_k, 0))
   final_k = jnp.where(live_k, final_k, first_k)
   count_k = jnp.where(live_k, final_k - first_k + 1, 0)
   tail_first_k = tail_t.reshape(-1)[first_k]
@@ -315,7 +274,7 @@ def _reordered_gae(
   lambda_,
 ):
   """Token GAE of any rows: their tokens are brought together step by step."""
-  order = _order(step_ids, reward_k.shape[0])
+  order = runs.order(step_ids, reward_k.shape[0])
   ids = jnp.take_along_axis(step_ids, order, axis=1)
   _, target_t = _unbroken_gae(
     reward_k,
@@ -323,7 +282,7 @@ def _reordered_gae(
     ids,
     last_k,
     bootstrap_k,
-    _one_token(ids, reward_k.shape[0], 1),
+    runs.one_token(ids, reward_k.shape[0], 1),
     discount,
     lambda_,
   )
@@ -332,46 +291,3 @@ def _reordered_gae(
   target_t = back.set(target_t, unique_indices=True)
   value_t = jnp.where(step_ids > 0, value_t, 0).astype(jnp.float32)
   return target_t - value_t, target_t
-
-
-def _order(step_ids, num_steps):
-  """[B, T] columns, those of a step side by side and in order."""
-  columns = step_ids.shape[1]
-  column = jnp.broadcast_to(jnp.arange(columns), step_ids.shape)
-  start = jnp.full(num_steps, columns - 1).at[step_ids].min(column)[step_ids]
-  # Other slots go last; no step of several tokens starts there.
-  start = jnp.where(step_ids > 0, start, columns - 1).astype(jnp.uint32)
-  if columns > 2**16:
-    return jnp.argsort(start, axis=1, stable=True)
-  # On CPU one key sorts six times as fast as a key and what it carries.
-  key = start * columns + jnp.arange(columns, dtype=jnp.uint32)
-  return (jnp.sort(key, axis=1) % columns).astype(jnp.int32)
-
-
-# Columns of a block: a product with so small a matrix takes as long as reading.
-_BLOCK = 32
-
-
-def _discounted_tails(x_t, power):
-  """Σⱼ﹥ᵢ c^(j-i-1) xⱼ along each row, [B, T], where power[n] is c^n.
-
-  Within blocks of columns, then from block to block. There are no negative
-  powers, so that nothing overflows.
-  """
-  rows, columns = x_t.shape
-  size = min(_BLOCK, columns)
-  x_t = jnp.pad(x_t, ((0, 0), (0, -columns % size)))
-  block_t = x_t.reshape(rows, -1, size)
-  inside_t = _tails(block_t, power)
-  whole = block_t[:, :, 0] + power[1] * inside_t[:, :, 0]
-  behind = _tails(whole, power[::size])
-  tail_t = inside_t + behind[:, :, None] * power[:size][::-1]
-  return tail_t.reshape(rows, -1)[:, :columns]
-
-
-def _tails(x, power):
-  """The same over the last axis by one matrix product."""
-  at = jnp.arange(x.shape[-1])
-  apart = at[:, None] - at[None, :] - 1
-  matrix = jnp.where(apart >= 0, power[jnp.maximum(apart, 0)], 0.0)
-  return jnp.matmul(x, matrix, precision=jax.lax.Precision.HIGHEST)

@@ -1,7 +1,5 @@
 """Returns and advantages against the double sum of their definition."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -141,16 +139,6 @@ def test_one_gap_or_one_short_step_changes_no_other_trajectory():
   np.testing.assert_allclose(
     broken[1, [3, 5, 6]], [first, middle, final], rtol=1e-5
   )
-
-
-def test_rows_too_long_for_one_key_are_put_in_order_too():
-  # A key holds two column numbers in 32 bits: up to 65,536 columns.
-  for columns in (2**16, 2**16 + 1):
-    ids = np.zeros((1, columns), np.int32)
-    ids[0, [5, 9, 11, columns - 1]] = [2, 1, 2, 1]
-    order = jax.jit(functools.partial(returns._order, num_steps=3))(ids)[0]
-    np.testing.assert_array_equal(order[:4], [5, 11, 9, columns - 1])
-    np.testing.assert_array_equal(np.sort(order), np.arange(columns))
 
 
 @given(seeds, unit)
