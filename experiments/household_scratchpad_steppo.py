@@ -2,8 +2,9 @@
 
     python -m steppo_jax train experiments/household_scratchpad_steppo.py
 
-The base of `compare/scratchpad.py`: episodes end after 10 steps, with which the
-start wins 0.407 of 300 games. Results: docs/results.md.
+Episodes end after 10 steps, with which the start wins 0.407 of 300 games. An
+update of 64 episodes takes 16 s on one core; no whole run has been measured.
+Methods are compared on `household_brief_steppo.py`.
 """
 
 import dataclasses

@@ -3,8 +3,8 @@
     python -m steppo_jax train experiments/household_scratchpad_warm_start.py
 
 writes `experiments/weights/household_scratchpad_warm_start.safetensors`, which
-`compare/scratchpad.py` starts from and which is committed; nothing else needs
-this run. Hardware and result: docs/results.md.
+`household_scratchpad_steppo.py` starts from and which is committed; nothing
+else needs this run.
 """
 
 import dataclasses

@@ -127,7 +127,6 @@ def test_a_full_disk_is_named_and_loses_nothing(tmp_path):
   code = """
 import pathlib, sys, resource
 import jax.numpy as jnp
-import numpy as np
 from steppo_jax import checkpoint
 with checkpoint.Checkpoints(sys.argv[1], keep=3) as saved:
   saved.save(1, {"x": jnp.ones(9)}, {"update": 1})
@@ -153,7 +152,7 @@ with checkpoint.Checkpoints(sys.argv[1], keep=3) as saved:
     assert saved.restore(None, {"x": jnp.zeros(9)})[1] == {"update": 1}
 
 
-# Every write, fsync and rename below $SLOW_BELOW takes a tenth of a second.
+# Every write and fsync below $SLOW_BELOW takes a tenth of a second.
 _SLOW = """
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -186,14 +185,11 @@ int fdatasync(int fd) { REAL(fdatasync); wait_at(fd); return real(fd); }
 _SLOW_RUN = """
 import sys, time
 import jax.numpy as jnp
-import numpy as np
 from steppo_jax import checkpoint
 with checkpoint.Checkpoints(sys.argv[1], keep=3) as saved:
   for update in (1, 2):
     began = time.monotonic()
     saved.save(update, {"x": jnp.full(9, update, jnp.float32)}, {})
-    called = time.monotonic() - began
-    print(called, flush=True)
     if update == 2 and sys.argv[2:]:
       print("writing", flush=True)
     saved.wait()
@@ -221,9 +217,9 @@ def test_a_slow_disk_is_waited_for_and_a_kill_meanwhile_loses_nothing(
   whole = start("whole")
   times = [float(line) for line in whole.communicate(timeout=120)[0].split()]
   assert whole.returncode == 0
-  # It is as slow as it was made, and the second save did not begin earlier.
-  assert times[1] > 1
-  assert times[3] > 1
+  # It is as slow as it was made.
+  assert len(times) == 2
+  assert min(times) > 1
   killed = start("killed", "and tell")
   for line in killed.stdout:
     if line.startswith("writing"):

@@ -1,12 +1,11 @@
-"""Is it the critic? StepPO and PPO with a worse and a better one, 3 seeds.
+"""Is it the critic? StepPO and PPO with more and less of one, 3 seeds.
 
     python -m steppo_jax compare experiments/compare/critic.py --jobs 2 \\
       --known docs/compare/updates.jsonl
 
 One pass of the critic over each batch is what all other comparisons have. Here
-it gets four, which makes it better, or a rate of 0, which leaves it where it
-started: the advantage is then a return to go. 18 runs, no search; those with
-one pass are in `updates.py` too.
+it gets four, or a rate of 0, which leaves its values at 0. 18 runs, no search;
+those with one pass are in `updates.py` too.
 """
 
 import pathlib
