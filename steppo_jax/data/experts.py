@@ -22,6 +22,7 @@ from steppo_jax.envs import (
 
 DIALECT = "move"
 
+_THOUGHTS = {"long": scratchpad.thought, "brief": scratchpad.brief_thought}
 _TAGGED = re.compile(r"<(\w+)>(.*)</\1>", re.DOTALL)
 
 
@@ -76,7 +77,7 @@ def play_household(
   rewards = [0.0] * (len(commands) - 1) + [1.0]
   if thoughts:
     commands = scratchpad.write(
-      observations, commands, random, brief=thoughts == "brief"
+      observations, commands, random, _THOUGHTS[thoughts]
     )
   return Played(observations, commands, rewards)
 

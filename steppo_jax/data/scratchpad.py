@@ -8,6 +8,7 @@ matter for the command.
 """
 
 import re
+from collections.abc import Callable
 
 import numpy as np
 
@@ -140,8 +141,7 @@ def write(
   observations: list[str],
   commands: list[str],
   random: np.random.Generator,
-  *,
-  brief: bool,
+  think: Callable[..., str],
 ) -> list[str]:
   """The commands of an episode, each behind its thought.
 
@@ -150,7 +150,7 @@ def write(
       names the task.
     commands: What was done.
     random: Chooses among sentences of one meaning.
-    brief: Whether thoughts are brief.
+    think: `thought` or `brief_thought`.
 
   Raises:
     ValueError: the first observation names no task.
@@ -158,7 +158,6 @@ def write(
   found = _TASK.search(observations[0])
   if found is None:
     raise ValueError(f"no task in {observations[0][-80:]!r}")
-  think = brief_thought if brief else thought
   return [
     f"{household_text.THOUGHT}{think(found[1], seen, command, random)}"
     f"{household_text.THOUGHT_END} {command}"

@@ -73,8 +73,9 @@ def test_the_commands_are_those_of_the_expert_without_thoughts():
   assert [a.rpartition("</think> ")[2] for a in found.actions] == plain.actions
   # The same command, two thoughts.
   again = scratchpad.write(
-    plain.observations, plain.actions, np.random.default_rng(99), brief=False
-  )
+    plain.observations, plain.actions, np.random.default_rng(99),
+    scratchpad.thought,
+  )  # fmt: skip
   assert again != found.actions
 
 
@@ -111,7 +112,7 @@ def test_a_refused_command_is_noticed():
   text = scratchpad.thought("x.", household_text.NOTHING, "look", random)
   assert any(part in text for part in scratchpad._REFUSED)
   with pytest.raises(ValueError, match="no task"):
-    scratchpad.write(["a room", "b"], ["look"], random, brief=True)
+    scratchpad.write(["a room", "b"], ["look"], random, scratchpad.thought)
 
 
 def test_demonstrations_hold_the_thoughts(tmp_path):
