@@ -4,8 +4,9 @@
       --known docs/compare/updates.jsonl
 
 One pass of the critic over each batch is what all other comparisons have. Here
-it gets four, or a rate of 0, which leaves its values at 0. 18 runs, no search;
-those with one pass are in `updates.py` too.
+it gets four, or a rate of 0, which leaves its values at 0: then also with the
+weighting of the loss exchanged, each token for StepPO and each step for PPO.
+24 runs, no search; those with one pass are in `updates.py` too.
 """
 
 import pathlib
@@ -22,17 +23,31 @@ _CRITICS = {
 }
 _PARTS = ("learner.num_minibatches=4", "learner.actor_epochs=1")
 
+
+def _method(method: Method, critic: str, *more: str, name: str = "") -> Method:
+  return Method(
+    f"{name or method.name}_{critic}",
+    method.clip,
+    (*method.assignments, *_PARTS, *_CRITICS[critic], *more),
+  )
+
+
+def _weighted(method: Method, by: str) -> Method:
+  weighting = f"algorithm.loss_weighting={by}"
+  return _method(method, "frozen", weighting, name=f"{method.name}_by_{by}")
+
+
 MATRIX = Matrix(
   base=str(pathlib.Path(__file__).parents[1] / "household_steppo.py"),
   assignments=household.BUDGET,
-  methods=tuple(
-    Method(
-      f"{method.name}_{name}",
-      method.clip,
-      (*method.assignments, *_PARTS, *critic),
-    )
-    for name, critic in _CRITICS.items()
-    for method in (household.STEPPO, household.PPO)
+  methods=(
+    *(
+      _method(method, name)
+      for name in _CRITICS
+      for method in (household.STEPPO, household.PPO)
+    ),
+    _weighted(household.STEPPO, "token"),
+    _weighted(household.PPO, "step"),
   ),
   worlds=(World("tiny"),),
   seeds=(0, 1, 2),
