@@ -14,6 +14,9 @@ RESTARTABLE = 42
 # Below what clouds give between the warning and the end (30 seconds on GCP).
 GRACE_S = 20.0
 
+# Until the main thread is asked again after what it raised was lost.
+_AGAIN_S = 0.05
+
 
 class Stopped(BaseException):
   """The process was asked to stop.
@@ -49,10 +52,13 @@ class Handler:
     self.on_overdue = on_overdue
     self._held = 0
     self._number: int | None = None
+    self._lost = False
+    self._again: threading.Timer | None = None
     self._answered = threading.Event()
     self._reader = self._writer = -1
     self._before: dict[int, object] = {}
     self._wakeup = -1
+    self._hook = sys.unraisablehook
 
   def __enter__(self) -> "Handler":
     self._reader, self._writer = os.pipe()
@@ -61,6 +67,7 @@ class Handler:
     # thread is inside a compiled function and runs no handler.
     self._wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
     self._before = self.install()
+    self._hook, sys.unraisablehook = sys.unraisablehook, self._dropped
     threading.Thread(target=self._watch, daemon=True).start()
     return self
 
@@ -82,13 +89,19 @@ class Handler:
     os.kill(os.getpid(), signal.SIGTERM)
 
   def __exit__(self, *_) -> None:
+    if self._again is not None:  # Nobody takes its signal after this.
+      self._again.cancel()
+      self._again.join()
     self._answered.set()
+    sys.unraisablehook = self._hook
     for number, before in self._before.items():
       signal.signal(number, before)
     signal.set_wakeup_fd(self._wakeup)
     os.close(self._writer)  # Ends the thread.
 
   def _handle(self, number, _) -> None:
+    if self._lost and not self._held:
+      self._raise()
     if self._number is not None:
       return
     self._number = number
@@ -97,7 +110,19 @@ class Handler:
     if not self._held:
       self._raise()
 
+  def _dropped(self, unraisable) -> None:
+    """Takes the place of `sys.unraisablehook`."""
+    if not isinstance(unraisable.exc_value, Stopped):
+      self._hook(unraisable)
+      return
+    self._lost = True
+    self._answered.clear()  # The grace begins anew with the signal to come.
+    self._again = threading.Timer(_AGAIN_S, self.interrupt)
+    self._again.daemon = True
+    self._again.start()
+
   def _raise(self) -> None:
+    self._lost = False
     self._answered.set()
     raise Stopped(signal.Signals(self._number).name)
 
