@@ -2,12 +2,12 @@
 
     python experiments/analysis/claims.py docs/compare
 
-reads the results of `household.py`, `ablation.py`, `discount.py`, `updates.py`
-and `weighting.py` and prints a table. Each line is a contrast of mean success:
-its estimate, the 95 % interval of Student's t with the deviation within the
-methods of that file pooled, the gain that the paper reports (arXiv 2604.18401,
-ALFWorld seen, discounts: WebShop) in parts of the level it was seen at, scaled
-to the level here, and a verdict:
+reads the results of `household.py`, `ablation.py`, `discount.py`, `updates.py`,
+`weighting.py` and `critic.py` and prints a table. Each line is a contrast of
+mean success: its estimate, the 95 % interval of Student's t with the deviation
+within the methods of that file pooled, the gain that the paper reports (arXiv
+2604.18401, ALFWorld seen, discounts: WebShop) in parts of the level it was seen
+at, scaled to the level here, and a verdict:
 
     supported       the interval lies above 0
     not supported   the interval lies below what the paper reports
@@ -124,6 +124,30 @@ CONTRASTS = (
     None,
   ),
   ("loss by step - by token", "weighting", {"step": 1, "token": -1}, None),
+  *(
+    (name, "critic", {better: 1, worse: -1}, None)
+    for name, better, worse in (
+      ("PPO - StepPO, no critic", "ppo_frozen", "steppo_frozen"),
+      ("a critic - none, StepPO", "steppo_once", "steppo_frozen"),
+      ("a critic - none, PPO", "ppo_once", "ppo_frozen"),
+      (
+        "4 passes of the critic - 1, StepPO",
+        "steppo_four_times",
+        "steppo_once",
+      ),
+      ("4 passes of the critic - 1, PPO", "ppo_four_times", "ppo_once"),
+      (
+        "loss by token - by step, no critic, StepPO",
+        "steppo_by_token_frozen",
+        "steppo_frozen",
+      ),
+      (
+        "loss by token - by step, no critic, PPO",
+        "ppo_frozen",
+        "ppo_by_step_frozen",
+      ),
+    )
+  ),
 )
 
 
