@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 # Exit status of a run that was asked to stop and can go on; 2 is for options
@@ -14,8 +15,10 @@ RESTARTABLE = 42
 # Below what clouds give between the warning and the end (30 seconds on GCP).
 GRACE_S = 20.0
 
-# Until the main thread is asked again after what it raised was lost.
+# Until the main thread is asked again after what it raised was lost, and what
+# tells the watching thread to do so: the number of no signal.
 _AGAIN_S = 0.05
+_ASK_AGAIN = 0
 
 
 class Stopped(BaseException):
@@ -53,7 +56,7 @@ class Handler:
     self._held = 0
     self._number: int | None = None
     self._lost = False
-    self._again: threading.Timer | None = None
+    self._asking = threading.RLock()  # A handler may run inside it.
     self._answered = threading.Event()
     self._reader = self._writer = -1
     self._before: dict[int, object] = {}
@@ -89,10 +92,9 @@ class Handler:
     os.kill(os.getpid(), signal.SIGTERM)
 
   def __exit__(self, *_) -> None:
-    if self._again is not None:  # Nobody takes its signal after this.
-      self._again.cancel()
-      self._again.join()
-    self._answered.set()
+    with self._asking:
+      self._lost = False  # Nobody takes a signal after this.
+      self._answered.set()
     sys.unraisablehook = self._hook
     for number, before in self._before.items():
       signal.signal(number, before)
@@ -116,21 +118,26 @@ class Handler:
       self._hook(unraisable)
       return
     self._lost = True
-    self._answered.clear()  # The grace begins anew with the signal to come.
-    self._again = threading.Timer(_AGAIN_S, self.interrupt)
-    self._again.daemon = True
-    self._again.start()
+    # No thread is started in here: the main thread may hold a lock of theirs.
+    os.write(self._writer, bytes([_ASK_AGAIN]))
 
   def _raise(self) -> None:
-    self._lost = False
-    self._answered.set()
+    with self._asking:
+      self._lost = False
+      self._answered.set()
     raise Stopped(signal.Signals(self._number).name)
 
   def _watch(self) -> None:
     stops = {signal.SIGTERM, signal.SIGINT}
     with open(self._reader, "rb", buffering=0) as reader:
       while numbers := reader.read(1):
-        if numbers[0] in stops and not self._answered.wait(self._grace_s):
+        if numbers[0] == _ASK_AGAIN:
+          time.sleep(_AGAIN_S)
+          with self._asking:
+            if self._lost:
+              self._answered.clear()  # The grace begins anew.
+              self.interrupt()
+        elif numbers[0] in stops and not self._answered.wait(self._grace_s):
           self._end()
 
   def _end(self) -> None:

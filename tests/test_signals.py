@@ -122,6 +122,18 @@ print("never", flush=True)
 """
 
 
+LATE = """
+class Late:
+  def __del__(self):
+    os.kill(os.getpid(), signal.SIGTERM)
+    for _ in range(10**5):
+      pass
+print("ready", flush=True)
+time.sleep(0.3)
+Late()
+"""
+
+
 @pytest.mark.parametrize("times", [1, 3])
 def test_what_is_raised_inside_the_collector_is_raised_again(times):
   code, out, err = end(start(COLLECT.format(times=times)))
@@ -133,42 +145,22 @@ def test_what_is_raised_inside_the_collector_is_raised_again(times):
 
 
 def test_what_is_raised_where_an_object_ends_is_raised_again():
-  code, out, err = end(
-    start("""
-class Late:
-  def __del__(self):
-    os.kill(os.getpid(), signal.SIGTERM)
-    for _ in range(10**5):
-      pass
-print("ready", flush=True)
-time.sleep(0.3)
-Late()
+  code, out, err = end(start(LATE + """
 print("dropped", flush=True)
 time.sleep(30)
 print("never", flush=True)
-""")
-  )
+"""))  # fmt: skip
   assert code == 42, err
   assert out == "dropped\nstopped SIGTERM\n"
 
 
 def test_what_is_lost_does_not_break_what_is_held():
-  code, out, err = end(
-    start("""
-class Late:
-  def __del__(self):
-    os.kill(os.getpid(), signal.SIGTERM)
-    for _ in range(10**5):
-      pass
-print("ready", flush=True)
-time.sleep(0.3)
-Late()
+  code, out, err = end(start(LATE + """
 with handler.held():
   time.sleep(1.0)
   print("finished", flush=True)
 print("never", flush=True)
-""")
-  )
+"""))  # fmt: skip
   assert code == 42, err
   assert out == "finished\nstopped SIGTERM\n"
 

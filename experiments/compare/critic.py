@@ -24,17 +24,8 @@ _CRITICS = {
 _PARTS = ("learner.num_minibatches=4", "learner.actor_epochs=1")
 
 
-def _method(method: Method, critic: str, *more: str, name: str = "") -> Method:
-  return Method(
-    f"{name or method.name}_{critic}",
-    method.clip,
-    (*method.assignments, *_PARTS, *_CRITICS[critic], *more),
-  )
-
-
-def _weighted(method: Method, by: str) -> Method:
-  weighting = f"algorithm.loss_weighting={by}"
-  return _method(method, "frozen", weighting, name=f"{method.name}_by_{by}")
+def _method(name: str, method: Method, *changes: str) -> Method:
+  return Method(name, method.clip, (*method.assignments, *_PARTS, *changes))
 
 
 MATRIX = Matrix(
@@ -42,12 +33,19 @@ MATRIX = Matrix(
   assignments=household.BUDGET,
   methods=(
     *(
-      _method(method, name)
-      for name in _CRITICS
+      _method(f"{method.name}_{name}", method, *changes)
+      for name, changes in _CRITICS.items()
       for method in (household.STEPPO, household.PPO)
     ),
-    _weighted(household.STEPPO, "token"),
-    _weighted(household.PPO, "step"),
+    *(
+      _method(
+        f"{method.name}_by_{by}_frozen",
+        method,
+        *_CRITICS["frozen"],
+        f"algorithm.loss_weighting={by}",
+      )
+      for method, by in ((household.STEPPO, "token"), (household.PPO, "step"))
+    ),
   ),
   worlds=(World("tiny"),),
   seeds=(0, 1, 2),
