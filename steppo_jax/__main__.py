@@ -117,7 +117,7 @@ def _evaluate_arguments(run: argparse.ArgumentParser) -> None:
   run.add_argument("--split", help="splits, such as valid_seen,valid_unseen")
   run.add_argument("--episodes", type=int, help="most tasks of a panel")
   run.add_argument(
-    "--temperature", type=float, default=0.0, help="0, the default, is greedy"
+    "--temperature", type=float, help="0 is greedy (evaluation.temperature)"
   )
   run.add_argument("--samples", type=int, default=1, help="episodes a task")
   run.add_argument(
@@ -143,13 +143,14 @@ def _evaluate(args, rest) -> None:
   env, panel = options.env, options.evaluation
   changes = {"name": args.env, "data_dir": args.data_dir}
   env = dataclasses.replace(env, **_given(changes))
-  panel = dataclasses.replace(panel, **_given({"episodes": args.episodes}))
+  changes = {"episodes": args.episodes, "temperature": args.temperature}
+  panel = dataclasses.replace(panel, **_given(changes))
   options = dataclasses.replace(options, env=env, evaluation=panel)
   with terminal.progress() as progress:
     bar = progress.add_task("episodes", total=None, info="")
     found = evaluate.evaluate(
       options,
-      temperature=args.temperature,
+      temperature=panel.temperature,
       samples=args.samples,
       ks=_whole_numbers("--pass-at", args.pass_at),
       splits=args.split.split(",") if args.split else (),

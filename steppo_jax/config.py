@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import importlib.util
+import math
 import pathlib
 import sys
 import types
@@ -89,17 +90,26 @@ class EnvConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-  """Greedy evaluation on a pinned panel of tasks.
+  """Evaluation on a pinned panel of tasks, one episode of each.
 
   Attributes:
     every: Updates between two evaluations; the last update is evaluated too.
     episodes: Size of the panel.
     split: Split it is taken from.
+    temperature: 0 is greedy; rollout.temperature measures what is trained.
   """
 
   every: int = 10
   episodes: int = 500
   split: str = "valid_unseen"
+  temperature: float = 0.0
+
+  def __post_init__(self):
+    if not 0 <= self.temperature < math.inf:
+      raise ValueError(
+        f"evaluation.temperature={self.temperature} must be at least 0 and "
+        "finite; 0 is greedy"
+      )
 
 
 @dataclasses.dataclass(frozen=True)

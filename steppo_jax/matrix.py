@@ -198,6 +198,11 @@ def parse(base: str, assignments: tuple[str, ...]) -> config.RunConfig:
   return run
 
 
+# Options that came after results were kept, with the value at which a run is
+# what it was without them.
+_LATER = (("evaluation", "temperature", 0.0),)
+
+
 def digest(matrix: Matrix, cell: Cell) -> str:
   """Tells runs apart by all their options; two with equal ones are the same.
 
@@ -208,6 +213,9 @@ def digest(matrix: Matrix, cell: Cell) -> str:
   options = dataclasses.asdict(run)
   if run.weights and pathlib.Path(run.weights).is_file():
     options["weights"] = _digest_file(run.weights)
+  for group, name, value in _LATER:
+    if options[group][name] == value:
+      del options[group][name]
   text = json.dumps(options, sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -112,9 +112,11 @@ class Run:
     self.rollouts.set_policy(mesh_lib.to_host(lora.merge(policy)), version)
 
   def evaluate(self, update: int) -> dict[str, Any]:
-    """Greedy evaluation of the weights the sampler holds."""
+    """Plays the panel with the weights that the sampler holds."""
     with self.log.span(events.EVALUATION, update):
-      found, _ = self.evaluator()
+      found, _ = self.evaluator(
+        temperature=self.config.evaluation.temperature
+      )
     kill_points.passed("evaluation: played")
     return found | {"eval/panel": evaluate.panel_hash(self.evaluator.tasks)}
 
