@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from steppo_jax import compare_report
+from steppo_jax import compare, compare_report, matrix
 
 ROOT = pathlib.Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -32,6 +32,16 @@ def test_the_tables_in_the_text_are_those_of_the_results(path):
   assert rows
   for line in (*rows, *_rows(tables)):
     assert line in RESULTS, line
+
+
+@pytest.mark.parametrize("name", ["critic", "updates", "weighting"])
+def test_committed_results_are_known_to_their_matrix(name):
+  # An option that is added to the package does not ask for the runs again.
+  made = matrix.load(str(ROOT / "experiments" / "compare" / f"{name}.py"))
+  chosen = compare.choose(made, ROOT)
+  wanted = {matrix.digest(made, x) for x in matrix.final_cells(made, chosen)}
+  lines = compare_report.read(DOCS / "compare" / f"{name}.jsonl")
+  assert {x["options"] for x in lines} == wanted
 
 
 def _rows(tables):

@@ -17,6 +17,10 @@ from steppo_jax.packing import PackingConfig
 from steppo_jax.rollout.prompting import PromptConfig
 from steppo_jax.sampler.engine import SamplerConfig
 
+WARM = pathlib.Path(__file__).parents[1].joinpath(
+  "experiments", "weights", "household_warm_start.safetensors"
+)
+
 
 def small_config(folder: pathlib.Path, **changes) -> config.RunConfig:
   """Three updates of a tiny model on tiny games; writes its start policy."""
@@ -103,6 +107,33 @@ def test_a_run_writes_metrics_policy_and_facts(finished):
     json.loads((folder / "run.json").read_text())
   )
   assert list((folder / "tensorboard").iterdir())
+
+
+def test_a_panel_can_be_sampled_as_training_samples(tmp_path):
+  options = small_config(
+    tmp_path,
+    num_updates=1,
+    weights=str(WARM),
+    learner=dataclasses.replace(
+      small_config(tmp_path).learner, learning_rate=0.0
+    ),
+  )
+  found = []
+  for temperature in (0.0, 1.0):
+    panel = dataclasses.replace(options.evaluation, temperature=temperature)
+    folder = run(
+      dataclasses.replace(
+        options, evaluation=panel, run_dir=str(tmp_path / str(temperature))
+      )
+    )
+    start, end = metrics.read_jsonl(folder / "metrics.jsonl")
+    for name in ("eval/reward", "eval/response_tokens"):
+      # The policy stays as it is, and an episode has the same keys each time.
+      assert start[name] == end[name]
+    found.append((start["eval/reward"], start["eval/response_tokens"]))
+  assert found[0] != found[1]
+  with pytest.raises(ValueError, match=r"temperature=-0\.5 must be at least"):
+    config.EvalConfig(temperature=-0.5)
 
 
 def test_a_folder_of_another_run_is_refused(finished):

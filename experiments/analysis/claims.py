@@ -12,6 +12,10 @@ at, scaled to the level here, and a verdict:
     supported       the interval lies above 0
     not supported   the interval lies below what the paper reports
     undecided       neither: the runs are too few for this question
+
+The last column is the same contrast of the success of all episodes that were
+sampled while training. It is of many more episodes, and it was looked at after
+the runs of the short games: no verdict comes from it.
 """
 
 import pathlib
@@ -188,27 +192,42 @@ def verdict(low, high, reported):
   return "undecided"
 
 
+def by_method(path, measure):
+  """Values of the finished runs of a file."""
+  groups = {}
+  for line in compare_report.read(path):
+    if line["kind"] == "final" and line["status"] == "done":
+      groups.setdefault(line["method"], []).append(line[measure])
+  return groups
+
+
 def rows(folder):
-  """Yields name, estimate, low, high, the paper's gain here or None."""
+  """Yields a name, its contrasts at the end and while training, a paper's."""
   for name, file, weights, gain in CONTRASTS:
     path = pathlib.Path(folder) / f"{file}.jsonl"
-    groups = {}
-    for line in compare_report.read(path):
-      if line["kind"] == "final" and line["status"] == "done":
-        groups.setdefault(line["method"], []).append(line["success"])
-    found = contrast(groups, weights)
-    level = np.mean([np.mean(groups[k]) for k, w in weights.items() if w < 0])
-    yield name, *found, None if gain is None else gain * level
+    ends = by_method(path, "success")
+    level = np.mean([np.mean(ends[k]) for k, w in weights.items() if w < 0])
+    yield (
+      name,
+      contrast(ends, weights),
+      contrast(by_method(path, "mean/rollout/success"), weights),
+      None if gain is None else gain * level,
+    )
+
+
+def _shown(middle, low, high):
+  return f"{middle:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
 def main(folder):
-  print("| contrast of success | estimate | the paper's, scaled | verdict |")
-  print("|---|---|---|---|")
-  for name, middle, low, high, reported in rows(folder):
+  names = ("contrast of success", "at the end", "the paper's, scaled")
+  print(f"| {' | '.join(names)} | verdict | while training |")
+  print("|---|---|---|---|---|")
+  for name, end, training, reported in rows(folder):
     paper = "" if reported is None else f"{reported:+.3f}"
-    says = verdict(low, high, reported)
+    says = verdict(*end[1:], reported)
     print(
-      f"| {name} | {middle:+.3f} [{low:+.3f}, {high:+.3f}] | {paper} | {says} |"
+      f"| {name} | {_shown(*end)} | {paper} | {says} | {_shown(*training)} |"
     )
 
 
