@@ -17,8 +17,10 @@ from steppo_jax.packing import PackingConfig
 from steppo_jax.rollout.prompting import PromptConfig
 from steppo_jax.sampler.engine import SamplerConfig
 
-WARM = pathlib.Path(__file__).parents[1].joinpath(
-  "experiments", "weights", "household_warm_start.safetensors"
+WARM = (
+  pathlib.Path(__file__)
+  .parents[1]
+  .joinpath("experiments", "weights", "household_warm_start.safetensors")
 )
 
 
