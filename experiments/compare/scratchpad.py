@@ -3,8 +3,8 @@
     python -m steppo_jax compare experiments/compare/scratchpad.py --jobs 2
 
 As `household.py`, on the same games with a brief thought before each command
-and 10 steps an episode, 36 updates of 128 episodes. What is evaluated is what is
-trained: the policy that samples at temperature 1, on 500 unseen games. A
+and 10 steps an episode, 36 updates of 128 episodes. What is evaluated is what
+is trained: the policy that samples at temperature 1, on 500 unseen games. A
 discount per token is that per step over 28 tokens, and a geometric mean over 28
 tokens moves a fifth as far as a token's ratio. 50 runs, no search: the clips as
 written and a rate of 3e-4 for all, on which StepPO does not break; with 4e-4 it
