@@ -13,7 +13,7 @@ from steppo_jax import estimators, objective
 from steppo_jax.algorithms import Algorithm
 from steppo_jax.batch import Advantages, TokenBatch
 from steppo_jax.microbatch import Parts
-from steppo_jax.ops import shaping
+from steppo_jax.ops import segments, shaping
 
 
 class Credit(NamedTuple):
@@ -111,7 +111,7 @@ def assign(parts: Parts, state, reference, batch, teacher) -> Credit:
       + math.ceil(row.segment_share * math.prod(shape)),
     )
   advantages = objective.advantages(row, flat, table, value_bt, extras)
-  metrics |= _value_metrics(table, advantages, value_bt, row)
+  metrics |= _value_metrics(flat, table, advantages, value_bt, row)
   tokens = jax.tree.map(lambda x: x.reshape(shape), flat)
   batch = batch._replace(tokens=tokens, table=table)
   return Credit(batch, advantages, old_value, ref_logp, metrics)
@@ -159,14 +159,17 @@ def _batch_metrics(table):
   }
 
 
-def _value_metrics(table, advantages: Advantages, value_bt, row: Algorithm):
+def _value_metrics(batch, table, advantages: Advantages, value_bt, row):
   """How well the critic knew its targets before anything was trained."""
-  if row.critic != "step":
+  if row.critic is None:
     return {}
-  live = table.live.astype(jnp.float32)
-  target = advantages.target
-  value = value_bt.reshape(-1)[table.boundary]
-  mean = jnp.sum(target * live) / jnp.maximum(jnp.sum(live), 1.0)
-  spread = jnp.sum(live * jnp.square(target - mean))
-  error = jnp.sum(live * jnp.square(target - value))
+  if row.critic == "step":
+    at, live = table.boundary, table.live
+  else:
+    at, live = segments.flat_parent(batch.parent), batch.step_ids > 0
+  target = jnp.where(live, advantages.target, 0.0)
+  value = jnp.where(live, value_bt.reshape(-1)[at], 0.0)
+  mean = jnp.sum(target) / jnp.maximum(jnp.sum(live), 1)
+  spread = jnp.sum(jnp.square(target - mean), where=live)
+  error = jnp.sum(jnp.square(target - value))
   return {"critic/unexplained_variance": (error, spread)}

@@ -18,7 +18,8 @@ def test_the_claims_in_the_text_are_those_of_the_results(load, capsys):
   claims = load("claims")
   claims.main(DOCS / "compare")
   printed = capsys.readouterr().out.splitlines()
-  assert len(printed) == 2 + len(claims.CONTRASTS)
+  # The head, a line each, an empty line, what it cost.
+  assert len(printed) == 4 + len(claims.CONTRASTS)
   for line in printed:
     assert line in RESULTS, line
 

@@ -152,7 +152,8 @@ def test_the_target_kl_stops_the_policy_and_not_the_critic():
   assert int(state.update) == 1
 
 
-def test_the_critic_learns_the_returns_of_a_batch():
+@pytest.mark.parametrize("name", ["steppo", "ppo"])
+def test_the_critic_learns_the_returns_of_a_batch(name):
   config = dataclasses.replace(
     CONFIG,
     critic_epochs=40,
@@ -160,8 +161,9 @@ def test_the_critic_learns_the_returns_of_a_batch():
     critic_learning_rate=3e-3,
     final_learning_rate=1.0,
   )
-  _, first = run(packed(), row("steppo", discount=1.0), config=config)
-  _, last = run(packed(), row("steppo", discount=1.0), config=config, updates=3)
+  algorithm = row(name, discount=1.0)
+  _, first = run(packed(), algorithm, config=config)
+  _, last = run(packed(), algorithm, config=config, updates=3)
   unexplained = lambda m: np.divide(*m["critic/unexplained_variance"])
   assert unexplained(first) > 0.9
   assert unexplained(last) < 0.5

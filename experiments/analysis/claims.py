@@ -215,6 +215,16 @@ def rows(folder):
     )
 
 
+def cost(folder):
+  """Number of runs in all files of a folder, and their hours together."""
+  lines = {}
+  for path in sorted(pathlib.Path(folder).glob("*.jsonl")):
+    for line in compare_report.read(path):
+      # One run may be in several files.
+      lines[line["options"]] = line.get("minutes", 0.0)
+  return len(lines), sum(lines.values()) / 60
+
+
 def _shown(middle, low, high):
   return f"{middle:+.3f} [{low:+.3f}, {high:+.3f}]"
 
@@ -229,6 +239,8 @@ def main(folder):
     print(
       f"| {name} | {_shown(*end)} | {paper} | {says} | {_shown(*training)} |"
     )
+  runs, hours = cost(folder)
+  print(f"\n{runs} runs, {hours:.1f} hours in all, one after the other.")
 
 
 if __name__ == "__main__":
