@@ -1,9 +1,9 @@
-"""Step or token, in credit and ratio, where an action has 28 tokens: 5 seeds.
+"""Step or token, in credit and ratio, where an action has 28 tokens: 3 seeds.
 
     python -m steppo_jax compare experiments/compare/scratchpad_ablation.py \
       --jobs 2 --known docs/compare/scratchpad.jsonl
 
-`ablation.py` in the setting of `scratchpad.py`. 20 runs, of which 10 are known.
+`ablation.py` in the setting of `scratchpad.py`. 12 runs, of which 6 are known.
 """
 
 import dataclasses
@@ -37,4 +37,5 @@ MATRIX = dataclasses.replace(
     ),
     _PPO,
   ),
+  seeds=(0, 1, 2),
 )
