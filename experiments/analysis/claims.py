@@ -2,12 +2,12 @@
 
     python experiments/analysis/claims.py docs/compare
 
-reads the results of `household.py`, `ablation.py`, `discount.py`, `updates.py`,
-`weighting.py` and `critic.py` and prints a table. Each line is a contrast of
-mean success: its estimate, the 95 % interval of Student's t with the deviation
-within the methods of that file pooled, the gain that the paper reports (arXiv
-2604.18401, ALFWorld seen, discounts: WebShop) in parts of the level it was seen
-at, scaled to the level here, and a verdict:
+reads the results of the matrices of the household and prints a table; "long"
+are those where an action has 28 tokens. Each line is a contrast of mean success:
+its estimate, the 95 % interval of Student's t with the deviation within the
+methods of that file pooled, the gain that the paper reports (arXiv 2604.18401,
+ALFWorld seen, discounts: WebShop) in parts of the level it was seen at, scaled to
+the level here, and a verdict:
 
     supported       the interval lies above 0
     not supported   the interval lies below what the paper reports
@@ -49,34 +49,26 @@ _ROBUST = (_TOKEN[0] - _TOKEN[1] - _STEP[0] + _STEP[1]) / np.mean(
   _STEP + _TOKEN
 )
 
+# Two of the four against the other two.
+_STEP_CREDIT = {
+  "steppo": 0.5,
+  "step_credit_token_ratio": 0.5,
+  "token_credit_step_ratio": -0.5,
+  "ppo": -0.5,
+}
+_STEP_RATIO = _STEP_CREDIT | {
+  "step_credit_token_ratio": -0.5,
+  "token_credit_step_ratio": 0.5,
+}
+
 # Claim, file, what is weighed against what, the paper's gain.
 CONTRASTS = (
   *(
     (f"1 StepPO - {name}", "household", {"steppo": 1, name: -1}, gain)
     for name, gain in _RIVALS.items()
   ),
-  (
-    "2 step credit - token credit",
-    "ablation",
-    {
-      "steppo": 0.5,
-      "step_credit_token_ratio": 0.5,
-      "token_credit_step_ratio": -0.5,
-      "ppo": -0.5,
-    },
-    _CREDIT,
-  ),
-  (
-    "3 step ratio - token ratio",
-    "ablation",
-    {
-      "steppo": 0.5,
-      "step_credit_token_ratio": -0.5,
-      "token_credit_step_ratio": 0.5,
-      "ppo": -0.5,
-    },
-    _RATIO,
-  ),
+  ("2 step credit - token credit", "ablation", _STEP_CREDIT, _CREDIT),
+  ("3 step ratio - token ratio", "ablation", _STEP_RATIO, _RATIO),
   (
     "4 what γ 0.95 costs, token - step",
     "discount",
@@ -151,6 +143,30 @@ CONTRASTS = (
         "ppo_by_step_frozen",
       ),
     )
+  ),
+  *(
+    (name, "group_weighting", {better: 1, worse: -1}, None)
+    for name, better, worse in (
+      ("loss by token - by step, GSPO", "gspo_by_token", "gspo"),
+      ("loss by token - by step, GRPO", "grpo", "grpo_by_step"),
+      ("GSPO - GRPO, both by token", "gspo_by_token", "grpo"),
+    )
+  ),
+  *(
+    (f"long: 1 StepPO - {name}", "scratchpad", {"steppo": 1, name: -1}, gain)
+    for name, gain in _RIVALS.items()
+  ),
+  (
+    "long: 2 step credit - token credit",
+    "scratchpad_ablation",
+    _STEP_CREDIT,
+    _CREDIT,
+  ),
+  (
+    "long: 3 step ratio - token ratio",
+    "scratchpad_ablation",
+    _STEP_RATIO,
+    _RATIO,
   ),
 )
 
