@@ -3,11 +3,11 @@
     python experiments/analysis/claims.py docs/compare
 
 reads the results of the matrices of the household and prints a table; "long"
-are those where an action has 28 tokens. Each line is a contrast of mean success:
-its estimate, the 95 % interval of Student's t with the deviation within the
-methods of that file pooled, the gain that the paper reports (arXiv 2604.18401,
-ALFWorld seen, discounts: WebShop) in parts of the level it was seen at, scaled to
-the level here, and a verdict:
+are those where an action has 28 tokens. Each line is a contrast of mean
+success: its estimate, the 95 % interval of Student's t with the deviation
+within the methods of that file pooled, the gain that the paper reports (arXiv
+2604.18401, ALFWorld seen, discounts: WebShop) in parts of the level it was seen
+at, scaled to the level here, and a verdict:
 
     supported       the interval lies above 0
     not supported   the interval lies below what the paper reports
