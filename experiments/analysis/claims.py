@@ -145,28 +145,8 @@ CONTRASTS = (
     )
   ),
   *(
-    (name, "group_weighting", {better: 1, worse: -1}, None)
-    for name, better, worse in (
-      ("loss by token - by step, GSPO", "gspo_by_token", "gspo"),
-      ("loss by token - by step, GRPO", "grpo", "grpo_by_step"),
-      ("GSPO - GRPO, both by token", "gspo_by_token", "grpo"),
-    )
-  ),
-  *(
     (f"long: 1 StepPO - {name}", "scratchpad", {"steppo": 1, name: -1}, gain)
     for name, gain in _RIVALS.items()
-  ),
-  (
-    "long: 2 step credit - token credit",
-    "scratchpad_ablation",
-    _STEP_CREDIT,
-    _CREDIT,
-  ),
-  (
-    "long: 3 step ratio - token ratio",
-    "scratchpad_ablation",
-    _STEP_RATIO,
-    _RATIO,
   ),
 )
 
