@@ -148,6 +148,18 @@ CONTRASTS = (
     (f"long: 1 StepPO - {name}", "scratchpad", {"steppo": 1, name: -1}, gain)
     for name, gain in _RIVALS.items()
   ),
+  (
+    "long: 2 step credit - token credit",
+    "scratchpad_ablation",
+    _STEP_CREDIT,
+    _CREDIT,
+  ),
+  (
+    "long: 3 step ratio - token ratio",
+    "scratchpad_ablation",
+    _STEP_RATIO,
+    _RATIO,
+  ),
 )
 
 
