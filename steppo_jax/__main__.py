@@ -150,7 +150,6 @@ def _evaluate(args, rest) -> None:
     bar = progress.add_task("episodes", total=None, info="")
     found = evaluate.evaluate(
       options,
-      temperature=panel.temperature,
       samples=args.samples,
       ks=_whole_numbers("--pass-at", args.pass_at),
       splits=args.split.split(",") if args.split else (),

@@ -157,6 +157,7 @@ class Evaluator:
     prompt: Builds prompts from observations.
     tasks: The panel.
     rollout: Limits of an episode, and of how many are played at once.
+    temperature: Of the panel's episodes; 0 is greedy.
     waiting: Makes a context around waits for environments.
     hosts: The processes, each of which plays its share of the panel.
     make_env: Makes environments; shared with training. Leaving the context, or
@@ -170,6 +171,7 @@ class Evaluator:
     rollout: loop.RolloutConfig,
     env: config_lib.EnvConfig,
     tasks: Sequence[types.Task],
+    temperature: float,
   ):
     self.engine = engine
     self.prompt = prompt
@@ -179,6 +181,7 @@ class Evaluator:
     if at_once:
       rollout = dataclasses.replace(rollout, max_live=min(at_once))
     self.rollout = rollout
+    self.temperature = temperature
     self.waiting = contextlib.nullcontext
     self.hosts = hosts_lib.ALONE
 
@@ -195,14 +198,12 @@ class Evaluator:
   def __call__(
     self,
     *,
-    temperature: float = 0.0,
     samples: int = 1,
     on_finish: Callable[[types.Trajectory], None] | None = None,
   ) -> tuple[dict[str, float], list[types.Trajectory]]:
     """Plays the panel.
 
     Args:
-      temperature: 0 is greedy.
       samples: Episodes of each task.
       on_finish: Called with each trajectory when it ends.
 
@@ -220,7 +221,7 @@ class Evaluator:
       self.make_env,
       self.hosts.share(episodes),
       self.prompt,
-      dataclasses.replace(self.rollout, temperature=temperature),
+      dataclasses.replace(self.rollout, temperature=self.temperature),
       on_finish=on_finish,
       waiting=self.waiting,
     )
@@ -260,7 +261,9 @@ def make_evaluator(
     config.evaluation.split, config.evaluation.episodes
   )
   prompt = sections.make(config.prompt, tokenizer, config.env.name)
-  return Evaluator(engine, prompt, rollout, config.env, tasks)
+  return Evaluator(
+    engine, prompt, rollout, config.env, tasks, config.evaluation.temperature
+  )
 
 
 def _check_samples(temperature: float, samples: int, ks: Sequence[int]) -> None:
@@ -277,7 +280,6 @@ def _check_samples(temperature: float, samples: int, ks: Sequence[int]) -> None:
 def evaluate(
   config: config_lib.RunConfig,
   *,
-  temperature: float = 0.0,
   samples: int = 1,
   ks: Sequence[int] = (1,),
   splits: Sequence[str] = (),
@@ -290,7 +292,6 @@ def evaluate(
 
   Args:
     config: A run's options; `weights` is the policy.
-    temperature: 0 is greedy.
     samples: Episodes of each task.
     ks: Of pass@k, each at most `samples`.
     splits: Whose panels are played; the configuration's without.
@@ -303,7 +304,7 @@ def evaluate(
   Raises:
     ValueError: an option does not fit; nothing was played.
   """
-  _check_samples(temperature, samples, ks)
+  _check_samples(config.evaluation.temperature, samples, ks)
   if output and not pathlib.Path(output).absolute().parent.is_dir():
     raise ValueError(f"no folder for output={output}")
   if record:
@@ -320,16 +321,14 @@ def evaluate(
   with make_evaluator(config, model, tokenizer) as evaluator:
     evaluator.engine.set_params(params, 0)
     for split, evaluator.tasks in panels.items():
-      _, played[split] = evaluator(
-        temperature=temperature, samples=samples, on_finish=on_finish
-      )
+      _, played[split] = evaluator(samples=samples, on_finish=on_finish)
   facts = {
     "weights": config.weights,
     "env": config.env.name,
     "panels": {s: panel_hash(of) for s, of in panels.items()},
     "tasks": {s: len(of) for s, of in panels.items()},
     "max_steps": config.rollout.max_steps,
-    "temperature": temperature,
+    "temperature": config.evaluation.temperature,
     "samples": samples,
   }
   found = evaluation.Evaluation(

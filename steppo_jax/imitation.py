@@ -87,8 +87,7 @@ def _train(config, folder, on_update):
       evaluator.engine.set_params(
         jax.tree.map(jnp.copy, lora.merge(params)), done
       )
-      played, _ = evaluator(temperature=config.evaluation.temperature)
-    found = mean.result() | played | {"minutes": minutes}
+      found = mean.result() | evaluator()[0] | {"minutes": minutes}
     mean = metrics.Mean()
     writer.write(done, found)
     on_update(done, found)

@@ -114,7 +114,7 @@ class Run:
   def evaluate(self, update: int) -> dict[str, Any]:
     """Plays the panel with the weights that the sampler holds."""
     with self.log.span(events.EVALUATION, update):
-      found, _ = self.evaluator(temperature=self.config.evaluation.temperature)
+      found, _ = self.evaluator()
     kill_points.passed("evaluation: played")
     return found | {"eval/panel": evaluate.panel_hash(self.evaluator.tasks)}
 

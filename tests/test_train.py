@@ -112,14 +112,9 @@ def test_a_run_writes_metrics_policy_and_facts(finished):
 
 
 def test_a_panel_can_be_sampled_as_training_samples(tmp_path):
-  options = small_config(
-    tmp_path,
-    num_updates=1,
-    weights=str(WARM),
-    learner=dataclasses.replace(
-      small_config(tmp_path).learner, learning_rate=0.0
-    ),
-  )
+  made = small_config(tmp_path, num_updates=1, weights=str(WARM))
+  still = dataclasses.replace(made.learner, learning_rate=0.0)
+  options = dataclasses.replace(made, learner=still)
   found = []
   for temperature in (0.0, 1.0):
     panel = dataclasses.replace(options.evaluation, temperature=temperature)

@@ -11,11 +11,10 @@ known.
 
 import dataclasses
 
-import household
+import equal
 
-_METHODS = {x.name: x for x in household.MATRIX.methods}
-_GRPO = _METHODS["grpo"]
-_GSPO = dataclasses.replace(_METHODS["gspo"], clip=(0.05, 0.05))
+_METHODS = {x.name: x for x in equal.MATRIX.methods}
+_GSPO, _GRPO = _METHODS["gspo"], _METHODS["grpo"]
 
 
 def _weighted(method, weighting):
@@ -30,8 +29,7 @@ def _weighted(method, weighting):
 
 
 MATRIX = dataclasses.replace(
-  household.MATRIX,
-  assignments=(*household.BUDGET, "learner.learning_rate=4e-4"),
+  equal.MATRIX,
   methods=(
     _GSPO,
     _weighted(_GSPO, "token"),
@@ -39,5 +37,4 @@ MATRIX = dataclasses.replace(
     _weighted(_GRPO, "step"),
   ),
   seeds=(0, 1, 2),
-  search=None,
 )
