@@ -16,8 +16,8 @@ import household
 _WHOLE = ("grpo", "rloo", "reinforce_pp", "gigpo")
 
 
-def _method(method):
-  scale = 1.0 if method.name in _WHOLE else 0.5
+def scaled(method, scale):
+  """The method with its clip a number of times as wide."""
   low, high = method.clip
   return dataclasses.replace(method, clip=(low * scale, high * scale))
 
@@ -25,6 +25,9 @@ def _method(method):
 MATRIX = dataclasses.replace(
   household.MATRIX,
   assignments=(*household.BUDGET, "learner.learning_rate=4e-4"),
-  methods=tuple(map(_method, household.MATRIX.methods)),
+  methods=tuple(
+    scaled(x, 1.0 if x.name in _WHOLE else 0.5)
+    for x in household.MATRIX.methods
+  ),
   search=None,
 )
