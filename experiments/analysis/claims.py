@@ -2,12 +2,12 @@
 
     python experiments/analysis/claims.py docs/compare
 
-reads the results of the matrices of the household and prints a table; "long"
-are those where an action has 28 tokens. Each line is a contrast of mean
-success: its estimate, the 95 % interval of Student's t with the deviation
-within the methods of that file pooled, the gain that the paper reports (arXiv
-2604.18401, ALFWorld seen, discounts: WebShop) in parts of the level it was seen
-at, scaled to the level here, and a verdict:
+reads the results of the matrices and prints a table, of the household's short
+actions unless a line begins otherwise; "long" are 28 tokens an action. Each
+line is a contrast of mean success: its estimate, the 95 % interval of Student's
+t with the deviation within the methods of that file pooled, the gain that the
+paper reports (arXiv 2604.18401, ALFWorld seen, discounts: WebShop) in parts of
+the level it was seen at, scaled to the level here, and a verdict:
 
     supported       the interval lies above 0
     not supported   the interval lies below what the paper reports
@@ -61,14 +61,27 @@ _STEP_RATIO = _STEP_CREDIT | {
   "token_credit_step_ratio": 0.5,
 }
 
+
+def _best(prefix, file, rivals=_RIVALS):
+  """Claim 1 in a file: StepPO against each of the others."""
+  return (
+    (f"{prefix}1 StepPO - {name}", file, {"steppo": 1, name: -1}, gain)
+    for name, gain in rivals.items()
+  )
+
+
+def _both(prefix, file):
+  """Claims 2 and 3 in a file with the ablation's four."""
+  return (
+    (f"{prefix}2 step credit - token credit", file, _STEP_CREDIT, _CREDIT),
+    (f"{prefix}3 step ratio - token ratio", file, _STEP_RATIO, _RATIO),
+  )
+
+
 # Claim, file, what is weighed against what, the paper's gain.
 CONTRASTS = (
-  *(
-    (f"1 StepPO - {name}", "household", {"steppo": 1, name: -1}, gain)
-    for name, gain in _RIVALS.items()
-  ),
-  ("2 step credit - token credit", "ablation", _STEP_CREDIT, _CREDIT),
-  ("3 step ratio - token ratio", "ablation", _STEP_RATIO, _RATIO),
+  *_best("", "household"),
+  *_both("", "ablation"),
   (
     "4 what γ 0.95 costs, token - step",
     "discount",
@@ -144,22 +157,18 @@ CONTRASTS = (
       ),
     )
   ),
+  *_best("equal rates: ", "equal"),
+  *_both("equal rates: ", "equal_ablation"),
   *(
-    (f"long: 1 StepPO - {name}", "scratchpad", {"steppo": 1, name: -1}, gain)
-    for name, gain in _RIVALS.items()
+    (name, "group_weighting", {better: 1, worse: -1}, None)
+    for name, better, worse in (
+      ("loss by token - by step, GSPO", "gspo_by_token", "gspo"),
+      ("loss by token - by step, GRPO", "grpo", "grpo_by_step"),
+      ("GSPO - GRPO, both by token", "gspo_by_token", "grpo"),
+    )
   ),
-  (
-    "long: 2 step credit - token credit",
-    "scratchpad_ablation",
-    _STEP_CREDIT,
-    _CREDIT,
-  ),
-  (
-    "long: 3 step ratio - token ratio",
-    "scratchpad_ablation",
-    _STEP_RATIO,
-    _RATIO,
-  ),
+  *_best("long: ", "scratchpad"),
+  *_both("long: ", "scratchpad_ablation"),
 )
 
 
@@ -201,11 +210,14 @@ def verdict(low, high, reported):
 
 
 def by_method(path, measure):
-  """Values of the finished runs of a file."""
+  """Values of the finished runs of a file, of each world where it has many."""
+  lines = [x for x in compare_report.read(path) if x["kind"] == "final"]
+  many = len({x["world"] for x in lines}) > 1
   groups = {}
-  for line in compare_report.read(path):
-    if line["kind"] == "final" and line["status"] == "done":
-      groups.setdefault(line["method"], []).append(line[measure])
+  for line in lines:
+    if line["status"] == "done":
+      name = f"{line['world']}/" * many + line["method"]
+      groups.setdefault(name, []).append(line[measure])
   return groups
 
 
