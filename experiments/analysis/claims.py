@@ -169,6 +169,29 @@ CONTRASTS = (
   ),
   *_best("long: ", "scratchpad"),
   *_both("long: ", "scratchpad_ablation"),
+  *(
+    (
+      f"{steps} steps: 1 StepPO - {name}",
+      "horizon",
+      {f"{steps}_steps/steppo": 1, f"{steps}_steps/{name}": -1},
+      _RIVALS[name],
+    )
+    for name in ("ppo", "gigpo")
+    for steps in (10, 20, 40)
+  ),
+  (
+    "StepPO - PPO, 40 steps - 10",
+    "horizon",
+    {
+      "40_steps/steppo": 1,
+      "40_steps/ppo": -1,
+      "10_steps/steppo": -1,
+      "10_steps/ppo": 1,
+    },
+    None,
+  ),
+  *_best("shop: ", "shop", {k: _RIVALS[k] for k in ("ppo", "grpo", "gigpo")}),
+  *_both("shop: ", "shop"),
 )
 
 
