@@ -35,7 +35,19 @@ def test_the_tables_in_the_text_are_those_of_the_results(path):
     assert line in RESULTS, line
 
 
-@pytest.mark.parametrize("name", ["critic", "scratchpad_ablation", "updates"])
+@pytest.mark.parametrize(
+  "name",
+  [
+    "critic",
+    "equal",
+    "equal_ablation",
+    "group_weighting",
+    "horizon",
+    "scratchpad_ablation",
+    "shop",
+    "updates",
+  ],
+)
 def test_committed_results_are_known_to_their_matrix(name):
   # An option that is added to the package does not ask for the runs again.
   made = matrix.load(str(ROOT / "experiments" / "compare" / f"{name}.py"))
@@ -62,6 +74,19 @@ def test_a_contrast_is_that_of_a_t_test(load):
   interval = test.confidence_interval(0.95)
   want = (np.mean(a) - np.mean(b), interval.low, interval.high)
   np.testing.assert_allclose(found, want, rtol=1e-12)
+
+
+def test_runs_of_many_worlds_are_not_mixed(load):
+  groups = load("claims").by_method(DOCS / "compare/horizon.jsonl", "success")
+  assert len(groups) == 9
+  lines = compare_report.read(DOCS / "compare/horizon.jsonl")
+  want = [
+    x["success"]
+    for x in lines
+    if (x["world"], x["method"]) == ("40_steps", "ppo")
+  ]
+  assert groups["40_steps/ppo"] == want
+  assert len(want) == 3
 
 
 def test_a_contrast_needs_runs(load):
