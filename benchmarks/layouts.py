@@ -28,10 +28,9 @@ from typing import NamedTuple
 import jax
 import synthetic
 
-from steppo_jax import config, evaluate, events, run_folder, run_parts
+from steppo_jax import config, events, run_folder, run_parts
 from steppo_jax.data.tokenizer import SentencePieceTokenizer
 from steppo_jax.models import presets
-from steppo_jax.rollout import loop
 
 EXPERIMENT = (
   pathlib.Path(__file__).parents[1] / "experiments" / "household_steppo.py"
@@ -58,11 +57,9 @@ def household(tasks):
   run = run_parts.Run(
     options, pathlib.Path("."), events.Log(None), lambda _: None
   )
-  run.engine.set_params(run.policy, 0)
-  return loop.run(
-    run.engine, evaluate.make_env(options.env), run.episodes(0), run.prompt,
-    options.rollout,
-  )  # fmt: skip
+  with run.players as players:
+    players.engine.set_params(run.policy, 0)
+    return players.play(run.episodes(0))
 
 
 def cases(quick, vocab):

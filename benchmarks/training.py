@@ -16,9 +16,8 @@ import time
 
 import jax
 
-from steppo_jax import config, evaluate, events, packing, run_folder, run_parts
+from steppo_jax import config, events, packing, run_folder, run_parts
 from steppo_jax import learner as learner_lib
-from steppo_jax.rollout import loop
 
 EXPERIMENT = (
   pathlib.Path(__file__).parents[1] / "experiments" / "household_steppo.py"
@@ -58,20 +57,15 @@ def main():
   run = run_parts.Run(
     options, pathlib.Path("."), events.Log(None), lambda _: None
   )
-  run.engine.set_params(run.policy, 0)
-  run.engine.warm_up()
+  engine = run.players.engine
+  engine.set_params(run.policy, 0)
+  engine.warm_up()
   rollout_s, decoded, steps = [], 0, 0
   for update in range(1 if quick else 3):
     start = time.perf_counter()
-    trajectories = loop.run(
-      run.engine,
-      evaluate.make_env(options.env),
-      run.episodes(update),
-      run.prompt,
-      options.rollout,
-    )
+    trajectories = run.players.play(run.episodes(update))
     rollout_s.append(time.perf_counter() - start)
-    run.engine.set_params(run.policy, update + 1)
+    engine.set_params(run.policy, update + 1)
     decoded += sum(len(s.response_ids) for t in trajectories for s in t.steps)
     steps += sum(len(t.steps) for t in trajectories)
   repeats = 1 if quick else 5
@@ -87,8 +81,8 @@ def main():
     "steps_per_s": steps / sum(rollout_s),
     "decoded_tokens_per_s": decoded / sum(rollout_s),
     "unique_tokens": unique,
-    "prefill_over_prompt_tokens": run.engine.counters.prefill_tokens
-    / run.engine.counters.prompt_tokens,
+    "prefill_over_prompt_tokens": engine.counters.prefill_tokens
+    / engine.counters.prompt_tokens,
     "update_packed_s": packed_s,
     "update_rows_s": rows_s,
     "rows_over_packed": rows_s / packed_s,

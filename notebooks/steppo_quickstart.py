@@ -189,7 +189,6 @@ from steppo_jax import (
   run_folder,
   run_parts,
 )
-from steppo_jax.rollout import loop
 
 options = config.override(config.load(EXPERIMENT), ASSIGNMENTS, "notebook")
 run = run_parts.Run(options, run_dir, events.Log(None), lambda _: None)
@@ -198,10 +197,7 @@ with checkpoint.Checkpoints(
 ) as store:
   state, _ = store.restore(None, run.learner.init(run.policy))
 run.hand_over(state.policy, UPDATES)
-games = loop.run(
-  run.engine, run.evaluator.make_env, run.episodes(UPDATES), run.prompt,
-  run.evaluator.rollout,
-)  # fmt: skip
+games = run.players.play(run.episodes(UPDATES))
 parts = learner.make_parts(
   run.model, options.algorithm.row(), options.learner, run.mesh,
   num_updates=UPDATES, seed=options.seed,
@@ -237,7 +233,7 @@ upper.set_title(f"one episode, reward {sum(s.reward for s in game.steps):.1f}")
 figure.tight_layout()
 figure.savefig(run_dir / "advantages.png")
 plt.show()
-run.evaluator.close()
+run.players.close()
 
 # %% [markdown]
 # `python -m steppo_jax report runs/quickstart` plots all the curves,

@@ -13,7 +13,6 @@ from typing import Any
 import tyro
 
 from steppo_jax.algorithm_options import AlgorithmConfig
-from steppo_jax.data import task_sets
 from steppo_jax.data.demonstrations import Demonstrations
 from steppo_jax.envs import base
 from steppo_jax.envs.process import WorkerLimits
@@ -72,20 +71,6 @@ class EnvConfig:
     base.row(self.name)
     if self.workers < 0:
       raise ValueError(f"env.workers={self.workers} must be at least 0")
-
-  def recipes(self) -> base.Recipes:
-    """How the environment and its task lists are made.
-
-    Raises:
-      ValueError: an option that the environment does not have, or that it
-        needs.
-    """
-    own = base.parse_options(self.options)
-    names = ("name", "size", "data_dir", "invalid_penalty")
-    common = {name: getattr(self, name) for name in names}
-    if self.task_set is None:
-      return base.resolve(self.name, common, own)
-    return task_sets.recipes(self.task_set, self.name, common, own)
 
 
 @dataclasses.dataclass(frozen=True)

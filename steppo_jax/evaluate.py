@@ -1,6 +1,5 @@
 """Evaluation of a policy on a pinned panel of tasks."""
 
-import contextlib
 import dataclasses
 import hashlib
 import json
@@ -13,14 +12,12 @@ import jax.numpy as jnp
 
 from steppo_jax import config as config_lib
 from steppo_jax import evaluation, model_files, panel, report, types
-from steppo_jax import hosts as hosts_lib
+from steppo_jax import players as players_lib
 from steppo_jax.data import tokenizer as tokenizer_lib
 from steppo_jax.data import tokenizer_files
 from steppo_jax.data import trajectories as trajectories_lib
-from steppo_jax.envs import base, process
 from steppo_jax.models import transformer, weights
-from steppo_jax.rollout import counts, gathering, loop, prompting, sections
-from steppo_jax.sampler import engine as engine_lib
+from steppo_jax.rollout import counts, gathering, loop
 
 # Keys of evaluation start here, far from every update's.
 _EVALUATION = 2**31
@@ -125,75 +122,26 @@ def save_policy(
   weights.save_params(path, params, metadata)
 
 
-def make_tasks(env: config_lib.EnvConfig) -> base.TaskList:
-  """The task lists that the options name.
-
-  Raises:
-    ValueError: an option is missing or does not fit, such as ALFWorld without
-      its folder, or an unknown size.
-  """
-  return env.recipes().tasks.make()
-
-
-def make_env(env: config_lib.EnvConfig) -> base.Makers:
-  """What makes environments, in this process or in workers; to be closed."""
-  recipe = env.recipes().env
-  if env.workers:
-    return process.Workers(recipe, env.workers, env.limits)
-  return base.InProcess(recipe)
-
-
 def panel_hash(tasks: Sequence[types.Task]) -> str:
   """Names a panel by its tasks: equal hashes, equal panels."""
   lines = "\n".join(task.uid for task in tasks)
   return hashlib.sha256(lines.encode()).hexdigest()[:12]
 
 
+@dataclasses.dataclass(frozen=True)
 class Evaluator:
-  """Plays one panel of tasks with the weights it is given.
+  """Plays one panel of tasks with the weights that the players hold.
 
   Attributes:
-    engine: The sampler; shared with training, so that nothing compiles twice.
-    prompt: Builds prompts from observations.
+    players: What plays the episodes; shared with training, so that nothing
+      compiles twice. Each of its processes plays a share of the panel.
     tasks: The panel.
-    rollout: Limits of an episode, and of how many are played at once.
     temperature: Of the panel's episodes; 0 is greedy.
-    waiting: Makes a context around waits for environments.
-    hosts: The processes, each of which plays its share of the panel.
-    make_env: Makes environments; shared with training. Leaving the context, or
-      `close`, ends their workers.
   """
 
-  def __init__(
-    self,
-    engine: engine_lib.SlotEngine,
-    prompt: prompting.Prompt,
-    rollout: loop.RolloutConfig,
-    env: config_lib.EnvConfig,
-    tasks: Sequence[types.Task],
-    temperature: float,
-  ):
-    self.engine = engine
-    self.prompt = prompt
-    self.tasks = tasks
-    self.make_env = make_env(env)
-    at_once = [n for n in (rollout.max_live, self.make_env.at_once) if n]
-    if at_once:
-      rollout = dataclasses.replace(rollout, max_live=min(at_once))
-    self.rollout = rollout
-    self.temperature = temperature
-    self.waiting = contextlib.nullcontext
-    self.hosts = hosts_lib.ALONE
-
-  def __enter__(self):
-    return self
-
-  def __exit__(self, *_):
-    self.close()
-
-  def close(self) -> None:
-    """Ends the environments' workers, if there are any."""
-    self.make_env.close()
+  players: players_lib.Players
+  tasks: Sequence[types.Task]
+  temperature: float
 
   def __call__(
     self,
@@ -216,17 +164,14 @@ class Evaluator:
       for j in range(samples)
     ]
     start = time.monotonic()
-    trajectories = loop.run(
-      self.engine,
-      self.make_env,
-      self.hosts.share(episodes),
-      self.prompt,
-      dataclasses.replace(self.rollout, temperature=self.temperature),
+    hosts = self.players.hosts
+    trajectories = self.players.play(
+      hosts.share(episodes),
+      temperature=self.temperature,
       on_finish=on_finish,
-      waiting=self.waiting,
     )
     trajectories, _ = gathering.gather(
-      self.hosts, "the evaluation", trajectories, episodes, {}
+      hosts, "the evaluation", trajectories, episodes, {}
     )
     # An evaluation counts an error as a failure: the task was not solved.
     found = counts.summary(trajectories)
@@ -240,30 +185,6 @@ class Evaluator:
     metrics["eval/success_low"], metrics["eval/success_high"] = low, high
     metrics["eval/seconds"] = time.monotonic() - start
     return metrics, trajectories
-
-
-def make_evaluator(
-  config: config_lib.RunConfig | config_lib.SupervisedRun,
-  model: transformer.ModelConfig,
-  tokenizer: types.Tokenizer,
-) -> Evaluator:
-  """The evaluator that a configuration describes, with an engine of its own."""
-  rollout = config.rollout
-  engine = engine_lib.SlotEngine(
-    model,
-    config.sampler,
-    context=rollout.max_tokens,
-    max_new_tokens=rollout.max_new_tokens,
-    end_of_turn_id=tokenizer.end_of_turn_id,
-    seed=config.seed,
-  )
-  tasks = make_tasks(config.env).panel(
-    config.evaluation.split, config.evaluation.episodes
-  )
-  prompt = sections.make(config.prompt, tokenizer, config.env.name)
-  return Evaluator(
-    engine, prompt, rollout, config.env, tasks, config.evaluation.temperature
-  )
 
 
 def _check_samples(temperature: float, samples: int, ks: Sequence[int]) -> None:
@@ -312,15 +233,16 @@ def evaluate(
     trajectories_lib.check_new(record.parent, record.name)
   tokenizer = load_tokenizer(config)
   model, params = load_model(config, tokenizer)
-  tasks = make_tasks(config.env)
+  tasks = players_lib.make_tasks(config.env)
   splits = tuple(dict.fromkeys(splits or (config.evaluation.split,)))
   panels = {s: tasks.panel(s, config.evaluation.episodes) for s in splits}
   if on_start is not None:
     on_start(samples * sum(map(len, panels.values())))
   played = {}
-  with make_evaluator(config, model, tokenizer) as evaluator:
-    evaluator.engine.set_params(params, 0)
-    for split, evaluator.tasks in panels.items():
+  with players_lib.make(config, model, tokenizer) as players:
+    players.engine.set_params(params, 0)
+    for split, of in panels.items():
+      evaluator = Evaluator(players, of, config.evaluation.temperature)
       _, played[split] = evaluator(samples=samples, on_finish=on_finish)
   facts = {
     "weights": config.weights,
@@ -339,7 +261,7 @@ def evaluate(
     {s: panel.by_length(of) for s, of in played.items()},
   )
   if output:
-    evaluation.write_steps(output, played, evaluator.prompt)
+    evaluation.write_steps(output, played, players.prompt)
     evaluation.write_summary(output, found)
   if record:
     trajectories_lib.write(record.parent, record.name, played, tokenizer)

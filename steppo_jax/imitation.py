@@ -11,12 +11,15 @@ import jax.numpy as jnp
 
 from steppo_jax import config as config_lib
 from steppo_jax import evaluate, lease, metrics, run_folder, supervised, types
+from steppo_jax import players as players_lib
 from steppo_jax.data import demonstrations
 from steppo_jax.models import lora, presets, transformer
-from steppo_jax.rollout import sections
+from steppo_jax.rollout import prompting, sections
 
 
-def load_rows(config: config_lib.SupervisedRun, prompt, pad_id: int):
+def load_rows(
+  config: config_lib.SupervisedRun, prompt: prompting.Prompt, pad_id: int
+):
   """The demonstrations as packed rows; makes the dataset when missing."""
   options = config.demonstrations
   demonstrations.prepare(config.data_dir, options)
@@ -73,7 +76,11 @@ def _train(config, folder, on_update):
   prompt = sections.make(config.prompt, tokenizer, config.env.name)
   model, params = _start(config, tokenizer)
   rows = load_rows(config, prompt, tokenizer.pad_id)
-  evaluator = evaluate.make_evaluator(config, model, tokenizer)
+  panel = players_lib.make_tasks(config.env).panel(
+    config.evaluation.split, config.evaluation.episodes
+  )
+  players = players_lib.make(config, model, tokenizer)
+  evaluator = evaluate.Evaluator(players, panel, config.evaluation.temperature)
   optimizer, step = supervised.make_step(model, config.training)
   params = lora.add(params, config.training.lora, jax.random.key(config.seed))
   state = optimizer.init(lora.split(params)[0])
@@ -84,7 +91,7 @@ def _train(config, folder, on_update):
     nonlocal mean
     minutes = clock.minutes
     with clock.paused():
-      evaluator.engine.set_params(
+      players.engine.set_params(
         jax.tree.map(jnp.copy, lora.merge(params)), done
       )
       found = mean.result() | evaluator()[0] | {"minutes": minutes}
@@ -92,7 +99,7 @@ def _train(config, folder, on_update):
     writer.write(done, found)
     on_update(done, found)
 
-  with evaluator, metrics.MetricsWriter(folder, resumed=0) as writer:
+  with players, metrics.MetricsWriter(folder, resumed=0) as writer:
     finish(0)
     last = config.training.num_steps
     batches = supervised.batches(rows, config.training, config.seed)

@@ -17,6 +17,7 @@ Where both exist, the one in the journal counts.
 import dataclasses
 import hashlib
 import logging
+import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,8 +25,8 @@ import jax
 import numpy as np
 
 from steppo_jax import config as config_lib
-from steppo_jax import evaluate, events, kill_points, run_folder, types
-from steppo_jax import hosts as hosts_lib
+from steppo_jax import kill_points, run_folder, types
+from steppo_jax import players as players_lib
 from steppo_jax.data import store
 from steppo_jax.data import trajectories as trajectories_lib
 from steppo_jax.rollout import gathering, loop
@@ -55,27 +56,23 @@ class Rollouts:
   Args:
     config: The run's options.
     folder: The run's folder.
-    evaluator: Whose engine, environments and prompts are used.
-    log: Takes in where the time goes.
+    players: What plays the episodes. Each of its processes plays its share of
+      the groups.
     on_episode: Called with every trajectory when it ends, or is found.
-    hosts: The processes, each of which plays its share of the groups.
   """
 
   def __init__(
     self,
     config: config_lib.RunConfig,
-    folder,
-    evaluator: evaluate.Evaluator,
-    log: events.Log,
+    folder: pathlib.Path,
+    players: players_lib.Players,
     on_episode: Callable[[types.Trajectory], None],
-    hosts: hosts_lib.Hosts,
   ):
     self._config = config
-    self._hosts = hosts
+    self._players = players
+    self._hosts = players.hosts
     self._data = folder / "data"
     self._journals = folder / run_folder.JOURNALS_NAME
-    self._evaluator = evaluator
-    self._waiting = log.waiting
     self._on_episode = on_episode
     self._policy = ""
 
@@ -88,7 +85,7 @@ class Rollouts:
     """
     self._policy = mark(policy)
     # On one device, as copies that the next update cannot take for its own.
-    self._evaluator.engine.set_params(
+    self._players.engine.set_params(
       jax.device_put(policy, jax.local_devices()[0]), version
     )
 
@@ -170,18 +167,10 @@ class Rollouts:
     return self._play(episodes, on_finish)[1]
 
   def _play(self, episodes, on_finish):
-    engine = self._evaluator.engine
-    before = dataclasses.asdict(engine.counters)
-    trajectories = loop.run(
-      engine,
-      self._evaluator.make_env,
-      episodes,
-      self._evaluator.prompt,
-      self._evaluator.rollout,
-      on_finish=on_finish,
-      waiting=self._waiting,
-    )
-    now = dataclasses.asdict(engine.counters)
+    counters = self._players.engine.counters
+    before = dataclasses.asdict(counters)
+    trajectories = self._players.play(episodes, on_finish=on_finish)
+    now = dataclasses.asdict(counters)
     return trajectories, {name: now[name] - before[name] for name in now}
 
   def record(self, trajectories, update: int) -> None:
@@ -193,7 +182,7 @@ class Rollouts:
     # A run that goes on from a checkpoint plays the same episodes again.
     done = trajectories_lib.folder_of(self._data, name) / store.DIGESTS
     if not done.exists():
-      tokenizer = self._evaluator.prompt.tokenizer
+      tokenizer = self._players.prompt.tokenizer
       trajectories_lib.write(
         self._data, name, {"train": trajectories}, tokenizer
       )

@@ -23,6 +23,7 @@ from steppo_jax import config as config_lib
 from steppo_jax import hosts as hosts_lib
 from steppo_jax import learner as learner_lib
 from steppo_jax import mesh as mesh_lib
+from steppo_jax import players as players_lib
 from steppo_jax.models import lora
 from steppo_jax.rollout import loop
 
@@ -67,7 +68,7 @@ class Run:
     self.teacher = self._placed(
       _load_teacher(config, self.model, self.tokenizer)
     )
-    self.tasks = evaluate.make_tasks(config.env)
+    self.tasks = players_lib.make_tasks(config.env)
     self.learner = learner_lib.Learner(
       self.model,
       row,
@@ -77,14 +78,16 @@ class Run:
       seed=config.seed,
       temperature=config.rollout.temperature,
     )
-    self.evaluator = evaluate.make_evaluator(config, self.model, self.tokenizer)
-    self.evaluator.hosts = hosts
-    self.engine = self.evaluator.engine
-    self.prompt = self.evaluator.prompt
-    self.evaluator.waiting = log.waiting
-    self.rollouts = rollouts.Rollouts(
-      config, folder, self.evaluator, log, on_episode, hosts
+    panel = self.tasks.panel(
+      config.evaluation.split, config.evaluation.episodes
     )
+    self.players = players_lib.make(
+      config, self.model, self.tokenizer, hosts=hosts, waiting=log.waiting
+    )
+    self.evaluator = evaluate.Evaluator(
+      self.players, panel, config.evaluation.temperature
+    )
+    self.rollouts = rollouts.Rollouts(config, folder, self.players, on_episode)
 
   def _placed(self, policy: Any) -> Any:
     """Parameters that no update changes, where those that it changes are."""
@@ -170,7 +173,8 @@ class Run:
   @property
   def _paths(self) -> int:
     """Most rows that a trajectory can need."""
-    return 1 if self.prompt.append_only else self.config.rollout.max_steps + 1
+    append_only = self.players.prompt.append_only
+    return 1 if append_only else self.config.rollout.max_steps + 1
 
 
 def _provided(config: config_lib.RunConfig) -> set[str]:

@@ -84,7 +84,7 @@ def train(
       run = Run(config, folder, log, on_episode, hosts)
     kill_points.passed("train: built")
     with contextlib.ExitStack() as stack:
-      stack.enter_context(run.evaluator)
+      stack.enter_context(run.players)
       store = checkpoint.Checkpoints(
         folder / run_folder.CHECKPOINTS_NAME, config.keep_checkpoints, hosts
       )
@@ -128,7 +128,7 @@ def _updates(run: Run, store: checkpoint.Checkpoints, on_update, held):
     clock = time.monotonic() - 60 * minutes
     spent = lambda: (time.monotonic() - clock) / 60
     run.hand_over(state.policy, first)
-    run.engine.warm_up()
+    run.players.engine.warm_up()
     # Without a checkpoint the run starts over: no line of it is kept.
     writer = metrics.MetricsWriter(
       run.folder if run.hosts.is_first else None, resumed=first or -1
@@ -224,13 +224,14 @@ def _one_update(run: Run, state, update: int, held):
       f"update {update}: the policy's gradient is not finite; lower "
       "learner.learning_rate, or look at the batch's log-ratios"
     )
+  engine = run.players.engine
   result |= {
-    "compiles/sampler": run.engine.compiles,
+    "compiles/sampler": engine.compiles,
     "compiles/learner": run.learner.compiles,
   }
   times = speeds.Times(started, rolled, learned)
   return state, (
     result
     | speeds.of_update(times, packed, trajectories)
-    | speeds.of_sampler(counted, run.engine.num_slots, packed)
+    | speeds.of_sampler(counted, engine.num_slots, packed)
   )

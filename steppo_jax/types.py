@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -155,10 +155,66 @@ class Response:
   policy_version: int
 
 
+@dataclasses.dataclass
+class EngineCounters:
+  """What an engine has done since it was made; the numbers only grow.
+
+  Attributes:
+    prompt_tokens: Prompt tokens asked for.
+    prefill_tokens: Prompt tokens read.
+    copied_tokens: Prompt tokens taken over from another slot.
+    decode_steps: Tokens read side by side while sampling.
+    decode_tokens: Tokens read while sampling, over all slots.
+  """
+
+  prompt_tokens: int = 0
+  prefill_tokens: int = 0
+  copied_tokens: int = 0
+  decode_steps: int = 0
+  decode_tokens: int = 0
+
+
+@runtime_checkable
 class Engine(Protocol):
-  """Samples responses for requests that come and go."""
+  """Samples responses for requests that come and go.
+
+  A run gives it weights (`set_params`), compiles once (`warm_up`), and plays
+  between two changes of the weights. The loop that plays episodes needs only
+  `num_slots`, `submit`, `poll` and `release`.
+
+  Attributes:
+    num_slots: Most responses under way at once.
+    counters: What has been done so far; the same object throughout.
+  """
 
   num_slots: int
+  counters: EngineCounters
+
+  @property
+  def compiles(self) -> int:
+    """Programs compiled so far; constant after `warm_up`."""
+
+  @property
+  def version(self) -> int | None:
+    """Updates behind the weights it holds; None before the first weights."""
+
+  def set_params(self, params: Any, version: int) -> None:
+    """Takes new weights, which every later response is sampled with.
+
+    Args:
+      params: The policy's parameters, as a tree of arrays.
+      version: Number of updates behind them.
+
+    Raises:
+      RuntimeError: responses are under way.
+    """
+
+  def warm_up(self) -> None:
+    """Compiles every program that requests can need.
+
+    Raises:
+      RuntimeError: there are no weights yet.
+    """
 
   def submit(self, requests: Sequence[Request]) -> None:
     """Takes requests in, at most `num_slots` under way at once."""

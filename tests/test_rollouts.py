@@ -9,7 +9,7 @@ import pytest
 import worlds
 from test_train import small_config
 
-from steppo_jax import evaluate, events, hosts, rollouts
+from steppo_jax import players, rollouts
 from steppo_jax.envs import household
 from steppo_jax.rollout import journal
 
@@ -29,13 +29,15 @@ class Played:
 
   def play(self, *, policy=None):
     self.ended.clear()
-    with evaluate.make_evaluator(
+    with players.make(
       self.config, worlds.model(), worlds.tokenizer()
-    ) as evaluator:
+    ) as playing:
       made = rollouts.Rollouts(
-        self.config, self.folder, evaluator, events.Log(None),
-        lambda one: self.ended.append(one.uid), hosts.ALONE,
-      )  # fmt: skip
+        self.config,
+        self.folder,
+        playing,
+        lambda one: self.ended.append(one.uid),
+      )
       made.set_policy(jax.device_get(policy or worlds.policy()), 0)
       return made.play(0, worlds.episodes(COUNT))
 

@@ -158,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.error(f"num_updates={options.num_updates}: an interval needs 3")
   with tempfile.TemporaryDirectory() as folder, events.Log(None) as log:
     run = run_parts.Run(options, pathlib.Path(folder), log, lambda _: None)
-    with run.evaluator:
+    with run.players:
       found = study(run, args.warmup)
   episodes = options.tasks_per_update * options.group_size
   print(f"| credit | cosine of two batches of {episodes} | episodes for half |")

@@ -44,25 +44,6 @@ class SamplerConfig:
       )
 
 
-@dataclasses.dataclass
-class Counters:
-  """What the engine has done so far.
-
-  Attributes:
-    prompt_tokens: Prompt tokens asked for.
-    prefill_tokens: Prompt tokens read.
-    copied_tokens: Prompt tokens taken over from another slot.
-    decode_steps: Tokens read side by side while sampling.
-    decode_tokens: Tokens read while sampling, over all slots.
-  """
-
-  prompt_tokens: int = 0
-  prefill_tokens: int = 0
-  copied_tokens: int = 0
-  decode_steps: int = 0
-  decode_tokens: int = 0
-
-
 _by_layer = jax.jit(transformer.by_layer)
 
 
@@ -101,7 +82,7 @@ class SlotEngine:
     """
     n = config.num_slots
     self.num_slots = n
-    self.counters = Counters()
+    self.counters = types.EngineCounters()
     self._config = config
     self._end_of_turn = end_of_turn_id
     self._version: int | None = None
@@ -251,6 +232,11 @@ class SlotEngine:
         )
       )
     return found
+
+  @property
+  def version(self) -> int | None:
+    """Updates behind the weights it holds; None before the first weights."""
+    return self._version
 
   @property
   def compiles(self) -> int:

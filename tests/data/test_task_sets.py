@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from steppo_jax import __main__ as cli
-from steppo_jax import config, evaluate
+from steppo_jax import config, evaluate, players
 from steppo_jax.data import store, task_sets
 
 GENERATED = ["household", "paper_search", "search_qa", "webshop"]
@@ -21,7 +21,7 @@ def _made(env, output, **options):
 
 
 def _source(**options):
-  return evaluate.make_tasks(config.EnvConfig(**options))
+  return players.make_tasks(config.EnvConfig(**options))
 
 
 @pytest.mark.parametrize("env", GENERATED)
@@ -100,7 +100,7 @@ def test_real_tasks_bring_their_files_and_can_be_moved(
   folder.parent.mkdir()
   shutil.move(made, folder)
   shutil.rmtree(raw)
-  recipes = config.EnvConfig(name=env, task_set=str(folder)).recipes()
+  recipes = players.recipes(config.EnvConfig(name=env, task_set=str(folder)))
   found = recipes.tasks.make().panel(split, 9)
   assert [task.uid for task in found] == [task.uid for task in want]
   swap = lambda p: json.dumps(p).replace(str(raw), str(folder.resolve()))
@@ -151,15 +151,15 @@ def test_the_real_data_come_back_as_they_were(
 def test_a_run_takes_its_tasks_from_a_prepared_set(tmp_path):
   folder = str(_made("search_qa", tmp_path))
   options = config.EnvConfig(name="search_qa", task_set=folder)
-  tasks = evaluate.make_tasks(options)
+  tasks = players.make_tasks(options)
   known = set(t.uid for t in task_sets.load(folder, "train"))
   drawn = tasks.sample(4, seed=0, update=0)
   assert {t.uid for t in drawn} <= known
   assert drawn == tasks.sample(4, seed=0, update=0)
-  env = evaluate.make_env(options)()
+  env = players.make_env(options)()
   assert "Your task is to" in env.reset(drawn[0], 0).observation
   with pytest.raises(ValueError, match="holds tasks of search_qa, not of webs"):
-    config.EnvConfig(name="webshop", task_set=folder).recipes()
+    players.recipes(config.EnvConfig(name="webshop", task_set=folder))
   with pytest.raises(ValueError, match="has no split 'test'; it has train"):
     tasks.panel("test", 1)
 
@@ -167,7 +167,7 @@ def test_a_run_takes_its_tasks_from_a_prepared_set(tmp_path):
 def test_household_sets_are_played_as_alfworld_too(tmp_path):
   folder = str(_made("household", tmp_path))
   for name in ("household", "alfworld"):
-    recipes = config.EnvConfig(name=name, task_set=folder).recipes()
+    recipes = players.recipes(config.EnvConfig(name=name, task_set=folder))
     task = recipes.tasks.make().panel("valid_unseen", 1)[0]
     assert task.payload["task"] in recipes.env.make().reset(task, 0).observation
 
@@ -228,7 +228,7 @@ def test_what_cannot_be_prepared_is_refused(options, message, tmp_path):
 
 def test_other_folders_are_not_task_sets(tmp_path):
   with pytest.raises(ValueError, match=r"it has no facts.json"):
-    config.EnvConfig(task_set=str(tmp_path)).recipes()
+    players.recipes(config.EnvConfig(task_set=str(tmp_path)))
   (tmp_path / "facts.json").write_text('{"kind": "trajectories"}')
   with pytest.raises(ValueError, match="not one of tasks"):
     task_sets.describe(tmp_path)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from steppo_jax import config, evaluate
+from steppo_jax import config, players
 from steppo_jax.data import tasks as tasks_lib
 
 GENERATED = ["household", "paper_search", "search_qa", "webshop"]
@@ -17,7 +17,7 @@ RECORDED = [
 
 @pytest.mark.parametrize("env", GENERATED)
 def test_generated_tasks_are_a_function_of_seed_and_update(env):
-  tasks = evaluate.make_tasks(config.EnvConfig(name=env, size="tiny"))
+  tasks = players.make_tasks(config.EnvConfig(name=env, size="tiny"))
   first = tasks.sample(4, seed=1, update=2)
   assert first == tasks.sample(4, seed=1, update=2)
   uids = {t.uid for t in first}
@@ -37,7 +37,7 @@ def test_real_tasks_are_a_function_of_seed_and_update(
   if not folder.is_dir():
     pytest.skip(f"no folder {folder}")
   options = config.EnvConfig(name=env, data_dir=str(folder))
-  tasks = evaluate.make_tasks(options)
+  tasks = players.make_tasks(options)
   first = tasks.sample(8, seed=1, update=2)
   assert first == tasks.sample(8, seed=1, update=2)
   assert len({t.uid for t in first}) == 8
@@ -53,8 +53,8 @@ def test_real_tasks_are_a_function_of_seed_and_update(
 def test_unknown_sizes_and_splits_are_refused(env):
   options = config.EnvConfig(name=env, size="huge")
   with pytest.raises(ValueError, match=r"env.size='huge' is none of tiny"):
-    evaluate.make_tasks(options)
-  tasks = evaluate.make_tasks(config.EnvConfig(name=env, size="tiny"))
+    players.make_tasks(options)
+  tasks = players.make_tasks(config.EnvConfig(name=env, size="tiny"))
   with pytest.raises(ValueError, match="split 'test' is none of train"):
     tasks.panel("test", 1)
 

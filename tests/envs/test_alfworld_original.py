@@ -6,7 +6,7 @@ import tarfile
 
 import pytest
 
-from steppo_jax import config, types
+from steppo_jax import config, players, types
 from steppo_jax.envs import alfworld_original, base, household, process
 
 LIMITS = process.WorkerLimits(
@@ -79,7 +79,9 @@ def test_the_original_engine_says_what_ours_says_in_all_24_games(release):
 def test_tasks_are_those_of_our_engine_and_name_their_file(release):
   tasks = {}
   for name in ("alfworld", "alfworld_original"):
-    recipes = config.EnvConfig(name=name, data_dir=str(release)).recipes()
+    recipes = players.recipes(
+      config.EnvConfig(name=name, data_dir=str(release))
+    )
     tasks[name] = recipes.tasks.make().panel("valid_seen", 100)
   ours, original = tasks.values()
   assert len(ours) == len(original) == 12

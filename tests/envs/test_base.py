@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from steppo_jax import config, evaluate, types
+from steppo_jax import config, players, types
 from steppo_jax.envs import base, household, process, seeds
 
 METADATA = "Metadata-Version: 2.1\nName: third-party\nVersion: 1.0\n"
@@ -68,15 +68,17 @@ def test_an_unknown_name_tells_the_nearest():
 
 
 def test_options_go_where_they_are_parameters():
-  recipes = config.EnvConfig(size="tiny", invalid_penalty=0.25).recipes()
+  recipes = players.recipes(config.EnvConfig(size="tiny", invalid_penalty=0.25))
   assert recipes.env.options == {"invalid_penalty": 0.25}
   assert recipes.tasks.options == {"size": "tiny"}
-  recipes = options("dialect=put").recipes()
+  recipes = players.recipes(options("dialect=put"))
   assert recipes.env.options == {"invalid_penalty": 0.1, "dialect": "put"}
 
 
 def test_values_are_json_or_else_text():
-  recipes = options("crash=0.5", "env=household", name="faulty").recipes()
+  recipes = players.recipes(
+    options("crash=0.5", "env=household", name="faulty")
+  )
   assert recipes.env.options == {"crash": 0.5, "env": "household"}
 
 
@@ -91,7 +93,7 @@ def test_values_are_json_or_else_text():
 )
 def test_options_that_do_not_fit_are_refused(given, changes, message):
   with pytest.raises(ValueError, match=message):
-    options(*given, **changes).recipes()
+    players.recipes(options(*given, **changes))
 
 
 def test_a_number_of_workers_is_not_negative():
@@ -100,10 +102,10 @@ def test_a_number_of_workers_is_not_negative():
 
 
 def test_workers_or_this_process():
-  here = evaluate.make_env(config.EnvConfig())
+  here = players.make_env(config.EnvConfig())
   assert isinstance(here(), household.HouseholdEnv)
   assert here.at_once is None
-  there = evaluate.make_env(config.EnvConfig(workers=2))
+  there = players.make_env(config.EnvConfig(workers=2))
   assert isinstance(there, process.Workers)
   assert there.at_once == 2
   there.close()
@@ -113,11 +115,12 @@ def test_workers_or_this_process():
 def test_another_package_adds_an_environment(third_party):
   assert "parlour" in base.names()
   env = options("word=hello", name="parlour")
-  tasks = evaluate.make_tasks(env).sample(2, seed=0, update=0)
+  tasks = players.make_tasks(env).sample(2, seed=0, update=0)
   assert [t.env for t in tasks] == ["parlour"] * 2
-  made = evaluate.make_env(env)()
+  made = players.make_env(env)()
   assert made.reset(tasks[0], 0).observation == "hello 0.1"
-  with process.Workers(env.recipes().env, 1, process.WorkerLimits()) as workers:
+  recipe = players.recipes(env).env
+  with process.Workers(recipe, 1, process.WorkerLimits()) as workers:
     there = workers()
     assert there.reset(tasks[0], 0).observation == "hello 0.1"
     there.close()

@@ -9,7 +9,7 @@ import tomllib
 import pytest
 import worlds
 
-from steppo_jax import config, evaluate
+from steppo_jax import config, players
 from steppo_jax.rollout import loop, prompting
 
 DOCUMENT = pathlib.Path(__file__).parents[2] / "docs" / "environments.md"
@@ -63,9 +63,9 @@ def halving(highest):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_example_of_the_documents_is_played_by_name(installed, workers):
   env = config.EnvConfig("guess", options=("highest=20",), workers=workers)
-  tasks = evaluate.make_tasks(env).panel("valid_unseen", 6)
+  tasks = players.make_tasks(env).panel("valid_unseen", 6)
   episodes = [loop.Episode(t.uid, t, 0, (i,)) for i, t in enumerate(tasks)]
-  make_env = evaluate.make_env(env)
+  make_env = players.make_env(env)
   limits = dataclasses.replace(
     worlds.ROLLOUT, max_steps=5, max_live=make_env.at_once
   )
@@ -78,9 +78,9 @@ def test_the_example_of_the_documents_is_played_by_name(installed, workers):
 
 def test_the_example_saves_and_refuses(installed):
   env = config.EnvConfig("guess", invalid_penalty=0.5)
-  make_env = evaluate.make_env(env)
+  make_env = players.make_env(env)
   a, b = make_env(), make_env()
-  a.reset(evaluate.make_tasks(env).panel("train", 1)[0], 0)
+  a.reset(players.make_tasks(env).panel("train", 1)[0], 0)
   out = a.step("a number")
   assert (out.reward, out.info["invalid"]) == (-0.5, True)
   b.restore(a.save())
