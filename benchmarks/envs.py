@@ -29,22 +29,20 @@ import rich.box
 import rich.console
 import rich.table
 
-from steppo_jax.envs import (
-  alfworld,
-  bm25,
-  household,
-  household_worlds,
-  paper_library,
-  paper_search,
-  paper_worlds,
-  search_data,
-  search_fts,
-  search_qa,
-  search_worlds,
-  webshop,
-  webshop_pages,
-  webshop_worlds,
-)
+from steppo_jax.envs.household import alfworld
+from steppo_jax.envs.household import env as household
+from steppo_jax.envs.household import worlds as household_worlds
+from steppo_jax.envs.papers import env as paper_search
+from steppo_jax.envs.papers import library as paper_library
+from steppo_jax.envs.papers import worlds as paper_worlds
+from steppo_jax.envs.questions import data as search_data
+from steppo_jax.envs.questions import env as search_qa
+from steppo_jax.envs.questions import worlds as search_worlds
+from steppo_jax.envs.retrieval import bm25
+from steppo_jax.envs.retrieval import fts as search_fts
+from steppo_jax.envs.webshop import env as webshop
+from steppo_jax.envs.webshop import pages as webshop_pages
+from steppo_jax.envs.webshop import worlds as webshop_worlds
 
 _DATA = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
 _AT_ONCE = 256

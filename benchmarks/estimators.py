@@ -27,9 +27,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from steppo_jax import algorithms, estimators, run_folder
+from steppo_jax.algorithms import estimators
+from steppo_jax.algorithms import table as algorithms
 from steppo_jax.batch import StepTable, TokenBatch
 from steppo_jax.ops import returns, segments
+from steppo_jax.storage import folder as run_folder
 
 TOKENS, PROMPT = 512, 8
 STEPS_OF_EPISODE, EPISODES_OF_GROUP, ANCHORS = 8, 8, 4

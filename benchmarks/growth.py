@@ -24,8 +24,8 @@ import jax
 import numpy as np
 import synthetic
 
-from steppo_jax import run_folder
 from steppo_jax.models import presets
+from steppo_jax.storage import folder as run_folder
 
 VOCAB, ROW = 512, 2048
 # Two episodes fill a row in each layout: 2,000 and 2,000 tokens.

@@ -28,9 +28,12 @@ from typing import NamedTuple
 import jax
 import synthetic
 
-from steppo_jax import config, events, run_folder, run_parts
-from steppo_jax.data.tokenizer import SentencePieceTokenizer
 from steppo_jax.models import presets
+from steppo_jax.storage import events
+from steppo_jax.storage import folder as run_folder
+from steppo_jax.tokenizer.sentencepiece_tokenizer import SentencePieceTokenizer
+from steppo_jax.training import config
+from steppo_jax.training import run as run_parts
 
 EXPERIMENT = (
   pathlib.Path(__file__).parents[1] / "experiments" / "household_steppo.py"

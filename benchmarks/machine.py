@@ -38,12 +38,14 @@ import numpy as np
 import optax
 import synthetic
 
-from steppo_jax import run_folder, types
+from steppo_jax import types
 from steppo_jax.models import presets, transformer
-from steppo_jax.models.model_config import FULL
+from steppo_jax.models.config import FULL
 from steppo_jax.ops import logprobs
 from steppo_jax.sampler import decode, draw
 from steppo_jax.sampler import engine as engine_lib
+from steppo_jax.sampler import options as sampler_options
+from steppo_jax.storage import folder as run_folder
 
 VOCAB = {"smollm2_135m": 49_152}
 # Episodes in the update.
@@ -167,7 +169,7 @@ def measure_decode(name, slots, peak, bandwidth):
   params = jax.device_put(synthetic.parameters(model))
   engine = engine_lib.SlotEngine(
     model,
-    engine_lib.SamplerConfig(num_slots=slots, prefill_lengths=(PROMPT,)),
+    sampler_options.SamplerConfig(num_slots=slots, prefill_lengths=(PROMPT,)),
     context=PROMPT + NEW,
     max_new_tokens=NEW,
     end_of_turn_id=-1,

@@ -9,9 +9,15 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from steppo_jax import algorithms, learner, mesh, packing, types
-from steppo_jax import update as update_lib
-from steppo_jax.models import transformer
+from steppo_jax import types
+from steppo_jax.algorithms import table as algorithms
+from steppo_jax.learner import learner
+from steppo_jax.learner import options as learner_options
+from steppo_jax.learner import state as learner_state
+from steppo_jax.learner import update as update_lib
+from steppo_jax.models import mesh, transformer
+from steppo_jax.packing import options as packing_options
+from steppo_jax.packing import rows as packing
 
 TURN, SAMPLED = 100, 20
 
@@ -95,20 +101,20 @@ class Program(NamedTuple):
   argument_bytes: int
 
 
-def options(**changes) -> learner.LearnerConfig:
+def options(**changes) -> learner_options.LearnerConfig:
   """One optimizer step each for critic and policy, from the first update on."""
   return dataclasses.replace(
-    learner.LearnerConfig(
+    learner_options.LearnerConfig(
       num_minibatches=1, actor_epochs=1, critic_epochs=1, critic_warmup=0
     ),
     **changes,
   )
 
 
-def parts_of(model, config: learner.LearnerConfig):
+def parts_of(model, config: learner_options.LearnerConfig):
   """StepPO without a reference policy, on one device."""
   row = dataclasses.replace(algorithms.get("steppo"), kl_coef=0.0)
-  return learner.make_parts(
+  return learner.make_spec(
     model, row, config, mesh.make_mesh(1), num_updates=100, seed=0
   )
 
@@ -119,7 +125,7 @@ def pack(trajectories, layout, row_length, config, rows=None):
   packed = packing.pack(
     trajectories,
     [0] * len(trajectories),
-    packing.PackingConfig(layout=layout, row_length=row_length),
+    packing_options.PackingConfig(layout=layout, row_length=row_length),
     num_parts=1,
     rows_multiple=config.microbatch_rows,
     pad_id=0,
@@ -135,16 +141,16 @@ def parameters(model: transformer.ModelConfig):
   return jax.device_get(make(jax.random.key(0)))
 
 
-def put(packed: packing.Packed) -> learner.Batch:
-  return learner.put_batch(packed, mesh.make_mesh(1))
+def put(packed: packing.Packed) -> learner_state.Batch:
+  return learner_state.put_batch(packed, mesh.make_mesh(1))
 
 
-def compiled(model, config, batch: learner.Batch) -> Program:
+def compiled(model, config, batch: learner_state.Batch) -> Program:
   """Compiles the update for batches of the shape of `batch`."""
-  parts = parts_of(model, config)
-  state = learner.init(parts, parameters(model))
+  spec = parts_of(model, config)
+  state = learner.init(spec, parameters(model))
   start = time.perf_counter()
-  run = jax.jit(functools.partial(update_lib.update, parts), donate_argnums=0)
+  run = jax.jit(functools.partial(update_lib.update, spec), donate_argnums=0)
   program = run.lower(state, None, batch, None).compile()
   seconds = time.perf_counter() - start
   memory = program.memory_analysis()
@@ -157,14 +163,14 @@ def compiled(model, config, batch: learner.Batch) -> Program:
   )
 
 
-def step(program: Program, batch: learner.Batch) -> Program:
+def step(program: Program, batch: learner_state.Batch) -> Program:
   """One update, waited for; the program with the state after it."""
   state, found = program.run(program.state, None, batch, None)
   jax.block_until_ready((state, found))
   return program._replace(state=state)
 
 
-def timed(program: Program, batch: learner.Batch, repeats: int):
+def timed(program: Program, batch: learner_state.Batch, repeats: int):
   """Median seconds of an update, and the program with the state after it.
 
   The first run is left out, unless it takes more than five seconds: then what

@@ -16,8 +16,12 @@ import time
 
 import jax
 
-from steppo_jax import config, events, packing, run_folder, run_parts
-from steppo_jax import learner as learner_lib
+from steppo_jax.learner import state as learner_state
+from steppo_jax.packing import rows as packing
+from steppo_jax.storage import events
+from steppo_jax.storage import folder as run_folder
+from steppo_jax.training import config
+from steppo_jax.training import run as run_parts
 
 EXPERIMENT = (
   pathlib.Path(__file__).parents[1] / "experiments" / "household_steppo.py"
@@ -36,7 +40,7 @@ def _learn_s(run, trajectories, layout, repeats):
     rows_multiple=options.microbatch_rows,
     pad_id=run.tokenizer.pad_id,
   )
-  batch = learner_lib.put_batch(packed, run.mesh)
+  batch = learner_state.put_batch(packed, run.mesh)
   state = run.learner.init(run.policy)
   times = []
   for _ in range(repeats + 1):

@@ -17,9 +17,11 @@ import time
 import jax
 import numpy as np
 
-from steppo_jax import run_folder, types
+from steppo_jax import types
 from steppo_jax.models import presets, transformer
 from steppo_jax.sampler import engine as engine_lib
+from steppo_jax.sampler import options
+from steppo_jax.storage import folder as run_folder
 
 VOCAB, GROUP, NEW, SAMPLED = 512, 4, 60, 20
 
@@ -28,7 +30,7 @@ def make_engine(model, slots, turns):
   """An engine whose responses never end by themselves."""
   engine = engine_lib.SlotEngine(
     model,
-    engine_lib.SamplerConfig(num_slots=slots),
+    options.SamplerConfig(num_slots=slots),
     context=-(-turns * (NEW + SAMPLED) // 64) * 64,
     max_new_tokens=SAMPLED,
     end_of_turn_id=-1,

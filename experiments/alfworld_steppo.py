@@ -12,9 +12,9 @@ import dataclasses
 
 import household_steppo
 
-from steppo_jax import config
-from steppo_jax.packing import PackingConfig
-from steppo_jax.rollout.loop import RolloutConfig
+from steppo_jax.packing.options import PackingConfig
+from steppo_jax.rollout.options import RolloutConfig
+from steppo_jax.training import config
 
 # One game in twenty is won at the start: with a penalty of 0.1 avoiding refused
 # commands is all that is learned.

@@ -11,9 +11,9 @@ import dataclasses
 from webshop_steppo import CONFIG as _SHOP
 from webshop_steppo import WEIGHTS
 
-from steppo_jax import config
-from steppo_jax.packing import PackingConfig
-from steppo_jax.rollout.loop import RolloutConfig
+from steppo_jax.packing.options import PackingConfig
+from steppo_jax.rollout.options import RolloutConfig
+from steppo_jax.training import config
 
 # Two paragraphs a search, as a small model reads them.
 OPTIONS = ("top=2",)

@@ -11,8 +11,8 @@ import dataclasses
 import household_brief_warm_start as start
 import household_scratchpad_steppo as long
 
-from steppo_jax.packing import PackingConfig
-from steppo_jax.rollout.loop import RolloutConfig
+from steppo_jax.packing.options import PackingConfig
+from steppo_jax.rollout.options import RolloutConfig
 
 CONFIG = dataclasses.replace(
   long.CONFIG,

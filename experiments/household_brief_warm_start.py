@@ -11,9 +11,9 @@ import dataclasses
 
 import household_scratchpad_warm_start as long
 
-from steppo_jax import config
-from steppo_jax.packing import PackingConfig
-from steppo_jax.rollout.loop import RolloutConfig
+from steppo_jax.packing.options import PackingConfig
+from steppo_jax.rollout.options import RolloutConfig
+from steppo_jax.training import config
 
 CONFIG = dataclasses.replace(
   long.CONFIG,

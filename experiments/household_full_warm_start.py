@@ -15,8 +15,8 @@ import dataclasses
 
 import household_warm_start
 
-from steppo_jax.packing import PackingConfig
-from steppo_jax.rollout.loop import RolloutConfig
+from steppo_jax.packing.options import PackingConfig
+from steppo_jax.rollout.options import RolloutConfig
 
 _SMALL = household_warm_start.CONFIG
 

@@ -12,8 +12,8 @@ import dataclasses
 import household_scratchpad_warm_start as start
 import household_steppo
 
-from steppo_jax.packing import PackingConfig
-from steppo_jax.rollout.loop import RolloutConfig
+from steppo_jax.packing.options import PackingConfig
+from steppo_jax.rollout.options import RolloutConfig
 
 CONFIG = dataclasses.replace(
   household_steppo.CONFIG,

@@ -12,9 +12,9 @@ import pathlib
 
 import household_warm_start
 
-from steppo_jax import config
-from steppo_jax.packing import PackingConfig
-from steppo_jax.rollout.loop import RolloutConfig
+from steppo_jax.packing.options import PackingConfig
+from steppo_jax.rollout.options import RolloutConfig
+from steppo_jax.training import config
 
 WEIGHTS = pathlib.Path(__file__).parent / "weights"
 OPTIONS = ("scratchpad=true",)

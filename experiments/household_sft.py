@@ -10,8 +10,8 @@ import dataclasses
 import household_steppo
 import household_warm_start
 
-from steppo_jax import config
-from steppo_jax.supervised import SupervisedConfig
+from steppo_jax.learner.options import SupervisedConfig
+from steppo_jax.training import config
 
 CONFIG = dataclasses.replace(
   household_warm_start.CONFIG,

@@ -19,8 +19,8 @@ from household_smollm2_sft import CONFIG as _SFT
 from household_smollm2_sft import WEIGHTS
 from household_steppo import CONFIG as _SMALL
 
-from steppo_jax import config
-from steppo_jax.learner import LearnerConfig
+from steppo_jax.learner.options import LearnerConfig
+from steppo_jax.training import config
 
 CONFIG = config.RunConfig(
   weights=WEIGHTS,

@@ -13,14 +13,14 @@ it works (docs/models.md):
       demonstrations.num_episodes=8 evaluation.episodes=2 rollout.max_steps=2
 """
 
-from steppo_jax import config
-from steppo_jax.data.demonstrations import Demonstrations
-from steppo_jax.models.lora import LoraConfig
-from steppo_jax.packing import PackingConfig
-from steppo_jax.rollout.loop import RolloutConfig
-from steppo_jax.rollout.prompting import PromptConfig
-from steppo_jax.sampler.engine import SamplerConfig
-from steppo_jax.supervised import SupervisedConfig
+from steppo_jax.datasets.options import Demonstrations
+from steppo_jax.learner.options import SupervisedConfig
+from steppo_jax.models.options import LoraConfig
+from steppo_jax.packing.options import PackingConfig
+from steppo_jax.prompts.options import PromptConfig
+from steppo_jax.rollout.options import RolloutConfig
+from steppo_jax.sampler.options import SamplerConfig
+from steppo_jax.training import config
 
 WEIGHTS = "runs/household_smollm2/sft.safetensors"
 

@@ -7,10 +7,10 @@ Hardware: 2 CPU cores. Time and result: docs/results.md.
 
 import pathlib
 
-from steppo_jax import config
-from steppo_jax.learner import LearnerConfig
-from steppo_jax.packing import PackingConfig
-from steppo_jax.rollout.loop import RolloutConfig
+from steppo_jax.learner.options import LearnerConfig
+from steppo_jax.packing.options import PackingConfig
+from steppo_jax.rollout.options import RolloutConfig
+from steppo_jax.training import config
 
 WEIGHTS = pathlib.Path(__file__).parent / "weights"
 

@@ -11,11 +11,11 @@ committed; nothing else needs this run.
 
 import pathlib
 
-from steppo_jax import config
-from steppo_jax.data.demonstrations import Demonstrations
-from steppo_jax.packing import PackingConfig
-from steppo_jax.rollout.loop import RolloutConfig
-from steppo_jax.supervised import SupervisedConfig
+from steppo_jax.datasets.options import Demonstrations
+from steppo_jax.learner.options import SupervisedConfig
+from steppo_jax.packing.options import PackingConfig
+from steppo_jax.rollout.options import RolloutConfig
+from steppo_jax.training import config
 
 WEIGHTS = pathlib.Path(__file__).parent / "weights"
 

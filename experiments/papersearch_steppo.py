@@ -12,7 +12,7 @@ import dataclasses
 from hotpotqa_steppo import CONFIG as _QUESTIONS
 from webshop_steppo import WEIGHTS
 
-from steppo_jax import config
+from steppo_jax.training import config
 
 # Short lists, as a small model reads them.
 OPTIONS = ("top=5", "shown=5")

@@ -11,7 +11,7 @@ import dataclasses
 from hotpotqa_warm_start import CONFIG as _QUESTIONS
 from hotpotqa_warm_start import WEIGHTS
 
-from steppo_jax import config
+from steppo_jax.training import config
 
 # Short lists, as a small model reads them.
 OPTIONS = ("top=5", "shown=5")

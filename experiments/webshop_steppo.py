@@ -12,9 +12,9 @@ import dataclasses
 from household_steppo import CONFIG as _HOUSEHOLD
 from household_steppo import WEIGHTS
 
-from steppo_jax import config
-from steppo_jax.packing import PackingConfig
-from steppo_jax.rollout.loop import RolloutConfig
+from steppo_jax.packing.options import PackingConfig
+from steppo_jax.rollout.options import RolloutConfig
+from steppo_jax.training import config
 
 CONFIG = dataclasses.replace(
   _HOUSEHOLD,

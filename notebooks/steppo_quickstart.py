@@ -81,7 +81,7 @@ print("jax", jax.__version__, jax.devices())
 # type. `metrics.jsonl` grows by one line an update.
 
 # %%
-from steppo_jax import metrics
+from steppo_jax.storage import metrics
 
 EXPERIMENT = "experiments/household_steppo.py"
 ASSIGNMENTS = [
@@ -180,15 +180,12 @@ plt.show()
 # %%
 import functools
 
-from steppo_jax import (
-  checkpoint,
-  config,
-  credit,
-  events,
-  learner,
-  run_folder,
-  run_parts,
-)
+from steppo_jax.learner import credit, learner
+from steppo_jax.learner import state as learner_state
+from steppo_jax.storage import checkpoint, events
+from steppo_jax.storage import folder as run_folder
+from steppo_jax.training import config
+from steppo_jax.training import run as run_parts
 
 options = config.override(config.load(EXPERIMENT), ASSIGNMENTS, "notebook")
 run = run_parts.Run(options, run_dir, events.Log(None), lambda _: None)
@@ -198,12 +195,12 @@ with checkpoint.Checkpoints(
   state, _ = store.restore(None, run.learner.init(run.policy))
 run.hand_over(state.policy, UPDATES)
 games = run.players.play(run.episodes(UPDATES))
-parts = learner.make_parts(
+spec = learner.make_spec(
   run.model, options.algorithm.row(), options.learner, run.mesh,
   num_updates=UPDATES, seed=options.seed,
 )  # fmt: skip
-batch = learner.put_batch(run.pack(games, UPDATES), run.mesh)
-assigned = jax.jit(functools.partial(credit.assign, parts))(
+batch = learner_state.put_batch(run.pack(games, UPDATES), run.mesh)
+assigned = jax.jit(functools.partial(credit.assign, spec))(
   state, None, batch, None
 )
 table = jax.device_get(assigned.batch.table)

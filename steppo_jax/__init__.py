@@ -44,8 +44,8 @@ _PUBLIC = {
   "overlong_penalty": "ops.shaping",
   "group_spread": "ops.groups",
   "joint_group": "ops.groups",
-  "ALGORITHMS": "algorithms",
-  "Algorithm": "algorithms",
+  "ALGORITHMS": "algorithms.table",
+  "Algorithm": "algorithms.table",
 }
 
 

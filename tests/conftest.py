@@ -12,6 +12,9 @@ import hypothesis
 import pytest
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
+# Helpers, which tests and the processes they start import by bare name.
+_SUPPORT = _ROOT / "tests" / "support"
+sys.path[:0] = [str(_SUPPORT / name) for name in ("", "envs", "models")]
 _PROGRAMS = [_ROOT / "experiments" / name for name in ("chain", "analysis")]
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -94,7 +97,7 @@ def sgd(monkeypatch):
   is magnified where a gradient is nearly zero."""
   import optax
 
-  from steppo_jax import optimizers
+  from steppo_jax.learner import optimizers
 
   monkeypatch.setattr(optimizers, "adamw", lambda *_, **__: optax.sgd(0.05))
 

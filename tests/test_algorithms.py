@@ -5,7 +5,8 @@ import inspect
 
 import pytest
 
-from steppo_jax import algorithms, estimators, objective
+from steppo_jax.algorithms import estimators, objective
+from steppo_jax.algorithms import table as algorithms
 from steppo_jax.ops import aggregation
 
 # fmt: off
@@ -122,7 +123,7 @@ def test_the_loss_is_averaged_over_tokens_steps_or_trajectories():
 
 
 def test_options_of_a_run_change_the_row():
-  from steppo_jax import config
+  from steppo_jax.training import config
 
   made = config.AlgorithmConfig(
     name="serl", clip_low=0.3, loss_weighting="step", teacher="teacher.st"

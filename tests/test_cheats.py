@@ -9,18 +9,17 @@ import functools
 import pytest
 import worlds
 
-from steppo_jax import panel
-from steppo_jax.envs import (
-  household,
-  household_worlds,
-  paper_search,
-  paper_worlds,
-  search_qa,
-  search_worlds,
-  webshop,
-  webshop_worlds,
-)
-from steppo_jax.rollout import loop, prompting
+from steppo_jax.envs.household import env as household
+from steppo_jax.envs.household import worlds as household_worlds
+from steppo_jax.envs.papers import env as paper_search
+from steppo_jax.envs.papers import worlds as paper_worlds
+from steppo_jax.envs.questions import env as search_qa
+from steppo_jax.envs.questions import worlds as search_worlds
+from steppo_jax.envs.webshop import env as webshop
+from steppo_jax.envs.webshop import worlds as webshop_worlds
+from steppo_jax.prompts import base as prompting
+from steppo_jax.reports import panel
+from steppo_jax.rollout import loop, options
 
 # Environment, generator of tasks, scores that an expert brings to 1.
 CASES = {
@@ -66,7 +65,9 @@ def _play(name, agent):
     functools.partial(make, invalid_penalty=0.1),
     episodes,
     prompting.CompactPrompt(worlds.tokenizer()),
-    loop.RolloutConfig(max_steps=STEPS, max_tokens=40_000, max_new_tokens=400),
+    options.RolloutConfig(
+      max_steps=STEPS, max_tokens=40_000, max_new_tokens=400
+    ),
   )
   assert all(t.error is None for t in played)
   return panel.table(played)["all"]

@@ -12,7 +12,7 @@ import pytest
 import saved_states
 from saved_states import bits, state
 
-from steppo_jax import checkpoint
+from steppo_jax.storage import checkpoint
 
 pytestmark = saved_states.ORBAX
 
@@ -102,7 +102,7 @@ def test_going_back_removes_the_future_that_was_given_up(
 ):
   with checkpoint.Checkpoints(checkpoint_folder, keep=3) as saved:
     saved.restore(10, state())
-    with caplog.at_level(logging.WARNING, "steppo_jax.checkpoint"):
+    with caplog.at_level(logging.WARNING, "steppo_jax.storage.checkpoint"):
       saved.save(20, state(-20), {})
     assert "removing checkpoint 30" in caplog.text
     saved.wait()
@@ -160,7 +160,7 @@ def test_a_kill_in_the_middle_of_saving_leaves_the_one_before(tmp_path):
   code = """
 import os, pathlib, signal, sys, threading
 import jax.numpy as jnp
-from steppo_jax import checkpoint
+from steppo_jax.storage import checkpoint
 folder = pathlib.Path(sys.argv[1])
 saved = checkpoint.Checkpoints(folder, keep=3)
 saved.save(1, {"x": jnp.ones(9)}, {"update": 1})

@@ -14,7 +14,7 @@ import pytest
 import saved_states
 from saved_states import bits, state
 
-from steppo_jax import checkpoint
+from steppo_jax.storage import checkpoint
 
 pytestmark = saved_states.ORBAX
 
@@ -56,7 +56,7 @@ def test_whatever_is_damaged_the_one_before_is_used(
     caplog.clear()
     with (
       checkpoint.Checkpoints(copy, keep=3) as saved,
-      caplog.at_level(logging.WARNING, "steppo_jax.checkpoint"),
+      caplog.at_level(logging.WARNING, "steppo_jax.storage.checkpoint"),
     ):
       arrays, host = saved.restore(None, state())
       assert host["update"] == 20
@@ -127,7 +127,7 @@ def test_a_full_disk_is_named_and_loses_nothing(tmp_path):
   code = """
 import pathlib, sys, resource
 import jax.numpy as jnp
-from steppo_jax import checkpoint
+from steppo_jax.storage import checkpoint
 with checkpoint.Checkpoints(sys.argv[1], keep=3) as saved:
   saved.save(1, {"x": jnp.ones(9)}, {"update": 1})
   saved.wait()
@@ -185,7 +185,7 @@ int fdatasync(int fd) { REAL(fdatasync); wait_at(fd); return real(fd); }
 _SLOW_RUN = """
 import sys, time
 import jax.numpy as jnp
-from steppo_jax import checkpoint
+from steppo_jax.storage import checkpoint
 with checkpoint.Checkpoints(sys.argv[1], keep=3) as saved:
   for update in (1, 2):
     began = time.monotonic()
@@ -249,7 +249,7 @@ def test_a_broken_newest_falls_back_and_says_so(checkpoint_folder, caplog):
     path.write_bytes(path.read_bytes()[:10])
   shutil.rmtree(checkpoint_folder / "20" / "arrays")
   with checkpoint.Checkpoints(checkpoint_folder, keep=3) as saved:
-    with caplog.at_level(logging.WARNING, "steppo_jax.checkpoint"):
+    with caplog.at_level(logging.WARNING, "steppo_jax.storage.checkpoint"):
       arrays, host = saved.restore(None, state())
     assert host["update"] == 10
     assert bits(arrays) == bits(state(10))

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from steppo_jax import compare, compare_report, matrix
+from steppo_jax.compare import cells as compare
+from steppo_jax.compare import matrix
+from steppo_jax.compare import report as compare_report
 
 ROOT = pathlib.Path(__file__).parents[1]
 DOCS = ROOT / "docs"

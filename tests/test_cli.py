@@ -10,7 +10,8 @@ import pytest
 import worlds
 
 from steppo_jax import __main__ as cli
-from steppo_jax import config, evaluate
+from steppo_jax.pretrained import policy
+from steppo_jax.training import config
 
 EXPERIMENTS = pathlib.Path(__file__).parents[1] / "experiments"
 STEPPO = str(EXPERIMENTS / "household_steppo.py")
@@ -19,7 +20,7 @@ STEPPO = str(EXPERIMENTS / "household_steppo.py")
 @pytest.fixture
 def weights(tmp_path):
   path = tmp_path / "weights.safetensors"
-  evaluate.save_policy(
+  policy.save_policy(
     path, worlds.model(), jax.device_get(worlds.policy()),
     worlds.tokenizer(), {},
   )  # fmt: skip

@@ -12,10 +12,14 @@ import time
 
 import numpy as np
 import pytest
-import test_train
+import small_runs
 
 from steppo_jax import __main__ as cli
-from steppo_jax import compare, compare_report, config, matrix
+from steppo_jax.compare import cells as compare
+from steppo_jax.compare import matrix
+from steppo_jax.compare import report as compare_report
+from steppo_jax.reports import intervals
+from steppo_jax.training import config
 
 HERE = pathlib.Path(__file__).parent
 COMPARE = HERE.parent / "experiments" / "compare"
@@ -23,10 +27,10 @@ COMPARE = HERE.parent / "experiments" / "compare"
 _BASE = """
 import dataclasses, pathlib, sys
 sys.path.insert(0, {here!r})
-import test_train
-from steppo_jax.config import EvalConfig
+import small_runs
+from steppo_jax.training.config import EvalConfig
 CONFIG = dataclasses.replace(
-  test_train.small_config(pathlib.Path({folder!r})),
+  small_runs.small_config(pathlib.Path({folder!r})),
   num_updates=2, tasks_per_update=4, evaluation=EvalConfig(every=1, episodes=4),
 )
 """
@@ -36,9 +40,9 @@ CONFIG = dataclasses.replace(
 def base(tmp_path_factory):
   """An experiment of two tiny updates, some seconds each on a slow machine."""
   folder = tmp_path_factory.mktemp("base")
-  test_train.small_config(folder)
+  small_runs.small_config(folder)
   file = folder / "base.py"
-  file.write_text(_BASE.format(here=str(HERE), folder=str(folder)))
+  file.write_text(_BASE.format(here=str(HERE / "support"), folder=str(folder)))
   return str(file)
 
 
@@ -66,7 +70,7 @@ def written(folder, made):
   """A matrix as a file, which is how the command takes it."""
   file = folder / "many.py"
   file.write_text(
-    "from steppo_jax.matrix import *\nMATRIX = " + repr(made) + "\n"
+    "from steppo_jax.compare.matrix import *\nMATRIX = " + repr(made) + "\n"
   )
   return str(file)
 
@@ -261,15 +265,15 @@ def test_area_difference_improvement_and_power_by_hand():
   assert compare_report.area(curve) == pytest.approx(0.375)
   assert compare_report.area([[0, 0.3]]) == pytest.approx(0.3)
   # Pairs: 1 > 0, 1 = 1, 2 > 0, 2 > 1: 3.5 of 4.
-  found = compare_report.improvement([1.0, 2.0], [0.0, 1.0], 0)
+  found = intervals.improvement([1.0, 2.0], [0.0, 1.0], 0)
   assert found[0] == pytest.approx(3.5 / 4)
   assert 0.5 <= found[1] <= found[0] <= found[2] == 1.0
-  found = compare_report.difference([1.0, 3.0], [0.0, 0.0], 0)
+  found = intervals.difference([1.0, 3.0], [0.0, 0.0], 0)
   assert found == (2.0, 1.0, 3.0)
   # Pooled variance (2 + 2) / 2 = 2, two runs each: 2.8 √(2 · 2 / 2).
-  least = compare_report.detectable([[0.0, 2.0], [5.0, 7.0]])
+  least = intervals.detectable([[0.0, 2.0], [5.0, 7.0]])
   assert least == pytest.approx(2.8 * np.sqrt(2.0))
-  assert compare_report.detectable([[1.0]]) is None
+  assert intervals.detectable([[1.0]]) is None
 
 
 def test_the_tables_name_runs_that_failed_or_never_began():

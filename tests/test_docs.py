@@ -7,7 +7,8 @@ import tomllib
 
 import pytest
 
-from steppo_jax import algorithms, events
+from steppo_jax.algorithms import table as algorithms
+from steppo_jax.storage import events
 
 ROOT = pathlib.Path(__file__).parents[1]
 ALGORITHMS_MD = (ROOT / "docs" / "algorithms.md").read_text()

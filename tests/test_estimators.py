@@ -10,7 +10,8 @@ import reference
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steppo_jax import algorithms, estimators
+from steppo_jax.algorithms import estimators
+from steppo_jax.algorithms import table as algorithms
 
 seeds = st.integers(0, 2**31)
 close = lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=2e-5)

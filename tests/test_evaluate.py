@@ -8,8 +8,10 @@ import pytest
 import worlds
 
 from steppo_jax import __main__ as cli
-from steppo_jax import evaluate, panel
-from steppo_jax.data import task_sets, trajectories
+from steppo_jax.datasets import tasks as task_sets
+from steppo_jax.datasets import trajectories
+from steppo_jax.pretrained import policy
+from steppo_jax.reports import panel
 
 ROOT = pathlib.Path(__file__).parents[1]
 STEPPO = str(ROOT / "experiments" / "household_steppo.py")
@@ -19,7 +21,7 @@ STEPPO = str(ROOT / "experiments" / "household_steppo.py")
 def command(tmp_path):
   """`evaluate` of a tiny policy with random weights."""
   path = tmp_path / "weights.safetensors"
-  evaluate.save_policy(
+  policy.save_policy(
     path, worlds.model(), jax.device_get(worlds.policy()),
     worlds.tokenizer(), {},
   )  # fmt: skip

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from steppo_jax import exchange, frames, signals
+from steppo_jax.processes import exchange, frames, signals
 
 
 class Party:

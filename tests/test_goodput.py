@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from steppo_jax import compile_events, events, goodput
+from steppo_jax.reports import goodput
+from steppo_jax.storage import compile_events, events
 
 
 class Clock:
@@ -108,7 +109,7 @@ def test_a_span_ends_with_its_line_though_something_is_raised(tmp_path, clock):
 def test_compiling_is_told_apart_from_running(tmp_path):
   with (
     events.Log(tmp_path) as log,
-    compile_events.told(log),
+    compile_events.counts_compiles(log),
     log.span(events.UPDATE, 0),
   ):
     # Of a shape that no other test has compiled in this process.

@@ -11,20 +11,22 @@ import time
 import numpy as np
 import pytest
 
-from steppo_jax import hosts, metrics, signals
-from steppo_jax.models import weights
+from steppo_jax import trees
+from steppo_jax.models.formats import weights
+from steppo_jax.processes import hosts, join, signals
 from steppo_jax.rollout import journal
+from steppo_jax.storage import metrics
 
 HERE = pathlib.Path(__file__).parent
 
 _BASE = """
 import dataclasses, pathlib, sys
 sys.path.insert(0, {here!r})
-import test_train
-from steppo_jax.config import EvalConfig
-from steppo_jax.learner import LearnerConfig
-from steppo_jax.sampler.engine import SamplerConfig
-made = test_train.small_config(pathlib.Path({folder!r}))
+import small_runs
+from steppo_jax.training.config import EvalConfig
+from steppo_jax.learner.options import LearnerConfig
+from steppo_jax.sampler.options import SamplerConfig
+made = small_runs.small_config(pathlib.Path({folder!r}))
 CONFIG = dataclasses.replace(
   made,
   num_updates=5, tasks_per_update=3, group_size=2, num_devices=None,
@@ -44,7 +46,7 @@ def base(tmp_path_factory):
   """An experiment of five updates over 4 devices: 3 groups of 2 episodes."""
   folder = tmp_path_factory.mktemp("hosts")
   file = folder / "base.py"
-  file.write_text(_BASE.format(here=str(HERE), folder=str(folder)))
+  file.write_text(_BASE.format(here=str(HERE / "support"), folder=str(folder)))
   return file
 
 
@@ -114,7 +116,7 @@ def train(*args, **kwargs):
 
 def params(run_dir):
   found, _ = weights.load_params(run_dir / "policy.safetensors")
-  return weights.flatten(found)
+  return trees.flatten(found)
 
 
 def check_same(ours, theirs):
@@ -277,12 +279,12 @@ def test_wrong_flags_are_refused(base, tmp_path, flags, says):
 
 
 def test_a_first_process_that_is_not_there_is_named(base, tmp_path):
-  place = hosts.Place(f"127.0.0.1:{free_port()}", 2, 1, limit_s=1.0)
+  place = join.Addresses(f"127.0.0.1:{free_port()}", 2, 1, limit_s=1.0)
   with (
     pytest.raises(RuntimeError, match="no process answers"),
     signals.Handler() as handler,
   ):
-    hosts.join(place, handler)
+    join.join(place, handler)
 
 
 def test_one_process_is_a_run_of_its_own():
@@ -298,7 +300,7 @@ def test_one_process_is_a_run_of_its_own():
 _SLOW_START = """
 import sys, time
 import jax, jax.numpy as jnp, numpy as np
-from steppo_jax import mesh as mesh_lib
+from steppo_jax.models import mesh as mesh_lib
 port, index = sys.argv[1:]
 jax.distributed.initialize("127.0.0.1:" + port, 2, int(index))
 mesh = mesh_lib.make_mesh()

@@ -8,72 +8,22 @@ import dataclasses
 import functools
 
 import jax
+import learner_runs
 import numpy as np
 import pytest
-import test_forest
-import test_learner
-import test_update
+import random_forests
+import whole_updates
 import worlds
 from hypothesis import given, settings
+from ragged_episodes import LAYOUTS, episodes, packed
 
-from steppo_jax import algorithms, learner, mesh, packing, types
-from steppo_jax import update as update_lib
-
-LAYOUTS = ("rows", "packed", "tree")
-
-
-def rewritten(trajectory, how):
-  """The episode with other prompts; what was sampled stays as it is."""
-  steps = list(trajectory.steps)
-  final = trajectory.final_prompt_ids
-  head = len(steps[0].prompt_ids)
-  short = lambda ids: np.concatenate([ids[: head - 3], ids[-9:]])
-  if how == "window":  # only the last observations are kept
-    steps[1:] = [
-      dataclasses.replace(s, prompt_ids=short(s.prompt_ids)) for s in steps[1:]
-    ]
-    final = None if final is None else short(final)
-  elif how == "repeat":  # the same prompt and answer twice, then on
-    first = steps[0]
-    steps[1] = dataclasses.replace(
-      steps[1],
-      **{
-        name: getattr(first, name)
-        for name in (
-          "prompt_ids", "response_ids", "response_mask", "rollout_logprobs"
-        )
-      },
-    )  # fmt: skip
-  elif how == "empty":
-    nothing = {
-      "response_ids": np.zeros(0, np.int32),
-      "response_mask": np.zeros(0, bool),
-      "rollout_logprobs": np.zeros(0, np.float32),
-    }
-    steps[1] = dataclasses.replace(steps[1], **nothing)
-  return dataclasses.replace(
-    trajectory, steps=tuple(steps), final_prompt_ids=final
-  )
-
-
-@functools.cache
-def episodes():
-  """Twelve episodes of six tasks; members of a group share what they can."""
-  kinds = ("as played", "window", "repeat", "empty")
-  real = worlds.trajectories(6, samples=2)
-  assert all(len(t.steps) >= 2 for t in real)
-  return [rewritten(t, kinds[i // 2 % 4]) for i, t in enumerate(real)]
-
-
-def packed(layout):
-  made = episodes()
-  config = packing.PackingConfig(layout=layout, row_length=worlds.CONTEXT)
-  # Both members of a group in one part, so that the tree can span them.
-  parts = test_learner.CONFIG.num_minibatches
-  return packing.pack(
-    made, [i // 2 % parts for i in range(len(made))], config,
-    num_parts=parts, rows_multiple=8, pad_id=0,
-  )  # fmt: skip
+from steppo_jax import types
+from steppo_jax.algorithms import table as algorithms
+from steppo_jax.learner import state as learner_state
+from steppo_jax.learner import update as update_lib
+from steppo_jax.models import mesh
+from steppo_jax.packing import options
+from steppo_jax.packing import rows as packing
 
 
 def capture():
@@ -91,14 +41,14 @@ def gradients(row, batch):
 
   Ratios differ from 1, so that clips bind and KL and gap are not 0.
   """
-  parts = test_update.parts_of(row)._replace(
+  parts = whole_updates.parts_of(row)._replace(
     policy_optimizer=capture(), critic_optimizer=capture()
   )
   # Not `put_batch`, which refuses what is wrong on purpose.
-  batch = learner.Batch(batch.tokens, batch.table, batch.rows_used)
-  reference, teacher = test_update.policies(row)
+  batch = learner_state.Batch(batch.tokens, batch.table, batch.rows_used)
+  reference, teacher = whole_updates.policies(row)
   run = jax.jit(functools.partial(update_lib.update, parts))
-  state = test_update.start(parts)
+  state = whole_updates.start(parts)
   mixed = lambda a, b: 0.9 * a + 0.1 * b
   policy = jax.tree.map(mixed, worlds.policy(), worlds.policy(3))
   state = state.replace(policy=policy)
@@ -170,7 +120,7 @@ def trunk_trained_per_branch(batch):
 
 
 def test_training_the_trunk_once_per_branch_is_another_gradient():
-  row = test_learner.row("steppo")
+  row = learner_runs.row("steppo")
   exact = packed("rows")
   right, wrong = (
     gradients(row, batch)[0]
@@ -220,21 +170,21 @@ def as_trajectories(paths):
 @functools.cache
 def forest_gradients(layout):
   """One compiled update, for random forests of one shape."""
-  config = packing.PackingConfig(layout=layout, row_length=64)
+  config = options.PackingConfig(layout=layout, row_length=64)
   row = dataclasses.replace(algorithms.get("ppo"), entropy_coef=0.01)
-  parts = test_update.parts_of(row, num_minibatches=1)._replace(
+  parts = whole_updates.parts_of(row, num_minibatches=1)._replace(
     policy_optimizer=capture(), critic_optimizer=capture()
   )
   run = jax.jit(functools.partial(update_lib.update, parts))
-  reference, teacher = test_update.policies(row)
-  state = test_update.start(parts)
+  reference, teacher = whole_updates.policies(row)
+  state = whole_updates.start(parts)
 
   def function(trajectories):
     made = packing.pack(
       trajectories, [0] * len(trajectories), config, num_parts=1,
       rows_multiple=8, pad_id=0, num_steps=16, rows_per_part=16,
     )  # fmt: skip
-    batch = learner.put_batch(made, mesh.make_mesh(1))
+    batch = learner_state.put_batch(made, mesh.make_mesh(1))
     after, _ = jax.device_get(run(state, reference, batch, teacher))
     return after.policy_optimizer, after.critic_optimizer
 
@@ -242,7 +192,7 @@ def forest_gradients(layout):
 
 
 @settings(max_examples=25, deadline=None)
-@given(paths=test_forest.conversations())
+@given(paths=random_forests.conversations())
 def test_random_forests_have_one_gradient_in_three_layouts(paths):
   made = as_trajectories(paths)
   wanted = forest_gradients("rows")(made)

@@ -7,57 +7,15 @@ import jax
 import numpy as np
 import pytest
 import worlds
+from learner_runs import CONFIG, close, packed, row, run
 
-from steppo_jax import algorithms, learner, mesh, packing
+from steppo_jax.learner import learner, options
+from steppo_jax.learner import state as learner_state
+from steppo_jax.models import mesh
+from steppo_jax.packing import options as packing_options
+from steppo_jax.packing import rows as packing
 
 ALGORITHMS = ("steppo", "capo", "ppo", "grpo")
-CONFIG = learner.LearnerConfig(
-  learning_rate=1e-2,
-  critic_learning_rate=1e-2,
-  num_minibatches=2,
-  actor_epochs=1,
-  critic_epochs=1,
-  critic_warmup=0,
-  warmup_steps=0,
-  critic_warmup_steps=0,
-  microbatch_rows=8,
-  attention_block=64,
-  logprob_chunk=256,
-)
-
-
-def row(name, **changes):
-  """A row with a clip wide enough that a few large steps bind it in part."""
-  made = dataclasses.replace(algorithms.get(name), kl_coef=0.0)
-  return dataclasses.replace(made, **changes)
-
-
-def packed(layout="packed", *, length=worlds.CONTEXT, multiple=8, **options):
-  trajectories = worlds.trajectories(6, samples=2)
-  config = packing.PackingConfig(layout=layout, row_length=length)
-  part = [i % CONFIG.num_minibatches for i in range(len(trajectories))]
-  return packing.pack(
-    trajectories, part, config, num_parts=CONFIG.num_minibatches,
-    rows_multiple=multiple, pad_id=0, **options,
-  )  # fmt: skip
-
-
-def run(batch, algorithm, *, devices=1, config=CONFIG, updates=1):
-  """Parameters and metrics after some updates on one batch."""
-  one = mesh.make_mesh(devices)
-  made = learner.Learner(
-    worlds.model(), algorithm, config, one, num_updates=4, seed=0
-  )
-  state = made.init(worlds.policy())
-  for _ in range(updates):
-    state, found = made.update(state, None, learner.put_batch(batch, one))
-  return jax.device_get(state), jax.device_get(found)
-
-
-def close(a, b, tolerance=1e-5):
-  """Relative to the size of the update, not of the parameters."""
-  for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-    np.testing.assert_allclose(x, y, atol=tolerance, rtol=tolerance)
 
 
 @pytest.mark.parametrize("name", ["steppo", "ppo"])
@@ -121,7 +79,9 @@ def test_learner_and_sampler_agree_before_the_first_step():
 @pytest.mark.parametrize("held", range(CONFIG.num_minibatches))
 def test_the_gap_is_told_where_other_mini_batches_are_empty(held):
   trajectories = worlds.trajectories(2, samples=1)
-  config = packing.PackingConfig(layout="packed", row_length=worlds.CONTEXT)
+  config = packing_options.PackingConfig(
+    layout="packed", row_length=worlds.CONTEXT
+  )
   batch = packing.pack(
     trajectories, [held] * len(trajectories), config,
     num_parts=CONFIG.num_minibatches, rows_multiple=8, pad_id=0,
@@ -176,7 +136,7 @@ def test_an_update_compiles_once_per_shape():
   )
   state = made.init(worlds.policy())
   for _ in range(3):
-    state, _ = made.update(state, None, learner.put_batch(packed(), one))
+    state, _ = made.update(state, None, learner_state.put_batch(packed(), one))
   assert made.compiles == 1
 
 
@@ -190,7 +150,7 @@ def test_the_reference_policy_pulls_the_policy_back(sgd):
       num_updates=4, seed=0,
     )  # fmt: skip
     state, found = made.update(
-      made.init(worlds.policy()), far, learner.put_batch(packed(), one)
+      made.init(worlds.policy()), far, learner_state.put_batch(packed(), one)
     )
     del state
     return found
@@ -201,9 +161,9 @@ def test_the_reference_policy_pulls_the_policy_back(sgd):
 
 def test_options_that_cannot_work_are_refused():
   with pytest.raises(ValueError, match="bootstrap"):
-    learner.LearnerConfig(bootstrap="nothing")
+    options.LearnerConfig(bootstrap="nothing")
   with pytest.raises(ValueError, match="num_minibatches"):
-    learner.LearnerConfig(num_minibatches=0)
+    options.LearnerConfig(num_minibatches=0)
   with pytest.raises(ValueError, match="8 devices"):
     learner.Learner(
       worlds.model(), row("grpo"),
@@ -220,7 +180,7 @@ def test_rows_that_are_no_forest_reach_no_device():
   parent[0, 0, 3] = 5
   broken = batch._replace(tokens=batch.tokens.replace(parent=parent))
   with pytest.raises(ValueError, match=r"row 0, column 3: .* a cycle"):
-    learner.put_batch(broken, mesh.make_mesh(1))
+    learner_state.put_batch(broken, mesh.make_mesh(1))
 
 
 def test_a_head_on_the_policys_trunk_learns_and_moves_nothing_else():

@@ -10,11 +10,11 @@ import time
 
 import pytest
 
-from steppo_jax import lease
+from steppo_jax.storage import lease
 
 CODE = """
 import sys, time
-from steppo_jax import lease
+from steppo_jax.storage import lease
 with lease.hold(sys.argv[1]):
   print("held", flush=True)
   time.sleep(60)

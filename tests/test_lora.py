@@ -5,28 +5,33 @@ import fnmatch
 
 import jax
 import jax.numpy as jnp
+import learner_runs
 import numpy as np
 import pytest
-import test_learner
-import test_train
+import small_runs
 import worlds
 
-from steppo_jax import algorithms, learner, mesh, supervised
-from steppo_jax.models import heads, lora, transformer, weights
-from steppo_jax.ops import attend
+from steppo_jax import trees
+from steppo_jax.algorithms import table as algorithms
+from steppo_jax.learner import learner, supervised
+from steppo_jax.learner import options as learner_options
+from steppo_jax.learner import state as learner_state
+from steppo_jax.models import attend, heads, lora, mesh, transformer
+from steppo_jax.models import options as models_options
+from steppo_jax.models.formats import weights
 
-CONFIG = lora.LoraConfig(rank=2, alpha=6.0)
+CONFIG = models_options.LoraConfig(rank=2, alpha=6.0)
 
 
 def with_adapters(seed=0, config=CONFIG, params=None):
   """A policy whose adapters do something."""
   policy = lora.add(params or worlds.policy(), config, jax.random.key(seed))
-  flat = weights.flatten(policy)
+  flat = trees.flatten(policy)
   for number, path in enumerate(flat):
     if path.endswith("lora_b"):
       key = jax.random.key(100 + number)
       flat[path] = 0.3 * jax.random.normal(key, flat[path].shape)
-  return weights.unflatten(flat)
+  return trees.unflatten(flat)
 
 
 def logits(params, model=None):
@@ -78,11 +83,11 @@ def test_merged_parameters_compute_the_same():
 )
 def test_patterns_choose_matrices(targets):
   config = dataclasses.replace(CONFIG, targets=targets)
-  flat = weights.flatten(lora.add(worlds.policy(), config, jax.random.key(0)))
+  flat = trees.flatten(lora.add(worlds.policy(), config, jax.random.key(0)))
   found = {p.removesuffix("lora_a") for p in flat if p.endswith("lora_a")}
   want = {
     p.removesuffix("kernel")
-    for p in weights.flatten(worlds.policy())
+    for p in trees.flatten(worlds.policy())
     if p.endswith("kernel") and any(fnmatch.fnmatch(p, t) for t in targets)
   }
   assert found == want
@@ -92,8 +97,8 @@ def test_patterns_choose_matrices(targets):
 @pytest.mark.parametrize(
   ("make", "message"),
   [
-    (lambda: lora.LoraConfig(rank=-1), r"lora\.rank=-1"),
-    (lambda: lora.LoraConfig(rank=1, alpha=0), r"lora\.alpha=0"),
+    (lambda: models_options.LoraConfig(rank=-1), r"lora\.rank=-1"),
+    (lambda: models_options.LoraConfig(rank=1, alpha=0), r"lora\.alpha=0"),
     (lambda: with_adapters(config=dataclasses.replace(
       CONFIG, targets=("layers/qq/*",))), "'layers/qq/\\*' fits none of"),
     (lambda: with_adapters(config=dataclasses.replace(
@@ -111,21 +116,21 @@ def updated(policy, reference, *, kl_coef=0.5, config=CONFIG):
   row = dataclasses.replace(
     algorithms.get("grpo"), kl_coef=kl_coef, clip_low=0.2, clip_high=0.2
   )
-  options = dataclasses.replace(test_learner.CONFIG, lora=config)
+  options = dataclasses.replace(learner_runs.CONFIG, lora=config)
   one = mesh.make_mesh(1)
   made = learner.Learner(
     worlds.model(), row, options, one, num_updates=4, seed=0
   )
   state = made.init(policy)
   before = jax.device_get(state)
-  batch = learner.put_batch(test_learner.packed(), one)
+  batch = learner_state.put_batch(learner_runs.packed(), one)
   after, found = made.update(state, reference, batch)
   return before, jax.device_get(after), jax.device_get(found)
 
 
 def test_an_update_moves_adapters_alone_and_keeps_state_for_them_alone():
   before, after, _ = updated(worlds.policy(), None)
-  old, new = (weights.flatten(s.policy) for s in (before, after))
+  old, new = (trees.flatten(s.policy) for s in (before, after))
   moved = {p for p in old if not np.array_equal(old[p], new[p])}
   # A starts to move once B is no longer 0.
   assert moved == {p for p in old if p.endswith(("lora_a", "lora_b"))}
@@ -135,7 +140,7 @@ def test_an_update_moves_adapters_alone_and_keeps_state_for_them_alone():
     if jnp.issubdtype(x.dtype, jnp.floating)
   ]  # fmt: skip
   assert sum(x.size for x in floats) == 2 * adapters  # Adam's two moments
-  for path, leaf in weights.flatten(worlds.policy()).items():
+  for path, leaf in trees.flatten(worlds.policy()).items():
     np.testing.assert_array_equal(new[path], leaf)
 
 
@@ -167,9 +172,9 @@ def test_a_critic_begins_without_adapters():
 
 
 def test_supervised_steps_train_adapters_alone():
-  rows = jax.tree.map(lambda x: x[0], test_learner.packed().tokens)
+  rows = jax.tree.map(lambda x: x[0], learner_runs.packed().tokens)
   optimizer, step = supervised.make_step(
-    worlds.model(), supervised.SupervisedConfig(warmup_steps=0)
+    worlds.model(), learner_options.SupervisedConfig(warmup_steps=0)
   )
   start = lora.add(worlds.policy(), CONFIG, jax.random.key(0))
   state = optimizer.init(lora.split(start)[0])
@@ -186,18 +191,18 @@ def test_supervised_steps_train_adapters_alone():
 
 
 def test_a_run_exports_a_policy_of_low_rank_change(tmp_path):
-  options = test_train.small_config(tmp_path, num_updates=2)
+  options = small_runs.small_config(tmp_path, num_updates=2)
   options = dataclasses.replace(
     options,
     learner=dataclasses.replace(
-      options.learner, lora=lora.LoraConfig(rank=2), critic_warmup=0,
+      options.learner, lora=models_options.LoraConfig(rank=2), critic_warmup=0,
       learning_rate=1e-2, warmup_steps=0,
     ),
   )  # fmt: skip
-  folder = test_train.run(options)
+  folder = small_runs.run(options)
   start, _ = weights.load_params(tmp_path / "start.safetensors")
   trained, _ = weights.load_params(folder / "policy.safetensors")
-  start, trained = weights.flatten(start), weights.flatten(trained)
+  start, trained = trees.flatten(start), trees.flatten(trained)
   assert set(start) == set(trained)
   for path, old in start.items():
     change = trained[path] - old

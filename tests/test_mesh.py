@@ -4,13 +4,15 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import learner_runs
 import numpy as np
 import pytest
-import test_learner
 import worlds
 
-from steppo_jax import learner, mesh
-from steppo_jax.models import lora, weights
+from steppo_jax import trees
+from steppo_jax.learner import learner
+from steppo_jax.learner import state as learner_state
+from steppo_jax.models import mesh, options
 
 MESHES = {
   "fsdp 8": dict(data=1, fsdp=8, tensor=1),
@@ -24,14 +26,14 @@ MESHES = {
 split = pytest.mark.slow
 
 
-def updated(devices, config=test_learner.CONFIG, *, policy=None):
+def updated(devices, config=learner_runs.CONFIG, *, policy=None):
   """State and metrics after two updates, and the learner."""
   made = learner.Learner(
-    worlds.model(), test_learner.row("steppo"), config, devices,
+    worlds.model(), learner_runs.row("steppo"), config, devices,
     num_updates=4, seed=0,
   )  # fmt: skip
   state = made.init(worlds.policy() if policy is None else policy)
-  batch = learner.put_batch(test_learner.packed(), devices)
+  batch = learner_state.put_batch(learner_runs.packed(), devices)
   for _ in range(2):
     state, found = made.update(state, None, batch)
   return state, jax.device_get(found), made
@@ -43,7 +45,7 @@ def test_a_split_model_gives_the_loss_and_update_of_one_device(shape, sgd):
   want, expected, _ = updated(mesh.make_mesh(1))
   devices = mesh.make_model_mesh(**MESHES[shape])
   state, found, made = updated(devices)
-  test_learner.close(jax.device_get(state), jax.device_get(want))
+  learner_runs.close(jax.device_get(state), jax.device_get(want))
   for name in ("policy/policy_loss", "critic/value_error_squared"):
     total, weight = found[name]
     loss = expected[name][0] / expected[name][1]
@@ -59,7 +61,7 @@ def test_a_split_model_gives_the_loss_and_update_of_one_device(shape, sgd):
 @pytest.mark.parametrize("rank", [0, 4])
 def test_adams_moments_and_adapters_lie_beside_their_matrices(rank):
   config = dataclasses.replace(
-    test_learner.CONFIG, lora=lora.LoraConfig(rank=rank)
+    learner_runs.CONFIG, lora=options.LoraConfig(rank=rank)
   )
   devices = mesh.make_model_mesh(**MESHES["fsdp 4 x tensor 2"])
   state, found, _ = updated(devices, config)
@@ -69,8 +71,8 @@ def test_adams_moments_and_adapters_lie_beside_their_matrices(rank):
     moment = moments[leaf]
   else:
     leaf = "layers/q/kernel"
-    moment = weights.flatten(moments)[leaf]
-  trained = weights.flatten(state.policy)[leaf]
+    moment = trees.flatten(moments)[leaf]
+  trained = trees.flatten(state.policy)[leaf]
   assert moment.sharding.is_equivalent_to(trained.sharding, trained.ndim)
   assert not trained.sharding.is_fully_replicated
   assert np.isfinite(found["policy/grad_norm"][0])
@@ -78,11 +80,11 @@ def test_adams_moments_and_adapters_lie_beside_their_matrices(rank):
 
 @split
 def test_the_kernel_splits_rows_and_heads_as_the_mesh_does(sgd):
-  kernel = dataclasses.replace(test_learner.CONFIG, attention="pallas")
+  kernel = dataclasses.replace(learner_runs.CONFIG, attention="pallas")
   want, _, _ = updated(mesh.make_mesh(1))
   devices = mesh.make_model_mesh(**MESHES["fsdp 4 x tensor 2"])
   state, _, _ = updated(devices, kernel)
-  test_learner.close(jax.device_get(state), jax.device_get(want))
+  learner_runs.close(jax.device_get(state), jax.device_get(want))
 
 
 @split
@@ -93,7 +95,7 @@ def test_what_is_computed_again_changes_nothing(remat, sgd, monkeypatch):
   model = dataclasses.replace(worlds.model(), remat=remat)
   monkeypatch.setattr(worlds, "model", lambda: model)
   state, _, _ = updated(devices)
-  test_learner.close(jax.device_get(state), jax.device_get(want))
+  learner_runs.close(jax.device_get(state), jax.device_get(want))
 
 
 @split
@@ -107,18 +109,18 @@ def test_bfloat16_computes_the_split_update_near_that_of_float32(
   state, _, _ = updated(devices)
   assert state.policy["embed"]["embedding"].dtype == jnp.float32
   # 8 bits of mantissa: steps of 0.05 g, g about 1, are right to some percent.
-  test_learner.close(jax.device_get(state), jax.device_get(want), 2e-2)
+  learner_runs.close(jax.device_get(state), jax.device_get(want), 2e-2)
 
 
 def test_options_of_the_mesh_leave_the_rest_to_rows():
-  made = mesh.MeshConfig(fsdp=2, tensor=2).mesh(None)
+  made = mesh.of_run(options.MeshConfig(fsdp=2, tensor=2), None)
   assert dict(made.shape) == {"data": 2, "fsdp": 2, "tensor": 2}
   assert mesh.row_parts(made) == 4
-  assert mesh.MeshConfig().mesh(3).axis_names == ("data",)
-  assert mesh.MeshConfig(fsdp=2).mesh(4).size == 4
+  assert mesh.of_run(options.MeshConfig(), 3).axis_names == ("data",)
+  assert mesh.of_run(options.MeshConfig(fsdp=2), 4).size == 4
   with pytest.raises(
     ValueError, match=r"fsdp=3 x mesh\.tensor=1 do not divide"
   ):
-    mesh.MeshConfig(fsdp=3).mesh(None)
+    mesh.of_run(options.MeshConfig(fsdp=3), None)
   with pytest.raises(ValueError, match=r"mesh\.fsdp=0 must be above 0"):
-    mesh.MeshConfig(fsdp=0)
+    options.MeshConfig(fsdp=0)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from steppo_jax import metrics
+from steppo_jax.storage import metrics
 
 
 def test_means_are_weighted_by_what_was_summed():
@@ -123,7 +123,7 @@ def test_a_folder_without_metrics_is_an_error(tmp_path):
 
 def test_a_kill_leaves_whole_lines(tmp_path):
   code = (
-    "import itertools, sys; from steppo_jax import metrics\n"
+    "import itertools, sys; from steppo_jax.storage import metrics\n"
     "writer = metrics.MetricsWriter(sys.argv[1])\n"
     "for i in itertools.count(): writer.write(i, {'loss': i, 'x': 'y' * 500})\n"
   )

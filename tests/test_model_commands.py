@@ -14,10 +14,15 @@ import vocabularies
 import worlds
 
 from steppo_jax import __main__ as cli
-from steppo_jax import checkpoint, evaluate, model_files, model_table
-from steppo_jax.data import tokenizer_files
-from steppo_jax.models import hub, lora, presets, transformer, weights
-from steppo_jax.ops import attend
+from steppo_jax import trees
+from steppo_jax.models import attend, lora, presets, transformer
+from steppo_jax.models import options as models_options
+from steppo_jax.models.formats import hub, weights
+from steppo_jax.pretrained import policy
+from steppo_jax.pretrained import sources as model_files
+from steppo_jax.pretrained import table as model_table
+from steppo_jax.storage import checkpoint
+from steppo_jax.tokenizer import loading as tokenizer_files
 
 gguf = pytest.importorskip("gguf", reason="pip install 'steppo_jax[gguf]'")
 pytest.importorskip("jinja2", reason="pip install 'steppo_jax[chat]'")
@@ -78,7 +83,7 @@ def fails(capsys, *argv, status=2):
 
 def same(x, y):
   """The same names, types and bits."""
-  x, y = weights.flatten(x), weights.flatten(y)
+  x, y = trees.flatten(x), trees.flatten(y)
   assert x.keys() == y.keys()
   for name in x:
     assert x[name].dtype == y[name].dtype, name
@@ -90,7 +95,7 @@ def test_all_forms_are_converted_into_each_other_bit_by_bit(
 ):
   _, params = model
   source = write_gguf(tmp_path / "nano.gguf", model)
-  words = tokenizer_files.load_tokenizer(source)
+  words = tokenizer_files.load(source)
   steps = [
     (source, "folder1"), ("folder1", "orbax", "--to", "orbax"),
     ("orbax", "folder2"), ("folder2", "w.safetensors"),
@@ -102,7 +107,7 @@ def test_all_forms_are_converted_into_each_other_bit_by_bit(
     assert sizes == model[0]
     same(found, params)
     if end != "w.safetensors":
-      again = model_files.load_tokenizer(made)
+      again = model_files.tokenizer_of(made)
       assert again.digest == words.digest
       assert again.chat_template == vocabularies.CHATML
       assert again.end_of_turn_id == words.end_of_turn_id
@@ -112,7 +117,7 @@ def test_all_forms_are_converted_into_each_other_bit_by_bit(
   }  # fmt: skip
   # Training starts from the last, and transformers reads the folders.
   path = str(tmp_path / "w.safetensors")
-  sizes, found = evaluate.load_policy(path, words)
+  sizes, found = policy.load_policy(path, words)
   assert sizes == model[0]
   same(found, jax.device_get(params))
   config = json.loads((tmp_path / "folder2/config.json").read_text())
@@ -129,7 +134,9 @@ def test_a_runs_checkpoint_is_exported_with_adapters_merged(
   capsys, folder, model, tmp_path
 ):
   sizes, params = model
-  adapted = lora.add(params, lora.LoraConfig(rank=2), jax.random.key(1))
+  adapted = lora.add(
+    params, models_options.LoraConfig(rank=2), jax.random.key(1)
+  )
   adapted = jax.tree.map(lambda x: x + 0.01, adapted)
   with checkpoint.Checkpoints(tmp_path / "run/checkpoints", keep=1) as store:
     state = {"policy": adapted, "policy_optimizer": {"mu": jnp.ones(3)}}
@@ -163,7 +170,7 @@ def test_a_model_answers_the_same_in_every_form(
   assert run(capsys, "generate", "--model", path, *options) == text
   # By hand: the most likely token, again and again.
   sizes, params = model
-  words = tokenizer_files.load_tokenizer(folder)
+  words = tokenizer_files.load(folder)
   ids = words.encode("the agent").tolist()
   start = len(ids)
   for _ in range(12):
@@ -308,7 +315,7 @@ def test_a_weights_file_answers_with_its_own_tokenizer(capsys, tmp_path):
   path = tmp_path / "w.safetensors"
   sizes = presets.get("nano", worlds.tokenizer().vocab_size)
   params = jax.device_get(transformer.init(sizes, jax.random.key(0)))
-  evaluate.save_policy(path, sizes, params, worlds.tokenizer(), {})
+  policy.save_policy(path, sizes, params, worlds.tokenizer(), {})
   options = ("--model", path, "--prompt", "go to", "--max-tokens", 3)
   run(capsys, "generate", *options)
   assert "F32 x" in run(capsys, "inspect", path)

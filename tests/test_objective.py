@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import reference
 
-from steppo_jax import algorithms, estimators, objective
+from steppo_jax.algorithms import estimators, objective
+from steppo_jax.algorithms import table as algorithms
 from steppo_jax.ops import ratios
 
 ALL = list(algorithms.ALGORITHMS)

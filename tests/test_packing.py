@@ -5,49 +5,19 @@ import dataclasses
 import numpy as np
 import pytest
 import worlds
+from hand_records import TWO_STEPS, step, trajectory
 
-from steppo_jax import packing, types
-
-TASK = types.Task("t", "household", "f", {})
-
-
-def step(prompt, response, index=0, *, uid="a", end=None, reward=0.0):
-  return types.Step(
-    prompt_ids=np.array(prompt, np.int32),
-    response_ids=np.array(response, np.int32),
-    response_mask=np.ones(len(response), bool),
-    rollout_logprobs=-np.arange(1, len(response) + 1, dtype=np.float32),
-    reward=reward,
-    trajectory_uid=uid,
-    step_index=index,
-    group_uid="g",
-    policy_version=0,
-    terminated=end == "terminated",
-    truncated=end == "truncated",
-  )
-
-
-def trajectory(steps, *, uid="a", final=None):
-  final = None if final is None else np.array(final, np.int32)
-  return types.Trajectory(uid, TASK, tuple(steps), final, False)
+from steppo_jax.packing import options as packing_options
+from steppo_jax.packing import rows as packing
 
 
 def pack(trajectories, layout="packed", parts=1, too_long="error", **options):
-  config = packing.PackingConfig(layout, 12, too_long)
+  config = packing_options.PackingConfig(layout, 12, too_long)
   part = [i % parts for i in range(len(trajectories))]
   return packing.pack(
     trajectories, part, config, num_parts=parts, rows_multiple=1, pad_id=0,
     **options,
   )  # fmt: skip
-
-
-TWO_STEPS = trajectory(
-  [
-    step([5, 6], [7, 8]),
-    step([5, 6, 7, 8, 9], [10], 1, end="truncated", reward=0.5),
-  ],
-  final=[5, 6, 7, 8, 9, 10, 11],
-)
 
 
 def test_a_chain_is_stored_once_with_its_steps_and_bootstrap():
@@ -177,7 +147,7 @@ def test_a_cut_moves_to_the_front_while_the_next_prompt_is_too_long():
 
 def test_trajectories_stay_whole_within_their_part():
   real = worlds.trajectories()
-  config = packing.PackingConfig(row_length=worlds.CONTEXT)
+  config = packing_options.PackingConfig(row_length=worlds.CONTEXT)
   packed = packing.pack(
     real, [i % 3 for i in range(len(real))], config,
     num_parts=3, rows_multiple=2, pad_id=0,
@@ -192,7 +162,7 @@ def test_trajectories_stay_whole_within_their_part():
 
 def test_every_sampled_token_is_stored_exactly_once_with_its_logp():
   real = worlds.trajectories()
-  config = packing.PackingConfig(row_length=worlds.CONTEXT)
+  config = packing_options.PackingConfig(row_length=worlds.CONTEXT)
   packed = packing.pack(
     real, [0] * len(real), config, num_parts=1, rows_multiple=1, pad_id=0
   )

@@ -8,7 +8,8 @@ import os
 import numpy as np
 import pytest
 
-from steppo_jax import evaluation, panel, types
+from steppo_jax import types
+from steppo_jax.reports import evaluation, intervals, panel
 
 
 def _episode(task, length, success, scores=(), error=None, golden=None):
@@ -32,22 +33,22 @@ def _episode(task, length, success, scores=(), error=None, golden=None):
 
 def test_pass_at_k_by_hand():
   # Of 4 episodes 1 solved it: 2 of them hold it in 3 of 6 choices.
-  assert panel.pass_at_k(1, 4, 2) == pytest.approx(0.5)
+  assert intervals.pass_at_k(1, 4, 2) == pytest.approx(0.5)
   # 2 of 5, 3 at a time: all but the one choice of the three failures.
-  assert panel.pass_at_k(2, 5, 3) == pytest.approx(0.9)
-  assert [panel.pass_at_k(c, 3, 1) for c in range(4)] == pytest.approx(
+  assert intervals.pass_at_k(2, 5, 3) == pytest.approx(0.9)
+  assert [intervals.pass_at_k(c, 3, 1) for c in range(4)] == pytest.approx(
     [0, 1 / 3, 2 / 3, 1]
   )
-  assert panel.pass_at_k(0, 3, 3) == 0.0
+  assert intervals.pass_at_k(0, 3, 3) == 0.0
   for numbers in ((1, 2, 3), (3, 2, 1), (-1, 2, 1), (1, 2, 0)):
     with pytest.raises(ValueError, match="is not defined"):
-      panel.pass_at_k(*numbers)
+      intervals.pass_at_k(*numbers)
 
 
 def test_pass_at_k_is_unbiased():
   random = np.random.default_rng(0)
   solved = random.uniform(size=(20_000, 6)) < 0.3
-  found = [panel.pass_at_k(int(row.sum()), 6, 4) for row in solved]
+  found = [intervals.pass_at_k(int(row.sum()), 6, 4) for row in solved]
   assert np.mean(found) == pytest.approx(1 - 0.7**4, abs=0.01)
 
 
@@ -113,7 +114,7 @@ def test_intervals_are_over_tasks_and_not_over_episodes():
 def test_intervals_cover_about_95_percent():
   random = np.random.default_rng(2)
   values = random.exponential(size=(80, 150))
-  low, high = panel.intervals(values, seed=0)
+  low, high = intervals.intervals(values, seed=0)
   covered = np.mean((low <= 1.0) & (high >= 1.0))
   assert 0.86 < covered < 0.99
   normal = 1.96 * values.std(axis=0) / math.sqrt(80)
@@ -122,18 +123,18 @@ def test_intervals_cover_about_95_percent():
 
 def test_intervals_pass_over_what_a_task_lacks():
   values = np.array([[1.0, math.nan], [2.0, 3.0], [3.0, math.nan]])
-  low, high = panel.intervals(values, seed=0)
+  low, high = intervals.intervals(values, seed=0)
   assert (low[1], high[1]) == (3.0, 3.0)
   assert low[0] < 2.0 < high[0]
-  nothing = panel.intervals(np.full((2, 1), math.nan), seed=0)
+  nothing = intervals.intervals(np.full((2, 1), math.nan), seed=0)
   assert np.isnan(nothing).all()
   with pytest.raises(ValueError, match="at least one task"):
-    panel.intervals(np.zeros((0, 1)), seed=0)
+    intervals.intervals(np.zeros((0, 1)), seed=0)
 
 
 def test_many_tasks_are_drawn_in_parts():
   values = np.random.default_rng(0).normal(size=(7_405, 1))
-  (low,), (high,) = panel.intervals(values, seed=0)
+  (low,), (high,) = intervals.intervals(values, seed=0)
   half = 1.96 * values.std() / math.sqrt(7_405)
   assert (high - low) / 2 == pytest.approx(half, rel=0.1)
 

@@ -1,67 +1,26 @@
 """Which peer a teacher has seen, and the rows in which it reads on."""
 
 import dataclasses
-import functools
 
+import hand_records
 import jax
 import numpy as np
 import pytest
-import test_layouts
-import test_packing
 import worlds
+from peer_episodes import contexts, episodes, packed, steps_of
+from ragged_episodes import LAYOUTS
 
-from steppo_jax import packing, peers
-
-LAYOUTS = test_layouts.LAYOUTS
-# Of six groups of two: the first member, both, nobody, the second, ...
-WON = (0, 2, 3, 7, 10, 11)
-
-
-@functools.cache
-def episodes(won=WON):
-  """The ragged episodes of the layouts, some of which were won."""
-  return tuple(
-    dataclasses.replace(t, success=i in won)
-    for i, t in enumerate(test_layouts.episodes())
-  )
-
-
-@functools.cache
-def packed(layout, won=WON, *, length=None, order=None):
-  """A batch and the rows of its teacher."""
-  played = episodes(won)
-  config = packing.PackingConfig(layout, worlds.CONTEXT, teacher_length=length)
-  # Both members of a group in one part, so that the tree can span them.
-  made = packing.pack(
-    played, [i // 2 % 2 for i in range(len(played))], config,
-    num_parts=2, rows_multiple=8, pad_id=0,
-  )  # fmt: skip
-  order = range(len(played)) if order is None else order
-  rows, left_out = peers.pack(
-    [played[i] for i in order], made, config, rows_multiple=8, pad_id=0
-  )
-  return made, rows, left_out
-
-
-def contexts(won=WON):
-  """What the teacher of each trajectory has seen, by uid."""
-  played = episodes(won)
-  return dict(zip((t.uid for t in played), peers.choose(played), strict=True))
-
-
-def steps_of(made):
-  """(step, its trajectory) by number."""
-  pairs = [(s, t) for t in made.trajectories for s in t.steps]
-  return dict(enumerate(pairs, 1))
+from steppo_jax.packing import options, teacher_rows
+from steppo_jax.packing import rows as packing
 
 
 def trajectory(uid, length, *, group="g", success=True):
   """An episode of one step and `length` tokens; the answer spells the uid."""
   answer = [ord(uid)] * (length - 1)
-  step = test_packing.step([5], answer, uid=uid, end="terminated")
+  step = hand_records.step([5], answer, uid=uid, end="terminated")
   step = dataclasses.replace(step, group_uid=group)
   return dataclasses.replace(
-    test_packing.trajectory([step], uid=uid), success=success
+    hand_records.trajectory([step], uid=uid), success=success
   )
 
 
@@ -81,7 +40,7 @@ def test_the_peer_is_the_shortest_other_success_whatever_the_order():
   for _ in range(10):
     found = {
       t.uid: "" if seen is None else chr(seen[-1])
-      for t, seen in zip(played, peers.choose(played), strict=True)
+      for t, seen in zip(played, teacher_rows.choose(played), strict=True)
     }
     assert found == expected
     played = [played[i] for i in rng.permutation(len(played))]
@@ -89,27 +48,46 @@ def test_the_peer_is_the_shortest_other_success_whatever_the_order():
 
 def test_an_episode_is_one_context_of_its_own_tokens():
   # The second prompt extends the first: each token once.
-  assert peers.episode(test_packing.TWO_STEPS).tolist() == [5, 6, 7, 8, 9, 10]
+  assert teacher_rows.episode(hand_records.TWO_STEPS).tolist() == [
+    5,
+    6,
+    7,
+    8,
+    9,
+    10,
+  ]
   # The third prompt is written anew and begins behind what came before.
-  rewritten = test_packing.trajectory(
+  rewritten = hand_records.trajectory(
     [
-      *test_packing.TWO_STEPS.steps[:1],
-      test_packing.step([5, 6, 7, 8, 9], [10], 1),
-      test_packing.step([5, 9], [11], 2, end="terminated"),
+      *hand_records.TWO_STEPS.steps[:1],
+      hand_records.step([5, 6, 7, 8, 9], [10], 1),
+      hand_records.step([5, 9], [11], 2, end="terminated"),
     ]
   )
-  assert peers.episode(rewritten).tolist() == [5, 6, 7, 8, 9, 10, 5, 9, 11]
+  assert teacher_rows.episode(rewritten).tolist() == [
+    5,
+    6,
+    7,
+    8,
+    9,
+    10,
+    5,
+    9,
+    11,
+  ]
 
 
 def test_rows_of_a_teacher_by_hand():
   # The student reads 5 6, writes 7 8, reads 9, writes 10; the peer 5 and p p.
-  student = dataclasses.replace(test_packing.TWO_STEPS, success=False)
+  student = dataclasses.replace(hand_records.TWO_STEPS, success=False)
   played = [trajectory("p", 3), student]
-  config = packing.PackingConfig("packed", 12)
+  config = options.PackingConfig("packed", 12)
   made = packing.pack(
     played, [0, 0], config, num_parts=1, rows_multiple=1, pad_id=0
   )
-  rows, left_out = peers.pack(played, made, config, rows_multiple=1, pad_id=0)
+  rows, left_out = teacher_rows.pack(
+    played, made, config, rows_multiple=1, pad_id=0
+  )
   assert (left_out, rows.rows_used.tolist()) == (0, [1])
   assert rows.tokens.tokens.shape == (1, 1, 24)
   line, p = rows.tokens.tokens[0, 0, :10].tolist(), ord("p")
@@ -163,15 +141,15 @@ def test_a_context_is_stored_once_a_trajectory_and_in_a_tree_once_a_group():
     dataclasses.replace(t, success=i % 3 == 0)
     for i, t in enumerate(worlds.trajectories(4, samples=3))
   ]
-  seen = [x for x in peers.choose(played) if x is not None]
+  seen = [x for x in teacher_rows.choose(played) if x is not None]
   assert len(seen) == 8  # the other two of four groups
   stored = {}
   for layout in LAYOUTS:
-    config = packing.PackingConfig(layout, worlds.CONTEXT)
+    config = options.PackingConfig(layout, worlds.CONTEXT)
     made = packing.pack(
       played, [0] * 12, config, num_parts=1, rows_multiple=8, pad_id=0
     )
-    rows, _ = peers.pack(played, made, config, rows_multiple=8, pad_id=0)
+    rows, _ = teacher_rows.pack(played, made, config, rows_multiple=8, pad_id=0)
     used = rows.tokens.subtree_end > np.arange(2 * worlds.CONTEXT)
     stored[layout] = int(used.sum())
   whole = lambda t: len(t.steps[-1].prompt_ids) + len(t.steps[-1].response_ids)
@@ -213,19 +191,21 @@ def test_a_trajectory_that_was_cut_is_taught_by_a_whole_peer():
   # The second step, 13 tokens, does not fit; as a peer it is read all the same.
   long = [*[5, 6, 7] * 3, 5, 6]
   steps = [
-    test_packing.step([5, 6], [7]),
-    test_packing.step(long, [8, 9], 1, end="terminated"),
+    hand_records.step([5, 6], [7]),
+    hand_records.step(long, [8, 9], 1, end="terminated"),
   ]
   played = [
-    dataclasses.replace(test_packing.trajectory(steps), success=True),
+    dataclasses.replace(hand_records.trajectory(steps), success=True),
     trajectory("p", 4),
   ]
-  config = packing.PackingConfig("packed", 12, "truncate", teacher_length=20)
+  config = options.PackingConfig("packed", 12, "truncate", teacher_length=20)
   made = packing.pack(
     played, [0, 0], config, num_parts=1, rows_multiple=1, pad_id=0
   )
   assert made.cut == 1
-  rows, left_out = peers.pack(played, made, config, rows_multiple=1, pad_id=0)
+  rows, left_out = teacher_rows.pack(
+    played, made, config, rows_multiple=1, pad_id=0
+  )
   assert left_out == 0
   (first, second), p = rows.tokens.tokens[0, :2].tolist(), ord("p")
   assert first[:17] == [*long, 8, 9, 5, p, p, p]

@@ -9,10 +9,14 @@ import pytest
 import worlds
 from test_train import small_config
 
-from steppo_jax import evaluate, hosts, players, types
-from steppo_jax.envs import base, household
-from steppo_jax.rollout import journal, loop, prompting
+from steppo_jax import types
+from steppo_jax.envs import base
+from steppo_jax.envs.household import env as household
+from steppo_jax.processes import hosts
+from steppo_jax.prompts import base as prompting
+from steppo_jax.rollout import journal, loop
 from steppo_jax.sampler import engine as engine_lib
+from steppo_jax.training import evaluate, players
 
 # What the environments of `small_config` are.
 HOUSEHOLD = functools.partial(household.HouseholdEnv, invalid_penalty=0.1)

@@ -4,15 +4,19 @@ import dataclasses
 
 import jax
 import pytest
-import test_train
+import small_runs
 import vocabularies
 
-from steppo_jax import config, evaluate, metrics
-from steppo_jax.models import hub, transformer
-from steppo_jax.models.lora import LoraConfig
-from steppo_jax.packing import PackingConfig
-from steppo_jax.rollout.prompting import PromptConfig
-from steppo_jax.sampler.engine import SamplerConfig
+from steppo_jax.models import transformer
+from steppo_jax.models.formats import hub
+from steppo_jax.models.options import LoraConfig
+from steppo_jax.packing.options import PackingConfig
+from steppo_jax.pretrained import policy
+from steppo_jax.prompts.options import PromptConfig
+from steppo_jax.sampler.options import SamplerConfig
+from steppo_jax.storage import metrics
+from steppo_jax.tokenizer import loading
+from steppo_jax.training import config, players
 
 MODEL = transformer.ModelConfig(
   vocab_size=512, width=32, num_layers=2, num_heads=2, num_kv_heads=1,
@@ -32,12 +36,12 @@ def folder(tmp_path_factory):
 
 def options(folder, tmp_path, **changes):
   """One update on two short episodes."""
-  small = test_train.small_config(tmp_path)
+  small = small_runs.small_config(tmp_path)
   return dataclasses.replace(
     small,
     **dict(
       weights=str(folder),
-      tokenizer=config.OWN_TOKENIZER,
+      tokenizer=loading.OWN_TOKENIZER,
       num_updates=1,
       tasks_per_update=2,
       prompt=PromptConfig(layout="chat"),
@@ -57,7 +61,7 @@ def options(folder, tmp_path, **changes):
 
 
 def test_a_folder_is_trained_and_its_policy_taken_up(folder, tmp_path):
-  run = test_train.run(options(folder, tmp_path))
+  run = small_runs.run(options(folder, tmp_path))
   (line,) = [
     line
     for line in metrics.read_jsonl(run / "metrics.jsonl")
@@ -69,34 +73,42 @@ def test_a_folder_is_trained_and_its_policy_taken_up(folder, tmp_path):
   again = options(
     run / "policy.safetensors", tmp_path, tokenizer=str(folder)
   )  # fmt: skip
-  tokenizer = evaluate.load_tokenizer(again)
-  model, params = evaluate.load_model(again, tokenizer)
+  tokenizer = policy.load_tokenizer(again.tokenizer, again.weights)
+  model, params = players.load_model(again, tokenizer)
   assert model == MODEL
   assert params["embed"]["embedding"].shape == (512, 32)
   other = dataclasses.replace(again, tokenizer="household")
   with pytest.raises(ValueError, match="use the weights' own tokenizer"):
-    evaluate.load_model(other, evaluate.load_tokenizer(other))
+    players.load_model(
+      other, policy.load_tokenizer(other.tokenizer, other.weights)
+    )
 
 
 def test_what_is_computed_in_and_again_is_an_option(folder, tmp_path):
   asked = options(folder, tmp_path, compute="bfloat16", remat="full")
-  model, _ = evaluate.load_model(asked, evaluate.load_tokenizer(asked))
+  model, _ = players.load_model(
+    asked, policy.load_tokenizer(asked.tokenizer, asked.weights)
+  )
   assert (model.compute, model.remat) == ("bfloat16", "full")
   wrong = options(folder, tmp_path, compute="float8")
   with pytest.raises(ValueError, match="compute='float8' is none of"):
-    evaluate.load_model(wrong, evaluate.load_tokenizer(wrong))
+    players.load_model(
+      wrong, policy.load_tokenizer(wrong.tokenizer, wrong.weights)
+    )
 
 
 def test_wrong_models_and_tokenizers_are_named(folder, tmp_path):
   small = options(folder, tmp_path, tokenizer="worlds")
   with pytest.raises(ValueError, match="knows 512 tokens, the tokenizer has"):
-    evaluate.load_model(small, evaluate.load_tokenizer(small))
+    players.load_model(
+      small, policy.load_tokenizer(small.tokenizer, small.weights)
+    )
   absent = options(tmp_path / "absent", tmp_path)
   with pytest.raises(ValueError, match=r"no model at .*absent"):
-    evaluate.load_tokenizer(absent)
+    policy.load_tokenizer(absent.tokenizer, absent.weights)
   unknown = options(folder, tmp_path, tokenizer="no-such-thing")
   with pytest.raises(ValueError, match="no tokenizer 'no-such-thing'"):
-    evaluate.load_tokenizer(unknown)
-  run = config.SupervisedRun(tokenizer=config.OWN_TOKENIZER)
+    policy.load_tokenizer(unknown.tokenizer, unknown.weights)
+  run = config.SupervisedRun(tokenizer=loading.OWN_TOKENIZER)
   with pytest.raises(ValueError, match="needs weights that bring one"):
-    evaluate.load_tokenizer(run)
+    policy.load_tokenizer(run.tokenizer, run.weights)

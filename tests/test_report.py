@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from steppo_jax import metrics, report
+from steppo_jax.reports import intervals, report
+from steppo_jax.storage import metrics
 
 
 def make_run(path, successes, *, minutes=2.0, seed=0, train=True):
@@ -47,18 +48,18 @@ def make_run(path, successes, *, minutes=2.0, seed=0, train=True):
 def test_wilson_by_hand():
   # n = 10, p = 0.5, z² = 3.8415: centre 0.5, half
   # 1.95996 sqrt(0.025 + 3.8415 / 400) / 1.38415 = 0.26340.
-  low, high = report.wilson_interval(5, 10)
+  low, high = intervals.wilson_interval(5, 10)
   assert low == pytest.approx(0.23659, abs=1e-5)
   assert high == pytest.approx(0.76341, abs=1e-5)
 
 
 def test_wilson_at_the_ends():
   # No success of n: the upper end is z² / (n + z²) = 3.8415 / 13.8415.
-  assert report.wilson_interval(0, 10) == pytest.approx((0.0, 0.277533))
-  assert report.wilson_interval(10, 10) == pytest.approx((0.722467, 1.0))
-  assert report.wilson_interval(0, 0) == (0.0, 1.0)
+  assert intervals.wilson_interval(0, 10) == pytest.approx((0.0, 0.277533))
+  assert intervals.wilson_interval(10, 10) == pytest.approx((0.722467, 1.0))
+  assert intervals.wilson_interval(0, 0) == (0.0, 1.0)
   with pytest.raises(ValueError, match="11 successes of 10"):
-    report.wilson_interval(11, 10)
+    intervals.wilson_interval(11, 10)
 
 
 def test_wilson_covers_about_95_percent():
@@ -66,31 +67,33 @@ def test_wilson_covers_about_95_percent():
   draws = random.binomial(100, 0.3, size=2000)
   covered = [
     low <= 0.3 <= high
-    for low, high in (report.wilson_interval(int(k), 100) for k in draws)
+    for low, high in (intervals.wilson_interval(int(k), 100) for k in draws)
   ]
   assert 0.92 < np.mean(covered) < 0.98
 
 
 def test_bootstrap_is_of_the_mean_and_repeats():
   values = [0.5, 0.6, 0.7]
-  low, high = report.bootstrap_interval(values, seed=0)
+  low, high = intervals.bootstrap_interval(values, seed=0)
   # All three draws are the lowest in 1 of 27 cases, more than 2.5 %.
   assert low == pytest.approx(0.5)
   assert high == pytest.approx(0.7)
-  assert report.bootstrap_interval(values, seed=0) == (low, high)
-  assert report.bootstrap_interval([0.4], seed=1) == pytest.approx((0.4, 0.4))
+  assert intervals.bootstrap_interval(values, seed=0) == (low, high)
+  assert intervals.bootstrap_interval([0.4], seed=1) == pytest.approx(
+    (0.4, 0.4)
+  )
   # 400 values of standard deviation 1: the mean is known to 1.96 / 20.
   many = np.random.default_rng(0).standard_normal(400)
-  low, high = report.bootstrap_interval(many, seed=0)
+  low, high = intervals.bootstrap_interval(many, seed=0)
   assert high - low == pytest.approx(2 * 1.96 / 20 * many.std(), rel=0.05)
   with pytest.raises(ValueError, match="at least one"):
-    report.bootstrap_interval([], seed=0)
+    intervals.bootstrap_interval([], seed=0)
 
 
 def test_the_rise_of_one_run_has_newcombes_interval(tmp_path):
   run = report.read_run(make_run(tmp_path / "a", [0.3, 0.7]))
-  l1, u1 = report.wilson_interval(60, 200)
-  l2, u2 = report.wilson_interval(140, 200)
+  l1, u1 = intervals.wilson_interval(60, 200)
+  l2, u2 = intervals.wilson_interval(140, 200)
   change, low, high = report.rise([run])
   assert change == pytest.approx(0.4)
   assert low == pytest.approx(0.4 - ((0.7 - l2) ** 2 + (u1 - 0.3) ** 2) ** 0.5)

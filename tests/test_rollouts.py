@@ -7,11 +7,11 @@ import jax
 import numpy as np
 import pytest
 import worlds
-from test_train import small_config
+from small_runs import small_config
 
-from steppo_jax import players, rollouts
-from steppo_jax.envs import household
+from steppo_jax.envs.household import env as household
 from steppo_jax.rollout import journal
+from steppo_jax.training import episodes, players
 
 COUNT = 6
 
@@ -32,7 +32,7 @@ class Played:
     with players.make(
       self.config, worlds.model(), worlds.tokenizer()
     ) as playing:
-      made = rollouts.Rollouts(
+      made = episodes.Rollouts(
         self.config,
         self.folder,
         playing,
@@ -136,12 +136,12 @@ def test_episodes_of_another_policy_are_played_anew(played):
 def test_an_update_of_one_array_marks_another_policy():
   policy = jax.device_get(worlds.policy())
   leaves, tree = jax.tree.flatten(policy)
-  marks = {rollouts.mark(policy)}
+  marks = {episodes.mark(policy)}
   for index, leaf in enumerate(leaves):
     changed = leaf.copy()
     changed.reshape(-1)[0] = np.nextafter(changed.reshape(-1)[0], np.inf)
     others = [*leaves[:index], changed, *leaves[index + 1 :]]
-    marks.add(rollouts.mark(jax.tree.unflatten(tree, others)))
+    marks.add(episodes.mark(jax.tree.unflatten(tree, others)))
   assert len(marks) == len(leaves) + 1
 
 

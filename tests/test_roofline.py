@@ -6,7 +6,7 @@ import pytest
 import tpu_tools
 
 from steppo_jax.models import presets, transformer
-from steppo_jax.models.model_config import ModelConfig
+from steppo_jax.models.config import ModelConfig
 
 roofline = tpu_tools.load("roofline")
 # q and o 10 x 8, k and v 10 x 4, three of 10 x 5: 160 + 80 + 150 = 390 a layer.

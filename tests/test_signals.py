@@ -8,11 +8,11 @@ import time
 
 import pytest
 
-from steppo_jax import signals
+from steppo_jax.processes import signals
 
 PROGRAM = """
 import os, signal, sys, threading, time
-from steppo_jax import signals
+from steppo_jax.processes import signals
 try:
   with signals.Handler(grace_s={grace}, on_overdue=lambda: print("flushed",
                        flush=True)) as handler:

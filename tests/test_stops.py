@@ -8,15 +8,15 @@ import sys
 import time
 
 import pytest
-import test_train
+import small_runs
 
-from steppo_jax import checkpoint, metrics
+from steppo_jax.storage import checkpoint, metrics
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-  options = test_train.small_config(tmp_path_factory.mktemp("whole"))
-  return options, test_train.run(options)
+  options = small_runs.small_config(tmp_path_factory.mktemp("whole"))
+  return options, small_runs.run(options)
 
 
 def test_a_run_killed_between_updates_ends_with_the_same_bits(
@@ -24,9 +24,9 @@ def test_a_run_killed_between_updates_ends_with_the_same_bits(
 ):
   options, folder = finished
   resumed = dataclasses.replace(options, run_dir=str(tmp_path / "again"))
-  test_train.run(resumed, stop_after=2)
-  again = test_train.run(resumed)
-  assert test_train.bits(folder) == test_train.bits(again)
+  small_runs.run(resumed, stop_after=2)
+  again = small_runs.run(resumed)
+  assert small_runs.bits(folder) == small_runs.bits(again)
   lines = metrics.read_jsonl(again / "metrics.jsonl")
   assert [line["update"] for line in lines] == [0, 1, 2, 3]
   whole = metrics.read_jsonl(folder / "metrics.jsonl")
@@ -39,9 +39,9 @@ def start(options, tmp_path, target):
   experiment = tmp_path / "experiment.py"
   experiment.write_text(
     "import sys, pathlib\n"
-    f"sys.path.insert(0, {str(pathlib.Path(__file__).parent)!r})\n"
-    "import test_train\n"
-    "CONFIG = test_train.small_config(\n"
+    f"sys.path.insert(0, {str(pathlib.Path(small_runs.__file__).parent)!r})\n"
+    "import small_runs\n"
+    "CONFIG = small_runs.small_config(\n"
     f"  pathlib.Path({str(pathlib.Path(options.weights).parent)!r}))\n"
   )
   command = [
@@ -88,7 +88,7 @@ def test_a_signal_ends_with_42_and_the_same_command_goes_on(
   with checkpoint.Checkpoints(target / "checkpoints", 3) as store:
     assert store.latest() == found[-1]["update"] >= 1
   finish(command)
-  assert test_train.bits(folder) == test_train.bits(target)
+  assert small_runs.bits(folder) == small_runs.bits(target)
 
 
 def test_two_runs_in_one_folder_are_refused(finished, tmp_path):
@@ -113,7 +113,7 @@ def test_kill_9_and_the_same_command_end_with_the_same_bits(finished, tmp_path):
   process.communicate()
   assert not (target / "policy.safetensors").exists()
   done = finish(command)
-  assert test_train.bits(folder) == test_train.bits(target)
+  assert small_runs.bits(folder) == small_runs.bits(target)
   assert (target / "report.png").stat().st_size > 10_000
   assert "unseen" in done.stdout or "success" in done.stdout
 
@@ -125,7 +125,7 @@ def test_a_truncated_checkpoint_falls_back_to_the_one_before(
   options = dataclasses.replace(
     options, run_dir=str(tmp_path / "cut"), keep_checkpoints=3
   )
-  test_train.run(options, stop_after=3)
+  small_runs.run(options, stop_after=3)
   newest = tmp_path / "cut" / "checkpoints" / "2"
   store = checkpoint.Checkpoints(tmp_path / "cut" / "checkpoints", 3)
   assert store.latest() in (2, 3)
@@ -135,5 +135,5 @@ def test_a_truncated_checkpoint_falls_back_to_the_one_before(
     for file in newest.rglob("*"):
       if file.is_file():
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-  again = test_train.run(options)
-  assert test_train.bits(folder) == test_train.bits(again)
+  again = small_runs.run(options)
+  assert small_runs.bits(folder) == small_runs.bits(again)

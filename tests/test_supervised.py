@@ -4,8 +4,11 @@ import numpy as np
 import pytest
 import worlds
 
-from steppo_jax import packing, supervised, types
-from steppo_jax.rollout import prompting
+from steppo_jax import types
+from steppo_jax.learner import options
+from steppo_jax.packing import options as packing_options
+from steppo_jax.prompts import base as prompting
+from steppo_jax.training import imitation
 
 TURNS = [
   ("You see a desk 1.", "go to desk 1"),
@@ -17,7 +20,7 @@ TURNS = [
 def demonstration(max_tokens):
   task = types.Task("demo", "household", "family", {})
   prompt = prompting.CompactPrompt(worlds.tokenizer())
-  return supervised.demonstration(task, TURNS, prompt, max_tokens=max_tokens)
+  return imitation.demonstration(task, TURNS, prompt, max_tokens=max_tokens)
 
 
 def length(step):
@@ -45,8 +48,8 @@ def test_a_demonstration_that_is_too_long_is_truncated_not_ended():
   assert not cut.steps[-1].terminated
   assert sum(s.reward for s in cut.steps) == 0
   assert len(cut.final_prompt_ids) <= limit
-  rows = supervised.pack_rows(
-    [cut], packing.PackingConfig(row_length=limit), pad_id=0
+  rows = imitation.pack_rows(
+    [cut], packing_options.PackingConfig(row_length=limit), pad_id=0
   )
   sampled = sum(len(s.response_ids) for s in cut.steps)
   assert np.sum(rows.step_ids > 0) == sampled
@@ -59,4 +62,4 @@ def test_a_demonstration_whose_first_step_does_not_fit_is_refused():
 
 def test_a_warm_up_that_never_ends_is_refused():
   with pytest.raises(ValueError, match=r"must be below training\.num_steps=2"):
-    supervised.SupervisedConfig(num_steps=2)
+    options.SupervisedConfig(num_steps=2)

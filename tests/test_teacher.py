@@ -6,29 +6,27 @@ import pathlib
 
 import jax
 import jax.numpy as jnp
+import learner_runs
 import numpy as np
+import peer_episodes
 import pytest
-import test_learner
-import test_peers
-import test_train
-import test_update
+import small_runs
+import whole_updates
 import worlds
 
-from steppo_jax import (
-  algorithms,
-  config,
-  credit,
-  learner,
-  mesh,
-  metrics,
-  microbatch,
-)
-from steppo_jax import packing as packing_lib
-from steppo_jax import update as update_lib
-from steppo_jax.models import transformer, weights
+from steppo_jax.algorithms import table as algorithms
+from steppo_jax.learner import credit
+from steppo_jax.learner import spec as microbatch
+from steppo_jax.learner import state as learner_state
+from steppo_jax.learner import update as update_lib
+from steppo_jax.models import mesh, transformer
+from steppo_jax.models.formats import weights
 from steppo_jax.ops import segments
+from steppo_jax.packing import options as packing_options
+from steppo_jax.storage import metrics
+from steppo_jax.training import config
 
-packed, WON = test_peers.packed, test_peers.WON
+packed, WON = peer_episodes.packed, peer_episodes.WON
 
 TAUGHT = ("serl", "stepopsd", "agentopsd")
 # One weight a token that no band clips: the advantage tells the gap.
@@ -47,12 +45,14 @@ def row(name, *, mix_updates=0, **options):
 def assigner(algorithm, layout="packed", won=WON, devices=1):
   """A compiled function from the update's number to the credit of a batch."""
   made, rows, _ = packed(layout, won)
-  parts = test_update.parts_of(algorithm)._replace(mesh=mesh.make_mesh(devices))
-  batch = learner.put_batch(made, parts.mesh, rows)
+  parts = whole_updates.parts_of(algorithm)._replace(
+    mesh=mesh.make_mesh(devices)
+  )
+  batch = learner_state.put_batch(made, parts.mesh, rows)
 
   @jax.jit
   def run(update):
-    state = test_update.start(parts).replace(update=update)
+    state = whole_updates.start(parts).replace(update=update)
     found = credit.assign(parts, state, None, batch, None)
     return found.advantages.advantage, found.metrics
 
@@ -66,7 +66,7 @@ def assigned(algorithm, layout="packed", won=WON, devices=1):
 
 def grpo(like, layout="packed"):
   """GRPO's advantages on the clock of some others."""
-  plain, _ = assigned(test_learner.row("grpo"), layout)
+  plain, _ = assigned(learner_runs.row("grpo"), layout)
   if like.ndim == 1:
     return plain
   ids = packed(layout)[0].tokens.step_ids.reshape(like.shape)
@@ -111,9 +111,11 @@ def of_response(prompt, response):
 
 
 def test_the_gap_is_that_of_a_plain_forward_pass():
-  known = test_peers.contexts()
+  known = peer_episodes.contexts()
   found, compared = gaps("packed"), 0
-  for number, (step, whose) in test_peers.steps_of(packed("packed")[0]).items():
+  for number, (step, whose) in peer_episodes.steps_of(
+    packed("packed")[0]
+  ).items():
     if not len(step.response_ids):
       continue
     context = known[whose.uid]
@@ -178,21 +180,23 @@ def test_the_teachers_weight_falls_to_nothing_over_its_updates():
 
 @pytest.mark.parametrize("kind", ["peer", "file"])
 def test_nobody_is_asked_once_the_teachers_weight_is_gone(kind, monkeypatch):
-  asked, logp = [], microbatch.Parts.logp
+  asked, logp = [], microbatch.UpdateSpec.logp
 
   def counted(self, policy, rows):
     jax.debug.callback(lambda: asked.append(1))
     return logp(self, policy, rows)
 
-  monkeypatch.setattr(microbatch.Parts, "logp", counted)
+  monkeypatch.setattr(microbatch.UpdateSpec, "logp", counted)
   made, rows, _ = packed("packed")
-  parts = test_update.parts_of(row("stepopsd", mix_updates=50))
-  batch = learner.put_batch(made, parts.mesh, rows if kind == "peer" else None)
+  parts = whole_updates.parts_of(row("stepopsd", mix_updates=50))
+  batch = learner_state.put_batch(
+    made, parts.mesh, rows if kind == "peer" else None
+  )
   teacher = worlds.policy(2) if kind == "file" else None
 
   @jax.jit
   def run(update):
-    state = test_update.start(parts).replace(update=update)
+    state = whole_updates.start(parts).replace(update=update)
     return credit.assign(parts, state, None, batch, teacher).advantages
 
   microbatches = lambda found: sum(-(-n // 8) for n in found.rows_used)
@@ -214,9 +218,9 @@ def test_the_rows_follow_the_published_schedules():
 
 def test_two_teachers_and_rows_of_half_a_microbatch_are_refused():
   made, rows, _ = packed("packed")
-  parts = test_update.parts_of(row("serl"))
-  batch = learner.put_batch(made, parts.mesh, rows)
-  start = test_update.start(parts)
+  parts = whole_updates.parts_of(row("serl"))
+  batch = learner_state.put_batch(made, parts.mesh, rows)
+  start = whole_updates.start(parts)
   with pytest.raises(ValueError, match="there are two teachers"):
     update_lib.update(parts, start, None, batch, worlds.policy(2))
   tokens = jax.tree.map(lambda x: x[:, :3], batch.teacher.tokens)
@@ -236,11 +240,11 @@ SERL = config.AlgorithmConfig(
 def serl_run(folder, **changes):
   """Three updates of a policy that wins some tiny games."""
   start = pathlib.Path(__file__).parents[1] / "experiments" / "weights"
-  options = test_train.small_config(
+  options = small_runs.small_config(
     folder, tasks_per_update=3, group_size=4, algorithm=SERL,
     weights=str(start / "household_warm_start.safetensors"),
     evaluation=config.EvalConfig(every=3, episodes=2),
-    packing=packing_lib.PackingConfig(row_length=256),
+    packing=packing_options.PackingConfig(row_length=256),
   )  # fmt: skip
   rollout = dataclasses.replace(options.rollout, max_steps=10, max_tokens=256)
   sampler = dataclasses.replace(options.sampler, prefill_lengths=(64,))
@@ -251,7 +255,7 @@ def serl_run(folder, **changes):
 
 def test_a_run_with_peers_trains_reports_and_resumes_to_the_bit(tmp_path):
   options = serl_run(tmp_path)
-  whole = test_train.run(options)
+  whole = small_runs.run(options)
   lines = metrics.read_jsonl(whole / "metrics.jsonl")[1:]
   assert [line["teacher/mix"] for line in lines] == [0.5, 0.25, 0]
   assert all(0 <= line["teacher/covered"] <= 1 for line in lines)
@@ -264,11 +268,11 @@ def test_a_run_with_peers_trains_reports_and_resumes_to_the_bit(tmp_path):
     assert all(np.isfinite(line[name]) for line in lines), name
   before, _ = weights.load_params(options.weights)
   after, _ = weights.load_params(whole / "policy.safetensors")
-  assert test_update.distance(before, after) > 1e-4
+  assert whole_updates.distance(before, after) > 1e-4
   again = dataclasses.replace(options, run_dir=str(tmp_path / "again"))
-  test_train.run(again, stop_after=2)
-  again = test_train.run(again)
-  assert test_train.bits(whole) == test_train.bits(again)
+  small_runs.run(again, stop_after=2)
+  again = small_runs.run(again)
+  assert small_runs.bits(whole) == small_runs.bits(again)
   last = metrics.read_jsonl(again / "metrics.jsonl")[-1]
   assert last["teacher/covered"] == lines[-1]["teacher/covered"]
 
@@ -291,9 +295,9 @@ def test_a_run_with_peers_trains_reports_and_resumes_to_the_bit(tmp_path):
 )  # fmt: skip
 def test_a_teacher_that_cannot_be_had_is_refused(changes, message, tmp_path):
   with pytest.raises(ValueError, match=message):
-    test_train.run(serl_run(tmp_path, **changes))
+    small_runs.run(serl_run(tmp_path, **changes))
 
 
 def test_rows_of_a_teacher_shorter_than_its_students_are_refused():
   with pytest.raises(ValueError, match=r"teacher_length=8 is shorter than.*12"):
-    packing_lib.PackingConfig(row_length=12, teacher_length=8)
+    packing_options.PackingConfig(row_length=12, teacher_length=8)

@@ -1,6 +1,5 @@
 """Runs end to end: errors counted, bad input refused."""
 
-import contextlib
 import dataclasses
 import json
 import pathlib
@@ -9,72 +8,17 @@ import jax
 import numpy as np
 import pytest
 import worlds
+from small_runs import WARM, run, small_config
 
-from steppo_jax import config, evaluate, metrics, run_folder, train
-from steppo_jax.learner import LearnerConfig
-from steppo_jax.models import transformer, weights
-from steppo_jax.packing import PackingConfig
-from steppo_jax.rollout.prompting import PromptConfig
-from steppo_jax.sampler.engine import SamplerConfig
-
-WARM = (
-  pathlib.Path(__file__)
-  .parents[1]
-  .joinpath("experiments", "weights", "household_warm_start.safetensors")
-)
-
-
-def small_config(folder: pathlib.Path, **changes) -> config.RunConfig:
-  """Three updates of a tiny model on tiny games; writes its start policy."""
-  folder.mkdir(parents=True, exist_ok=True)
-  start = folder / "start.safetensors"
-  if not start.exists():
-    evaluate.save_policy(
-      start, worlds.model(), jax.device_get(worlds.policy()),
-      worlds.tokenizer(), {},
-    )  # fmt: skip
-  made = config.RunConfig(
-    weights=str(start),
-    run_dir=str(folder / "run"),
-    num_updates=3,
-    tasks_per_update=6,
-    checkpoint_every=1,
-    num_devices=1,
-    algorithm=config.AlgorithmConfig(
-      name="steppo", clip_low=0.2, clip_high=0.2, kl_coef=0.0
-    ),
-    env=config.EnvConfig(size="tiny"),
-    rollout=dataclasses.replace(worlds.ROLLOUT, max_steps=4),
-    sampler=SamplerConfig(num_slots=2, prefill_lengths=(16, 64)),
-    packing=PackingConfig(row_length=worlds.CONTEXT),
-    learner=LearnerConfig(
-      num_minibatches=2, microbatch_rows=2, critic_warmup=1, critic_epochs=1
-    ),
-    evaluation=config.EvalConfig(every=2, episodes=8),
-  )
-  return dataclasses.replace(made, **changes)
-
-
-def run(options, *, stop_after=None):
-  """Trains; `stop_after` raises between two updates, as a kill would."""
-
-  class Killed(Exception):
-    pass
-
-  def on_update(done, found):
-    if done == stop_after:
-      raise Killed
-
-  folder = run_folder.open_folder(options, "test", "test")
-  with contextlib.suppress(Killed):
-    train.train(options, folder, on_update=on_update, on_episode=lambda _: None)
-  return folder
-
-
-def bits(folder):
-  """Every parameter's bytes; the file's own header has no fixed order."""
-  params, _ = weights.load_params(folder / "policy.safetensors")
-  return {k: v.tobytes() for k, v in weights.flatten(params).items()}
+from steppo_jax.learner.options import LearnerConfig
+from steppo_jax.models import transformer
+from steppo_jax.models.formats import weights
+from steppo_jax.packing.options import PackingConfig
+from steppo_jax.pretrained import policy
+from steppo_jax.prompts.options import PromptConfig
+from steppo_jax.storage import folder as run_folder
+from steppo_jax.storage import metrics
+from steppo_jax.training import config
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +121,7 @@ def test_weights_without_facts_are_refused(tmp_path):
 def test_episodes_that_break_are_counted_and_the_run_goes_on(
   tmp_path, monkeypatch
 ):
-  from steppo_jax.envs import household
+  from steppo_jax.envs.household import env as household
 
   step = household.HouseholdEnv.step
   calls = [0]
@@ -200,7 +144,7 @@ def test_episodes_that_break_are_counted_and_the_run_goes_on(
 def test_an_update_in_which_everything_breaks_stops_the_run(
   tmp_path, monkeypatch
 ):
-  from steppo_jax.envs import household
+  from steppo_jax.envs.household import env as household
 
   def broken(self, text):
     raise OSError("gone")
@@ -270,7 +214,7 @@ def test_a_teacher_is_read_from_its_file(tmp_path):
   sizes = dataclasses.replace(worlds.model(), width=16)
   params = jax.device_get(transformer.init(sizes, jax.random.key(0)))
   other = tmp_path / "other.safetensors"
-  evaluate.save_policy(other, sizes, params, worlds.tokenizer(), {})
+  policy.save_policy(other, sizes, params, worlds.tokenizer(), {})
   serl = dataclasses.replace(serl, teacher=str(other))
   with pytest.raises(ValueError, match="must have the same sizes"):
     run(small_config(tmp_path / "size", group_size=3, algorithm=serl))

@@ -3,11 +3,12 @@
 import dataclasses
 
 import pytest
-import test_train
+import small_runs
 import worlds
 
-from steppo_jax import config, metrics
-from steppo_jax.envs.process import WorkerLimits
+from steppo_jax.envs.workers.options import WorkerLimits
+from steppo_jax.storage import metrics
+from steppo_jax.training import config
 
 ROLLOUT = dataclasses.replace(worlds.ROLLOUT, max_steps=4)
 
@@ -15,17 +16,17 @@ ROLLOUT = dataclasses.replace(worlds.ROLLOUT, max_steps=4)
 @pytest.fixture(scope="module")
 def here(tmp_path_factory):
   """One update with the environments in this process."""
-  options = test_train.small_config(
+  options = small_runs.small_config(
     tmp_path_factory.mktemp("here"), num_updates=1
   )
-  return test_train.run(options)
+  return small_runs.run(options)
 
 
 def test_workers_give_the_same_bits(here, tmp_path):
-  options = test_train.small_config(
+  options = small_runs.small_config(
     tmp_path, num_updates=1, env=config.EnvConfig(size="tiny", workers=2)
   )
-  assert test_train.bits(test_train.run(options)) == test_train.bits(here)
+  assert small_runs.bits(small_runs.run(options)) == small_runs.bits(here)
 
 
 def test_a_run_goes_on_while_workers_crash_and_hang(tmp_path):
@@ -33,11 +34,11 @@ def test_a_run_goes_on_while_workers_crash_and_hang(tmp_path):
     "faulty", size="tiny", workers=2, limits=WorkerLimits(step_s=0.5),
     options=("crash=0.1", "hang=0.05", "slow=0.05", "seed=3"),
   )  # fmt: skip
-  options = test_train.small_config(
+  options = small_runs.small_config(
     tmp_path, num_updates=2, env=env,
     rollout=dataclasses.replace(ROLLOUT, env_threads=2, retries=1),
   )  # fmt: skip
-  lines = metrics.read_jsonl(test_train.run(options) / "metrics.jsonl")
+  lines = metrics.read_jsonl(small_runs.run(options) / "metrics.jsonl")
   assert lines[-1]["policy/stepped"] > 0
   failed, retried = 0, 0
   for line in lines[1:]:
@@ -59,6 +60,6 @@ def test_workers_that_cannot_start_stop_the_run_and_say_why(tmp_path):
     "faulty", size="tiny", workers=2, options=("crash=2.0",),
     limits=WorkerLimits(backoff_s=0.01),
   )  # fmt: skip
-  options = test_train.small_config(tmp_path, num_updates=1, env=env)
+  options = small_runs.small_config(tmp_path, num_updates=1, env=env)
   with pytest.raises(RuntimeError, match=r"all 6 episodes failed.*crash=2\.0"):
-    test_train.run(options)
+    small_runs.run(options)

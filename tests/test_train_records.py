@@ -2,15 +2,16 @@
 
 import shutil
 
-import test_train
+import small_runs
 import worlds
 
-from steppo_jax import run_folder, train
-from steppo_jax.data import trajectories
+from steppo_jax.datasets import trajectories
+from steppo_jax.storage import folder as run_folder
+from steppo_jax.training import train
 
 
 def test_episodes_of_some_updates_are_kept_and_come_back(tmp_path):
-  options = test_train.small_config(tmp_path, record_every=2)
+  options = small_runs.small_config(tmp_path, record_every=2)
   folder = run_folder.open_folder(options, "test", "test")
   played = []
   train.train(
@@ -33,4 +34,4 @@ def test_episodes_of_some_updates_are_kept_and_come_back(tmp_path):
         assert step.reward == other.reward
   # Begun again without its checkpoints, a run finds its episodes there.
   shutil.rmtree(folder / run_folder.CHECKPOINTS_NAME)
-  test_train.run(options)
+  small_runs.run(options)

@@ -5,69 +5,29 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import learner_runs
 import numpy as np
 import pytest
-import test_learner
 import worlds
+from whole_updates import (
+  CONFIG,
+  batch,
+  distance,
+  parts_of,
+  policies,
+  start,
+  updated,
+)
 
-from steppo_jax import algorithms, credit, estimators, learner, mesh, objective
-from steppo_jax import update as update_lib
+from steppo_jax.algorithms import estimators, objective
+from steppo_jax.algorithms import table as algorithms
+from steppo_jax.learner import credit, learner
+from steppo_jax.learner import update as update_lib
+from steppo_jax.models import mesh
 from steppo_jax.ops import ratios, segments
 
 ALL = list(algorithms.ALGORITHMS)
 CRITICS = [name for name in ALL if algorithms.get(name).critic]
-# One block of queries and one chunk of tokens, so that each row compiles fast.
-CONFIG = dataclasses.replace(
-  test_learner.CONFIG, attention_block=worlds.CONTEXT, logprob_chunk=1024
-)
-
-
-@functools.cache
-def batch():
-  one = mesh.make_mesh(1)
-  return learner.put_batch(test_learner.packed(), one)
-
-
-def parts_of(row, **options):
-  config = dataclasses.replace(CONFIG, **options)
-  return learner.make_parts(
-    worlds.model(), row, config, mesh.make_mesh(1), num_updates=4, seed=0
-  )
-
-
-def start(parts):
-  """A state whose critic already has opinions."""
-  state = learner.init(parts, worlds.policy())
-  if state.critic is None:
-    return state
-  kernel = jax.random.normal(jax.random.key(7), (worlds.model().width,))
-  head = state.critic["head"] | {"kernel": 0.3 * kernel}
-  return state.replace(critic=state.critic | {"head": head})
-
-
-def policies(row):
-  """The reference and the teacher that a row reads."""
-  return (
-    worlds.policy(1) if row.reads_reference else None,
-    worlds.policy(2) if "teacher" in row.needs else None,
-  )
-
-
-def updated(row, *, reference=None, teacher=None, **options):
-  """State and metrics after one update with plain gradient steps."""
-  import optax
-
-  parts = parts_of(row, **options)._replace(
-    policy_optimizer=optax.sgd(0.05), critic_optimizer=optax.sgd(0.05)
-  )
-  run = functools.partial(update_lib.update, parts)
-  return jax.device_get(jax.jit(run)(start(parts), reference, batch(), teacher))
-
-
-def distance(a, b):
-  """Largest difference between two trees."""
-  gaps = jax.tree.map(lambda x, y: np.abs(x - y).max(), a, b)
-  return max(jax.tree.leaves(gaps))
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -151,7 +111,7 @@ def test_a_policy_that_is_missing_is_named_before_anything_compiles(
 
 
 def test_rows_that_make_no_whole_microbatches_are_refused():
-  parts = parts_of(test_learner.row("grpo"), microbatch_rows=3)
+  parts = parts_of(learner_runs.row("grpo"), microbatch_rows=3)
   with pytest.raises(ValueError, match=r"not a multiple of.*microbatch_rows=3"):
     update_lib.update(parts, start(parts), None, batch())
 
@@ -159,7 +119,7 @@ def test_rows_that_make_no_whole_microbatches_are_refused():
 @pytest.mark.parametrize("name", ["serl", "stepopsd", "agentopsd"])
 def test_a_teacher_that_is_the_policy_leaves_grpo(name):
   row = dataclasses.replace(algorithms.get(name), kl_coef=0.0)
-  plain, _ = updated(test_learner.row("grpo"))
+  plain, _ = updated(learner_runs.row("grpo"))
   same, _ = updated(row, teacher=worlds.policy())
   other, _ = updated(row, teacher=worlds.policy(2))
   # Gap 0 gives weight 1: exp 0, and twice the sigmoid of 0.
@@ -225,8 +185,8 @@ def test_every_critic_knows_three_ends_of_a_truncated_episode(name):
 
 def test_a_dropped_step_trains_nothing():
   # Every episode is cut: five steps of each make four.
-  _, whole = updated(test_learner.row("steppo"))
-  _, cut = updated(test_learner.row("steppo"), bootstrap="drop_last")
+  _, whole = updated(learner_runs.row("steppo"))
+  _, cut = updated(learner_runs.row("steppo"), bootstrap="drop_last")
   live = int(batch().table.live.sum())
   ended = int((batch().table.truncated & batch().table.live).sum())
   assert whole["critic/value"][1] == live
@@ -245,12 +205,12 @@ def test_each_weighting_counts_what_it_names():
   states = {}
   for weighting, count in expected.items():
     for name in ("steppo", "grpo"):
-      row = algorithms.weighted(test_learner.row(name), weighting)
+      row = algorithms.weighted(learner_runs.row(name), weighting)
       states[name, weighting], found = updated(row)
       weight = found["policy/policy_loss"][1]
       np.testing.assert_allclose(weight, count, rtol=1e-5)
   for name, own in (("steppo", "step"), ("grpo", "token")):
-    plain, _ = updated(test_learner.row(name))
+    plain, _ = updated(learner_runs.row(name))
     assert distance(plain.policy, states[name, own].policy) < 1e-7
     token, step, trajectory = (states[name, x].policy for x in expected)
     assert distance(token, step) > 1e-6

@@ -5,15 +5,16 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import learner_runs
 import numpy as np
 import optax
 import pytest
-import test_learner
-import test_update
+import whole_updates
 import worlds
 
-from steppo_jax import learner, mesh, optimizers
-from steppo_jax import update as update_lib
+from steppo_jax.learner import learner, optimizers
+from steppo_jax.learner import update as update_lib
+from steppo_jax.models import mesh
 
 SGD = 0.5
 
@@ -21,7 +22,7 @@ SGD = 0.5
 @functools.cache
 def off_policy():
   """The batch as if an older policy had sampled it: ratios are not 1."""
-  batch = test_update.batch()
+  batch = whole_updates.batch()
   # Log-ratios of ±0.07 and ±1 lie well inside and outside of a clip near 0.4.
   gap = jax.random.choice(
     jax.random.key(1),
@@ -40,8 +41,8 @@ def _played():
 
 def run(row, *, seed=0, adam=False, differentiable=False, **options):
   """New state and metrics of one update; any number may be traced."""
-  config = dataclasses.replace(test_update.CONFIG, **options)
-  parts = learner.make_parts(
+  config = dataclasses.replace(whole_updates.CONFIG, **options)
+  parts = learner.make_spec(
     worlds.model(), row, config, mesh.make_mesh(1), num_updates=4, seed=seed,
     differentiable=differentiable,
   )  # fmt: skip
@@ -49,13 +50,15 @@ def run(row, *, seed=0, adam=False, differentiable=False, **options):
     # Adam's sign of a tiny gradient is a coin that rounding throws.
     plain = optax.sgd(SGD * config.learning_rate)
     parts = parts._replace(policy_optimizer=plain, critic_optimizer=plain)
-  return update_lib.update(parts, test_update.start(parts), None, off_policy())
+  return update_lib.update(
+    parts, whole_updates.start(parts), None, off_policy()
+  )
 
 
 def moved(row, *, differentiable=True, **options):
   """One number of what an update adds to the parameters, all of them in it."""
   state, _ = run(row, differentiable=differentiable, **options)
-  before = test_update.start(test_update.parts_of(row))
+  before = whole_updates.start(whole_updates.parts_of(row))
   added = jax.tree.map(
     jnp.subtract,
     (state.policy, state.critic),
@@ -79,7 +82,7 @@ def slope(function, at, step):
 @pytest.mark.parametrize("name", ["steppo", "capo", "ppo", "gigpo"])
 def test_four_runs_in_one_vmap_are_four_runs(name):
   def one(seed, discount, lambda_, clip, rate):
-    row = test_learner.row(
+    row = learner_runs.row(
       name, discount=discount, lambda_=lambda_, clip_low=clip, clip_high=clip
     )
     state, found = run(row, seed=seed, learning_rate=rate, actor_epochs=2)
@@ -104,22 +107,22 @@ def test_four_runs_in_one_vmap_are_four_runs(name):
       many,
       single,
     )
-    ends.append(test_update.distance(single[0], worlds.policy()))
+    ends.append(whole_updates.distance(single[0], worlds.policy()))
   # They are four different runs, all of which went somewhere.
   assert min(ends) > 1e-3
   assert len(set(ends)) == 4
 
 
 def test_the_seed_alone_makes_another_run():
-  row = test_learner.row("grpo")
+  row = learner_runs.row("grpo")
   step = lambda seed: run(row, seed=seed, learning_rate=0.2)[0].policy
   many = jax.device_get(jax.jit(jax.vmap(step))(np.array([5, 6, 7])))
   first, same, other = (
     jax.tree.map(lambda x, i=i: x[i], many) for i in range(3)
   )
   # Two mini-batches have two orders: 5 and 6 draw one of them, 7 the other.
-  assert test_update.distance(first, same) < 1e-6
-  assert test_update.distance(first, other) > 1e-5
+  assert whole_updates.distance(first, same) < 1e-6
+  assert whole_updates.distance(first, other) > 1e-5
 
 
 def test_adamw_takes_a_traced_learning_rate():
@@ -127,7 +130,7 @@ def test_adamw_takes_a_traced_learning_rate():
   params = {"w": np.zeros(3, np.float32)}
 
   def two_steps(rate):
-    made = optimizers.adamw(rate, 0, test_update.CONFIG, 10, eps_root=0.0)
+    made = optimizers.adamw(rate, 0, whole_updates.CONFIG, 10, eps_root=0.0)
     state = made.init(params)
     _, state = made.update(grads, state, params)
     return made.update(grads, state, params)[0]["w"]
@@ -142,7 +145,7 @@ def test_adamw_takes_a_traced_learning_rate():
 
 
 def test_an_update_that_can_be_differentiated_is_the_same_update():
-  row = test_learner.row("steppo", clip_low=0.2, clip_high=0.2)
+  row = learner_runs.row("steppo", clip_low=0.2, clip_high=0.2)
   kinds = [
     jax.device_get(
       jax.jit(
@@ -154,8 +157,8 @@ def test_an_update_that_can_be_differentiated_is_the_same_update():
     for kind in (False, True)
   ]
   (a, found_a), (b, found_b) = kinds
-  assert test_update.distance(a.policy, b.policy) < 1e-6
-  assert test_update.distance(a.critic, b.critic) < 1e-6
+  assert whole_updates.distance(a.policy, b.policy) < 1e-6
+  assert whole_updates.distance(a.critic, b.critic) < 1e-6
   np.testing.assert_allclose(
     found_a["policy/clip_fraction"], found_b["policy/clip_fraction"], rtol=1e-5
   )
@@ -163,7 +166,7 @@ def test_an_update_that_can_be_differentiated_is_the_same_update():
 
 def test_parameters_after_an_update_have_gradients_in_its_constants():
   # Tokens clipped before they are pooled: the ratio depends on the clip.
-  base = test_learner.row("steppo", surrogate="log_clip", value_clip=None)
+  base = learner_runs.row("steppo", surrogate="log_clip", value_clip=None)
 
   def result(at):
     row = dataclasses.replace(base, **at)
@@ -180,7 +183,7 @@ def test_parameters_after_an_update_have_gradients_in_its_constants():
 
 
 def test_steppo_has_gradients_in_discount_and_lambda_and_none_in_its_clip():
-  base = test_learner.row("steppo", value_clip=None)
+  base = learner_runs.row("steppo", value_clip=None)
 
   def result(at):
     row = dataclasses.replace(base, **at)
@@ -199,7 +202,7 @@ def test_steppo_has_gradients_in_discount_and_lambda_and_none_in_its_clip():
 
 
 def test_gradients_pass_through_adamw():
-  base = test_learner.row("steppo", clip_low=0.2, clip_high=0.2)
+  base = learner_runs.row("steppo", clip_low=0.2, clip_high=0.2)
 
   def result(discount):
     row = dataclasses.replace(base, discount=discount)
@@ -211,7 +214,7 @@ def test_gradients_pass_through_adamw():
 
 
 def test_without_the_option_the_update_has_no_reverse_gradient():
-  base = test_learner.row("grpo")
+  base = learner_runs.row("grpo")
 
   def result(clip):
     row = dataclasses.replace(
@@ -225,7 +228,7 @@ def test_without_the_option_the_update_has_no_reverse_gradient():
 
 def test_long_rows_are_differentiable_too():
   # Eight blocks a row, which an update that is not differentiated loops over.
-  row = test_learner.row("steppo")
+  row = learner_runs.row("steppo")
   change = lambda discount, block: moved(
     dataclasses.replace(row, discount=discount), attention_block=block
   )

@@ -5,7 +5,7 @@
       --program learner-lora --mesh fsdp=16
 
 Needs `jax[tpu]` and this package (`make tpu-check` makes .venv-tpu for it). It
-compiles the very update of `learner.Learner` and the very functions of
+compiles the very update of `learner.learner.Learner` and the very functions of
 `sampler.programs`, from shapes alone, and prints for each: the bytes that one
 chip holds (arguments, of which donated ones are written in place; temporaries;
 both with the outputs), beside the memory of the chip, the collectives in the
@@ -115,7 +115,7 @@ def check(setting: Setting, devices: Sequence[Any]) -> Found:
   """
   import jax
 
-  from steppo_jax import mesh as mesh_lib
+  from steppo_jax.models import mesh as mesh_lib
 
   data = setting.data or len(devices) // (setting.fsdp * setting.tensor)
   mesh = mesh_lib.make_model_mesh(

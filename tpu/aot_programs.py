@@ -62,19 +62,21 @@ def lower_learner(setting: Setting, mesh: Any) -> Any:
   import jax
   import jax.numpy as jnp
 
-  from steppo_jax import algorithms, learner
-  from steppo_jax import mesh as mesh_lib
-  from steppo_jax.models import lora, transformer
+  from steppo_jax.algorithms import table as algorithms
+  from steppo_jax.learner import learner, options
+  from steppo_jax.models import mesh as mesh_lib
+  from steppo_jax.models import options as models_options
+  from steppo_jax.models import transformer
 
   adapters = setting.program == "learner-lora"
   model = model_of(setting)
-  config = learner.LearnerConfig(
+  config = options.LearnerConfig(
     microbatch_rows=setting.rows,
     attention_block=512,
     # 256 tokens a chip are projected to the vocabulary at once.
     logprob_chunk=256 * mesh_lib.row_parts(mesh),
     critic_trunk="policy" if adapters else "own",
-    lora=lora.LoraConfig(rank=32 if adapters else 0),
+    lora=models_options.LoraConfig(rank=32 if adapters else 0),
   )
   made = learner.Learner(
     model, algorithms.get("steppo"), config, mesh, num_updates=100, seed=0
@@ -96,8 +98,9 @@ def batch_of(setting: Setting, config: Any, mesh: Any) -> Any:
   """Shapes of 128 episodes of 20 steps, as many rows as two microbatches."""
   import jax
 
-  from steppo_jax import batch, learner
-  from steppo_jax import mesh as mesh_lib
+  from steppo_jax import batch
+  from steppo_jax.learner import state
+  from steppo_jax.models import mesh as mesh_lib
 
   parts, steps = config.num_minibatches, 128 * 20 + 1
   rows, whole = mesh_lib.by_row(mesh, 1), mesh_lib.replicated(mesh)
@@ -113,7 +116,7 @@ def batch_of(setting: Setting, config: Any, mesh: Any) -> Any:
       for field in dataclasses.fields(kind)
     }
   )
-  return learner.Batch(
+  return state.Batch(
     record(batch.TokenBatch, shape, rows),
     record(batch.StepTable, (steps,), whole),
     array((parts,), "int32", whole),
@@ -127,7 +130,7 @@ def lower_sampler(setting: Setting, mesh: Any) -> Any:
   import numpy as np
   from jax.sharding import NamedSharding, PartitionSpec
 
-  from steppo_jax import mesh as mesh_lib
+  from steppo_jax.models import mesh as mesh_lib
   from steppo_jax.models import transformer
   from steppo_jax.sampler import decode, programs
 
@@ -164,6 +167,6 @@ def lower_sampler(setting: Setting, mesh: Any) -> Any:
   turns = jax.eval_shape(lambda: decode.no_turns(slots, 1024))
   return run.sample.lower(
     cache, shaped(turns, at(rows)), params, whole(slots),
-    shaped(programs.Asked.none(slots), at()), whole(slots, bool), whole(()),
-    whole(()), context=context,
+    shaped(programs.SlotRequests.none(slots), at()), whole(slots, bool),
+    whole(()), whole(()), context=context,
   )  # fmt: skip

@@ -30,7 +30,7 @@ from typing import NamedTuple
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from steppo_jax.models import presets
-from steppo_jax.models.model_config import ModelConfig
+from steppo_jax.models.config import ModelConfig
 
 
 class Chip(NamedTuple):
@@ -161,8 +161,8 @@ def predict(
   """The prediction for weights that every chip holds whole while it samples.
 
   The learner trains the policy and a critic of the same size, both for one
-  epoch but for the critic's two (`learner.LearnerConfig`), and reads values,
-  log-probs under the reference and under the policy first.
+  epoch but for the critic's two (`learner.options.LearnerConfig`), and reads
+  values, log-probs under the reference and under the policy first.
 
   Returns:
     None where a chip does not hold the weights and one episode.

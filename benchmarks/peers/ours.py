@@ -6,10 +6,17 @@ import jax
 import numpy as np
 import work as work_lib
 
-from steppo_jax import algorithms, mesh, packing, types
-from steppo_jax import learner as learner_lib
-from steppo_jax.models import transformer, weights
+from steppo_jax import types
+from steppo_jax.algorithms import table as algorithms
+from steppo_jax.learner import learner as learner_lib
+from steppo_jax.learner import options
+from steppo_jax.learner import state as learner_state
+from steppo_jax.models import mesh, transformer
+from steppo_jax.models.formats import weights
+from steppo_jax.packing import options as packing_options
+from steppo_jax.packing import rows as packing
 from steppo_jax.sampler import engine as engine_lib
+from steppo_jax.sampler import options as sampler_options
 
 PARAMS_NAME = "ours.safetensors"
 
@@ -39,7 +46,7 @@ class Ours:
       trajectories(self._work),
       [0] * len(self._work.tokens),
       # Whole blocks of the attention, which takes 64 queries at once.
-      packing.PackingConfig(row_length=-(-length // 64) * 64),
+      packing_options.PackingConfig(row_length=-(-length // 64) * 64),
       num_parts=1,
       rows_multiple=len(self._work.tokens),
       pad_id=work_lib.PAD,
@@ -56,7 +63,7 @@ class Ours:
 
   def _options(self):
     spec = self._work.spec["update"]
-    return learner_lib.LearnerConfig(
+    return options.LearnerConfig(
       learning_rate=spec["learning_rate"],
       final_learning_rate=1.0,
       warmup_steps=0,
@@ -69,13 +76,13 @@ class Ours:
   def logprobs(self):
     """[N, A] log-probs of the sampled tokens, as the learner computes them."""
     packed = self._packed()
-    parts = learner_lib.make_parts(
+    spec = learner_lib.make_spec(
       self._model, self._algorithm(), self._options(), self._mesh,
       num_updates=1, seed=0,
     )  # fmt: skip
     used = int(packed.rows_used[0])
     rows = jax.tree.map(lambda x: x[0, :used], packed.tokens)
-    logp = np.asarray(jax.jit(parts.logp)(self._params, rows)[0]).reshape(-1)
+    logp = np.asarray(jax.jit(spec.logp)(self._params, rows)[0]).reshape(-1)
     step = rows.step_ids.reshape(-1)
     # Steps are numbered in order; a stable sort keeps the order within them.
     order = np.argsort(step, kind="stable")[np.count_nonzero(step == 0) :]
@@ -90,7 +97,7 @@ class Ours:
     engine = engine_lib.SlotEngine(
       self._model,
       # A turn's observation and the last sampled token are read in one run.
-      engine_lib.SamplerConfig(
+      sampler_options.SamplerConfig(
         num_slots=episodes, prefill_lengths=(sizes["observe"] + 1,)
       ),
       context=-(-context // 64) * 64,
@@ -127,7 +134,7 @@ class Ours:
 
     def update():
       nonlocal state
-      batch = learner_lib.put_batch(self._packed(), self._mesh)
+      batch = learner_state.put_batch(self._packed(), self._mesh)
       state, found = learner.update(state, None, batch)
       mean = lambda name: float(found[name][0]) / float(found[name][1])
       return {

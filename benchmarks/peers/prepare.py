@@ -16,7 +16,9 @@ import numpy as np
 import ours
 import work as work_lib
 
-from steppo_jax.models import transformer, weights
+from steppo_jax import trees
+from steppo_jax.models import transformer
+from steppo_jax.models.formats import weights
 
 
 def draw_params(model, seed=0):
@@ -28,9 +30,9 @@ def draw_params(model, seed=0):
   )
   flat = {
     name: vary(leaf) if name.endswith("norm/scale") else leaf
-    for name, leaf in weights.flatten(params).items()
+    for name, leaf in trees.flatten(params).items()
   }
-  return jax.device_get(weights.unflatten(flat))
+  return jax.device_get(trees.unflatten(flat))
 
 
 def llama_weights(params):

@@ -282,7 +282,7 @@ def measure(sizes, peers, work, envs):
 
 def finish(work, names, reasons):
   """Writes and prints what was found; 1 if sides differ, else 0."""
-  from steppo_jax import run_folder
+  from steppo_jax.storage import folder as run_folder
 
   found = read(work, names, reasons)
   lines, wrong = compare(found), differences(found)

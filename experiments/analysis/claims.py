@@ -24,7 +24,7 @@ import sys
 import numpy as np
 from scipy import stats
 
-from steppo_jax import compare_report
+from steppo_jax.compare import report as compare_report
 
 # In parts of what the other side reaches.
 _PAPER_PPO = 92.14 / 76.43 - 1

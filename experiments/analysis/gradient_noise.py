@@ -27,8 +27,13 @@ import jax.flatten_util
 import numpy as np
 import optax
 
-from steppo_jax import algorithm_options, config, events, learner, run_parts
-from steppo_jax import update as update_lib
+from steppo_jax.algorithms import options as algorithm_options
+from steppo_jax.learner import learner
+from steppo_jax.learner import state as learner_state
+from steppo_jax.learner import update as update_lib
+from steppo_jax.storage import events
+from steppo_jax.training import config
+from steppo_jax.training import run as run_parts
 
 _GROUPED = ("grpo", "gigpo", "gagpo")
 # A step that takes the gradient itself from the parameters.
@@ -59,9 +64,9 @@ def credits(own: algorithm_options.AlgorithmConfig, tokens: float, groups):
   return found
 
 
-def gradient(parts, state, batch) -> np.ndarray:
+def gradient(spec, state, batch) -> np.ndarray:
   """The policy's gradient as one vector: what a step of rate 1 takes away."""
-  after, _ = update_lib.update(parts, state, None, batch)
+  after, _ = update_lib.update(spec, state, None, batch)
   taken = jax.tree.map(lambda a, b: a - b, state.policy, after.policy)
   return jax.flatten_util.ravel_pytree(taken)[0]
 
@@ -81,16 +86,16 @@ def cosines(gradients: np.ndarray) -> tuple[float, float]:
   return float(mean(pairs)), float(spread)
 
 
-def _parts(run, row):
+def _spec(run, row):
   """An update that takes one step of rate 1 with the credit of a row."""
   options = dataclasses.replace(
     run.config.learner, actor_epochs=1, critic_warmup=0, critic_epochs=0
   )
-  parts = learner.make_parts(
+  spec = learner.make_spec(
     run.model, row, options, run.mesh, num_updates=1, seed=0,
     temperature=run.config.rollout.temperature,
   )  # fmt: skip
-  return parts._replace(policy_optimizer=_TAKEN)
+  return spec._replace(policy_optimizer=_TAKEN)
 
 
 def study(run: run_parts.Run, warmup: int) -> dict:
@@ -102,7 +107,7 @@ def study(run: run_parts.Run, warmup: int) -> dict:
   for update in range(warmup + run.config.num_updates):
     episodes, _ = run.rollouts.play(update, run.episodes(update))
     packed = run.pack(episodes, update)
-    batch = learner.put_batch(packed, run.mesh)
+    batch = learner_state.put_batch(packed, run.mesh)
     if update < warmup:
       # `critic_warmup` of the run keeps the policy as it is.
       state, _ = run.learner.update(state, None, batch)
@@ -130,7 +135,7 @@ def _programs(run, tokens):
   programs = {}
   for name, options in credits(run.config.algorithm, tokens, groups).items():
     row = options.row()
-    program = jax.jit(functools.partial(gradient, _parts(run, row)))
+    program = jax.jit(functools.partial(gradient, _spec(run, row)))
     programs[name] = (row.critic is not None, program)
   return programs
 

@@ -34,7 +34,9 @@ import numpy as np
 import study_report
 
 import steppo_jax
-from steppo_jax import algorithms, batch, estimators, objective
+from steppo_jax import batch
+from steppo_jax.algorithms import estimators, objective
+from steppo_jax.algorithms import table as algorithms
 
 DOOR = door_lib.Door()
 POLICIES = {"early": 0.6, "late": 0.85}

@@ -3,7 +3,7 @@
 import numpy as np
 from matplotlib import figure
 
-from steppo_jax import report
+from steppo_jax.reports import intervals
 
 # What is true, and what is measured against it.
 AIMS = ("discounted", "success")
@@ -17,7 +17,7 @@ def over_seeds(lines, number) -> dict[tuple, tuple[float, float, float]]:
     key = line["policy"], line["label"], line["episodes"]
     by.setdefault(key, []).append(line[number])
   return {
-    key: (float(np.mean(x)), *report.bootstrap_interval(x, 0))
+    key: (float(np.mean(x)), *intervals.bootstrap_interval(x, 0))
     for key, x in by.items()
   }
 

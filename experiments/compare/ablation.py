@@ -9,7 +9,7 @@ import pathlib
 
 import household
 
-from steppo_jax.matrix import Matrix, Method, Search, World
+from steppo_jax.compare.matrix import Matrix, Method, Search, World
 
 # The rows differ in the ratio, the mean of the loss, and the dual clip and
 # critic clock that belong to the credit. Each ratio has its own clip.

@@ -13,7 +13,7 @@ import pathlib
 
 import household
 
-from steppo_jax.matrix import Matrix, Method, World
+from steppo_jax.compare.matrix import Matrix, Method, World
 
 # The number of updates is that of `updates.py`'s middle, 4 parts of a batch.
 _CRITICS = {

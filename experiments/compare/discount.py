@@ -10,7 +10,7 @@ import pathlib
 
 import household
 
-from steppo_jax.matrix import Matrix, Method, World
+from steppo_jax.compare.matrix import Matrix, Method, World
 
 
 def _method(name, clip, discount):

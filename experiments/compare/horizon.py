@@ -11,7 +11,7 @@ import pathlib
 
 import household
 
-from steppo_jax.matrix import Matrix, Method, World
+from steppo_jax.compare.matrix import Matrix, Method, World
 
 _NAMES = ("steppo", "ppo", "gigpo")
 

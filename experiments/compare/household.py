@@ -9,7 +9,7 @@ method, 90 runs. What was run of it: docs/results.md.
 
 import pathlib
 
-from steppo_jax.matrix import Matrix, Method, Search, World
+from steppo_jax.compare.matrix import Matrix, Method, Search, World
 
 BASE = pathlib.Path(__file__).parents[1] / "household_steppo.py"
 

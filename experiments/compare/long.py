@@ -11,7 +11,7 @@ import pathlib
 
 import household
 
-from steppo_jax.matrix import Matrix, World
+from steppo_jax.compare.matrix import Matrix, World
 
 # Rate and scale of the clip: docs/compare/household.jsonl.
 _CHOSEN = {"steppo": (4e-4, 0.5), "ppo": (8e-4, 0.5), "gigpo": (4e-4, 1.0)}

@@ -16,7 +16,7 @@ import pathlib
 
 import household
 
-from steppo_jax.matrix import World
+from steppo_jax.compare.matrix import World
 
 # 0.95 and 0.9 a step.
 _TOKEN_CREDIT = ("algorithm.discount=0.99817", "algorithm.lambda_=0.99624")

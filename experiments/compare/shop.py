@@ -12,7 +12,7 @@ import pathlib
 import ablation
 import household
 
-from steppo_jax.matrix import Matrix, World
+from steppo_jax.compare.matrix import Matrix, World
 
 _GROUPED = [m for m in household.MATRIX.methods if m.name in ("grpo", "gigpo")]
 

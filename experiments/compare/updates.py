@@ -10,7 +10,7 @@ import pathlib
 
 import household
 
-from steppo_jax.matrix import Matrix, Method, World
+from steppo_jax.compare.matrix import Matrix, Method, World
 
 # Parts of the batch, passes over it.
 _STEPS = {1: (1, 1), 4: (4, 1), 16: (4, 4)}

@@ -9,7 +9,7 @@ import pathlib
 
 import household
 
-from steppo_jax.matrix import Matrix, Method, World
+from steppo_jax.compare.matrix import Matrix, Method, World
 
 MATRIX = Matrix(
   base=str(pathlib.Path(__file__).parents[1] / "household_steppo.py"),

@@ -78,33 +78,46 @@ class Row(NamedTuple):
   Attributes:
     env: "module:name" of a callable that makes one `types.Env`.
     tasks: "module:name" of a callable that makes a `TaskList`.
+    expert: "module:name" of an `experts.Expert`, which demonstrates the
+      environment; None without demonstrations.
+    guide: "module:name" of a `guides.Guide`, which prompts in sections tell the
+      agent; None for a general one.
   """
 
   env: str
   tasks: str
+  expert: str | None = None
+  guide: str | None = None
 
 
-_HOUSEHOLD = "steppo_jax.envs.household:HouseholdEnv"
-_TASKS = "steppo_jax.data.tasks"
+def _own(folder: str, env: str, tasks: str, expert: str | None = None) -> Row:
+  """The row of an environment that is whole in one folder of this room."""
+  room = f"steppo_jax.envs.{folder}"
+  return Row(
+    f"{room}.{env}",
+    f"{room}.tasks:{tasks}",
+    expert=expert and f"{room}.expert:{expert}",
+    guide=f"{room}.tasks:GUIDE",
+  )
+
+
 _SEEDS = "steppo_jax.envs.seeds:SeedTasks"
 
 ENVS: dict[str, Row] = {
-  "household": Row(_HOUSEHOLD, f"{_TASKS}:household"),
-  "alfworld": Row(_HOUSEHOLD, f"{_TASKS}:household_recorded"),
+  "household": _own("household", "env:HouseholdEnv", "household", "EXPERT"),
+  "alfworld": _own("household", "env:HouseholdEnv", "household_recorded"),
   # The original engine of the same games, to check ours against.
-  "alfworld_original": Row(
-    "steppo_jax.envs.alfworld_original:OriginalEnv",
-    f"{_TASKS}:household_original",
+  "alfworld_original": _own(
+    "household", "alfworld_original:OriginalEnv", "household_original"
   ),
-  "webshop": Row("steppo_jax.envs.webshop:WebShopEnv", f"{_TASKS}:shopping"),
-  "search_qa": Row(
-    "steppo_jax.envs.search_qa:SearchQAEnv", f"{_TASKS}:questions"
-  ),
-  "paper_search": Row(
-    "steppo_jax.envs.paper_search:PaperSearchEnv", f"{_TASKS}:papers"
-  ),
+  "webshop": _own("webshop", "env:WebShopEnv", "shopping", "EXPERT"),
+  "search_qa": _own("questions", "env:SearchQAEnv", "questions", "EXPERT"),
+  "paper_search": _own("papers", "env:PaperSearchEnv", "papers", "EXPERT"),
   # Household games that fail on purpose: a rehearsal.
-  "faulty": Row("steppo_jax.envs.faults:FaultyEnv", f"{_TASKS}:household"),
+  "faulty": Row(
+    "steppo_jax.envs.workers.faults:FaultyEnv",
+    "steppo_jax.envs.household.tasks:household",
+  ),
   "gymnasium": Row("steppo_jax.envs.gymnasium_text:GymnasiumEnv", _SEEDS),
   "remote": Row("steppo_jax.envs.remote:RemoteEnv", _SEEDS),
 }
@@ -133,17 +146,29 @@ class Recipes(NamedTuple):
   tasks: Recipe
 
 
-def load(target: str) -> Callable[..., Any]:
-  """The callable that "module:name" says.
+def attribute(target: str) -> Any:
+  """What "module:name" says.
 
   Raises:
     ValueError: the text has another form, or the module has no such name.
     ImportError: there is no such module.
   """
   module, colon, name = target.partition(":")
-  found = (
-    getattr(importlib.import_module(module), name, None) if colon else None
-  )
+  if colon:
+    loaded = importlib.import_module(module)
+    if hasattr(loaded, name):
+      return getattr(loaded, name)
+  raise ValueError(f"{target!r} is not 'module:name' of something there is")
+
+
+def load(target: str) -> Callable[..., Any]:
+  """The callable that "module:name" says.
+
+  Raises:
+    ValueError: the text has another form, or names nothing that is callable.
+    ImportError: there is no such module.
+  """
+  found = attribute(target)
   if not callable(found):
     raise ValueError(f"{target!r} is not 'module:name' of something callable")
   return found
@@ -224,7 +249,8 @@ def resolve(
       that no option gives.
   """
   found = row(name)
-  parameters = [inspect.signature(load(t)).parameters for t in found]
+  targets = (found.env, found.tasks)
+  parameters = [inspect.signature(load(t)).parameters for t in targets]
   known = sorted({n for each in parameters for n in each})
   for option in own:
     if option not in known:
@@ -233,7 +259,7 @@ def resolve(
       raise ValueError(f"env.options: {name} has no option {option!r}{hint}")
   given = {n: v for n, v in common.items() if v is not None} | {**own}
   recipes = []
-  for target, each in zip(found, parameters, strict=True):
+  for target, each in zip(targets, parameters, strict=True):
     for parameter in each.values():
       if parameter.default is parameter.empty and parameter.name not in given:
         raise ValueError(_missing(name, parameter.name, common))

@@ -11,7 +11,6 @@ parameters: learner, sampler and checkpoints take either.
 Source: Hu et al. 2021, arXiv:2106.09685, section 4.1.
 """
 
-import dataclasses
 import fnmatch
 from collections.abc import Mapping
 from typing import Any
@@ -20,32 +19,11 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from steppo_jax.models import weights
+from steppo_jax import trees
+from steppo_jax.models.options import LoraConfig
 
 _TRAINED = ("lora_a", "lora_b")
 _ADDED = (*_TRAINED, "lora_scale")
-
-
-@dataclasses.dataclass(frozen=True)
-class LoraConfig:
-  """Adapters of a run.
-
-  Attributes:
-    rank: r; 0 trains all parameters and adds none.
-    alpha: The product is multiplied by alpha / rank.
-    targets: Patterns of the paths of matrices, such as "layers/q/kernel";
-      "*" stands for anything.
-  """
-
-  rank: int = 0
-  alpha: float = 16.0
-  targets: tuple[str, ...] = ("layers/*/kernel",)
-
-  def __post_init__(self):
-    if self.rank < 0:
-      raise ValueError(f"lora.rank={self.rank} must be at least 0")
-    if self.rank and not self.alpha > 0:
-      raise ValueError(f"lora.alpha={self.alpha} must be above 0")
 
 
 def _name(path: str) -> str:
@@ -70,7 +48,7 @@ def add(
     return dict(params)
   if has(params):
     raise ValueError("the parameters have adapters already: merge them first")
-  flat = weights.flatten(params)
+  flat = trees.flatten(params)
   matrices = [path for path in flat if _name(path) == "kernel"]
   chosen = set()
   for pattern in config.targets:
@@ -91,19 +69,19 @@ def add(
     flat[before + "lora_scale"] = jnp.full(
       (layers,), config.alpha / config.rank
     )
-  return weights.unflatten(flat)
+  return trees.unflatten(flat)
 
 
 def has(params: Mapping[str, Any]) -> bool:
   """Are there adapters?"""
-  return any(_name(path) in _ADDED for path in weights.flatten(params))
+  return any(_name(path) in _ADDED for path in trees.flatten(params))
 
 
 def split(params: Any) -> tuple[Any, dict[str, Any]]:
   """What is trained and what is not: adapters and the rest, or all and {}."""
   if not has(params):
     return params, {}
-  flat = weights.flatten(params)
+  flat = trees.flatten(params)
   trained = {k: v for k, v in flat.items() if _name(k) in _TRAINED}
   frozen = {k: v for k, v in flat.items() if k not in trained}
   return trained, frozen
@@ -113,21 +91,21 @@ def join(trained: Any, frozen: Mapping[str, Any]) -> Any:
   """Undoes `split`."""
   if not frozen:
     return trained
-  return weights.unflatten(dict(sorted((trained | frozen).items())))
+  return trees.unflatten(dict(sorted((trained | frozen).items())))
 
 
 def off(params: Mapping[str, Any]) -> dict[str, Any]:
   """The tree without its adapters: the policy that they started from."""
-  flat = weights.flatten(params)
-  return weights.unflatten(
+  flat = trees.flatten(params)
+  return trees.unflatten(
     {k: v for k, v in flat.items() if _name(k) not in _ADDED}
   )
 
 
 def merge(params: Mapping[str, Any]) -> dict[str, Any]:
   """The tree without adapters that computes what it computes with them."""
-  flat = weights.flatten(params)
-  merged = weights.flatten(off(params))
+  flat = trees.flatten(params)
+  merged = trees.flatten(off(params))
   for path in merged:
     before = path.removesuffix("kernel")
     if path == before or before + "lora_a" not in flat:
@@ -136,4 +114,4 @@ def merge(params: Mapping[str, Any]) -> dict[str, Any]:
     product = jnp.einsum("lir,lro,l->lio", a, b, scale)
     kernel = merged[path]
     merged[path] = (kernel.astype(product.dtype) + product).astype(kernel.dtype)
-  return weights.unflatten(merged)
+  return trees.unflatten(merged)

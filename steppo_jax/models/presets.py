@@ -1,6 +1,6 @@
 """Decoder sizes by name."""
 
-from steppo_jax.models.model_config import ModelConfig, RopeScaling
+from steppo_jax.models.config import ModelConfig, RopeScaling
 
 _QWEN3 = dict(rope_theta=1e6, family="qwen3", qk_norm=True)
 

@@ -9,6 +9,7 @@ run the same layers.
 """
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from steppo_jax.models.model_config import FULL, ModelConfig, frequencies
+from steppo_jax.models.config import FULL, ModelConfig
 
 # A kernel that lies as [out, in], in the trees of `by_layer`.
 TURNED = "turned"
@@ -25,6 +26,31 @@ TURNED = "turned"
 # with windows adds window=, a scalar: token i sees j if the position of i is
 # less than `window` behind that of j.
 Attend = Callable[[chex.Array, chex.Array, chex.Array], chex.Array]
+
+
+def frequencies(config: ModelConfig, *, local: bool) -> chex.Array:
+  """Radians per position of each half of a head, scaled: [D / 2] float32.
+
+  Args:
+    config: Sizes of the decoder.
+    local: True for a layer with a window.
+
+  Source of "llama3": the reference code of Llama 3.1 (`apply_scaling`).
+  """
+  half = config.head_dim // 2
+  theta = config.rope_theta
+  if local and config.local_rope_theta is not None:
+    theta = config.local_rope_theta
+  found = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+  scaling = config.rope_scaling
+  if scaling is None or local:
+    return found
+  if scaling.kind == "linear":
+    return found / scaling.factor
+  low, high = scaling.low_freq_factor, scaling.high_freq_factor
+  turns = scaling.original_context * found / (2 * math.pi)
+  keep = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
+  return found * (keep + (1 - keep) / scaling.factor)
 
 
 def rope(

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from steppo_jax import types
-from steppo_jax.rollout import loop, trajectory_bytes
+from steppo_jax.rollout import codec, loop
 
 
 class Hosts(Protocol):
-  """The part of `hosts.Hosts` that is used here."""
+  """The part of `processes.hosts.Hosts` that is used here."""
 
   count: int
 
@@ -41,11 +41,11 @@ def gather(
   head = json.dumps(dict(counted)).encode() + b"\n"
   found: dict[str, types.Trajectory] = {}
   total: dict[str, Any] = dict.fromkeys(counted, 0)
-  for part in hosts.gather(what, head + trajectory_bytes.to_bytes(mine)):
+  for part in hosts.gather(what, head + codec.to_bytes(mine)):
     line, _, data = part.partition(b"\n")
     for name, value in json.loads(line).items():
       total[name] += value
-    found |= {t.uid: t for t in trajectory_bytes.from_bytes(data)}
+    found |= {t.uid: t for t in codec.from_bytes(data)}
   return [
     # With the very task that was sampled, not what JSON made of it.
     dataclasses.replace(found[episode.uid], task=episode.task)

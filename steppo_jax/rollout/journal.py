@@ -17,8 +17,9 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from steppo_jax import kill_points, types
-from steppo_jax.rollout import trajectory_bytes
+from steppo_jax import types
+from steppo_jax.processes import kill_points
+from steppo_jax.rollout import codec
 
 _log = logging.getLogger(__name__)
 
@@ -126,7 +127,7 @@ class Journal:
     if trajectory.uid in self.trajectories:
       return
     try:
-      self._write(*trajectory_bytes.encode(trajectory))
+      self._write(*codec.encode(trajectory))
     except OSError as error:
       raise self._unwritten(error) from error
     self.trajectories[trajectory.uid] = trajectory
@@ -148,7 +149,7 @@ class Journal:
     self.end = facts
 
   def _write(self, head: Mapping[str, Any], data: bytes = b"") -> None:
-    frame = trajectory_bytes.frame(json.dumps(head).encode() + b"\n" + data)
+    frame = codec.frame(json.dumps(head).encode() + b"\n" + data)
     half = len(frame) // 2
     self._file.write(frame[:half])
     kill_points.passed("journal: half a frame")
@@ -191,7 +192,7 @@ def prune(folder: str | os.PathLike, *, needed_from: int, keep: int) -> None:
 def _contents(path: pathlib.Path) -> tuple[Contents, int]:
   """What is whole of a journal, and its length in bytes."""
   belongs, trajectories, end, whole = None, {}, None, 0
-  for payload, place in trajectory_bytes.frames(path.read_bytes()):
+  for payload, place in codec.frames(path.read_bytes()):
     line, _, data = payload.partition(b"\n")
     head = json.loads(line)
     if belongs is None:
@@ -201,7 +202,7 @@ def _contents(path: pathlib.Path) -> tuple[Contents, int]:
     elif "end" in head:
       end = head["end"]
     else:
-      trajectories.setdefault(head["uid"], trajectory_bytes.decode(head, data))
+      trajectories.setdefault(head["uid"], codec.decode(head, data))
     whole = place
   if belongs is None:
     raise ValueError(f"{path} is no journal")
@@ -210,4 +211,4 @@ def _contents(path: pathlib.Path) -> tuple[Contents, int]:
 
 def same(a: types.Trajectory, b: types.Trajectory) -> bool:
   """Whether two trajectories are equal to the last bit."""
-  return trajectory_bytes.encode(a) == trajectory_bytes.encode(b)
+  return codec.encode(a) == codec.encode(b)

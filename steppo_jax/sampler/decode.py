@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from steppo_jax.models import transformer
-from steppo_jax.models.model_config import FULL
+from steppo_jax.models.config import FULL
 from steppo_jax.ops import attention
 from steppo_jax.sampler import draw
 
@@ -30,7 +30,7 @@ class Cache(NamedTuple):
   hidden: chex.Array
 
 
-class Turns(NamedTuple):
+class Responses(NamedTuple):
   """What each slot has sampled of the response under way.
 
   Attributes:
@@ -46,10 +46,10 @@ class Turns(NamedTuple):
   live: chex.Array
 
 
-def no_turns(num_slots: int, max_new_tokens: int) -> Turns:
+def no_turns(num_slots: int, max_new_tokens: int) -> Responses:
   """Slots without a response under way."""
   shape = (num_slots, max_new_tokens)
-  return Turns(
+  return Responses(
     jnp.zeros(shape, jnp.int32),
     jnp.zeros(shape, jnp.float32),
     jnp.zeros(num_slots, jnp.int32),
@@ -179,7 +179,9 @@ def prefill(
   return cache._replace(hidden=cache.hidden.at[slots].set(hidden, mode="drop"))
 
 
-def take(cache: Cache, turns: Turns, slots: chex.Array | None, *, context: int):
+def take(
+  cache: Cache, turns: Responses, slots: chex.Array | None, *, context: int
+):
   """The first `context` positions and the responses of some slots.
 
   Args:
@@ -209,10 +211,10 @@ def take(cache: Cache, turns: Turns, slots: chex.Array | None, *, context: int):
 
 def put(
   cache: Cache,
-  turns: Turns,
+  turns: Responses,
   slots: chex.Array | None,
   taken: Cache,
-  new: Turns,
+  new: Responses,
 ):
   """Writes back what `take` took; cache and turns are donated by the caller."""
   if slots is None:
@@ -261,7 +263,7 @@ def decode(
   config: transformer.ModelConfig,
   params: Any,
   cache: Cache,
-  turns: Turns,
+  turns: Responses,
   fresh: chex.Array,
   length: chex.Array,
   limit: chex.Array,
@@ -271,7 +273,7 @@ def decode(
   max_steps: chex.Array,
   *,
   end_of_turn_id: int,
-) -> tuple[Cache, Turns, chex.Array, chex.Array]:
+) -> tuple[Cache, Responses, chex.Array, chex.Array]:
   """Samples in all live slots side by side until enough of them have ended.
 
   A slot's draws depend on its key and on how many tokens it has sampled, never
@@ -305,7 +307,7 @@ def decode(
     at = jnp.where(where, turns.count, turns.ids.shape[1])
     count = turns.count + where
     ended = where & ((token == end_of_turn_id) | (count >= limit))
-    return Turns(
+    return Responses(
       turns.ids.at[row, at].set(token, mode="drop"),
       turns.logps.at[row, at].set(logp, mode="drop"),
       count,

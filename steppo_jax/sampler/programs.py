@@ -16,7 +16,7 @@ from steppo_jax.sampler import decode, draw, slots
 KEY_LENGTH = 7
 
 
-class Asked(NamedTuple):
+class SlotRequests(NamedTuple):
   """What was asked of each slot, as arrays that are written in place.
 
   Attributes:
@@ -32,7 +32,7 @@ class Asked(NamedTuple):
   numbers: np.ndarray
 
   @classmethod
-  def none(cls, num_slots: int) -> "Asked":
+  def none(cls, num_slots: int) -> "SlotRequests":
     """Nothing asked of any slot."""
     zeros = np.zeros(num_slots, np.int32)
     return cls(
@@ -177,7 +177,7 @@ class Programs:
 
   def warm_up(self) -> None:
     """Compiles every program that requests can need."""
-    nothing = Asked.none(self._num_slots)
+    nothing = SlotRequests.none(self._num_slots)
     fresh = np.zeros(self._num_slots, bool)
     for rows in self._row_sizes:
       for context in self._read_contexts:
@@ -188,7 +188,7 @@ class Programs:
       for context in self._contexts:
         self._run_sample([], rows, nothing, fresh, context, 0, 0)
 
-  def read(self, wave: Sequence[slots.Read]) -> None:
+  def read(self, wave: Sequence[slots.PrefillPlan]) -> None:
     """Copies shared prefixes and reads prompts, grouped to waste little."""
     copies = [read for read in wave if read.source is not None]
     for batch, rows in self._batches(copies):
@@ -215,7 +215,7 @@ class Programs:
   def sample(
     self,
     live: Sequence[int],
-    asked: Asked,
+    asked: SlotRequests,
     fresh: np.ndarray,
     *,
     longest: int,
@@ -261,7 +261,7 @@ class Programs:
       into = np.full(rows, self._num_slots, np.int32)
       into[: len(live)] = live
       at = np.minimum(into, self._num_slots - 1)
-      asked, fresh = Asked(*(x[at] for x in asked)), fresh[at]
+      asked, fresh = SlotRequests(*(x[at] for x in asked)), fresh[at]
       fresh[len(live) :] = False
     self._cache, self.turns, steps, tokens = self._sample(
       self._cache, self.turns, self.params, into, asked, fresh,

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 
-class Read(NamedTuple):
+class PrefillPlan(NamedTuple):
   """What has to happen before a slot can answer.
 
   Attributes:
@@ -66,7 +66,7 @@ class Slots:
         "sessions"
       )
 
-  def plan(self, session: str, prompt: np.ndarray) -> Read:
+  def plan(self, session: str, prompt: np.ndarray) -> PrefillPlan:
     """What to read so that the session's slot holds `prompt`.
 
     A session keeps its slot from turn to turn, and what that holds of the
@@ -95,7 +95,7 @@ class Slots:
       self._of[session] = slot
     self._held[slot, : len(prompt)] = prompt
     self._length[slot] = len(prompt)
-    return Read(slot, source, start, prompt[start:])
+    return PrefillPlan(slot, source, start, prompt[start:])
 
   def _shared(self, prompt: np.ndarray) -> np.ndarray:
     """[N] length of the prefix that each slot shares with `prompt`."""
@@ -105,7 +105,7 @@ class Slots:
     return np.where(same.all(1), n, np.argmin(same, 1))
 
 
-def waves(reads: Sequence[Read]) -> list[list[Read]]:
+def waves(reads: Sequence[PrefillPlan]) -> list[list[PrefillPlan]]:
   """Reads in the order in which their sources exist, each wave at once.
 
   Args:
@@ -114,7 +114,7 @@ def waves(reads: Sequence[Read]) -> list[list[Read]]:
   Returns:
     Waves; within one, all copies come before anything is read.
   """
-  found: list[list[Read]] = []
+  found: list[list[PrefillPlan]] = []
   wave_of: dict[int, int] = {}
   for read in reads:
     wave = wave_of.get(read.source, -1) + 1

@@ -8,10 +8,12 @@ import sys
 import numpy as np
 import pytest
 
-from steppo_jax.data import demonstrations, expert
-from steppo_jax.envs import household, household_worlds
+from steppo_jax.datasets import demonstrations, options
+from steppo_jax.envs.household import env as household
+from steppo_jax.envs.household import expert
+from steppo_jax.envs.household import worlds as household_worlds
 
-OPTIONS = demonstrations.Demonstrations(
+OPTIONS = options.Demonstrations(
   split="train", sizes=("tiny", "small"), num_episodes=40, seed=0, detours=1.5
 )
 
@@ -161,7 +163,7 @@ def test_a_wrong_folder_is_named(tmp_path):
 
 def test_neither_tensorflow_nor_jax_is_imported():
   code = (
-    "import sys; from steppo_jax.data import demonstrations\n"
+    "import sys; from steppo_jax.datasets import demonstrations\n"
     "bad = [m for m in sys.modules if m in ('tensorflow', 'jax')]\n"
     "sys.exit(f'imported {bad}' if bad else 0)"
   )

@@ -5,16 +5,19 @@ import itertools
 import numpy as np
 import pytest
 
-from steppo_jax.data import demonstrations, experts, tokenizer_files
-from steppo_jax.envs import base
+from steppo_jax.datasets import demonstrations
+from steppo_jax.datasets import options as datasets_options
+from steppo_jax.envs import base, experts
+from steppo_jax.envs.webshop import expert
+from steppo_jax.tokenizer import loading as tokenizer_files
 
-TOKENIZER = tokenizer_files.load_tokenizer("worlds")
+TOKENIZER = tokenizer_files.load("worlds")
 SHOPS = ("webshop", "search_qa", "paper_search")
 SHOWN = {"search_qa": ("top=2",), "paper_search": ("top=5", "shown=5")}
 
 
 def made(env, size="tiny", **changes):
-  return demonstrations.Demonstrations(
+  return datasets_options.Demonstrations(
     **dict(split="train", sizes=(size,), num_episodes=25, seed=3, env=env)
     | changes
   )
@@ -56,8 +59,8 @@ def test_a_tiny_world_is_short_and_hardly_spelt(env, split):
     task = options.task(index)
     played = experts.play(
       task,
-      experts.make_env(env, own),
-      experts.EXPERTS[env].plan(task),
+      demonstrations.make_env(env, own),
+      experts.get(env).plan(task),
       wins=True,
     )
     for text in (*played.observations, *played.actions):
@@ -72,7 +75,7 @@ def test_a_shopper_searches_in_a_few_words():
   options = made("webshop")
   words = []
   for index in range(25):
-    search = experts.shopper(options.task(index))[0]
+    search = expert.shopper(options.task(index))[0]
     words.append(len(search.removeprefix("search[").split()))
   assert np.mean(words) < 8
 
@@ -80,7 +83,7 @@ def test_a_shopper_searches_in_a_few_words():
 def test_a_plan_that_does_not_win_is_refused():
   options = made("webshop")
   task = options.task(0)
-  env = experts.make_env("webshop", {})
+  env = demonstrations.make_env("webshop", {})
   with pytest.raises(ValueError, match="plan does not win"):
     experts.play(task, env, ["search[nothing]"], wins=True)
   with pytest.raises(ValueError, match="'dance' was refused"):

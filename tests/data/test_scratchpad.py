@@ -6,18 +6,19 @@ import dataclasses
 import numpy as np
 import pytest
 
-from steppo_jax.data import (
-  demonstrations,
-  experts,
-  scratchpad,
-  tokenizer_files,
-)
-from steppo_jax.envs import base, household, household_text, household_worlds
+from steppo_jax.datasets import demonstrations
+from steppo_jax.datasets import options as datasets_options
+from steppo_jax.envs import base, experts
+from steppo_jax.envs.household import env as household
+from steppo_jax.envs.household import scratchpad
+from steppo_jax.envs.household import text as household_text
+from steppo_jax.envs.household import worlds as household_worlds
+from steppo_jax.tokenizer import loading as tokenizer_files
 
 
 def played(number, thoughts="long"):
   task = household_worlds.generate(number, split="train", size="tiny")
-  return task, experts.play_household(
+  return task, experts.get("household").show(
     task, detours=2.0, noise=0.2, random=np.random.default_rng(number),
     thoughts=thoughts,
   )  # fmt: skip
@@ -33,7 +34,7 @@ def env(**options):
   ("thoughts", "least", "most"), [("long", 30, 60), ("brief", 10, 30)]
 )
 def test_an_answer_has_so_many_tokens_of_thought(thoughts, least, most):
-  tokenizer = tokenizer_files.load_tokenizer("scratchpad")
+  tokenizer = tokenizer_files.load("scratchpad")
   lengths, seen = [], collections.Counter()
   for number in range(40):
     for action in played(number, thoughts)[1].actions:
@@ -48,7 +49,7 @@ def test_an_answer_has_so_many_tokens_of_thought(thoughts, least, most):
 
 
 def test_every_word_of_a_thought_is_one_token():
-  tokenizer = tokenizer_files.load_tokenizer("scratchpad")
+  tokenizer = tokenizer_files.load("scratchpad")
   for word in (*scratchpad.words(), "<think>", "</think>"):
     assert len(tokenizer.encode(word)) == 1, word
 
@@ -116,7 +117,7 @@ def test_a_refused_command_is_noticed():
 
 
 def test_demonstrations_hold_the_thoughts(tmp_path):
-  options = demonstrations.Demonstrations(
+  options = datasets_options.Demonstrations(
     split="train", sizes=("tiny",), num_episodes=3, seed=0,
     options=("scratchpad=true",),
   )  # fmt: skip

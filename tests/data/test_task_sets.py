@@ -10,8 +10,9 @@ import sys
 import pytest
 
 from steppo_jax import __main__ as cli
-from steppo_jax import config, evaluate, players
-from steppo_jax.data import store, task_sets
+from steppo_jax.datasets import store
+from steppo_jax.datasets import tasks as task_sets
+from steppo_jax.training import config, evaluate, players
 
 GENERATED = ["household", "paper_search", "search_qa", "webshop"]
 
@@ -300,7 +301,7 @@ def test_published_files_of_questions_become_a_set(tmp_path, capsys):
 
 def test_neither_tensorflow_nor_jax_is_imported(tmp_path):
   code = (
-    "import sys; from steppo_jax.data import task_sets\n"
+    "import sys; from steppo_jax.datasets import tasks as task_sets\n"
     f"made = task_sets.prepare('webshop', {str(tmp_path)!r}, size='tiny', "
     "count=2)\nlist(task_sets.load(made, 'train'))\n"
     "bad = [m for m in sys.modules if m in ('tensorflow', 'jax')]\n"

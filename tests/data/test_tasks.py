@@ -2,8 +2,8 @@
 
 import pytest
 
-from steppo_jax import config, players
-from steppo_jax.data import tasks as tasks_lib
+from steppo_jax.envs.webshop import tasks as webshop_tasks
+from steppo_jax.training import config, players
 
 GENERATED = ["household", "paper_search", "search_qa", "webshop"]
 # Environment, folder below the shared data, split of a panel.
@@ -61,4 +61,4 @@ def test_unknown_sizes_and_splits_are_refused(env):
 
 def test_an_unknown_way_to_split_goals_is_refused():
   with pytest.raises(ValueError, match="by='luck' is none of index, product"):
-    tasks_lib.shopping("tiny", by="luck")
+    webshop_tasks.shopping("tiny", by="luck")

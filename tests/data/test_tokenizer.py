@@ -8,9 +8,11 @@ import pytest
 import sentencepiece
 from hypothesis import strategies as st
 
-from steppo_jax.data import expert, train_tokenizer
-from steppo_jax.data import tokenizer as tokenizer_lib
-from steppo_jax.envs import household, household_worlds
+from steppo_jax.datasets import vocabulary as train_tokenizer
+from steppo_jax.envs.household import env as household
+from steppo_jax.envs.household import expert
+from steppo_jax.envs.household import worlds as household_worlds
+from steppo_jax.tokenizer import sentencepiece_tokenizer as tokenizer_lib
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 import worlds
 
-from steppo_jax import packing, records, types
-from steppo_jax.data import trajectories as lib
+from steppo_jax import types
+from steppo_jax.datasets import trajectories as lib
+from steppo_jax.packing import checks as records
+from steppo_jax.packing import options
+from steppo_jax.packing import rows as packing
 from steppo_jax.rollout import counts
 
 
@@ -72,7 +75,7 @@ def test_trajectories_come_back_bit_by_bit(folder):
 
 
 def test_what_was_read_back_is_trained_on_as_what_was_played(folder):
-  rows = packing.PackingConfig(row_length=worlds.CONTEXT)
+  rows = options.PackingConfig(row_length=worlds.CONTEXT)
   batches = []
   for source in (lib.load(folder, "train"), _played()):
     usable = [t for t in source if t.error is None]

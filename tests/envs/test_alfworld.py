@@ -5,7 +5,9 @@ import lzma
 
 import pytest
 
-from steppo_jax.envs import alfworld, household, household_pddl
+from steppo_jax.envs.household import alfworld
+from steppo_jax.envs.household import env as household
+from steppo_jax.envs.household import pddl as household_pddl
 
 _PROBLEM = """
 (define (problem plan_trial)  ; a comment with (parentheses

@@ -6,13 +6,20 @@ import tarfile
 
 import pytest
 
-from steppo_jax import config, players, types
-from steppo_jax.envs import alfworld_original, base, household, process
+from steppo_jax import types
+from steppo_jax.envs import base
+from steppo_jax.envs.household import alfworld_original
+from steppo_jax.envs.household import env as household
+from steppo_jax.envs.workers import options
+from steppo_jax.envs.workers import pool as process
+from steppo_jax.training import config, players
 
-LIMITS = process.WorkerLimits(
+LIMITS = options.WorkerLimits(
   start_s=60, reset_s=60, step_s=20, close_s=10, memory_mb=4096
 )
-RECIPE = base.Recipe("steppo_jax.envs.alfworld_original:OriginalEnv", {})
+RECIPE = base.Recipe(
+  "steppo_jax.envs.household.alfworld_original:OriginalEnv", {}
+)
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,12 @@ import sys
 
 import pytest
 
-from steppo_jax import config, players, types
-from steppo_jax.envs import base, household, process, seeds
+from steppo_jax import types
+from steppo_jax.envs import base, seeds
+from steppo_jax.envs.household import env as household
+from steppo_jax.envs.workers import options as workers_options
+from steppo_jax.envs.workers import pool as process
+from steppo_jax.training import config, players
 
 METADATA = "Metadata-Version: 2.1\nName: third-party\nVersion: 1.0\n"
 MODULE = """
@@ -120,7 +124,7 @@ def test_another_package_adds_an_environment(third_party):
   made = players.make_env(env)()
   assert made.reset(tasks[0], 0).observation == "hello 0.1"
   recipe = players.recipes(env).env
-  with process.Workers(recipe, 1, process.WorkerLimits()) as workers:
+  with process.Workers(recipe, 1, workers_options.WorkerLimits()) as workers:
     there = workers()
     assert there.reset(tasks[0], 0).observation == "hello 0.1"
     there.close()
@@ -144,7 +148,7 @@ def test_a_broken_entry_point_names_its_package(third_party, name, message):
 
 @pytest.mark.parametrize("target", ["json", "json:nothing", "json:__name__"])
 def test_a_target_that_is_not_callable_is_refused(target):
-  with pytest.raises(ValueError, match="something callable"):
+  with pytest.raises(ValueError, match="is not 'module:name' of something"):
     base.load(target)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from steppo_jax.envs import bm25
+from steppo_jax.envs.retrieval import bm25
 
 
 def slow_scores(documents, query, k1, b):

@@ -6,7 +6,9 @@ import sys
 import pytest
 
 from steppo_jax import types
-from steppo_jax.envs import base, process, seeds
+from steppo_jax.envs import base, seeds
+from steppo_jax.envs.workers import options as workers_options
+from steppo_jax.envs.workers import pool as process
 
 gymnasium = pytest.importorskip("gymnasium")
 
@@ -110,7 +112,9 @@ def test_it_is_played_by_name_in_a_worker():
   task = recipes.tasks.make().sample(1, seed=0, update=0)[0]
   assert task.env == "gymnasium"
   here = recipes.env.make()
-  with process.Workers(recipes.env, 1, process.WorkerLimits()) as workers:
+  with process.Workers(
+    recipes.env, 1, workers_options.WorkerLimits()
+  ) as workers:
     there = workers()
     assert there.reset(task, 0) == here.reset(task, 0)
     assert there.step("1") == here.step("1")

@@ -9,7 +9,10 @@ import pytest
 from rich import console as rich_console
 
 from steppo_jax import types
-from steppo_jax.envs import base, household, household_worlds, play
+from steppo_jax.commands import play
+from steppo_jax.envs import base
+from steppo_jax.envs.household import env as household
+from steppo_jax.envs.household import worlds as household_worlds
 
 
 def _task(seed=0, size="tiny"):

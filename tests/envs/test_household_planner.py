@@ -5,7 +5,8 @@ import random
 
 import pytest
 
-from steppo_jax.envs import household, household_worlds
+from steppo_jax.envs.household import env as household
+from steppo_jax.envs.household import worlds as household_worlds
 
 _IDLE = ("examine", "help", "inventory", "look")
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from steppo_jax.envs import household
+from steppo_jax.envs.household import env as household
 
 
 def _game(compact, dialect="move"):

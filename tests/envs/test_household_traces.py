@@ -6,7 +6,9 @@ import tarfile
 
 import pytest
 
-from steppo_jax.envs import alfworld, household, household_pddl
+from steppo_jax.envs.household import alfworld
+from steppo_jax.envs.household import env as household
+from steppo_jax.envs.household import pddl as household_pddl
 
 
 def _records(path):

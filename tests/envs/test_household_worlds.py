@@ -8,7 +8,9 @@ import sys
 
 import pytest
 
-from steppo_jax.envs import household, household_pddl, household_worlds
+from steppo_jax.envs.household import env as household
+from steppo_jax.envs.household import pddl as household_pddl
+from steppo_jax.envs.household import worlds as household_worlds
 
 _SIZES = ("tiny", "small", "medium", "full")
 _SPLITS = ("train", "valid_seen", "valid_unseen")
@@ -126,7 +128,7 @@ def test_no_game_is_in_two_splits():
 
 def test_games_are_the_same_in_every_process_and_year():
   program = (
-    "import hashlib, json; from steppo_jax.envs import household_worlds as w;"
+    "import hashlib, json; from steppo_jax.envs.household import worlds as w;"
     "tasks = [w.generate(s, split='train', size=z).payload for s in range(20)"
     " for z in w.SIZES];"
     "print(hashlib.sha256(json.dumps(tasks).encode()).hexdigest())"

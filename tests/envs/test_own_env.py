@@ -9,8 +9,9 @@ import tomllib
 import pytest
 import worlds
 
-from steppo_jax import config, players
-from steppo_jax.rollout import loop, prompting
+from steppo_jax.prompts import base as prompting
+from steppo_jax.rollout import loop
+from steppo_jax.training import config, players
 
 DOCUMENT = pathlib.Path(__file__).parents[2] / "docs" / "environments.md"
 PROMPT = prompting.CompactPrompt(worlds.tokenizer())

@@ -7,7 +7,9 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 
-from steppo_jax.envs import paper_library, paper_search, paper_worlds
+from steppo_jax.envs.papers import env as paper_search
+from steppo_jax.envs.papers import library as paper_library
+from steppo_jax.envs.papers import worlds as paper_worlds
 
 PAPERS = [
   {"paper_id": "a", "title": "Sparse attention", "abstract": "For parsing."},

@@ -8,11 +8,9 @@ import random
 import pytest
 
 from steppo_jax import types
-from steppo_jax.envs import (
-  paper_scores,
-  paper_search,
-  paper_worlds,
-)
+from steppo_jax.envs.papers import env as paper_search
+from steppo_jax.envs.papers import scores as paper_scores
+from steppo_jax.envs.papers import worlds as paper_worlds
 
 # c cites a and b; d cites c; e is alone.
 PAPERS = [

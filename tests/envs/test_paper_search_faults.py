@@ -9,7 +9,9 @@ import hypothesis.strategies as st
 import pytest
 
 from steppo_jax import types
-from steppo_jax.envs import paper_library, paper_search, paper_worlds
+from steppo_jax.envs.papers import env as paper_search
+from steppo_jax.envs.papers import library as paper_library
+from steppo_jax.envs.papers import worlds as paper_worlds
 
 PAYLOAD = {
   "question": "Which papers use attention for parsing?",

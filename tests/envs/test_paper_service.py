@@ -16,7 +16,9 @@ import hypothesis.strategies as st
 import pytest
 
 from steppo_jax import types
-from steppo_jax.envs import paper_library, paper_search, paper_service
+from steppo_jax.envs.papers import env as paper_search
+from steppo_jax.envs.papers import library as paper_library
+from steppo_jax.envs.papers import service as paper_service
 
 PAPERS = [
   {"paper_id": "a", "title": "Sparse attention", "abstract": "For parsing."},

@@ -9,14 +9,12 @@ import pytest
 from hypothesis import strategies as st
 from pools import TASK, pool
 
-from steppo_jax.envs import (
-  base,
-  household,
-  household_worlds,
-  process,
-  worker,
-  worker_client,
-)
+from steppo_jax.envs import base
+from steppo_jax.envs.household import env as household
+from steppo_jax.envs.household import worlds as household_worlds
+from steppo_jax.envs.workers import client as worker_client
+from steppo_jax.envs.workers import options, worker
+from steppo_jax.envs.workers import pool as process
 
 pytestmark = pytest.mark.usefixtures("no_process_is_left")
 
@@ -31,7 +29,7 @@ def test_an_environment_answers_in_a_worker_as_it_does_here():
   here.reset(task, 0)
   plan = ["fly", *here.game.plan()]
   recipe = base.Recipe(
-    "steppo_jax.envs.household:HouseholdEnv", {"invalid_penalty": 0.25}
+    "steppo_jax.envs.household.env:HouseholdEnv", {"invalid_penalty": 0.25}
   )
   with process.Workers(recipe, 1, pools.QUICK) as workers:
     there = workers()
@@ -48,7 +46,7 @@ def test_a_worker_imports_no_jax():
     env.reset(TASK, 0)
     modules = env.step("modules").observation.split()
     env.close()
-  assert "steppo_jax.envs.worker" in modules
+  assert "steppo_jax.envs.workers.worker" in modules
   heavy = {"jax", "jaxlib", "flax", "optax", "tensorflow", "orbax"}
   assert not heavy & set(modules)
 
@@ -161,7 +159,7 @@ def test_an_answer_that_is_none_is_an_error(text, cause, message):
 
 def test_limits_must_be_positive():
   with pytest.raises(ValueError, match=r"env\.limits\.step_s=0"):
-    process.WorkerLimits(step_s=0)
+    options.WorkerLimits(step_s=0)
   with pytest.raises(ValueError, match="at least one worker"):
     pool(0)
 

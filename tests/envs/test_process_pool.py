@@ -186,9 +186,10 @@ PARENT = """
 import sys, time
 sys.path.insert(0, {folder!r})
 from steppo_jax import types
-from steppo_jax.envs import base, process
+from steppo_jax.envs import base
+from steppo_jax.envs.workers import options, pool as process
 workers = process.Workers(
-  base.Recipe("unruly:Echo", {{}}), 2, process.WorkerLimits())
+  base.Recipe("unruly:Echo", {{}}), 2, options.WorkerLimits())
 task = types.Task("t", "echo", "echo", {{}})
 a, b = workers(), workers()
 a.reset(task, 0)
@@ -210,7 +211,7 @@ print(a.step("x").info["pid"], b.step("child").observation,
   ],
 )
 def test_no_worker_outlives_its_parent(end, kill):
-  folder = str(pathlib.Path(__file__).parent)
+  folder = str(pathlib.Path(pools.__file__).parent)
   parent = subprocess.Popen(
     [sys.executable, "-c", PARENT.format(folder=folder, end=end)],
     stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,

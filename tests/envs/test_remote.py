@@ -12,7 +12,8 @@ import worlds
 
 from steppo_jax import types
 from steppo_jax.envs import base, remote
-from steppo_jax.rollout import counts, loop, prompting
+from steppo_jax.prompts import base as prompting
+from steppo_jax.rollout import counts, loop
 
 TASK = types.Task("t", "remote", "remote", {"seed": 5})
 
@@ -21,7 +22,7 @@ class Service:
   """The program `service.py` and its address."""
 
   def __init__(self):
-    program = pathlib.Path(__file__).with_name("service.py")
+    program = pathlib.Path(worlds.__file__).parent / "envs" / "service.py"
     self.process = subprocess.Popen(
       [sys.executable, str(program)], stdout=subprocess.PIPE, text=True
     )

@@ -8,7 +8,9 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 
-from steppo_jax.envs import search_data, search_files, search_qa
+from steppo_jax import files
+from steppo_jax.envs.questions import data as search_data
+from steppo_jax.envs.questions import env as search_qa
 
 CORPUS = [
   {"id": "a", "title": "Big Fish", "text": "Directed by Tim Burton."},
@@ -249,7 +251,7 @@ def test_any_bytes_are_read_or_refused_with_the_name(tmp_path_factory, lines):
     lambda: search_data.convert(
       [folder / "x.json"], folder / "out", split="dev"
     ),
-    lambda: list(search_files.read_lines(folder / "corpus.jsonl")),
+    lambda: list(files.read_lines(folder / "corpus.jsonl")),
   ):
     error = _refusal(read)
     assert error is None or str(folder) in error

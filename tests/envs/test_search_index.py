@@ -13,7 +13,10 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
-from steppo_jax.envs import search_data, search_dense, search_fts, search_index
+from steppo_jax.envs.questions import data as search_data
+from steppo_jax.envs.retrieval import dense as search_dense
+from steppo_jax.envs.retrieval import fts as search_fts
+from steppo_jax.envs.retrieval import index as search_index
 
 # Recall of the gold paragraphs among the first five of rank_bm25 0.2.2 with its
 # own constants (BM25Okapi, k1 1.5, b 0.75), words as runs of \w in lower case

@@ -9,7 +9,10 @@ import hypothesis.strategies as st
 import pytest
 
 from steppo_jax import types
-from steppo_jax.envs import search_fts, search_index, search_qa, search_worlds
+from steppo_jax.envs.questions import env as search_qa
+from steppo_jax.envs.questions import worlds as search_worlds
+from steppo_jax.envs.retrieval import fts as search_fts
+from steppo_jax.envs.retrieval import index as search_index
 
 DOCUMENTS = [
   search_index.Document("d1", "Big Fish", "A film directed by Tim Burton."),

@@ -3,13 +3,12 @@
 import pytest
 import worlds
 
-from steppo_jax.envs import (
-  paper_search,
-  paper_worlds,
-  search_qa,
-  search_worlds,
-)
-from steppo_jax.rollout import loop, prompting
+from steppo_jax.envs.papers import env as paper_search
+from steppo_jax.envs.papers import worlds as paper_worlds
+from steppo_jax.envs.questions import env as search_qa
+from steppo_jax.envs.questions import worlds as search_worlds
+from steppo_jax.prompts import base as prompting
+from steppo_jax.rollout import loop, options
 
 _CASES = {
   "search_qa": (search_worlds, search_qa.SearchQAEnv),
@@ -29,7 +28,7 @@ def _run(name, answer):
     make,
     episodes,
     prompting.CompactPrompt(worlds.tokenizer()),
-    loop.RolloutConfig(max_steps=5, max_tokens=20_000, max_new_tokens=100),
+    options.RolloutConfig(max_steps=5, max_tokens=20_000, max_new_tokens=100),
   )
 
 

@@ -6,7 +6,7 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 
-from steppo_jax.envs import search_scoring
+from steppo_jax.envs.questions import scoring as search_scoring
 
 # Answer, gold answers, exact match, F1 by hand.
 TABLE = [

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from steppo_jax.envs import search_qa, search_worlds
+from steppo_jax.envs.questions import env as search_qa
+from steppo_jax.envs.questions import worlds as search_worlds
 
 
 def _tasks(split, size, count=150):

@@ -6,13 +6,13 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 
-from steppo_jax.envs import tool_calls
+from steppo_jax.envs import calls as envs_calls
 
 TOOLS = {"search": "query", "answer": "text"}
 
 
 def _parse(text, **options):
-  return [tuple(c) for c in tool_calls.parse(text, TOOLS, most=4, **options)]
+  return [tuple(c) for c in envs_calls.parse(text, TOOLS, most=4, **options)]
 
 
 def _json(name, **arguments):
@@ -97,7 +97,7 @@ def test_reading_stops_after_the_most_calls():
 def test_100_kb_of_anything_are_read_at_once(piece):
   text = piece * (100_000 // len(piece))
   # A reader that is not linear would take minutes here.
-  calls = tool_calls.parse(text, TOOLS, most=5)
+  calls = envs_calls.parse(text, TOOLS, most=5)
   assert all(call.name in (None, "search") for call in calls)
 
 
@@ -112,6 +112,6 @@ _PIECES = st.sampled_from(
   st.one_of(st.text(), st.lists(_PIECES).map("".join)), st.booleans()
 )
 def test_any_text_is_read_without_an_error(text, strict):
-  for call in tool_calls.parse(text, TOOLS, most=3, strict=strict):
+  for call in envs_calls.parse(text, TOOLS, most=3, strict=strict):
     assert call.name in (None, *TOOLS)
     assert call.argument == call.argument.strip() != ""

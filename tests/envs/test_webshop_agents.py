@@ -7,7 +7,10 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from steppo_jax.envs import bm25, webshop, webshop_pages, webshop_worlds
+from steppo_jax.envs.retrieval import bm25
+from steppo_jax.envs.webshop import env as webshop
+from steppo_jax.envs.webshop import pages as webshop_pages
+from steppo_jax.envs.webshop import worlds as webshop_worlds
 
 
 def _task(seed=0, size="small", split="train"):

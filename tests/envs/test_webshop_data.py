@@ -7,8 +7,10 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from steppo_jax.data import tasks as tasks_lib
-from steppo_jax.envs import webshop, webshop_catalog, webshop_data
+from steppo_jax.envs.webshop import catalog as webshop_catalog
+from steppo_jax.envs.webshop import data as webshop_data
+from steppo_jax.envs.webshop import env as webshop
+from steppo_jax.envs.webshop import tasks as webshop_tasks
 
 _RECORD = {
   "asin": "B000000001",
@@ -226,7 +228,7 @@ def test_the_product_split_keeps_products_apart(webshop_dir):
 
 
 def test_the_public_split_can_be_sampled_and_pinned(webshop_dir):
-  tasks = tasks_lib.shopping("tiny", str(webshop_dir), by="index")
+  tasks = webshop_tasks.shopping("tiny", str(webshop_dir), by="index")
   first = tasks.sample(6, seed=1, update=2)
   assert tasks.sample(6, seed=1, update=2) == first
   assert len({task.uid for task in tasks.panel("test", 200)}) == 200

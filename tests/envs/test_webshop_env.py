@@ -3,12 +3,10 @@
 import pytest
 
 from steppo_jax import types
-from steppo_jax.envs import (
-  webshop,
-  webshop_catalog,
-  webshop_pages,
-  webshop_worlds,
-)
+from steppo_jax.envs.webshop import catalog as webshop_catalog
+from steppo_jax.envs.webshop import env as webshop
+from steppo_jax.envs.webshop import pages as webshop_pages
+from steppo_jax.envs.webshop import worlds as webshop_worlds
 
 
 def _task(seed=0, size="small", split="train"):

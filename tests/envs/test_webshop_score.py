@@ -10,8 +10,10 @@ import pytest
 import webshop_slow
 from hypothesis import strategies as st
 
-from steppo_jax.envs import webshop, webshop_catalog, webshop_match
-from steppo_jax.envs import webshop_score as score_lib
+from steppo_jax.envs.webshop import catalog as webshop_catalog
+from steppo_jax.envs.webshop import env as webshop
+from steppo_jax.envs.webshop import match as webshop_match
+from steppo_jax.envs.webshop import score as score_lib
 
 
 @pytest.fixture(scope="module")

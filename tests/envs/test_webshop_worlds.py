@@ -8,12 +8,10 @@ import sys
 
 import pytest
 
-from steppo_jax.envs import (
-  webshop,
-  webshop_match,
-  webshop_tables,
-  webshop_worlds,
-)
+from steppo_jax.envs.webshop import env as webshop
+from steppo_jax.envs.webshop import match as webshop_match
+from steppo_jax.envs.webshop import tables as webshop_tables
+from steppo_jax.envs.webshop import worlds as webshop_worlds
 
 _SPLITS = ("train", "valid_seen", "valid_unseen")
 # Changes with the tables and the generator, and with nothing else.
@@ -132,7 +130,7 @@ def test_larger_shops_hide_an_attribute_from_the_title():
 
 def test_the_same_seed_gives_the_same_task_in_every_process():
   code = (
-    "import hashlib, json; from steppo_jax.envs import webshop_worlds as w;"
+    "import hashlib, json; from steppo_jax.envs.webshop import worlds as w;"
     "out = [[t.uid, t.payload, t.golden_steps] for t in ("
     "  w.generate(n, split=s, size=z)"
     "  for n in range(5) for s in w.SPLITS for z in w.SIZES)];"

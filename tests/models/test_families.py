@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 from steppo_jax import types
-from steppo_jax.models import hf_config, presets, transformer
-from steppo_jax.models.model_config import ModelConfig
-from steppo_jax.ops import attend, attention, logprobs
+from steppo_jax.models import attend, presets, transformer
+from steppo_jax.models.config import ModelConfig
+from steppo_jax.models.formats import hf_config
+from steppo_jax.ops import attention, logprobs
 from steppo_jax.sampler import engine as engine_lib
+from steppo_jax.sampler import options
 
 LAYOUTS = {
   "right": lambda ids: families.padded(ids, left=False),
@@ -131,7 +133,7 @@ def engine(name):
   model, _ = families.checkpoint(name)
   return engine_lib.SlotEngine(
     model,
-    engine_lib.SamplerConfig(num_slots=2, prefill_lengths=(32,)),
+    options.SamplerConfig(num_slots=2, prefill_lengths=(32,)),
     context=96, max_new_tokens=12, end_of_turn_id=1, seed=0,
   )  # fmt: skip
 

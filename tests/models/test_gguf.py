@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from steppo_jax.models import gguf_files
+from steppo_jax.models.formats import gguf as formats_gguf
 
 gguf = pytest.importorskip("gguf", reason="pip install 'steppo_jax[gguf]'")
 Q = gguf.GGMLQuantizationType
@@ -54,7 +54,7 @@ def write(path, name, *, kind=Q.F32, change=lambda tensors: None):
 @pytest.mark.parametrize("name", families.NAMES)
 def test_a_file_holds_the_parameters_of_its_family(tmp_path, name):
   model, params = checkpoint(name)
-  found, loaded = gguf_files.load(write(tmp_path / "m.gguf", name))
+  found, loaded = formats_gguf.load(write(tmp_path / "m.gguf", name))
   assert found == model
   for x, y in zip(
     jax.tree.leaves(loaded), jax.tree.leaves(params), strict=True
@@ -68,7 +68,7 @@ def test_a_file_holds_the_parameters_of_its_family(tmp_path, name):
 )
 def test_narrow_types_are_near(tmp_path, kind, step):
   path = write(tmp_path / "m.gguf", "smollm2", kind=kind)
-  _, loaded = gguf_files.load(path)
+  _, loaded = formats_gguf.load(path)
   _, params = checkpoint("smollm2")
   x, y = (np.asarray(p["layers"]["up"]["kernel"]) for p in (loaded, params))
   assert 0 < np.abs(x - y).max() < step * np.abs(y).max()
@@ -113,7 +113,7 @@ def test_blocks_of_256_are_read_by_the_format(tmp_path, kind):
   block = np.frombuffer(raw, np.uint8)[None]
   writer.add_tensor("x", block, raw_dtype=kind)
   gguf_writing.finish(writer)
-  file = gguf_files._File(gguf.GGUFReader(path))
+  file = formats_gguf._File(gguf.GGUFReader(path))
   assert file.shapes()["x"].shape == (1, 256)
   got = file.read("x", (slice(0, 1), slice(10, 200)))
   np.testing.assert_allclose(got[0], expected[10:200], rtol=1e-6)
@@ -130,8 +130,8 @@ def test_devices_get_their_parts_of_a_file(tmp_path):
     spec = [None] * (len(shape) - 1) + ["x"] if len(shape) > 1 else []
     return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
 
-  _, whole = gguf_files.load(path)
-  _, split = gguf_files.load(path, placement=placement, dtype=jnp.float32)
+  _, whole = formats_gguf.load(path)
+  _, split = formats_gguf.load(path, placement=placement, dtype=jnp.float32)
   for x, y in zip(jax.tree.leaves(split), jax.tree.leaves(whole), strict=True):
     np.testing.assert_array_equal(x, y)
 
@@ -143,7 +143,7 @@ def test_tensors_that_do_not_fit_are_listed(tmp_path):
     tensors["extra.weight"] = np.zeros(3, np.float32)
 
   with pytest.raises(ValueError) as raised:
-    gguf_files.load(write(tmp_path / "m.gguf", "qwen3", change=change))
+    formats_gguf.load(write(tmp_path / "m.gguf", "qwen3", change=change))
   text = str(raised.value)
   assert "m.gguf" in text
   assert "blk.1.ffn_up.weight is missing" in text
@@ -157,21 +157,21 @@ def test_what_is_not_read_is_said(tmp_path):
   writer.add_tensor("x", np.zeros(4, np.float32))
   gguf_writing.finish(writer)
   with pytest.raises(ValueError, match=r"general\.architecture='mamba'"):
-    gguf_files.load(other)
+    formats_gguf.load(other)
 
   def scaled(tensors):
     tensors["rope_freqs.weight"] = np.ones(8, np.float32)
 
   with pytest.raises(ValueError, match=r"rope_freqs\.weight is not read"):
-    gguf_files.load(write(tmp_path / "m.gguf", "llama3", change=scaled))
+    formats_gguf.load(write(tmp_path / "m.gguf", "llama3", change=scaled))
 
   def integers(tensors):
     tensors["output_norm.weight"] = np.zeros(32, np.int32)
 
   with pytest.raises(ValueError, match=r"'output_norm.weight': 'I32'"):
-    gguf_files.load(write(tmp_path / "i.gguf", "qwen3", change=integers))
+    formats_gguf.load(write(tmp_path / "i.gguf", "qwen3", change=integers))
   with pytest.raises(ValueError, match="no GGUF file at"):
-    gguf_files.load(tmp_path / "absent.gguf")
+    formats_gguf.load(tmp_path / "absent.gguf")
 
 
 @pytest.mark.parametrize("keep", [0, 3, 20, 500, 0.1, 0.6, -1])
@@ -180,4 +180,4 @@ def test_a_truncated_file_never_loads(tmp_path, keep):
   whole = path.read_bytes()
   path.write_bytes(whole[: int(keep * len(whole)) if 0 < keep < 1 else keep])
   with pytest.raises(ValueError, match=r"m\.gguf .* is cut short"):
-    gguf_files.load(path)
+    formats_gguf.load(path)

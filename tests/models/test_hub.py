@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from steppo_jax.models import hub, names, weights
+from steppo_jax import trees
+from steppo_jax.models.formats import hub, names
 
 
 def bits(tree):
   return {
     name: (leaf.dtype, leaf.shape, np.asarray(leaf).tobytes())
-    for name, leaf in weights.flatten(tree).items()
+    for name, leaf in trees.flatten(tree).items()
   }
 
 
@@ -90,7 +91,7 @@ def test_any_devices_hold_the_same_bits(shape, axis):
 def test_loading_holds_less_than_one_tensor_beside_the_parameters(
   tmp_path, capsys
 ):
-  script = pathlib.Path(__file__).parent / "load_memory.py"
+  script = pathlib.Path(families.__file__).parent / "load_memory.py"
   for _ in ("write", "measure"):
     run = subprocess.run(
       [sys.executable, script, tmp_path / "model"],

@@ -11,8 +11,10 @@ import pytest
 import safetensors.numpy
 
 from steppo_jax import types
-from steppo_jax.models import gguf_files, hub, presets
+from steppo_jax.models import presets
+from steppo_jax.models.formats import gguf, hub
 from steppo_jax.sampler import engine as engine_lib
+from steppo_jax.sampler import options
 
 pytestmark = pytest.mark.models
 
@@ -42,7 +44,7 @@ def name(request):
 @pytest.fixture(scope="module")
 def loaded(name, tmp_path_factory):
   find = {"smollm2": smollm2, "gemma3": gemma3}[name]
-  return gguf_files.load(find(tmp_path_factory.mktemp(name)))
+  return gguf.load(find(tmp_path_factory.mktemp(name)))
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +71,7 @@ def test_the_greedy_continuation_is_that_of_transformers(loaded, recorded):
   model, params = loaded
   engine = engine_lib.SlotEngine(
     model,
-    engine_lib.SamplerConfig(num_slots=1, prefill_lengths=(64,)),
+    options.SamplerConfig(num_slots=1, prefill_lengths=(64,)),
     context=128, max_new_tokens=32, end_of_turn_id=0, seed=0,
   )  # fmt: skip
   engine.set_params(params, 0)

@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from steppo_jax import mesh as mesh_lib
-from steppo_jax.models import hub, transformer, weights
-from steppo_jax.ops import attend, logprobs
+from steppo_jax import trees
+from steppo_jax.models import attend, transformer
+from steppo_jax.models import mesh as mesh_lib
+from steppo_jax.models.formats import hub
+from steppo_jax.ops import logprobs
 
 MESHES = {
   "fsdp 8": dict(data=1, fsdp=8, tensor=1),
@@ -67,8 +69,8 @@ def test_devices_give_the_logits_loss_and_gradient_of_one(shape, name):
   parts = MESHES[shape]["fsdp"] * MESHES[shape]["tensor"]
   assert gate.addressable_shards[0].data.size * parts == gate.size
   whole = families.checkpoint(name)[1]
-  for path, leaf in weights.flatten(params).items():
-    np.testing.assert_array_equal(leaf, weights.flatten(whole)[path])
+  for path, leaf in trees.flatten(params).items():
+    np.testing.assert_array_equal(leaf, trees.flatten(whole)[path])
   logits, loss, grads = computed(model, params, *split)
   want = on_one(name)
   # Of the largest: float32 sums in another order.

@@ -8,8 +8,8 @@ import time
 import pytest
 
 from steppo_jax import __main__ as cli
-from steppo_jax.data import tokenizer_files
-from steppo_jax.rollout import chat
+from steppo_jax.prompts import chat
+from steppo_jax.tokenizer import loading as tokenizer_files
 
 pytestmark = pytest.mark.models
 
@@ -25,7 +25,7 @@ def path():
 
 @pytest.fixture(scope="module")
 def tokenizer(path):
-  return tokenizer_files.load_tokenizer(path)
+  return tokenizer_files.load(path)
 
 
 @pytest.fixture(scope="module")

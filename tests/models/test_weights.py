@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from steppo_jax.models import weights
+from steppo_jax import trees
+from steppo_jax.models.formats import weights
 
 
 def params():
@@ -23,7 +24,7 @@ def params():
 def bits(tree):
   return {
     name: (leaf.dtype, leaf.shape, np.asarray(leaf).tobytes())
-    for name, leaf in weights.flatten(tree).items()
+    for name, leaf in trees.flatten(tree).items()
   }
 
 
@@ -64,15 +65,15 @@ def test_a_number_too_large_for_the_type_is_named(tmp_path):
 
 
 def test_differences_to_the_model_are_named(tmp_path):
-  weights.check_like(params(), params())
+  trees.check_like(params(), params())
   abstract = jax.eval_shape(lambda: params()["layers"]["norm"])
-  weights.check_like(params()["layers"]["norm"], abstract)
+  trees.check_like(params()["layers"]["norm"], abstract)
   wrong = params()
   wrong["embed"] = jnp.zeros((3, 5))
   wrong["extra"] = {"bias": jnp.zeros(1)}
   del wrong["layers"]["norm"]
   with pytest.raises(ValueError) as raised:
-    weights.check_like(wrong, params())
+    trees.check_like(wrong, params())
   text = str(raised.value)
   assert "layers/norm/scale is missing" in text
   assert "extra/bias is not known" in text
@@ -80,7 +81,7 @@ def test_differences_to_the_model_are_named(tmp_path):
 
 
 def test_types_may_differ_from_the_model():
-  weights.check_like(
+  trees.check_like(
     {"w": jnp.ones(2, jnp.bfloat16)}, {"w": jnp.ones(2, jnp.float32)}
   )
 

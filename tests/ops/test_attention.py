@@ -9,7 +9,8 @@ import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from steppo_jax.ops import attend, attention, attention_pallas
+from steppo_jax.models import attend
+from steppo_jax.ops import attention, attention_pallas
 
 T = 22  # no multiple of any block below
 xla = lambda block: functools.partial(attention.interval_attention, block=block)

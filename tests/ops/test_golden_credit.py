@@ -10,7 +10,7 @@ import re
 import base_batch as base
 import numpy as np
 
-from steppo_jax import estimators
+from steppo_jax.algorithms import estimators
 from steppo_jax.ops import groups, returns, segments, stats
 
 

@@ -11,7 +11,7 @@ import crashing
 import numpy as np
 import pytest
 
-from steppo_jax import kill_points, signals
+from steppo_jax.processes import kill_points, signals
 
 # Passed once in a session.
 ONCE = {

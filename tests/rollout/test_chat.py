@@ -6,8 +6,8 @@ import pytest
 from hypothesis import strategies as st
 
 from steppo_jax import types
-from steppo_jax.data import bytes_tokenizer
-from steppo_jax.rollout import chat, chat_template
+from steppo_jax.prompts import chat, chat_template
+from steppo_jax.tokenizer import bytes_tokenizer
 
 pytest.importorskip("jinja2", reason="pip install 'steppo_jax[chat]'")
 

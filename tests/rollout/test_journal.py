@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import worlds
 
-from steppo_jax.rollout import journal, trajectory_bytes
+from steppo_jax.rollout import codec as trajectory_bytes
+from steppo_jax.rollout import journal
 
 BELONGS = {"update": 3, "seed": 0, "policy": "a1", "episodes": ["e0", "e1"]}
 

@@ -9,8 +9,9 @@ import pytest
 import worlds
 
 from steppo_jax import types
-from steppo_jax.envs import household
-from steppo_jax.rollout import counts, loop, prompting
+from steppo_jax.envs.household import env as household
+from steppo_jax.prompts import base as prompting
+from steppo_jax.rollout import counts, loop
 
 Turn = types.Turn
 PROMPT = prompting.CompactPrompt(worlds.tokenizer())

@@ -8,9 +8,14 @@ import numpy as np
 import pytest
 import worlds
 
-from steppo_jax import packing, types
-from steppo_jax.envs import household
-from steppo_jax.rollout import loop, prompting, sections
+from steppo_jax import types
+from steppo_jax.envs.household import env as household
+from steppo_jax.packing import options as packing_options
+from steppo_jax.packing import rows as packing
+from steppo_jax.prompts import base as prompting
+from steppo_jax.prompts import options as prompts_options
+from steppo_jax.prompts import sections
+from steppo_jax.rollout import loop
 
 Turn = types.Turn
 END = worlds.tokenizer().end_of_turn_id
@@ -20,7 +25,7 @@ FIRST = (
 
 
 def builder(layout, history=None, env="household", **more):
-  options = prompting.PromptConfig(layout=layout, history=history, **more)
+  options = prompts_options.PromptConfig(layout=layout, history=history, **more)
   return sections.make(options, worlds.tokenizer(), env)
 
 
@@ -123,7 +128,7 @@ def test_an_observation_without_a_task_is_shown_as_it_is():
 )  # fmt: skip
 def test_options_that_say_nothing_are_refused(options, message):
   with pytest.raises(ValueError, match=message):
-    prompting.PromptConfig(**options)
+    prompts_options.PromptConfig(**options)
 
 
 @functools.cache
@@ -146,7 +151,7 @@ def played(layout, history=None):
 def unique_share(layout, packed_as, history=None):
   packed = packing.pack(
     played(layout, history), [0] * 6,
-    packing.PackingConfig(layout=packed_as, row_length=2048),
+    packing_options.PackingConfig(layout=packed_as, row_length=2048),
     num_parts=1, rows_multiple=1, pad_id=0,
   )  # fmt: skip
   return packed.unique_tokens / packed.row_tokens

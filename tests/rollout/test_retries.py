@@ -7,8 +7,12 @@ import numpy as np
 import pytest
 import worlds
 
-from steppo_jax.envs import base, faults, household, process
-from steppo_jax.rollout import counts, loop, prompting
+from steppo_jax.envs import base
+from steppo_jax.envs.household import env as household
+from steppo_jax.envs.workers import faults, options
+from steppo_jax.envs.workers import pool as process
+from steppo_jax.prompts import base as prompting
+from steppo_jax.rollout import counts, loop
 
 PROMPT = prompting.CompactPrompt(worlds.tokenizer())
 LIMITS = dataclasses.replace(worlds.ROLLOUT, max_steps=16, max_tokens=384)
@@ -152,10 +156,10 @@ def test_limits_that_make_no_sense_are_refused(option, value):
 def survive(episodes, *, workers, retries, step_s=0.5):
   """Plays with 10 % of steps crashing, 5 % hanging and 5 % slow."""
   recipe = base.Recipe(
-    "steppo_jax.envs.faults:FaultyEnv",
+    "steppo_jax.envs.workers.faults:FaultyEnv",
     {"crash": 0.1, "hang": 0.05, "slow": 0.05, "slow_s": 0.02},
   )
-  limits = process.WorkerLimits(step_s=step_s, backoff_s=0.01)
+  limits = options.WorkerLimits(step_s=step_s, backoff_s=0.01)
   with process.Workers(recipe, workers, limits) as pool:
     done = play(episodes, pool, slots=workers, env_threads=workers,
                 retries=retries)  # fmt: skip

@@ -1,5 +1,6 @@
 """What agents are told in each environment, and how their calls are read."""
 
+import importlib
 import itertools
 from typing import get_args
 
@@ -9,22 +10,16 @@ import worlds
 from vocabularies import CHATML
 
 from steppo_jax import types
-from steppo_jax.data import bytes_tokenizer
-from steppo_jax.envs import (
-  base,
-  paper_worlds,
-  search_worlds,
-  tool_calls,
-  webshop,
-  webshop_worlds,
-)
-from steppo_jax.rollout import (
-  guides,
-  loop,
-  prompting,
-  sections,
-  tool_dialects,
-)
+from steppo_jax.envs import base, calls, guides
+from steppo_jax.envs.papers import worlds as paper_worlds
+from steppo_jax.envs.questions import worlds as search_worlds
+from steppo_jax.envs.webshop import env as webshop
+from steppo_jax.envs.webshop import worlds as webshop_worlds
+from steppo_jax.prompts import options as prompts_options
+from steppo_jax.prompts import sections, tool_dialects
+from steppo_jax.rollout import loop
+from steppo_jax.rollout import options as rollout_options
+from steppo_jax.tokenizer import bytes_tokenizer
 
 TOKENIZER = worlds.tokenizer()
 END = TOKENIZER.end_of_turn_id
@@ -33,7 +28,7 @@ ENVS = ("household", "webshop", "search_qa", "paper_search")
 
 
 def builder(env, layout="official", **options):
-  config = prompting.PromptConfig(layout=layout, **options)
+  config = prompts_options.PromptConfig(layout=layout, **options)
   return sections.make(config, TOKENIZER, env)
 
 
@@ -72,13 +67,18 @@ def test_every_section_stands_once(env, layout):
   made = builder(env, layout, answer="tool_call", think=True)
   turn = first_turn(env)
   text = TOKENIZER.decode(made.first(turn))
-  guide = guides.GUIDES[env]
+  guide = guides.get(env)
   task = turn.observation.rpartition("Your task is to: ")[2].strip()
-  found = [guide.part, guide.describe_tools("hermes"), guides.THINK, task]
+  found = [
+    guide.part,
+    sections.describe_tools(guide, "hermes"),
+    sections.THINK,
+    task,
+  ]
   found += [f"Possible: {', '.join(turn.commands)}"] * bool(turn.commands)
   assert [text.count(part) for part in found] == [1] * len(found)
   # What never changes comes first where prefixes are shared, else last.
-  told = text.index(guides.THINK) < text.index(task)
+  told = text.index(sections.THINK) < text.index(task)
   assert told == (layout == "prefix_friendly")
   for name in guide.tools:
     assert f"- {name}(" in text
@@ -87,14 +87,14 @@ def test_every_section_stands_once(env, layout):
 @pytest.mark.parametrize("dialect", get_args(tool_dialects.Dialect))
 @pytest.mark.parametrize("env", ENVS)
 def test_what_an_agent_is_shown_is_read_as_it_is_meant(env, dialect):
-  guide = guides.GUIDES[env]
+  guide = guides.get(env)
   options = dict(answer="tool_call", dialect=dialect, strict=True)
   if dialect == "action" and guide.unwrap is None:
     with pytest.raises(ValueError, match="action names no tool"):
       builder(env, **options)
     return
   made = builder(env, **options)
-  shown = guide.example(dialect)
+  shown = sections.example(guide, dialect)
   assert shown in TOKENIZER.decode(made.first(first_turn(env)))
   name, tool = next(iter(guide.tools.items()))
   read = made.action(ids(f"<think>So.</think>{shown}"))
@@ -105,18 +105,19 @@ def test_what_an_agent_is_shown_is_read_as_it_is_meant(env, dialect):
       assert made.action(made.response(action)) == action
     return
   keys = {n: t.key for n, t in guide.tools.items()}
-  found = tool_calls.parse(read, keys, most=2, strict=True)
-  assert found == [tool_calls.Call(name, tool.example)]
+  found = calls.parse(read, keys, most=2, strict=True)
+  assert found == [calls.Call(name, tool.example)]
 
 
 @pytest.mark.parametrize("env", ENVS)
 def test_the_tools_of_a_guide_are_those_of_its_environment(env):
-  guide = guides.GUIDES[env]
+  guide = guides.get(env)
   if guide.unwrap:
     assert set(guide.tools) == {guide.unwrap}
     return
-  module = __import__(f"steppo_jax.envs.{env}", fromlist=["TOOLS"])
-  assert {n: t.key for n, t in guide.tools.items()} == dict(module.TOOLS)
+  module = base.row(env).env.partition(":")[0]
+  tools = importlib.import_module(module).TOOLS
+  assert {n: t.key for n, t in guide.tools.items()} == dict(tools)
 
 
 @pytest.mark.parametrize(
@@ -163,10 +164,10 @@ def test_an_answer_without_a_call_is_refused_and_explained(env, layout):
     types.Turn(after.observation),
   ]
   prompt = made.extend(made.first(turns[0]), turns)
-  assert TOKENIZER.decode(prompt).count(guides.INVALID_CALL) == 1
+  assert TOKENIZER.decode(prompt).count(sections.INVALID_CALL) == 1
   good = [turns[0]._replace(response_ids=ids(call("env_step", "action", "x")))]
   prompt = made.extend(made.first(turns[0]), [*good, turns[1]])
-  assert guides.INVALID_CALL not in TOKENIZER.decode(prompt)
+  assert sections.INVALID_CALL not in TOKENIZER.decode(prompt)
 
 
 def test_a_shop_is_played_by_calls_of_the_tool():
@@ -176,7 +177,7 @@ def test_a_shop_is_played_by_calls_of_the_tool():
   engine = worlds.ScriptedEngine(
     lambda uid, turn: call("env_step", "action", plan[turn])
   )
-  limits = loop.RolloutConfig(
+  limits = rollout_options.RolloutConfig(
     max_steps=15, max_tokens=16_000, max_new_tokens=400
   )
   (found,) = loop.run(
@@ -271,7 +272,7 @@ def test_control_tokens_in_observations_are_plain_text(layout):
 )
 def test_options_that_say_nothing_are_refused(options, message):
   with pytest.raises(ValueError, match=message):
-    prompting.PromptConfig(**options)
+    prompts_options.PromptConfig(**options)
 
 
 def test_an_unknown_environment_has_a_guide_of_its_own():
@@ -291,7 +292,7 @@ def chat(template, **options):
     ("<|im_start|>", "<|im_end|>"), template
   )
   tokenizer.end_of_turn_id = tokenizer.token_id("<|im_end|>")
-  config = prompting.PromptConfig(layout="chat", **options)
+  config = prompts_options.PromptConfig(layout="chat", **options)
   return sections.make(config, tokenizer, "household"), tokenizer
 
 
@@ -301,10 +302,10 @@ def test_a_chat_tells_the_same_sections_in_messages(before):
   turns = [types.Turn("A room.\n\nYour task is to: win.", ("go", "stay"))]
   first = made.first(turns[0])
   text = tokenizer.decode(first)
-  guide = guides.GUIDES["household"]
+  guide = guides.get("household")
   system = not before
   parts = ["system"] * system + [
-    *(guide.part, guides.THINK, "Your task: win."),
+    *(guide.part, sections.THINK, "Your task: win."),
     *("You see: A room.", "Possible: go, stay", "assistant"),
   ]
   assert [text.count(part) for part in parts] == [1] * len(parts)
@@ -320,7 +321,7 @@ def test_a_chat_tells_the_same_sections_in_messages(before):
   np.testing.assert_array_equal(second[: len(first)], first)
   np.testing.assert_array_equal(second[len(first) :][: len(answer)], answer)
   told = tokenizer.decode(second[len(first) :])
-  assert told.count(guides.INVALID_CALL) == 1
+  assert told.count(sections.INVALID_CALL) == 1
   assert "Nothing <|im_end|> happens." in told
   assert (second == start).sum() == (first == start).sum() + 2
   assert made.action(made.response("go to desk 1")) == "go to desk 1"

@@ -7,8 +7,8 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from steppo_jax.envs import tool_calls
-from steppo_jax.rollout import loose_json, tool_dialects
+from steppo_jax.envs import calls as envs_calls
+from steppo_jax.prompts import loose_json, tool_dialects
 
 DIALECTS = typing.get_args(tool_dialects.Dialect)
 CALL = tool_dialects.ToolCall
@@ -166,10 +166,10 @@ def test_json_is_read_as_json(value):
 @hypothesis.given(query=st.text(min_size=1).filter(str.strip))
 def test_environments_read_what_every_dialect_says(query):
   calls = [CALL("search", {"query": query}), CALL(None, {}, "a fault")]
-  found = tool_calls.parse(
+  found = envs_calls.parse(
     tool_dialects.canonical(calls), {"search": "query"}, most=3, strict=True
   )
-  assert found == [tool_calls.Call("search", query.strip())]
+  assert found == [envs_calls.Call("search", query.strip())]
   assert tool_dialects.canonical([GO]) == "go to desk 1"
 
 

@@ -12,6 +12,7 @@ from steppo_jax import types
 from steppo_jax.models import transformer
 from steppo_jax.ops import attention, logprobs
 from steppo_jax.sampler import engine as engine_lib
+from steppo_jax.sampler import options
 
 
 def request(session, prompt, *, key=(0,), new=6, temperature=1.0):
@@ -195,7 +196,7 @@ def test_requests_that_cannot_be_served_are_refused(requests, message):
 )  # fmt: skip
 def test_shapes_that_cannot_be_are_refused(option, value):
   with pytest.raises(ValueError, match=f"sampler.{option}="):
-    engine_lib.SamplerConfig(**{option: value})
+    options.SamplerConfig(**{option: value})
 
 
 def test_an_ended_response_makes_room_while_a_long_one_goes_on():
@@ -282,7 +283,7 @@ def test_sessions_that_are_never_released_are_reported():
 
 def test_an_engine_without_weights_says_so():
   engine = engine_lib.SlotEngine(
-    worlds.model(), engine_lib.SamplerConfig(num_slots=2), context=64,
+    worlds.model(), options.SamplerConfig(num_slots=2), context=64,
     max_new_tokens=4, end_of_turn_id=2, seed=0,
   )  # fmt: skip
   with pytest.raises(RuntimeError, match=r"set_params .* warm_up"):

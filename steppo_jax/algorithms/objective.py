@@ -1,0 +1,295 @@
+"""Log-probabilities, values and advantages in; loss and metrics out.
+
+Everything is a pair (sum, weight). The learner adds the pairs over microbatches
+and devices and divides once.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from steppo_jax.algorithms import estimators
+from steppo_jax.algorithms.table import Algorithm
+from steppo_jax.batch import Advantages, StepTable, TokenBatch
+from steppo_jax.ops import aggregation, losses, ratios, segments, stats
+
+Pair = tuple[chex.Array, chex.Array]
+Metrics = dict[str, Pair]
+
+
+def advantages(
+  algorithm: Algorithm,
+  batch: TokenBatch,
+  table: StepTable,
+  value_bt: chex.Array | None,
+  extras: estimators.Extras | None,
+) -> Advantages:
+  """Runs the estimator of the algorithm on the whole batch.
+
+  Args:
+    algorithm: Row of the table.
+    batch: Tokens [B, T], after `algorithms.estimators.resolve_truncation`.
+    table: Steps [S], likewise.
+    value_bt: [B, T] critic output at every token, None without a critic.
+    extras: Arrays that few methods need, or None.
+
+  Returns:
+    Advantages and value targets. No gradient reaches critic or extras through
+    them; it does reach `discount` and `lambda_`.
+  """
+  estimator = getattr(estimators, algorithm.estimator)
+  value_bt, extras = jax.lax.stop_gradient(
+    (value_bt, extras or estimators.Extras())
+  )
+  return estimator(
+    batch,
+    table,
+    value_bt,
+    extras,
+    discount=algorithm.discount,
+    lambda_=algorithm.lambda_,
+    **dict(algorithm.options),
+  )
+
+
+def policy_log_ratio(
+  algorithm: Algorithm,
+  logp_t: chex.Array,
+  batch: TokenBatch,
+  *,
+  num_steps: int,
+  mu: chex.Numeric | None,
+) -> chex.Array:
+  """Log-ratio on the clock of the algorithm's ratio.
+
+  Args:
+    algorithm: Row of the table.
+    logp_t: [B, T] log-probability of each action token under the policy.
+    batch: The same rows.
+    num_steps: S.
+    mu: Mean token log-ratio of the whole mini-batch where
+      `algorithm.center` holds (`ratios.log_ratio_mean`); not read otherwise.
+
+  Returns:
+    [B, T] for a token ratio, [S] for a step ratio; 0 where there is no action.
+
+  Raises:
+    ValueError: a centred ratio was given no `mu`.
+  """
+  z_t = ratios.log_ratio(logp_t, batch.behaviour_logp, batch.step_ids > 0)
+  if algorithm.ratio == "token":
+    return z_t
+  if algorithm.center and mu is None:
+    raise ValueError("a centred ratio needs mu, the mean of its mini-batch")
+  return ratios.pooled_log_ratio_centered(
+    z_t,
+    batch.step_ids,
+    jax.lax.stop_gradient(mu) if algorithm.center else 0.0,
+    num_steps=num_steps,
+    power=algorithm.power,
+  )
+
+
+def policy_loss(
+  algorithm: Algorithm,
+  advantage: chex.Array,
+  logp_t: chex.Array,
+  entropy_t: chex.Array,
+  batch: TokenBatch,
+  table: StepTable,
+  *,
+  mu: chex.Numeric | None,
+  ref_logp_t: chex.Array | None,
+) -> tuple[Pair, Metrics]:
+  """Loss of the policy on some rows of a mini-batch.
+
+    surrogate + kl_coef k3(π, π_ref) - entropy_coef H, averaged by `aggregation`
+
+  Args:
+    algorithm: Row of the table.
+    advantage: [S], or [B, T] for the rows of `batch`.
+    logp_t: [B, T] log-probability of each action token under the policy.
+    entropy_t: [B, T] entropy in nats where each action token was sampled.
+    batch: Rows of the mini-batch; their `step_ids` index the full table.
+    table: All steps [S].
+    mu: See `policy_log_ratio`.
+    ref_logp_t: [B, T] log-probability under the reference policy, or None.
+
+  Returns:
+    (sum, weight) of the loss, and metrics as (sum, weight) by name.
+  """
+  num_steps = table.live.shape[0]
+  ids, mask = batch.step_ids, batch.step_ids > 0
+  # Values outside the actions are masked where they are added up; here their
+  # gradients end, even where poison would have made one NaN.
+  logp_t = jnp.where(mask, logp_t, 0).astype(jnp.float32)
+  z = policy_log_ratio(algorithm, logp_t, batch, num_steps=num_steps, mu=mu)
+  advantage = _to_clock(advantage, z, ids, num_steps)
+  loss, clipped, z = _SURROGATES[algorithm.surrogate](
+    algorithm, z, advantage, logp_t, batch
+  )
+  loss_t = loss if loss.ndim == 2 else segments.to_tokens(loss, ids)
+  kl_t = jnp.zeros_like(loss_t)
+  if ref_logp_t is not None:
+    kl_t = losses.kl_k3(logp_t, ref_logp_t)
+  total_t = (
+    loss_t + algorithm.kl_coef * kl_t - algorithm.entropy_coef * entropy_t
+  )
+  reduce = lambda x_t: _aggregate(algorithm, x_t, ids, table)
+  z_t = ratios.log_ratio(logp_t, batch.behaviour_logp, mask)
+  clock = (
+    mask if z.ndim == 2 else segments.step_count(ids, num_steps=num_steps) > 0
+  )
+  metrics = {
+    "policy_loss": reduce(loss_t),
+    "kl_reference": reduce(kl_t),
+    "entropy": stats.masked_sum(entropy_t, mask),
+    "ratio": stats.masked_sum(losses.bounded_exp(z), clock),
+    "log_ratio_abs": stats.masked_sum(jnp.abs(z), clock),
+    "clip_fraction": stats.masked_sum(clipped.astype(jnp.float32), clock),
+    "advantage": stats.masked_sum(advantage, clock),
+    "advantage_abs": stats.masked_sum(jnp.abs(advantage), clock),
+    "approx_kl": stats.masked_sum(losses.kl_k3(z_t, jnp.zeros_like(z_t)), mask),
+  }
+  return reduce(total_t), jax.lax.stop_gradient(metrics)
+
+
+def value_loss_terms(
+  algorithm: Algorithm,
+  target: chex.Array,
+  value_bt: chex.Array,
+  old_value_bt: chex.Array,
+  batch: TokenBatch,
+  table: StepTable,
+  *,
+  boundary_local: chex.Array,
+  here: chex.Array,
+  value_clip: chex.Numeric | None,
+) -> tuple[Pair, Metrics]:
+  """Loss of the critic on some rows of a mini-batch.
+
+  On the step clock there is one value per live step, at its boundary; on the
+  token clock one per action token, at its parent.
+
+  Args:
+    algorithm: Row of the table; its `critic` names the clock.
+    target: [S], or [B, T] for the rows of `batch`.
+    value_bt: [B, T] output of the critic at every token.
+    old_value_bt: [B, T] output before the update.
+    batch: Rows of the mini-batch.
+    table: All steps [S].
+    boundary_local: [S] int32 flat index of each step's boundary in these rows;
+      any valid index where `here` is False.
+    here: [S] bool, True where the boundary lies in these rows.
+    value_clip: Range of the clip in units of value, or None.
+
+  Returns:
+    (sum, weight) of the loss, and metrics as (sum, weight) by name.
+
+  Raises:
+    ValueError: the algorithm has no critic.
+  """
+  if algorithm.critic is None:
+    raise ValueError(f"estimator {algorithm.estimator!r} has no critic")
+  if algorithm.critic == "step":
+    at, mask = boundary_local, here & table.live
+  else:
+    at, mask = segments.flat_parent(batch.parent), batch.step_ids > 0
+  # A slot that is not trained reads its own target: error 0, gradient 0.
+  target = jnp.where(mask, target, 0).astype(jnp.float32)
+  value, old_value = (
+    jnp.where(mask, x.astype(jnp.float32).reshape(-1)[at], 0.0)
+    for x in (value_bt, old_value_bt)
+  )
+  loss, clipped = losses.value_loss(
+    value, old_value, target, value_clip=value_clip
+  )
+  metrics = {
+    "value": stats.masked_sum(value, mask),
+    "value_target": stats.masked_sum(target, mask),
+    "value_error_squared": stats.masked_sum(jnp.square(value - target), mask),
+    "value_clip_fraction": stats.masked_sum(clipped.astype(jnp.float32), mask),
+  }
+  return stats.masked_sum(loss, mask), jax.lax.stop_gradient(metrics)
+
+
+def _to_clock(advantage, z, step_ids, num_steps):
+  """Brings the advantage to the clock of the ratio."""
+  if advantage.ndim == z.ndim:
+    return jnp.where(step_ids > 0, advantage, 0.0) if z.ndim == 2 else advantage
+  if z.ndim == 2:
+    return segments.to_tokens(advantage, step_ids)
+  return segments.step_mean(advantage, step_ids, num_steps=num_steps)
+
+
+def _clip(algorithm, z, advantage, logp_t, batch):
+  del logp_t, batch
+  loss, clipped = losses.clipped_surrogate(
+    losses.bounded_exp(z),
+    advantage,
+    clip_low=algorithm.clip_low,
+    clip_high=algorithm.clip_high,
+    dual_clip=algorithm.dual_clip,
+  )
+  return loss, clipped, z
+
+
+def _cispo(algorithm, z, advantage, logp_t, batch):
+  del batch
+  loss, clipped = losses.cispo(
+    logp_t,
+    losses.bounded_exp(z),
+    advantage,
+    clip_low=algorithm.clip_low,
+    clip_high=algorithm.clip_high,
+  )
+  return loss, clipped, z
+
+
+def _soft(algorithm, z, advantage, logp_t, batch):
+  del logp_t, batch
+  up, down = algorithm.tau
+  tau = jnp.where(advantage >= 0, up, down)
+  loss, clipped = losses.soft_gate(losses.bounded_exp(z), advantage, tau=tau)
+  return loss, clipped, z
+
+
+def _log_clip(algorithm, z, advantage, logp_t, batch):
+  num_steps, ids = z.shape[0], batch.step_ids
+  z_t, clipped_t = losses.log_clip(
+    ratios.log_ratio(logp_t, batch.behaviour_logp, ids > 0),
+    segments.to_tokens(advantage, ids),
+    clip_low=algorithm.clip_low,
+    clip_high=algorithm.clip_high,
+  )
+  z = ratios.pooled_log_ratio_centered(
+    z_t, ids, 0.0, num_steps=num_steps, power=algorithm.power
+  )
+  clipped = segments.step_mean(
+    clipped_t.astype(jnp.float32), ids, num_steps=num_steps
+  )
+  return -losses.bounded_exp(z) * advantage, clipped, z
+
+
+_SURROGATES = {
+  "clip": _clip,
+  "cispo": _cispo,
+  "soft": _soft,
+  "log_clip": _log_clip,
+}
+
+
+def _aggregate(algorithm, x_t, step_ids, table):
+  """Averages a per-token quantity the way the algorithm's loss is averaged."""
+  name, count_k = algorithm.aggregation, table.num_tokens
+  if name == "token_mean":
+    return aggregation.token_mean(x_t, step_ids)
+  if name == "step_mean_loss":
+    num_steps = table.live.shape[0]
+    return aggregation.step_mean_loss(x_t, step_ids, num_steps=num_steps)
+  if name == "token_sum_over_constant":
+    return aggregation.token_sum_over_constant(
+      x_t, step_ids, count_k, table.trajectory, constant=algorithm.constant
+    )
+  function = getattr(aggregation, name)
+  return function(x_t, step_ids, count_k, table.trajectory)

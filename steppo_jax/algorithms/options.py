@@ -1,0 +1,77 @@
+"""Options of the algorithm: a row of the table, and what replaces its own."""
+
+import dataclasses
+from typing import Literal
+
+from steppo_jax.algorithms import table
+
+# The teacher that is the policy itself; see `peers`.
+PEER = "peer"
+
+
+@dataclasses.dataclass(frozen=True)
+class AlgorithmConfig:
+  """The row of the table and the constants that replace the row's own.
+
+  Attributes:
+    name: See `python -m steppo_jax algorithms`.
+    discount: γ on the estimator's clock.
+    lambda_: λ on the estimator's clock.
+    clip_low: Distance of the clip below 1; it belongs to the kind of ratio.
+    clip_high: Distance of the clip above 1.
+    kl_coef: Weight of the KL to the starting policy.
+    entropy_coef: Weight of the entropy bonus.
+    ratio: "token" or "step", whatever the credit; its clip has to fit.
+    loss_weighting: What counts the same in the loss: each "token", each "step"
+      or each "trajectory".
+    mix_updates: Updates over which the weight of the teacher falls to 0; 0 lets
+      it stay.
+    teacher: Who re-weights the credit, for the rows that need a teacher: "peer"
+      is the policy itself, shown a successful episode of the same task; any
+      other text is the safetensors file of a policy that sees what the student
+      sees.
+  """
+
+  name: str = "steppo"
+  discount: float | None = None
+  lambda_: float | None = None
+  clip_low: float | None = None
+  clip_high: float | None = None
+  kl_coef: float | None = None
+  entropy_coef: float | None = None
+  ratio: Literal["token", "step"] | None = None
+  loss_weighting: str | None = None
+  mix_updates: int | None = None
+  teacher: str | None = None
+
+  @property
+  def teacher_file(self) -> str | None:
+    """The file of a teacher with weights of its own, None without one."""
+    return None if self.teacher == PEER else self.teacher
+
+  def row(self) -> table.Algorithm:
+    """The row with its constants replaced.
+
+    Raises:
+      ValueError: unknown name or weighting, a clip that cannot fit the ratio,
+        or a teacher or schedule that the row does not read.
+    """
+    changes = {
+      field.name: getattr(self, field.name)
+      for field in dataclasses.fields(table.Algorithm)
+      if getattr(self, field.name, None) is not None
+    }
+    row = dataclasses.replace(table.get(self.name), **changes)
+    if self.loss_weighting is not None:
+      row = table.weighted(row, self.loss_weighting)
+    table.check_clip(row)
+    table.check_mix(row)
+    if self.teacher is not None and "teacher" not in row.needs:
+      raise ValueError(
+        f"algorithm.teacher={self.teacher} is not read by {self.name}: leave "
+        "it out"
+      )
+    return row
+
+
+BOOTSTRAPS = ("value", "zero", "drop_last")

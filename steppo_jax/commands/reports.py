@@ -1,0 +1,66 @@
+"""The commands `report`, `compare` and `algorithms`: results and tables."""
+
+import argparse
+import pathlib
+from collections.abc import Callable
+
+from steppo_jax.commands import terminal
+
+
+def register(add: Callable[..., argparse.ArgumentParser]) -> None:
+  """Adds the commands to the program.
+
+  Args:
+    add: Takes name, function, help and options of argparse; gives the parser.
+  """
+  shown = add("report", _report, "plot and summarise runs")
+  shown.add_argument("runs", nargs="+", help="run folders, one a seed")
+  shown.add_argument("--control", help="run folder drawn for comparison")
+  many = add("compare", _compare, "run a matrix of methods, worlds and seeds")
+  many.add_argument("matrix", help="file that defines MATRIX")
+  many.add_argument("--output", help="folder; runs/compare/NAME without")
+  many.add_argument(
+    "--jobs", type=int, default=1, help="processes; 0 takes this one"
+  )
+  many.add_argument(
+    "--known", nargs="*", default=(), metavar="FILE.jsonl",
+    help="results whose finished runs are not run again",
+  )  # fmt: skip
+  add("algorithms", _algorithms, "print the table of algorithms")
+
+
+def _report(args, _) -> None:
+  from steppo_jax.compare import cells as compare
+  from steppo_jax.compare import report as compare_report
+  from steppo_jax.reports import report
+
+  if compare.is_comparison(args.runs[0]):
+    summary = compare_report.report(args.runs[0])
+    print(pathlib.Path(summary).read_text())
+    return
+  summary = report.report(*args.runs, control=args.control)
+  print(pathlib.Path(summary).read_text())
+  terminal.say(f"written: {summary} and report.png beside it")
+
+
+def _compare(args, _) -> None:
+  terminal.quiet_jax()
+  from steppo_jax.compare import cells as compare
+
+  def on_cell(line):
+    end = line.get("error") or f"success {line.get('success', 'unknown')}"
+    where = f"{line['kind']} {line['world']} {line['method']}"
+    terminal.say(f"{where} seed {line['seed']} {line['status']}: {end}")
+
+  folder = compare.compare(
+    args.matrix, output=args.output, jobs=args.jobs, on_cell=on_cell,
+    known=args.known,
+  )  # fmt: skip
+  print((folder / "summary.md").read_text())
+
+
+def _algorithms(args, _) -> None:
+  del args
+  from steppo_jax.commands import show
+
+  show.algorithm_table()

@@ -1,0 +1,47 @@
+"""What the commands share: one line of text, progress bars, options."""
+
+import os
+import pathlib
+
+import rich.console
+import rich.progress
+
+console = rich.console.Console(stderr=True)
+
+
+def say(text: str, style: str | None = None) -> None:
+  """One line as it is: a path that is broken in two cannot be copied."""
+  console.print(
+    text, style=style, markup=False, highlight=False, soft_wrap=True
+  )
+
+
+def progress():
+  """Bars on stderr, each with a text of its own."""
+  return rich.progress.Progress(
+    rich.progress.TextColumn("{task.description}"),
+    rich.progress.BarColumn(bar_width=24),
+    rich.progress.MofNCompleteColumn(),
+    rich.progress.TimeElapsedColumn(),
+    rich.progress.TimeRemainingColumn(),
+    rich.progress.TextColumn("{task.fields[info]}"),
+    console=console,
+  )
+
+
+def quiet_jax() -> None:
+  """Compile cache beside the results; set before JAX is loaded."""
+  cache = pathlib.Path(".cache/jax").absolute()
+  os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
+  os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+
+
+def options(args, rest):
+  """The experiment's options with the assignments applied."""
+  quiet_jax()
+  from steppo_jax.training import config
+
+  name = f"{args.command} {args.experiment}"
+  return config.override(
+    config.load(args.experiment), rest, f"python -m steppo_jax {name}"
+  )

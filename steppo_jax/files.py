@@ -1,0 +1,165 @@
+"""Files that hold JSON: one object, or one in each line, packed or not.
+
+Every error names the file, and the line where there are lines.
+"""
+
+import gzip
+import json
+import lzma
+import pathlib
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+
+def read_object(path: pathlib.Path) -> dict[str, Any]:
+  """The object that a file holds.
+
+  Raises:
+    ValueError: it is not JSON, or no object; the file is named.
+  """
+  try:
+    found = json.loads(path.read_text(encoding="utf-8"))
+  except ValueError as error:
+    raise ValueError(f"{path} is not JSON ({error})") from error
+  if not isinstance(found, dict):
+    raise ValueError(f"{path} holds no JSON object")
+  return found
+
+
+_OPEN = {".gz": gzip.open, ".xz": lzma.open}
+_ENDINGS = ("", ".gz", ".xz")
+
+
+class Line(NamedTuple):
+  """One record of a file.
+
+  Attributes:
+    where: File and line, for errors.
+    record: The object that the line holds.
+  """
+
+  where: str
+  record: dict[str, Any]
+
+
+def find(folder: str | pathlib.Path, *names: str) -> pathlib.Path | None:
+  """The first file of these names in a folder, as it is or packed.
+
+  Raises:
+    ValueError: there is no such folder.
+  """
+  folder = pathlib.Path(folder).expanduser()
+  if not folder.is_dir():
+    raise ValueError(f"data_dir {str(folder)!r} is not a folder")
+  for name in names:
+    for ending in _ENDINGS:
+      if (folder / (name + ending)).is_file():
+        return folder / (name + ending)
+  return None
+
+
+def needed(folder: str | pathlib.Path, *names: str) -> pathlib.Path:
+  """Like `find`, but a folder without the file is an error.
+
+  Raises:
+    ValueError: there is no such folder or file.
+  """
+  found = find(folder, *names)
+  if found is None:
+    wanted = " or ".join(names)
+    raise ValueError(
+      f"data_dir {str(folder)!r} has no {wanted} (as it is, .gz or .xz)"
+    )
+  return found
+
+
+def text_of(path: str | pathlib.Path) -> str:
+  """All of a text file, packed or not.
+
+  Raises:
+    ValueError: the file is missing, broken or not UTF-8.
+  """
+  return "".join(_lines(pathlib.Path(path)))
+
+
+def read_lines(path: str | pathlib.Path) -> Iterator[Line]:
+  """The objects of a file of JSON lines; empty lines are passed over.
+
+  Args:
+    path: The file; `.gz` and `.xz` are unpacked.
+
+  Raises:
+    ValueError: the file is missing, broken or not UTF-8, or a line is not a
+      JSON object.
+  """
+  path = pathlib.Path(path)
+  for number, text in enumerate(_lines(path), 1):
+    if not text.strip():
+      continue
+    where = f"{path}, line {number}"
+    try:
+      record = json.loads(text)
+    except (ValueError, RecursionError) as error:
+      raise ValueError(f"{where}: not JSON ({error})") from error
+    if not isinstance(record, dict):
+      raise ValueError(f"{where}: expected a JSON object")
+    yield Line(where, record)
+
+
+def _lines(path):
+  opener = _OPEN.get(path.suffix, open)
+  try:
+    with opener(path, "rt", encoding="utf-8") as lines:
+      yield from lines
+  except UnicodeDecodeError as error:
+    raise ValueError(f"{path} is not UTF-8 ({error.reason})") from error
+  except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
+    raise ValueError(
+      f"{path} is no whole {path.suffix} file ({error}); get it again"
+    ) from error
+  except OSError as error:
+    raise ValueError(f"{path} cannot be read ({error})") from error
+
+
+def get_text(
+  record: Mapping[str, Any], key: str, where: str, *, empty: bool = False
+) -> str:
+  """A string of a record.
+
+  Args:
+    record: The record.
+    key: Its key.
+    where: Named in errors.
+    empty: Whether nothing but white space will do, and the key may be missing.
+
+  Raises:
+    ValueError: there is no such string, or it cannot be written as UTF-8.
+  """
+  value = record.get(key, "" if empty else None)
+  if not isinstance(value, str) or not (empty or value.strip()):
+    raise ValueError(f"{where}: {key!r} must be a string, got {value!r:.60}")
+  try:
+    value.encode()
+  except UnicodeEncodeError as error:
+    # Half of a surrogate pair, which JSON can spell and UTF-8 cannot.
+    raise ValueError(f"{where}: {key!r} is not valid Unicode") from error
+  return value
+
+
+def get_texts(
+  record: Mapping[str, Any], key: str, where: str, *, least: int
+) -> Sequence[str]:
+  """A list of strings of a record, of at least so many.
+
+  Raises:
+    ValueError: there is no such list.
+  """
+  values = record.get(key)
+  if not isinstance(values, list) or len(values) < least:
+    raise ValueError(
+      f"{where}: {key!r} must be a list of at least {least} strings"
+    )
+  return [
+    get_text({key: value}, key, where, empty=not least) for value in values
+  ]

@@ -1,0 +1,209 @@
+"""The learner: its state and one jitted update."""
+
+import functools
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from steppo_jax.algorithms.table import Algorithm
+from steppo_jax.learner import optimizers
+from steppo_jax.learner import update as update_lib
+from steppo_jax.learner.options import LearnerConfig
+from steppo_jax.learner.spec import UpdateSpec
+from steppo_jax.learner.state import Batch, LearnerState
+from steppo_jax.models import heads, lora, transformer
+from steppo_jax.models import mesh as mesh_lib
+
+# Purpose of the key that draws adapters; those of updates are counted from 0.
+_ADAPTERS = 2**31
+
+
+def make_spec(
+  model: transformer.ModelConfig,
+  algorithm: Algorithm,
+  config: LearnerConfig,
+  mesh: jax.sharding.Mesh,
+  *,
+  num_updates: int,
+  seed: chex.Numeric,
+  temperature: float = 1.0,
+  differentiable: bool = False,
+) -> UpdateSpec:
+  """What `learner.update.update` is made of.
+
+  Called inside a traced function it takes traced scalars for the seed, for the
+  rates of `config` and for the numbers of `algorithm`:
+
+    def run(seed, discount, rate):
+      spec = make_spec(
+        model, replace(row, discount=discount),
+        replace(config, learning_rate=rate), mesh, num_updates=1, seed=seed)
+      return update.update(spec, init(spec, policy), None, batch)
+
+    states, metrics = jax.jit(jax.vmap(run))(seeds, discounts, rates)
+
+  Args:
+    model: Sizes of the decoder.
+    algorithm: Row of the table.
+    config: The options.
+    mesh: Devices that rows are split over.
+    num_updates: Length of the run, for the decay of the learning rates.
+    seed: Root of the order of mini-batches.
+    temperature: Of the softmax that sampled, above 0; not traced.
+    differentiable: See `learner.spec.UpdateSpec`.
+
+  Raises:
+    ValueError: the microbatch cannot be split over the devices, or the
+      temperature is 0.
+  """
+  if not temperature > 0:
+    raise ValueError(
+      f"rollout.temperature={temperature} must be above 0 in training: a "
+      "greedy policy explores nothing"
+    )
+  if model.windows and config.attention == "pallas":
+    raise ValueError(
+      "learner.attention=pallas knows of no sliding windows: take xla or auto "
+      f"for a {model.family} model"
+    )
+  if config.microbatch_rows % mesh_lib.row_parts(mesh):
+    raise ValueError(
+      f"learner.microbatch_rows={config.microbatch_rows} is not a multiple "
+      f"of the {mesh_lib.row_parts(mesh)} devices"
+    )
+  steps = config.num_minibatches * num_updates
+  warmup = config.critic_warmup if algorithm.critic else 0
+  # Adam's square root has no derivative where a gradient is always 0.
+  root = 1e-16 if differentiable else 0.0
+  return UpdateSpec(
+    model,
+    algorithm,
+    config,
+    optimizers.adamw(
+      config.learning_rate,
+      config.warmup_steps,
+      config,
+      config.actor_epochs * config.num_minibatches * (num_updates - warmup),
+      eps_root=root,
+    ),
+    optimizers.adamw(
+      config.critic_learning_rate,
+      config.critic_warmup_steps,
+      config,
+      config.critic_epochs * steps,
+      eps_root=root,
+    ),
+    mesh,
+    seed,
+    temperature,
+    differentiable,
+  )
+
+
+def init(spec: UpdateSpec, policy: Any) -> LearnerState:
+  """State before the first update, from copies of the policy's parameters.
+
+  Adapters that the options ask for are added; those that the policy brings are
+  trained on.
+  """
+  policy = jax.tree.map(jnp.array, policy)
+  if not lora.has(policy):
+    key = jax.random.fold_in(jax.random.key(spec.seed), _ADAPTERS)
+    policy = lora.add(policy, spec.config.lora, key)
+  critic = critic_optimizer = None
+  if spec.algorithm.critic is not None:
+    critic = jax.tree.map(
+      jnp.array,
+      heads.init_critic(policy, own_trunk=spec.config.critic_trunk == "own"),
+    )
+    critic_optimizer = spec.critic_optimizer.init(critic)
+  return LearnerState(
+    policy=policy,
+    policy_optimizer=spec.policy_optimizer.init(lora.split(policy)[0]),
+    critic=critic,
+    critic_optimizer=critic_optimizer,
+    update=jnp.zeros((), jnp.int32),
+  )
+
+
+class Learner:
+  """Builds the state and holds the compiled update.
+
+  Attributes:
+    compiles: Programs traced so far.
+  """
+
+  def __init__(
+    self,
+    model: transformer.ModelConfig,
+    algorithm: Algorithm,
+    config: LearnerConfig,
+    mesh: jax.sharding.Mesh,
+    *,
+    num_updates: int,
+    seed: int,
+    temperature: float = 1.0,
+  ):
+    """Builds the optimizers; nothing is compiled yet. See `make_spec`."""
+    self.compiles = 0
+    self._mesh = mesh
+    self._spec = make_spec(
+      model,
+      algorithm,
+      config,
+      mesh,
+      num_updates=num_updates,
+      seed=seed,
+      temperature=temperature,
+    )
+    run = functools.partial(update_lib.update, self._spec)
+
+    def update(state, reference, batch, teacher):
+      self.compiles += 1  # runs while tracing only
+      state, found = run(state, reference, batch, teacher)
+      return mesh_lib.constrain(mesh, state), found
+
+    self._update = jax.jit(update, donate_argnums=0)
+
+  def init(self, policy: Any) -> LearnerState:
+    """State before the first update; `policy` is copied to the devices."""
+    state = init(self._spec, policy)
+    return mesh_lib.put(state, mesh_lib.placements(self._mesh, state))
+
+  def lower(self, policy: Any, reference: Any, batch: Batch) -> Any:
+    """The update as JAX lowers it from shapes: nothing is put anywhere.
+
+    Args:
+      policy: Shapes of the policy's parameters (`jax.ShapeDtypeStruct`).
+      reference: Those of the reference policy with their shardings, or None.
+      batch: Shapes with their shardings.
+
+    Returns:
+      A `jax.stages.Lowered`, to be compiled for the devices of the mesh.
+    """
+    state = jax.eval_shape(functools.partial(init, self._spec), policy)
+    return self._update.lower(
+      mesh_lib.shaped(self._mesh, state), reference, batch, None
+    )
+
+  def update(
+    self, state: LearnerState, reference: Any, batch: Batch, teacher: Any = None
+  ) -> tuple[LearnerState, dict[str, Any]]:
+    """One update; `state` is donated.
+
+    Args:
+      state: State before.
+      reference: Parameters of the reference policy, None without a KL term.
+      batch: From `put_batch`.
+      teacher: Parameters of a teacher, None without; see
+        `learner.update.update`.
+
+    Returns:
+      State after, and metrics: (sum, weight) pairs by name and quantiles.
+
+    Raises:
+      ValueError: a policy that the algorithm reads is missing.
+    """
+    return self._update(state, reference, batch, teacher)

@@ -1,0 +1,110 @@
+"""Options of learning: from rewards (`learner`) and from demonstrations."""
+
+import dataclasses
+from typing import Literal
+
+from steppo_jax.algorithms import options as algorithm_options
+from steppo_jax.models.options import LoraConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class LearnerConfig:
+  """How the learner turns one batch into optimizer steps.
+
+  Attributes:
+    learning_rate: Of the policy, at its peak.
+    critic_learning_rate: Of the critic, at its peak.
+    warmup_steps: Optimizer steps over which the policy's rate rises from 0:
+      Adam's first steps have full size whatever the gradient, and the critic
+      has yet to learn.
+    critic_warmup_steps: The same for the critic's rate.
+    final_learning_rate: Fraction of both that is left at the last update; the
+      decay is linear over `num_updates`.
+    weight_decay: AdamW's, for matrices and vectors alike.
+    max_grad_norm: Gradients are scaled down to this global norm.
+    num_minibatches: Mini-batches, of whole trajectories each, that a batch is
+    cut into.
+    actor_epochs: Passes of the policy over the batch.
+    critic_epochs: Passes of the critic over the batch.
+    critic_warmup: Updates at the start that train the critic alone.
+    microbatch_rows: Rows whose gradients are computed at once.
+    target_kl: Policy steps stop for the rest of the update once the mean k3
+      of a mini-batch exceeds this many nats; None never stops.
+    critic_trunk: What the critic's head reads: "own" is a copy of the policy's
+      layers that is trained with it; "policy" is the policy's layers as they
+      are, which costs no memory, and no gradient of the critic reaches them.
+    bootstrap: What follows a truncated episode: "value", "zero", "drop_last".
+    attention: "xla", "pallas" (a TPU kernel, interpreted elsewhere), or "auto":
+      "pallas" on a TPU and "xla" on anything else. Models with sliding windows
+      take "xla" everywhere.
+    attention_block: Queries handled at once. Rows of more than 4 blocks go
+      through a loop, which a differentiable update avoids with larger blocks.
+    logprob_chunk: Tokens projected to the vocabulary at once.
+    lora: Adapters that are trained instead of the policy's own matrices.
+  """
+
+  learning_rate: float = 5e-4
+  critic_learning_rate: float = 1e-3
+  warmup_steps: int = 10
+  critic_warmup_steps: int = 10
+  final_learning_rate: float = 0.1
+  weight_decay: float = 0.0
+  max_grad_norm: float = 1.0
+  num_minibatches: int = 4
+  actor_epochs: int = 1
+  critic_epochs: int = 2
+  critic_warmup: int = 2
+  microbatch_rows: int = 8
+  target_kl: float | None = None
+  critic_trunk: Literal["own", "policy"] = "own"
+  bootstrap: str = "value"
+  attention: Literal["auto", "xla", "pallas"] = "auto"
+  attention_block: int = 64
+  logprob_chunk: int = 256
+  lora: LoraConfig = LoraConfig()
+
+  def __post_init__(self):
+    if self.bootstrap not in algorithm_options.BOOTSTRAPS:
+      raise ValueError(
+        f"learner.bootstrap={self.bootstrap!r} is none of "
+        f"{', '.join(algorithm_options.BOOTSTRAPS)}"
+      )
+    if self.critic_trunk not in ("own", "policy"):
+      raise ValueError(
+        f"learner.critic_trunk={self.critic_trunk!r} is none of own, policy"
+      )
+    for name in ("num_minibatches", "actor_epochs", "microbatch_rows"):
+      if getattr(self, name) < 1:
+        raise ValueError(f"learner.{name} must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class SupervisedConfig:
+  """Budget of supervised training.
+
+  Attributes:
+    learning_rate: AdamW's, at its peak; linear warm-up and cosine decay.
+    warmup_steps: Optimizer steps of the warm-up.
+    num_steps: Optimizer steps.
+    rows_per_step: Packed rows in one step.
+    weight_decay: AdamW's.
+    attention_block: Queries handled at once.
+    logprob_chunk: Tokens projected to the vocabulary at once.
+    lora: Adapters that are trained instead of the model's own matrices.
+  """
+
+  learning_rate: float = 3e-3
+  warmup_steps: int = 50
+  num_steps: int = 600
+  rows_per_step: int = 16
+  weight_decay: float = 0.01
+  attention_block: int = 64
+  logprob_chunk: int = 512
+  lora: LoraConfig = LoraConfig()
+
+  def __post_init__(self):
+    if not 0 <= self.warmup_steps < self.num_steps:
+      raise ValueError(
+        f"training.warmup_steps={self.warmup_steps} must be below "
+        f"training.num_steps={self.num_steps}, and not below 0"
+      )

@@ -1,0 +1,170 @@
+"""What an update is made of, and work over its rows, a microbatch at a time."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from steppo_jax.algorithms.table import Algorithm
+from steppo_jax.batch import TokenBatch
+from steppo_jax.learner.options import LearnerConfig
+from steppo_jax.models import attend, heads, transformer
+from steppo_jax.models import mesh as mesh_lib
+from steppo_jax.ops import logprobs
+
+
+class UpdateSpec(NamedTuple):
+  """What an update is made of, constant over a run.
+
+  A batch is a `learner.state.Batch` with tokens [M, R, T]: R rows in each of M
+  mini-batches.
+
+  Attributes:
+    model: Sizes of the decoder.
+    algorithm: Row of the table; its numbers may be traced scalars.
+    config: The learner's options; likewise.
+    policy_optimizer: Of the policy.
+    critic_optimizer: Of the critic.
+    mesh: Devices that rows are split over.
+    seed: Root of the order of mini-batches, an int or a traced scalar.
+    temperature: The sampler's: the policy is softmax(logits / temperature).
+    differentiable: True computes unused rows too. Only rows in use are computed
+      otherwise, in a loop whose length is data, which JAX cannot differentiate
+      in reverse. It also attends without loop and kernel, for the same reason.
+    axis: Name and size of an axis of `jax.pmap` whose devices take their share
+      of the rows of each microbatch and add up what they find; see `pmapped`.
+      None leaves it to the compiler to split the rows over the mesh.
+  """
+
+  model: transformer.ModelConfig
+  algorithm: Algorithm
+  config: LearnerConfig
+  policy_optimizer: optax.GradientTransformation
+  critic_optimizer: optax.GradientTransformation
+  mesh: jax.sharding.Mesh
+  seed: chex.Numeric
+  temperature: float = 1.0
+  differentiable: bool = False
+  axis: tuple[str, int] | None = None
+
+  def attend(self, rows: TokenBatch) -> Callable:
+    kernel = attend.resolve(self.config.attention)
+    block = self.config.attention_block
+    if self.differentiable:
+      kernel, block = (
+        "xla",
+        max(block, attend.unrolled(rows.tokens.shape[1])),
+      )
+    return attend.over_rows(
+      rows.subtree_end,
+      rows.positions,
+      block=block,
+      implementation=kernel,
+      # The compiler splits the rows of everything but a kernel by itself.
+      mesh=self.mesh if kernel == "pallas" and self.axis is None else None,
+    )
+
+  def logp(self, policy, rows: TokenBatch):
+    """Log-probs and entropies [r, T] of the tokens of some rows."""
+    hidden = transformer.apply(
+      self.model, policy, rows.tokens, rows.positions, self.attend(rows)
+    )
+    return logprobs.next_token_logprobs(
+      hidden,
+      transformer.unembedding(policy),
+      rows.tokens,
+      rows.parent,
+      rows.step_ids > 0,
+      chunk=self.config.logprob_chunk,
+      temperature=self.temperature,
+      softcap=self.model.softcap,
+    )
+
+  def values(self, critic, policy, rows: TokenBatch):
+    """V at every token [r, T] of some rows; see `heads.values`."""
+    return heads.values(
+      self.model,
+      critic,
+      policy,
+      rows.tokens,
+      rows.positions,
+      self.attend(rows),
+    )
+
+  @property
+  def size(self) -> int:
+    """Rows of a microbatch that are computed here."""
+    rows = self.config.microbatch_rows
+    return rows if self.axis is None else rows // self.axis[1]
+
+  def first_row(self, i):
+    """The first of these rows of microbatch i in its part."""
+    first = i * self.config.microbatch_rows
+    if self.axis is not None:
+      first += jax.lax.axis_index(self.axis[0]) * self.size
+    return first
+
+  def added(self, found):
+    """Sums over all devices that compute rows."""
+    return found if self.axis is None else jax.lax.psum(found, self.axis[0])
+
+  def rows(self, batch, m, i, array=None):
+    """Rows of microbatch i of part m, and of an [M, R, T] array."""
+    first = self.first_row(i)
+
+    def cut(x):
+      part = jax.lax.dynamic_index_in_dim(x, m, 0, keepdims=False)
+      part = jax.lax.dynamic_slice_in_dim(part, first, self.size, 0)
+      if self.axis is not None:
+        return part
+      return jax.lax.with_sharding_constraint(
+        part, mesh_lib.by_row(self.mesh, 0)
+      )
+
+    return jax.tree.map(cut, batch.tokens if array is None else array)
+
+  def count(self, batch, m):
+    """Number of microbatches of part m that are computed."""
+    size = self.config.microbatch_rows
+    if self.differentiable:
+      return batch.tokens.tokens.shape[1] // size
+    return (batch.rows_used[m] + size - 1) // size
+
+  def sum_over(self, batch, m, function, like):
+    """Adds function(rows of microbatch i, i) over the microbatches of part m.
+
+    Unused rows hold no action token, so that they add nothing.
+    """
+
+    def body(i, total):
+      found = function(self.rows(batch, m, i), i)
+      # Sums of gradients are split as the parameters are.
+      return mesh_lib.constrain(self.mesh, jax.tree.map(jnp.add, total, found))
+
+    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+    zero = mesh_lib.constrain(self.mesh, zero)
+    return self.added(jax.lax.fori_loop(0, self.count(batch, m), body, zero))
+
+  def over_all_rows(self, batch, function):
+    """Applies function(rows) -> [r, T] arrays everywhere; [M, R, T] each.
+
+    Rows that are not computed hold 0.
+    """
+    shape = batch.tokens.tokens.shape
+
+    def part(m, out):
+      def body(i, out):
+        put = lambda whole, x: jax.lax.dynamic_update_slice(
+          whole, x[None], (m, self.first_row(i), 0)
+        )
+        return jax.tree.map(put, out, function(self.rows(batch, m, i)))
+
+      return jax.lax.fori_loop(0, self.count(batch, m), body, out)
+
+    like = jax.eval_shape(function, self.rows(batch, 0, 0))
+    out = jax.tree.map(lambda x: jnp.zeros(shape, x.dtype), like)
+    # Each row is computed by one device, and 0 at the others.
+    return self.added(jax.lax.fori_loop(0, shape[0], part, out))

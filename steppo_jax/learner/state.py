@@ -1,0 +1,69 @@
+"""What an update reads and changes: the batch and the learner's state."""
+
+from typing import Any, NamedTuple
+
+import chex
+import jax
+
+from steppo_jax.batch import StepTable, TeacherRows, TokenBatch
+from steppo_jax.models import mesh as mesh_lib
+from steppo_jax.packing import forest
+from steppo_jax.packing.rows import Packed
+
+
+@chex.dataclass(frozen=True)
+class LearnerState:
+  """Everything an update changes; critic and its optimizer may be None."""
+
+  policy: Any
+  policy_optimizer: Any
+  critic: Any
+  critic_optimizer: Any
+  update: chex.Array
+
+
+class Batch(NamedTuple):
+  """One update's data on the devices; see `packing.rows.Packed`.
+
+  With `teacher` the policy itself, told more, is the teacher.
+  """
+
+  tokens: TokenBatch  # [M, R, T]
+  table: StepTable  # [S]
+  rows_used: chex.Array  # [M]
+  teacher: TeacherRows | None = None
+
+
+def put_batch(
+  packed: Packed,
+  mesh: jax.sharding.Mesh,
+  teacher: TeacherRows | None = None,
+) -> Batch:
+  """Moves a packed batch to the devices, rows split over them.
+
+  Args:
+    packed: The batch on the host.
+    mesh: The devices.
+    teacher: The rows of its teacher (`packing.teacher_rows.pack`), or None.
+
+  Raises:
+    ValueError: rows that are no forest; see `packing.forest.check_rows`.
+  """
+  t = packed.tokens
+  forest.check_rows(t.parent, t.subtree_end, t.positions, t.step_ids)
+  rows, whole = mesh_lib.by_row(mesh, 1), mesh_lib.replicated(mesh)
+  if teacher is not None:
+    teacher = mesh_lib.put(teacher, TeacherRows(rows, whole, whole, whole))
+  return Batch(
+    mesh_lib.put(packed.tokens, rows),
+    mesh_lib.put(packed.table, whole),
+    mesh_lib.put(packed.rows_used, whole),
+    teacher,
+  )
+
+
+def split_metrics(found: dict[str, Any]):
+  """Separates (sum, weight) pairs from plain numbers."""
+  pairs = {k: v for k, v in found.items() if isinstance(v, tuple)}
+  plain = {k: v for k, v in found.items() if not isinstance(v, tuple)}
+  return pairs, plain

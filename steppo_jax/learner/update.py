@@ -1,0 +1,277 @@
+"""One update as a pure function: values, credit, critic and policy epochs."""
+
+import functools
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from steppo_jax.algorithms import objective
+from steppo_jax.algorithms import table as algorithms
+from steppo_jax.batch import TokenBatch
+from steppo_jax.learner import credit as credit_lib
+from steppo_jax.learner.spec import UpdateSpec
+from steppo_jax.models import lora
+from steppo_jax.ops import ratios, segments
+
+
+def update(spec: UpdateSpec, state, reference, batch, teacher=None):
+  """Values, advantages, critic epochs, policy epochs: one whole update.
+
+  A pure function. Numbers of `spec.algorithm` and `spec.config`, the learning
+  rates and the seed may be traced, so that `vmap` over them runs several
+  updates at once. With `spec.differentiable` the new parameters also have
+  reverse-mode gradients in them. Two limits of those gradients:
+
+  - A ratio is inside its clip or outside, so that parameters move by jumps as
+    the clip moves: their gradient in the clip of the "clip" surrogate is 0. It
+    is the loss that depends on that clip smoothly, and "log_clip" whose new
+    parameters do.
+  - What a loss takes for a constant is one here too: CISPO's weight with its
+    clip, and CAPO's centre.
+
+  Args:
+    spec: What stays the same over a run.
+    state: `learner.state.LearnerState` before.
+    reference: Parameters of the reference policy, None where the algorithm
+      reads none. For a policy with adapters None stands for the same tree
+      without them.
+    batch: `learner.state.Batch`.
+    teacher: Parameters of a fixed teacher, say the policy of a longer run.
+      They are evaluated on the tokens as they were sampled, so that the teacher
+      sees what the student saw. None where the algorithm reads none, and where
+      the policy itself, told more, is the teacher: `batch.teacher` is then what
+      it reads (`packing.teacher_rows.pack`).
+
+  Returns:
+    State after, and metrics.
+
+  Raises:
+    ValueError: a policy that the algorithm reads is missing, there are two
+      teachers, or rows do not make whole microbatches. Raised while tracing:
+      nothing is compiled.
+  """
+  if (
+    reference is None
+    and spec.algorithm.reads_reference
+    and lora.has(state.policy)
+  ):
+    reference = lora.off(state.policy)
+  _check(spec, state, reference, batch, teacher)
+  credit = credit_lib.assign(spec, state, reference, batch, teacher)
+  metrics = credit.metrics
+  critic, critic_optimizer = state.critic, state.critic_optimizer
+  if critic is not None:
+    critic, critic_optimizer, critic_metrics = _critic_epochs(
+      spec, state, credit
+    )
+    metrics |= critic_metrics
+  policy, policy_optimizer, policy_metrics = _policy_epochs(spec, state, credit)
+  return (
+    state.replace(
+      policy=policy,
+      policy_optimizer=policy_optimizer,
+      critic=critic,
+      critic_optimizer=critic_optimizer,
+      update=state.update + 1,
+    ),
+    metrics | policy_metrics,
+  )
+
+
+def _check(spec: UpdateSpec, state, reference, batch, teacher) -> None:
+  if teacher is not None and batch.teacher is not None:
+    raise ValueError(
+      "there are two teachers, parameters and rows of a teacher: leave one out"
+    )
+  policies = {
+    "critic": state.critic, "reference": reference,
+    "teacher": batch.teacher if teacher is None else teacher,
+  }  # fmt: skip
+  found = {name for name, params in policies.items() if params is not None}
+  algorithms.check_needs(spec.algorithm, found | {"group", "anchor", "entropy"})
+  size = spec.config.microbatch_rows
+  for name, part in (("a mini-batch", batch), ("the teacher", batch.teacher)):
+    if part is not None and part.tokens.tokens.shape[1] % size:
+      raise ValueError(
+        f"{part.tokens.tokens.shape[1]} rows of {name} are not a multiple of "
+        f"learner.microbatch_rows={size}: pack with rows_multiple={size}"
+      )
+
+
+def _order(spec: UpdateSpec, state, purpose: int, epochs: int):
+  """[epochs * M] order of mini-batches: a function of (seed, update)."""
+  key = jax.random.fold_in(jax.random.key(spec.seed), state.update)
+  keys = jax.random.split(jax.random.fold_in(key, purpose), epochs)
+  shuffle = lambda k: jax.random.permutation(k, spec.config.num_minibatches)
+  return jax.vmap(shuffle)(keys).reshape(-1)
+
+
+def _to_rows(x, shape):
+  """An advantage or target on the token clock as [M, R, T], else as it is."""
+  return x.reshape(shape) if x.ndim == 2 else x
+
+
+def _critic_epochs(spec, state, credit: credit_lib.Credit):
+  """All optimizer steps of the critic."""
+  config, algorithm, batch = spec.config, spec.algorithm, credit.batch
+  shape = batch.tokens.tokens.shape
+  target = _to_rows(credit.advantages.target, shape)
+
+  def loss(critic, rows, m, i):
+    first = (m * shape[1] + spec.first_row(i)) * shape[2]
+    local = batch.table.boundary - first
+    here = (local >= 0) & (local < spec.size * shape[2]) & batch.table.live
+    (total, weight), metrics = objective.value_loss_terms(
+      algorithm,
+      spec.rows(batch, m, i, target) if target.ndim == 3 else target,
+      spec.values(critic, state.policy, rows),
+      spec.rows(batch, m, i, credit.old_value),
+      rows,
+      batch.table,
+      boundary_local=jnp.where(here, local, 0),
+      here=here,
+      value_clip=algorithm.value_clip,
+    )
+    return total, (weight, metrics)
+
+  def minibatch(carry, m):
+    critic, optimizer_state = carry
+
+    def one(rows, i):
+      return jax.value_and_grad(loss, has_aux=True)(critic, rows, m, i)
+
+    like = jax.eval_shape(one, spec.rows(batch, m, 0), 0)
+    (_, (weight, metrics)), grads = spec.sum_over(batch, m, one, like)
+    grads = jax.tree.map(lambda g: g / jnp.maximum(weight, 1.0), grads)
+    updates, optimizer_state = spec.critic_optimizer.update(
+      grads, optimizer_state, critic
+    )
+    metrics["grad_norm"] = (optax.tree.norm(grads), jnp.ones(()))
+    return (optax.apply_updates(critic, updates), optimizer_state), metrics
+
+  order = _order(spec, state, 1, config.critic_epochs)
+  carry = (state.critic, state.critic_optimizer)
+  carry, metrics = jax.lax.scan(minibatch, carry, order)
+  return *carry, _named("critic", metrics)
+
+
+class _Fixed(NamedTuple):
+  """What stays the same over all steps of the policy."""
+
+  advantage: chex.Array  # [S] or [M, R, T]
+  ref_logp: chex.Array | None  # [M, R, T]
+
+
+def _log_ratios(logp_t, rows: TokenBatch):
+  """Token log-ratios, 0 off the actions, and the number of action tokens."""
+  mask = rows.step_ids > 0
+  z = ratios.log_ratio(logp_t, rows.behaviour_logp, mask)
+  return z, jnp.sum(mask).astype(jnp.float32)
+
+
+def _policy_loss(spec, batch, fixed: _Fixed, mu, policy, rows, m, i):
+  """Loss sum of microbatch i of part m, with (weight, metrics)."""
+  advantage, ref_logp = fixed.advantage, fixed.ref_logp
+  logp_t, entropy_t = spec.logp(policy, rows)
+  (total, weight), metrics = objective.policy_loss(
+    spec.algorithm,
+    spec.rows(batch, m, i, advantage) if advantage.ndim == 3 else advantage,
+    logp_t,
+    entropy_t,
+    rows,
+    batch.table,
+    mu=mu,
+    ref_logp_t=None if ref_logp is None else spec.rows(batch, m, i, ref_logp),
+  )
+  z, count = _log_ratios(logp_t, rows)
+  metrics["token_gap"] = (jnp.sum(jnp.abs(z)), count)
+  metrics["step_log_ratio"] = segments.step_mean(
+    z, rows.step_ids, num_steps=batch.table.live.shape[0]
+  )
+  return total, (weight, metrics)
+
+
+def _mean_log_ratio(spec, batch, policy, m):
+  """Mean token log-ratio of a whole mini-batch, which centred ratios need."""
+
+  def sums(rows):
+    z, count = _log_ratios(spec.logp(policy, rows)[0], rows)
+    return jnp.sum(z), count
+
+  like = jax.eval_shape(sums, spec.rows(batch, m, 0))
+  z, count = spec.sum_over(batch, m, lambda rows, i: sums(rows), like)
+  return z / jnp.maximum(count, 1.0)
+
+
+def _policy_step(spec, batch, fixed: _Fixed, carry, m):
+  """One optimizer step of the policy, on mini-batch m."""
+  policy, optimizer_state, live = carry
+  target_kl = spec.config.target_kl
+  mu = None
+  if spec.algorithm.center:
+    mu = _mean_log_ratio(spec, batch, policy, m)
+  loss = functools.partial(_policy_loss, spec, batch, fixed, mu)
+
+  trained, frozen = lora.split(policy)
+
+  def one(rows, i):
+    of = lambda trained: loss(lora.join(trained, frozen), rows, m, i)
+    return jax.value_and_grad(of, has_aux=True)(trained)
+
+  like = jax.eval_shape(one, spec.rows(batch, m, 0), 0)
+  (_, (weight, metrics)), grads = spec.sum_over(batch, m, one, like)
+  grads = jax.tree.map(lambda g: g / jnp.maximum(weight, 1.0), grads)
+  updates, new_state = spec.policy_optimizer.update(
+    grads, optimizer_state, trained
+  )
+  kl, kl_weight = metrics["approx_kl"]
+  if target_kl is not None:
+    live &= kl <= target_kl * jnp.maximum(kl_weight, 1.0)
+  keep = lambda new, old: jnp.where(live, new, old)
+  stepped = jax.tree.map(keep, optax.apply_updates(trained, updates), trained)
+  policy = lora.join(stepped, frozen)
+  optimizer_state = jax.tree.map(keep, new_state, optimizer_state)
+  metrics["grad_norm"] = (optax.tree.norm(grads), jnp.ones(()))
+  metrics["stepped"] = (live.astype(jnp.float32), jnp.ones(()))
+  return (policy, optimizer_state, live), metrics
+
+
+def _policy_epochs(spec, state, credit: credit_lib.Credit):
+  """All optimizer steps of the policy."""
+  config, batch = spec.config, credit.batch
+  shape = batch.tokens.tokens.shape
+  advantage = _to_rows(credit.advantages.advantage, shape)
+  fixed = _Fixed(advantage, credit.ref_logp)
+  live = jnp.array(True)
+  if state.critic is not None:
+    live = state.update >= config.critic_warmup
+  (policy, optimizer_state, _), metrics = jax.lax.scan(
+    functools.partial(_policy_step, spec, batch, fixed),
+    (state.policy, state.policy_optimizer, live),
+    _order(spec, state, 2, config.actor_epochs),
+  )
+  # Before the first step learner and sampler hold the same weights, so that
+  # what is left of the log-ratio is the gap between the two programs.
+  # A mini-batch that holds nothing steps nowhere, and has no gap to tell.
+  gaps = metrics.pop("token_gap")
+  first = jnp.argmax(gaps[1] > 0)
+  gap = jax.tree.map(lambda x: x[first], gaps)
+  # Each step is in one mini-batch; the last epoch is the furthest off-policy.
+  z_k = jnp.sum(metrics.pop("step_log_ratio")[-shape[0] :], axis=0)
+  found = _named("policy", metrics) | {"policy/sampler_gap": gap}
+  z_k = jnp.where(batch.table.num_tokens > 0, z_k, jnp.nan)
+  for percent in (1, 50, 99):
+    quantile = jnp.nanquantile(z_k, percent / 100)
+    found[f"policy/ratio_q{percent:02d}"] = jnp.exp(quantile)
+  return policy, optimizer_state, found
+
+
+def _named(prefix, metrics):
+  """Adds (sum, weight) pairs over the mini-batches and prefixes the names."""
+  return {
+    f"{prefix}/{name}": jax.tree.map(lambda x: jnp.sum(x, axis=0), pair)
+    for name, pair in metrics.items()
+  }

@@ -1,0 +1,170 @@
+"""A teacher that has seen a peer: a successful episode of the same task.
+
+The teacher is the policy itself. What it reads is the peer's episode and then,
+in the same context, what the student read and wrote; everything stays token
+ids.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from steppo_jax import types
+from steppo_jax.batch import TeacherRows
+from steppo_jax.packing import forest, options
+from steppo_jax.packing import rows as packing_rows
+
+
+def episode(trajectory: types.Trajectory) -> np.ndarray:
+  """Everything read and written in an episode as one context, [n] int32.
+
+  While each prompt extends what came before, that is the last prompt with its
+  response. A prompt that was rewritten begins anew behind what came before it.
+  """
+  paths = [
+    forest.Path(
+      np.concatenate([step.prompt_ids, step.response_ids]),
+      len(step.prompt_ids),
+      1 + step.step_index,
+      0,
+      0,
+    )
+    for step in trajectory.steps
+  ]
+  chains = [tree.tokens for tree in forest.chains(paths)]
+  return np.concatenate(chains).astype(np.int32)
+
+
+def choose(
+  trajectories: Sequence[types.Trajectory],
+) -> list[np.ndarray | None]:
+  """The episode that the teacher of each trajectory has seen.
+
+  That of the successful trajectory with the fewest tokens among the others of
+  the group; of several, the one whose uid comes first. The order of
+  `trajectories` plays no part.
+
+  Args:
+    trajectories: Finished episodes; a group has one `group_uid`.
+
+  Returns:
+    [N] context of each, None where no other member of the group succeeded.
+  """
+  of: dict[str, list[tuple[int, str, np.ndarray]]] = {}
+  for trajectory in trajectories:
+    if trajectory.success:
+      ids = episode(trajectory)
+      members = of.setdefault(trajectory.steps[0].group_uid, [])
+      members.append((len(ids), trajectory.uid, ids))
+  best = {
+    group: sorted(members, key=lambda x: x[:2])[:2]
+    for group, members in of.items()
+  }
+  found = []
+  for trajectory in trajectories:
+    members = best.get(trajectory.steps[0].group_uid, [])
+    others = (ids for _, uid, ids in members if uid != trajectory.uid)
+    found.append(next(others, None))
+  return found
+
+
+def with_context(
+  trajectory: types.Trajectory, context: np.ndarray
+) -> types.Trajectory:
+  """The trajectory with `context` before every prompt.
+
+  It ends without a prompt to bootstrap from: a teacher gives no values.
+  """
+  steps = [
+    dataclasses.replace(
+      step, prompt_ids=np.concatenate([context, step.prompt_ids])
+    )
+    for step in trajectory.steps
+  ]
+  steps[-1] = dataclasses.replace(steps[-1], terminated=True, truncated=False)
+  return dataclasses.replace(
+    trajectory, steps=tuple(steps), final_prompt_ids=None
+  )
+
+
+def pack(
+  trajectories: Sequence[types.Trajectory],
+  packed: packing_rows.Packed,
+  config: options.PackingConfig,
+  *,
+  rows_multiple: int,
+  pad_id: int,
+  rows: int | None = None,
+) -> tuple[TeacherRows, int]:
+  """Lays out what the teacher of every step reads, in the layout of the batch.
+
+  Rows are `config.teacher_length` tokens long. A trajectory whose
+  peer's episode does not fit before it is left out, and counted.
+
+  Args:
+    trajectories: Those that were packed, as they were played.
+    packed: What `packing.rows.pack` made of them.
+    config: The layout that it was made with.
+    rows_multiple: The number of rows is a multiple of this.
+    pad_id: Token id for unused slots.
+    rows: Number of rows R; None picks the bucket that fits.
+
+  Returns:
+    The rows, and the number of trajectories that were left out.
+  """
+  length = config.teacher_length or 2 * config.row_length
+  contexts = dict(
+    zip((t.uid for t in trajectories), choose(trajectories), strict=True)
+  )
+  made, numbers, left_out, number = [], [], 0, 1
+  for trajectory in packed.trajectories:
+    first, number = number, number + len(trajectory.steps)
+    context = contexts[trajectory.uid]
+    if context is None:
+      continue
+    steps = trajectory.steps
+    longest = max(len(s.prompt_ids) + len(s.response_ids) for s in steps)
+    if len(context) + longest > length:
+      left_out += 1
+      continue
+    made.append(with_context(trajectory, context))
+    numbers += range(first, number)
+  num_steps = len(packed.table.live)
+  found = packing_rows.pack(
+    made,
+    [0] * len(made),
+    dataclasses.replace(
+      config, row_length=length, too_long="error", teacher_length=None
+    ),
+    num_parts=1,
+    rows_multiple=rows_multiple,
+    pad_id=pad_id,
+    num_steps=num_steps,
+    rows_per_part=rows,
+  )
+  # The steps of the batch that the steps here are, in their order.
+  of = np.zeros(num_steps, np.int32)
+  of[1 : 1 + len(numbers)] = numbers
+  ids = of[found.tokens.step_ids]
+  covered = np.zeros(num_steps, bool)
+  covered[numbers] = True
+  here, there = (
+    _starts(ids, num_steps),
+    _starts(packed.tokens.step_ids, num_steps),
+  )
+  shift = np.where(covered, here - there, 0).astype(np.int32)
+  tokens = found.tokens.replace(step_ids=ids)
+  return TeacherRows(tokens, found.rows_used, shift, covered), left_out
+
+
+def _starts(step_ids: np.ndarray, num_steps: int) -> np.ndarray:
+  """[S] flat index of the first action token of each step, 0 without any.
+
+  The tokens of a response lie side by side in every layout.
+  """
+  starts = np.zeros(num_steps, np.int64)
+  found, first = np.unique(step_ids, return_index=True)
+  starts[found] = first
+  starts[0] = 0
+  return starts

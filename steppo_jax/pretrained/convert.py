@@ -1,0 +1,117 @@
+"""Models from one form into another, whole or not at all."""
+
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Callable
+from typing import Any, Literal
+
+from steppo_jax import types
+from steppo_jax.models.formats import hub
+from steppo_jax.pretrained import policy, sources
+from steppo_jax.tokenizer import hf_tokenizer
+
+Form = Literal["folder", "orbax", "weights"]
+
+_TEXT_FILES = (
+  "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+  "chat_template.jinja", "generation_config.json", "tokenizer.model",
+)  # fmt: skip
+
+
+def convert(
+  source: sources.Found,
+  target: pathlib.Path,
+  form: Form,
+  *,
+  dtype: Any = None,
+  tokenizer: str | None = None,
+  progress: Callable[[int, int], None] | None = None,
+  like: sources.Found | None = None,
+) -> None:
+  """Writes a model in another form, with its tokenizer where it has one.
+
+  Args:
+    source: The model.
+    target: Folder or file to make; must not exist.
+    form: "folder" as Hugging Face writes it, "orbax" for a checkpoint,
+      "weights" for a file that training starts from.
+    dtype: Of the parameters; None for the stored one, float32 for GGUF.
+    tokenizer: Name or path, for models that have none beside them.
+    progress: Called with (arrays done, arrays in all) while reading.
+    like: A model of the same sizes, for checkpoints that do not name theirs.
+
+  Raises:
+    ValueError: the target exists, or the source is broken; nothing is left.
+    RuntimeError: a package is missing, or a checkpoint is broken.
+  """
+  if target.exists():
+    raise ValueError(f"{target} exists: remove it or take another name")
+  context = sources.sizes(source, like=like).context
+  words = _tokenizer(source, tokenizer, needed=form == "weights")
+  model, params = sources.load(
+    source, dtype=dtype, progress=progress, like=like
+  )
+  if form == "weights":
+    policy.save_policy(target, model, params, words, {})
+    return
+  new = target.with_name(target.name + ".new")
+  if new.exists():  # of a conversion that was killed
+    shutil.rmtree(new)
+  target.parent.mkdir(parents=True, exist_ok=True)
+  try:
+    if form == "folder":
+      hub.save(new, model, params)
+      _add(new / "config.json", context, words)
+    else:
+      sources.save_checkpoint(new, model, params, context)
+    _write_tokenizer(source, new, words)
+    os.replace(new, target)
+  finally:
+    shutil.rmtree(new, ignore_errors=True)
+
+
+def _tokenizer(source, name, *, needed: bool) -> types.Tokenizer | None:
+  try:
+    return sources.tokenizer_of(source, name)
+  except ValueError:
+    # Checkpoints of runs and bare folders of weights may have none.
+    if needed or name is not None:
+      raise
+    bare = source.kind in ("checkpoint", "weights")
+    folder = source.path if source.path.is_dir() else source.path.parent
+    if bare or not (folder / "tokenizer.json").is_file():
+      return None
+    raise
+
+
+def _add(path: pathlib.Path, context, words) -> None:
+  """Facts that belong to the checkpoint and not to the decoder."""
+  config = json.loads(path.read_text())
+  if context is not None:
+    config["max_position_embeddings"] = context
+  if words is not None:
+    stops = getattr(words, "stop_ids", (words.end_of_turn_id,))
+    config["eos_token_id"] = stops[0] if len(stops) == 1 else list(stops)
+    config["bos_token_id"] = words.bos_id
+    config["pad_token_id"] = words.pad_id
+  path.write_text(json.dumps(config, indent=1))
+
+
+def _write_tokenizer(source, folder: pathlib.Path, words) -> None:
+  """The files of the source, or those that say what its own file said."""
+  at = source.path
+  beside = at.parent if at.name == sources.CHECKPOINTS else at
+  if source.kind in ("folder", "checkpoint"):
+    for name in _TEXT_FILES:
+      if (beside / name).is_file():
+        shutil.copyfile(beside / name, folder / name)
+  elif isinstance(words, hf_tokenizer.HuggingFaceTokenizer):
+    (folder / "tokenizer.json").write_text(words.description, encoding="utf-8")
+    settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    settings |= words.special
+    if words.chat_template is not None:
+      settings["chat_template"] = words.chat_template
+    text = json.dumps(settings, indent=1, ensure_ascii=False)
+    (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")

@@ -1,0 +1,341 @@
+"""Small messages between the processes of a run, with time limits.
+
+Every process is connected to the first one, which waits until all have sent
+their part of something and then hands all parts to all. It knows who is
+missing: a process that ends is noticed at once, one that is silent or late
+after a limit, and the others are told its number.
+
+This module imports no JAX.
+"""
+
+import contextlib
+import queue
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from steppo_jax.processes import frames, signals
+
+# Seconds that the last may come after the first: a rollout, an evaluation.
+LIMIT_S = 1800.0
+# A living process says something this often, and is given up after so long.
+BEAT_S = 2.0
+SILENCE_S = 60.0
+
+
+class Lost(signals.Stopped):
+  """A process of the run is gone; the others cannot go on without it."""
+
+
+class Server:
+  """Hands parts on; lives in the first process, in threads of its own.
+
+  Attributes:
+    port: Where it listens.
+
+  Args:
+    host: Address to listen on, "" for all of this machine's.
+    port: 0 takes a free one.
+    count: Number of processes.
+    silence_s: A process that says nothing for so long is given up.
+
+  Raises:
+    RuntimeError: the port is taken, or the address not this machine's.
+  """
+
+  def __init__(
+    self, host: str, port: int, count: int, *, silence_s: float = SILENCE_S
+  ):
+    self._count = count
+    self._silence_s = silence_s
+    self._lock = threading.Lock()
+    self._clients: dict[int, socket.socket] = {}
+    self._left: set[int] = set()
+    # Parts by what they are of: when the first came, its limit, all there are.
+    self._sets: dict[str, tuple[float, float, dict[int, bytes]]] = {}
+    self._stopped = False
+    # What those who come later have missed: a loss, a stop.
+    self._news: list[dict[str, Any]] = []
+    try:
+      self._listener = socket.create_server((host, port))
+    except OSError as error:
+      raise RuntimeError(
+        f"cannot listen for the other processes at {host}:{port} "
+        f"({error.strerror}); choose another --host-port"
+      ) from error
+    self.port = self._listener.getsockname()[1]
+    self._ended = threading.Event()
+    for target in (self._accept, self._watch):
+      threading.Thread(target=target, daemon=True).start()
+
+  def _accept(self) -> None:
+    with contextlib.suppress(OSError):  # The listener was closed.
+      while True:
+        sock, _ = self._listener.accept()
+        threading.Thread(target=self._serve, args=(sock,), daemon=True).start()
+
+  def _serve(self, sock: socket.socket) -> None:
+    """Reads what one process sends."""
+    sock.settimeout(self._silence_s)
+    index = None
+    try:
+      head, _ = frames.receive(sock)
+      index = head.get("index")
+      with self._lock:
+        fits = isinstance(index, int) and 0 <= index < self._count
+        if head["kind"] != "hello" or not fits or index in self._clients:
+          index = None
+          raise ConnectionError("it is no process of this run")
+        self._clients[index] = sock
+        for news in self._news:
+          frames.send(sock, news)
+      while True:
+        head, data = frames.receive(sock)
+        if head["kind"] == "bye":
+          self._leave(index)
+          return
+        self._handle(index, head, data)
+    except TimeoutError:
+      self._gone(index, "was silent")
+    except OSError:
+      self._gone(index, "has ended")
+    finally:
+      sock.close()
+
+  def _handle(self, index: int, head: dict[str, Any], data: bytes) -> None:
+    with self._lock:
+      if head["kind"] == "stop" and not self._stopped:
+        self._stopped = True
+        self._sets.clear()
+        self._tell({"kind": "stop"}, is_news=True)
+      elif head["kind"] == "part" and self._stopped == head["after_stop"]:
+        what, limit = head["what"], head["limit_s"]
+        started = (time.monotonic(), limit, {})
+        parts = self._sets.setdefault(what, started)[2]
+        parts[index] = data
+        if len(parts) == self._count:
+          del self._sets[what]
+          self._stopped = False
+          self._news.clear()
+          whole = [parts[i] for i in range(self._count)]
+          sizes = [len(part) for part in whole]
+          self._tell({"kind": "all", "what": what, "sizes": sizes},
+                     b"".join(whole))  # fmt: skip
+
+  def _tell(
+    self, head: dict[str, Any], data: bytes = b"", *, is_news: bool = False
+  ) -> None:
+    """To all; whoever cannot be told is noticed by its own thread."""
+    if is_news:
+      self._news.append(head)
+    for sock in self._clients.values():
+      with contextlib.suppress(OSError):
+        frames.send(sock, head, data)
+
+  def _watch(self) -> None:
+    """Says that this process lives, and looks for parts that are late."""
+    while not self._ended.wait(BEAT_S):
+      with self._lock:
+        self._tell({"kind": "beat"})
+        now = time.monotonic()
+        for what, (began, limit, parts) in self._sets.items():
+          missing = set(range(self._count)) - parts.keys()
+          if now - began > limit:
+            self._lose(f"{_named(missing)}, not there for {what} "
+                       f"{limit:g} s after the others")  # fmt: skip
+            break
+          if missing & self._left:
+            gone = missing & self._left
+            self._lose(f"{_named(gone)}, which ended before {what}")
+            break
+
+  def _leave(self, index: int) -> None:
+    with self._lock:
+      self._left.add(index)
+      del self._clients[index]
+
+  def _gone(self, index: int | None, reason: str) -> None:
+    if index is None:
+      return
+    with self._lock:
+      if self._clients.pop(index, None) is not None:
+        self._lose(f"process {index}, which {reason}")
+
+  def _lose(self, message: str) -> None:
+    self._sets.clear()
+    self._tell({"kind": "lost", "who": message}, is_news=True)
+
+  def close(self, patience_s: float = 10.0) -> None:
+    """Ends when all have left, or after a while."""
+    deadline = time.monotonic() + patience_s
+    while self._clients and time.monotonic() < deadline:
+      time.sleep(0.02)
+    self._ended.set()
+    with self._lock:
+      for sock in (self._listener, *self._clients.values()):
+        with contextlib.suppress(OSError):
+          sock.shutdown(socket.SHUT_RDWR)  # Wakes who waits for it.
+      self._listener.close()
+
+
+def _named(indices) -> str:
+  numbers = ", ".join(map(str, sorted(indices)))
+  return f"process{'es' if len(indices) > 1 else ''} {numbers}"
+
+
+class Client:
+  """One process's end of the exchange.
+
+  Attributes:
+    lost: Who is missing, None if nobody is.
+
+  Args:
+    host: Of the server.
+    port: Of the server.
+    index: Of this process.
+    limit_s: Seconds that the last may come after the first.
+    interrupt: Called by another thread when the run must stop: it is to break
+      off what the main thread does.
+    orphaned: Called instead, and told why, when the first process is gone.
+    silence_s: The server is given up when it says nothing for so long.
+
+  Raises:
+    RuntimeError: there is no server.
+  """
+
+  def __init__(
+    self,
+    host: str,
+    port: int,
+    index: int,
+    *,
+    limit_s: float,
+    interrupt: Callable[[], None] = lambda: None,
+    orphaned: Callable[[str], None] | None = None,
+    silence_s: float = SILENCE_S,
+  ):
+    self._orphaned = orphaned
+    self._limit_s = limit_s
+    self._interrupt = interrupt
+    self._changed = threading.Condition()
+    self._results: dict[str, list[bytes]] = {}
+    self._stopped = False
+    self.lost: str | None = None
+    self._left = False
+    try:
+      self._sock = socket.create_connection((host, port), timeout=silence_s)
+    except OSError as error:
+      raise RuntimeError(
+        f"the first process does not answer at {host}:{port}: {error}"
+      ) from error
+    # The main thread may be broken off anywhere, within a frame for one: it
+    # never sends by itself.
+    self._to_send: queue.SimpleQueue = queue.SimpleQueue()
+    self._to_send.put(({"kind": "hello", "index": index}, b""))
+    self._sender = threading.Thread(target=self._send_all, daemon=True)
+    self._sender.start()
+    threading.Thread(target=self._read_all, daemon=True).start()
+
+  def _send_all(self) -> None:
+    with contextlib.suppress(OSError):  # The reader notices.
+      while True:
+        try:
+          head, data = self._to_send.get(timeout=BEAT_S)
+        except queue.Empty:
+          head, data = {"kind": "beat"}, b""
+        frames.send(self._sock, head, data)
+        if head["kind"] == "bye":
+          return
+
+  def _read_all(self) -> None:
+    try:
+      while True:
+        head, data = frames.receive(self._sock)
+        if head["kind"] == "lost":
+          self._lose(head["who"])
+        elif head["kind"] == "stop":
+          with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+          self._interrupt()
+        elif head["kind"] == "all":
+          self._take(head, data)
+    except TimeoutError:
+      self._lose("process 0, which was silent", alone=True)
+    except OSError:
+      self._lose("process 0, which has ended", alone=True)
+
+  def _take(self, head: dict[str, Any], data: bytes) -> None:
+    parts, start = [], 0
+    for size in head["sizes"]:
+      parts.append(data[start : start + size])
+      start += size
+    with self._changed:
+      self._results[head["what"]] = parts
+      self._stopped = False
+      self._changed.notify_all()
+
+  def _lose(self, who: str, *, alone: bool = False) -> None:
+    with self._changed:
+      if self._left or self.lost is not None:
+        return
+      self.lost = who
+      self._changed.notify_all()
+    if alone and self._orphaned is not None:
+      self._orphaned(who)
+    self._interrupt()
+
+  def gather(
+    self,
+    what: str,
+    part: bytes,
+    *,
+    after_stop: bool = False,
+    limit_s: float | None = None,
+  ) -> list[bytes]:
+    """Gives this process's part and waits for those of the others.
+
+    Args:
+      what: Its name, the same in all processes.
+      part: Of this process.
+      after_stop: What is still agreed on once a stop was asked for.
+      limit_s: Seconds that the last may come after the first; None for the
+        limit of all.
+
+    Returns:
+      The parts of all processes in their order.
+
+    Raises:
+      Lost: one is missing; it is named.
+      signals.Stopped: one of them was asked to stop.
+    """
+    head = {"kind": "part", "what": what, "after_stop": after_stop,
+            "limit_s": limit_s or self._limit_s}  # fmt: skip
+    self._to_send.put((head, part))
+    with self._changed:
+      self._changed.wait_for(
+        lambda: (
+          what in self._results
+          or self.lost is not None
+          or (self._stopped and not after_stop)
+        )
+      )
+      if what in self._results:
+        return self._results.pop(what)
+      if self.lost is not None:
+        raise Lost(self.lost)
+    raise signals.Stopped("another process, which was asked to stop")
+
+  def stop(self) -> None:
+    """Asks all processes to stop."""
+    self._to_send.put(({"kind": "stop"}, b""))
+
+  def close(self) -> None:
+    """Leaves; the others do not take it for lost."""
+    with self._changed:
+      self._left = True
+    self._to_send.put(({"kind": "bye"}, b""))
+    self._sender.join(5.0)
+    self._sock.close()

@@ -1,0 +1,105 @@
+"""Prompts: how what an environment says becomes token ids.
+
+What the policy wrote enters later prompts as the ids it wrote, whatever the
+order of a prompt: nothing is decoded and encoded again.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from steppo_jax import types
+
+BANNER = "-= Welcome to TextWorld, ALFRED! =-\n\n"
+
+
+class Prompt(Protocol):
+  """Builds prompts.
+
+  Attributes:
+    tokenizer: What it encodes with.
+    append_only: Whether each prompt extends the one before and its answer.
+  """
+
+  tokenizer: types.Tokenizer
+  append_only: bool
+
+  def first(self, turn: types.Turn) -> np.ndarray:
+    """Prompt of the first step: [P] int32."""
+
+  def extend(
+    self, prompt_ids: np.ndarray, turns: Sequence[types.Turn]
+  ) -> np.ndarray:
+    """Prompt of the next step.
+
+    Args:
+      prompt_ids: [P] int32, the prompt of the step before.
+      turns: All turns so far; the last is still to be answered.
+    """
+
+  def action(self, response_ids: np.ndarray) -> str:
+    """The command that a response spells."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CompactPrompt:
+  """Append-only prompts for small models: observation and action in turn.
+
+      <bos> observation <end> action <end> observation <end> action <end> ...
+
+  The first observation already names the task.
+
+  Attributes:
+    tokenizer: Its end-of-turn id closes both kinds of turn.
+  """
+
+  tokenizer: types.Tokenizer
+  append_only = True
+
+  def first(self, turn: types.Turn) -> np.ndarray:
+    """Prompt of the first step: [P] int32."""
+    text = turn.observation.removeprefix(BANNER)
+    return self._ids(self.tokenizer.bos_id, text, self.tokenizer.end_of_turn_id)
+
+  def extend(
+    self, prompt_ids: np.ndarray, turns: Sequence[types.Turn]
+  ) -> np.ndarray:
+    """Prompt of the next step: the last one, its response, what followed."""
+    return self._ids(
+      prompt_ids,
+      closed(self.tokenizer, turns[-2].response_ids),
+      turns[-1].observation,
+      self.tokenizer.end_of_turn_id,
+    )
+
+  def action(self, response_ids: np.ndarray) -> str:
+    """The command that a response spells."""
+    return self.tokenizer.decode(response_ids).strip()
+
+  def response(self, action: str) -> np.ndarray:
+    """The ids that spell a command, for demonstrations."""
+    return self._ids(action, self.tokenizer.end_of_turn_id)
+
+  def _ids(self, *parts) -> np.ndarray:
+    return joined(self.tokenizer, *parts)
+
+
+def closed(tokenizer: types.Tokenizer, response_ids: np.ndarray) -> np.ndarray:
+  """An answer that the limit cut off is closed outside of what was sampled."""
+  end = tokenizer.end_of_turn_id
+  if len(response_ids) > 0 and response_ids[-1] == end:
+    return response_ids
+  return np.append(response_ids, np.int32(end))
+
+
+def joined(
+  tokenizer: types.Tokenizer, *parts: str | int | np.ndarray
+) -> np.ndarray:
+  """Texts are encoded, where control tokens are plain text; ids stay."""
+  ids = [
+    tokenizer.encode(part) if isinstance(part, str) else np.atleast_1d(part)
+    for part in parts
+  ]
+  return np.concatenate(ids).astype(np.int32)

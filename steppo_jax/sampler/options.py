@@ -1,0 +1,35 @@
+"""Options of the sampler."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplerConfig:
+  """Shapes of the sampler; each combination compiles once, at warm-up.
+
+  Attributes:
+    num_slots: Trajectories that are sampled side by side.
+    prefill_lengths: Sizes into which runs of new prompt tokens are cut,
+      ascending; longer prompts are read in several runs.
+    refill: Responses that must have ended before their slots are given new
+      work; 0 for an eighth of the slots.
+    burst: Tokens after which requests that came meanwhile are taken in, even
+      if no response has ended.
+  """
+
+  num_slots: int = 128
+  prefill_lengths: tuple[int, ...] = (8, 16, 32, 64)
+  refill: int = 0
+  burst: int = 64
+
+  def __post_init__(self):
+    for name, least in (("num_slots", 1), ("refill", 0), ("burst", 1)):
+      if getattr(self, name) < least:
+        raise ValueError(
+          f"sampler.{name}={getattr(self, name)} must be at least {least}"
+        )
+    lengths = self.prefill_lengths
+    if not lengths or list(lengths) != sorted({n for n in lengths if n > 0}):
+      raise ValueError(
+        f"sampler.prefill_lengths={lengths} must be positive and ascending"
+      )

@@ -1,0 +1,295 @@
+"""Tokenizers of released models: `tokenizer.json`, through `tokenizers`."""
+
+import hashlib
+import itertools
+import os
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from steppo_jax import files
+from steppo_jax.tokenizer import rules as tokenizer_rules
+from steppo_jax.tokenizer import token_bytes
+
+# Whitespace, a ligature, a rare letter, an emoji: any collapsing of spaces and
+# any byte that has no id shows on it.
+_PROBE = " a  \n\n b\tﬁ½😀 "
+_SURROGATES = re.compile("([\ud800-\udfff]+)")
+_BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
+_ROLES = ("bos", "eos", "pad", "unk")
+
+
+class HuggingFaceTokenizer:
+  """A vocabulary and merges as released models have them.
+
+  Attributes:
+    vocab_size: Number of ids: those of the vocabulary, gaps, and rows that only
+      the model has, which are the empty string.
+    pad_id: Fills unused slots; the end of a text where the vocabulary has none.
+    bos_id: Starts a prompt; `pad_id` where the vocabulary has none.
+    end_of_turn_id: Ends a response. Of the ids that end a text, the one that
+      the chat template writes.
+    stop_ids: All ids that end a response, `end_of_turn_id` first.
+    prefix_ids: What stands in front of every text of the model, such as the
+      id that starts one; often empty.
+    controls: Ids by spelling that `encode` never gives.
+    special: Spellings by the name that chat templates know, such as bos_token.
+    chat_template: Jinja source, None without.
+    description: Contents of `tokenizer.json`.
+    digest: SHA-256 of vocabulary and rules, hexadecimal.
+  """
+
+  def __init__(
+    self,
+    description: str,
+    facts: Mapping[str, Any],
+    *,
+    where: str,
+    chat_template: str | None = None,
+  ):
+    """Builds the tokenizer.
+
+    Args:
+      description: Contents of `tokenizer.json`.
+      facts: `bos_token`, `eos_token`, `pad_token`, `unk_token` as spellings,
+        None without, `eos_ids`, more ids that end a text, and `rows`, how many
+        ids the model has.
+      where: The file, for errors.
+      chat_template: Jinja source.
+
+    Raises:
+      ValueError: the description is broken or of a kind that changes text, or
+        a special token is not in the vocabulary.
+      RuntimeError: the package tokenizers is missing.
+    """
+    self._where, self.description = where, description
+    self.digest = hashlib.sha256(description.encode()).hexdigest()
+    rules = tokenizer_rules.parse(description, where)
+    self._control_spellings = tokenizer_rules.controls(rules, chat_template)
+    without_prefix = tokenizer_rules.without_prefix
+    self._full = tokenizer_rules.build(without_prefix(rules), where)
+    plain = dict(rules)
+    plain["added_tokens"] = [
+      token
+      for token in rules.get("added_tokens") or ()
+      if token["content"] not in self._control_spellings
+    ]
+    self._plain = tokenizer_rules.build(without_prefix(plain), where)
+    vocabulary = self._full.get_vocab(with_added_tokens=True)
+    self._piece = {index: piece for piece, index in vocabulary.items()}
+    known = max(self._piece) + 1
+    self.vocab_size = facts.get("rows") or known
+    if self.vocab_size < known:
+      raise ValueError(
+        f"{where} has {known} ids and the model beside it {self.vocab_size}: "
+        "one of them is of another model"
+      )
+    self.controls = {
+      text: vocabulary[text] for text in sorted(self._control_spellings)
+    }
+    self._control_ids = set(self.controls.values())
+    self._added = {t["id"] for t in rules.get("added_tokens") or ()}
+    self._by_letters = "ByteLevel" in tokenizer_rules.types(
+      rules.get("decoder")
+    )
+    self._byte_id = self._bytes_of(vocabulary)
+    self._known: dict[int, bytes] = {}
+    self.chat_template = chat_template
+    self._set_special(facts, vocabulary)
+    self.prefix_ids = tuple(self._full.encode("").ids)
+    if self.decode(self.encode(_PROBE)) != _PROBE:
+      raise ValueError(
+        f"the tokenizer of {where} does not give text back exactly; only "
+        "byte-level and byte-fallback vocabularies do"
+      )
+
+  @classmethod
+  def from_folder(cls, folder: str | os.PathLike) -> "HuggingFaceTokenizer":
+    """Reads `tokenizer.json` and the facts in the files beside it.
+
+    Raises:
+      ValueError: there is none, or one of the files is broken.
+    """
+    folder = pathlib.Path(folder)
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+      raise ValueError(f"no tokenizer.json in {folder}")
+    try:
+      description = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+      raise ValueError(
+        f"{path} is not text ({error}); copy it again"
+      ) from error
+    settings = _json(folder / "tokenizer_config.json")
+    mapped = _json(folder / "special_tokens_map.json")
+    facts: dict[str, Any] = {}
+    for role in _ROLES:
+      key = f"{role}_token"
+      facts[key] = _spelling(settings.get(key)) or _spelling(mapped.get(key))
+    facts["eos_ids"] = []
+    for name in ("generation_config.json", "config.json"):
+      found = _json(folder / name).get("eos_token_id")
+      ids = found if isinstance(found, list) else [found]
+      facts["eos_ids"] += [i for i in ids if isinstance(i, int)]
+    rows = _json(folder / "config.json").get("vocab_size")
+    facts["rows"] = rows if isinstance(rows, int) else None
+    template = _template(folder, settings)
+    return cls(description, facts, where=str(path), chat_template=template)
+
+  def _bytes_of(self, vocabulary) -> dict[int, int]:
+    """Id of each byte that has one; some vocabularies lack rare ones."""
+    if self._by_letters:
+      names = tokenizer_rules.byte_letters()
+    else:
+      names = {byte: f"<0x{byte:02X}>" for byte in range(256)}
+    return {b: vocabulary[n] for b, n in names.items() if n in vocabulary}
+
+  def _set_special(self, facts, vocabulary) -> None:
+    self.special, ids = {}, {}
+    for role in _ROLES:
+      text = facts.get(f"{role}_token")
+      if text is None:
+        continue
+      if text not in vocabulary:
+        raise ValueError(
+          f"{self._where}: {role}_token={text!r} is not in the vocabulary"
+        )
+      self.special[f"{role}_token"], ids[role] = text, vocabulary[text]
+    ends = [ids["eos"]] if "eos" in ids else []
+    ends += [i for i in facts.get("eos_ids", ()) if i in self._piece]
+    ends = list(dict.fromkeys(ends))
+    if not ends:
+      raise ValueError(
+        f"{self._where}: nothing says which token ends a text; name eos_token "
+        "in tokenizer_config.json"
+      )
+    template = self.chat_template or ""
+    ends.sort(key=lambda i: self._piece[i] not in template)  # stable
+    self.stop_ids = tuple(ends)
+    self.end_of_turn_id = ends[0]
+    self.pad_id = ids.get("pad", ids.get("eos", ends[0]))
+    self.bos_id = ids.get("bos", self.pad_id)
+
+  def token_id(self, text: str) -> int:
+    """Id of a control token by its spelling.
+
+    Raises:
+      ValueError: there is no such control token.
+    """
+    if text not in self.controls:
+      raise ValueError(
+        f"{text!r} is no control token of {self._where}; "
+        f"{', '.join(list(self.controls)[:8])} are"
+      )
+    return self.controls[text]
+
+  def encode(self, text: str) -> np.ndarray:
+    """Returns the int32 ids of a string.
+
+    Control tokens spelt in `text` are plain text. No id and no space is added
+    in front or behind.
+
+    Raises:
+      ValueError: the vocabulary cannot spell the text.
+    """
+    ids = self._encode(self._plain, text)
+    if not self._control_ids.isdisjoint(ids):
+      # Vocabularies that give a whole piece whatever its merges.
+      ids = []
+      for part in self._cut(text):
+        ids += self._encode(self._plain, part)
+      if not self._control_ids.isdisjoint(ids):
+        raise ValueError(
+          f"{self._where} has no other ids for a control token spelt in text"
+        )
+    return np.array(ids, np.int32)
+
+  def encode_template(self, text: str) -> np.ndarray:
+    """Returns the int32 ids of a text of the program's own.
+
+    Control tokens spelt in it become their ids: never give it what a user, a
+    tool or a policy wrote.
+    """
+    return np.array(self._encode(self._full, text), np.int32)
+
+  def _cut(self, text: str) -> list[str]:
+    """The text in parts of which none spells a control token."""
+    spelt = sorted(self.controls, key=len, reverse=True)
+    found = re.compile("|".join(map(re.escape, spelt))).finditer(text)
+    at = [0, *(match.start() + 1 for match in found), len(text)]
+    return [text[i:j] for i, j in itertools.pairwise(at)]
+
+  def _encode(self, inner, text: str) -> list[int]:
+    ids: list[int] = []
+    for index, part in enumerate(_SURROGATES.split(text)):
+      if index % 2:
+        raw = part.encode("utf-8", "surrogatepass")
+        if not self._byte_id.keys() >= set(raw):
+          raise ValueError(
+            f"the text has an unpaired surrogate ({part[0]!a}), which "
+            f"{self._where} cannot spell"
+          )
+        ids += [self._byte_id[byte] for byte in raw]
+      elif part:
+        ids += inner.encode(part, add_special_tokens=False).ids
+    return ids
+
+  def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+    """Returns the text of any ids; control tokens are the empty string.
+
+    Bytes that are not UTF-8, which a policy can sample, become U+FFFD.
+
+    Raises:
+      ValueError: an id is not in the vocabulary.
+    """
+    flat = token_bytes.checked(ids, self.vocab_size)
+    return token_bytes.text_of(b"".join([self._raw(index) for index in flat]))
+
+  def _raw(self, index: int) -> bytes:
+    """The bytes of one id."""
+    found = self._known.get(index)
+    if found is None:
+      found = self._known[index] = self._read(index)
+    return found
+
+  def _read(self, index: int) -> bytes:
+    piece = self._piece.get(index, "")
+    if index in self._control_ids:
+      return b""
+    if index in self._added:
+      return piece.encode()
+    if self._by_letters:
+      # A letter outside of the table is of a piece that was never merged.
+      letters = (tokenizer_rules.LETTER_BYTE.get(x) for x in piece)
+      return bytes(x for x in letters if x is not None)
+    byte = _BYTE_PIECE.fullmatch(piece)
+    if byte:
+      return bytes([int(byte[1], 16)])
+    return piece.replace("▁", " ").encode()
+
+
+def _json(path: pathlib.Path) -> dict[str, Any]:
+  """A JSON object of a file that may be absent."""
+  return files.read_object(path) if path.is_file() else {}
+
+
+def _spelling(token) -> str | None:
+  """A token that is written as text or as an object with its content."""
+  if isinstance(token, dict):
+    token = token.get("content")
+  return token if isinstance(token, str) else None
+
+
+def _template(folder: pathlib.Path, settings) -> str | None:
+  """The chat template, of a file of its own or of the settings."""
+  path = folder / "chat_template.jinja"
+  if path.is_file():
+    return path.read_text(encoding="utf-8")
+  found = settings.get("chat_template")
+  if isinstance(found, list):
+    by_name = {one.get("name"): one.get("template") for one in found}
+    found = by_name.get("default")
+  return found if isinstance(found, str) else None

@@ -1,0 +1,204 @@
+"""The episodes of an update: each is played, and trained on, once.
+
+A trajectory that has ended is written to the journal of its update before
+anything else happens to it. A restart within the update then finds
+
+-   all of them, and plays none;
+-   some of them. With `rollout.env_threads=0` the order of everything is fixed,
+    so that playing all episodes again gives the same bits, and what is in the
+    journal is compared with that. It is not left out: the sampler reads a
+    prompt in other pieces when the company differs, which changes the last bits
+    of log-probabilities. With threads there is no fixed order, and only the
+    missing episodes are played.
+
+Where both exist, the one in the journal counts.
+"""
+
+import dataclasses
+import hashlib
+import logging
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from steppo_jax import types
+from steppo_jax.datasets import store
+from steppo_jax.datasets import trajectories as trajectories_lib
+from steppo_jax.processes import kill_points
+from steppo_jax.rollout import gathering, loop
+from steppo_jax.rollout import journal as journal_lib
+from steppo_jax.storage import folder as run_folder
+from steppo_jax.training import config as config_lib
+from steppo_jax.training import players as players_lib
+
+_log = logging.getLogger(__name__)
+
+# Bytes of each array that a policy is told by: an update changes every array.
+_MARKED = 4096
+
+
+def mark(policy: Any) -> str:
+  """Tells one policy from another.
+
+  Args:
+    policy: Parameters as NumPy arrays.
+  """
+  digest = hashlib.blake2b(digest_size=16)
+  for leaf in jax.tree.leaves(policy):
+    digest.update(np.ascontiguousarray(leaf.reshape(-1)[:_MARKED]).tobytes())
+  return digest.hexdigest()
+
+
+class Rollouts:
+  """Plays the episodes of updates with the weights that it is given.
+
+  Args:
+    config: The run's options.
+    folder: The run's folder.
+    players: What plays the episodes. Each of its processes plays its share of
+      the groups.
+    on_episode: Called with every trajectory when it ends, or is found.
+  """
+
+  def __init__(
+    self,
+    config: config_lib.RunConfig,
+    folder: pathlib.Path,
+    players: players_lib.Players,
+    on_episode: Callable[[types.Trajectory], None],
+  ):
+    self._config = config
+    self._players = players
+    self._hosts = players.hosts
+    self._data = folder / "data"
+    self._journals = folder / run_folder.JOURNALS_NAME
+    self._on_episode = on_episode
+    self._policy = ""
+
+  def set_policy(self, policy: Any, version: int) -> None:
+    """Gives the engine weights.
+
+    Args:
+      policy: Parameters as NumPy arrays.
+      version: Updates behind them.
+    """
+    self._policy = mark(policy)
+    # On one device, as copies that the next update cannot take for its own.
+    self._players.engine.set_params(
+      jax.device_put(policy, jax.local_devices()[0]), version
+    )
+
+  def play(
+    self, update: int, episodes: Sequence[loop.Episode]
+  ) -> tuple[list[types.Trajectory], dict[str, int]]:
+    """Plays episodes, or finds them in the journal.
+
+    Args:
+      update: The update that they are for.
+      episodes: Those of all processes, group by group; this one plays its share
+        and gets the others' trajectories from them.
+
+    Returns:
+      Trajectories in the order of `episodes`, and what the samplers did for
+      them: the sums of their counters.
+
+    Raises:
+      RuntimeError: the journal cannot be written.
+    """
+    mine = self._hosts.share(episodes, self._config.group_size)
+    trajectories, counted = self._play_mine(update, mine)
+    return gathering.gather(
+      self._hosts,
+      f"the episodes of update {update}",
+      trajectories,
+      episodes,
+      counted,
+    )
+
+  def _play_mine(self, update, episodes):
+    if self._config.keep_journals is None:
+      return self._play(episodes, self._on_episode)
+    belongs = {
+      "update": update,
+      "seed": self._config.seed,
+      "policy": self._policy,
+      "episodes": [episode.uid for episode in episodes],
+    }
+    path = journal_lib.path_of(self._journals, update, self._hosts.index)
+    with journal_lib.Journal(path, belongs) as journal:
+      kill_points.passed("journal: opened")
+      found = journal.trajectories
+      if journal.end is None:
+        counted = self._play_missing(episodes, journal)
+        journal.finish({"counters": counted})
+      else:
+        counted = journal.end["counters"]
+        for trajectory in found.values():
+          self._on_episode(trajectory)
+      kill_points.passed("rollout: finished")
+    return [
+      # With the very task that was sampled, not what JSON made of it.
+      dataclasses.replace(found[episode.uid], task=episode.task)
+      for episode in episodes
+    ], counted
+
+  def _play_missing(self, episodes, journal) -> dict[str, int]:
+    before = dict(journal.trajectories)
+    if before:
+      _log.info("%d episodes are in the journal already", len(before))
+    if self._config.rollout.env_threads:
+      for trajectory in before.values():
+        self._on_episode(trajectory)
+      episodes = [e for e in episodes if e.uid not in before]
+
+    def on_finish(trajectory):
+      old = before.get(trajectory.uid)
+      if old is not None and not journal_lib.same(old, trajectory):
+        _log.warning(
+          "episode %s went differently this time: the environment is not the "
+          "same twice; the first time counts",
+          trajectory.uid,
+        )
+      journal.append(trajectory)
+      self._on_episode(journal.trajectories[trajectory.uid])
+      kill_points.passed("rollout: an episode")
+
+    return self._play(episodes, on_finish)[1]
+
+  def _play(self, episodes, on_finish):
+    counters = self._players.engine.counters
+    before = dataclasses.asdict(counters)
+    trajectories = self._players.play(episodes, on_finish=on_finish)
+    now = dataclasses.asdict(counters)
+    return trajectories, {name: now[name] - before[name] for name in now}
+
+  def record(self, trajectories, update: int) -> None:
+    """Keeps the episodes of an update, if it is one of those to be kept."""
+    every = self._config.record_every
+    if every is None or update % every or not self._hosts.is_first:
+      return
+    name = f"update{update}"
+    # A run that goes on from a checkpoint plays the same episodes again.
+    done = trajectories_lib.folder_of(self._data, name) / store.DIGESTS
+    if not done.exists():
+      tokenizer = self._players.prompt.tokenizer
+      trajectories_lib.write(
+        self._data, name, {"train": trajectories}, tokenizer
+      )
+
+  def prune(self, needed_from: int) -> None:
+    """Removes journals that are old.
+
+    Args:
+      needed_from: First update that a restart may play again.
+    """
+    if self._config.keep_journals is not None and self._hosts.is_first:
+      journal_lib.prune(
+        self._journals,
+        needed_from=needed_from,
+        keep=self._config.keep_journals,
+      )
+      kill_points.passed("journal: pruned")

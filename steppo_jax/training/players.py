@@ -1,0 +1,185 @@
+"""What plays episodes: a sampler, environments, and prompts between them.
+
+Training and evaluation play the same games with the same sampler, so that no
+program is compiled twice and the worker processes of the environments are
+started once. What they share is a `Players`, made from the options by `make`;
+what differs, which episodes are played and at which temperature, is told to
+`Players.play`.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from steppo_jax import types
+from steppo_jax.datasets import tasks as task_sets
+from steppo_jax.envs import base
+from steppo_jax.envs.workers import pool as process
+from steppo_jax.models import transformer
+from steppo_jax.pretrained import policy
+from steppo_jax.processes import hosts as hosts_lib
+from steppo_jax.prompts import base as prompting
+from steppo_jax.prompts import sections
+from steppo_jax.rollout import loop, options
+from steppo_jax.sampler import engine as engine_lib
+from steppo_jax.training import config as config_lib
+
+
+def load_model(
+  config: config_lib.RunConfig, tokenizer: types.Tokenizer
+) -> tuple[transformer.ModelConfig, dict[str, Any]]:
+  """The starting policy of a run, computed as the run's options say.
+
+  Returns:
+    Sizes of the decoder and its parameters in float32.
+
+  Raises:
+    ValueError: see `pretrained.policy.load_policy`.
+  """
+  model, params = policy.load_policy(config.weights, tokenizer)
+  options = {"compute": config.compute, "remat": config.remat}
+  given = {name: v for name, v in options.items() if v is not None}
+  return dataclasses.replace(model, **given), params
+
+
+def recipes(env_config: config_lib.EnvConfig) -> base.Recipes:
+  """How the environment and its task lists are made.
+
+  Raises:
+    ValueError: an option that the environment does not have, or that it needs.
+  """
+  own = base.parse_options(env_config.options)
+  names = ("name", "size", "data_dir", "invalid_penalty")
+  common = {name: getattr(env_config, name) for name in names}
+  if env_config.task_set is None:
+    return base.resolve(env_config.name, common, own)
+  return task_sets.recipes(env_config.task_set, env_config.name, common, own)
+
+
+def make_tasks(env_config: config_lib.EnvConfig) -> base.TaskList:
+  """The task lists that the options name.
+
+  Raises:
+    ValueError: an option is missing or does not fit, such as ALFWorld without
+      its folder, or an unknown size.
+  """
+  return recipes(env_config).tasks.make()
+
+
+def make_env(env_config: config_lib.EnvConfig) -> base.Makers:
+  """What makes environments, in this process or in workers; to be closed.
+
+  Raises:
+    ValueError: see `recipes`.
+  """
+  recipe = recipes(env_config).env
+  if env_config.workers:
+    return process.Workers(recipe, env_config.workers, env_config.limits)
+  return base.InProcess(recipe)
+
+
+@dataclasses.dataclass(frozen=True)
+class Players:
+  """Everything that playing an episode takes, but the episode.
+
+  It is a context: leaving it, or `close`, ends the environments' workers.
+
+  Attributes:
+    engine: The sampler. Whoever plays gives it weights first.
+    prompt: Builds prompts from observations.
+    make_env: Makes environments, and owns the workers that they live in.
+    rollout: Limits of an episode; its `max_live` is never above the number of
+      environments that `make_env` can have at once.
+    hosts: The processes of the run, among which callers share episodes.
+    waiting: Makes a context around every wait for environments, which is how
+      the event log learns of the time.
+  """
+
+  engine: types.Engine
+  prompt: prompting.Prompt
+  make_env: base.Makers
+  rollout: options.RolloutConfig
+  hosts: hosts_lib.Hosts
+  waiting: Callable[[], contextlib.AbstractContextManager]
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    self.close()
+
+  def close(self) -> None:
+    """Ends the environments' workers, if there are any."""
+    self.make_env.close()
+
+  def play(
+    self,
+    episodes: Iterable[loop.Episode],
+    *,
+    temperature: float | None = None,
+    on_finish: Callable[[types.Trajectory], None] | None = None,
+  ) -> list[types.Trajectory]:
+    """Plays episodes in this process, with the weights the engine holds.
+
+    Args:
+      episodes: What to play: with several processes, this one's share.
+      temperature: Of the softmax that is sampled from, 0 for greedy play; None
+        for the temperature of `rollout`, which is that of training.
+      on_finish: Called with each trajectory when it ends.
+
+    Returns:
+      Trajectories in the order of `episodes`; see `loop.run` for errors.
+    """
+    limits = self.rollout
+    if temperature is not None:
+      limits = dataclasses.replace(limits, temperature=temperature)
+    return loop.run(
+      self.engine,
+      self.make_env,
+      episodes,
+      self.prompt,
+      limits,
+      on_finish=on_finish,
+      waiting=self.waiting,
+    )
+
+
+def make(
+  config: config_lib.RunConfig | config_lib.SupervisedRun,
+  model: transformer.ModelConfig,
+  tokenizer: types.Tokenizer,
+  *,
+  hosts: hosts_lib.Hosts = hosts_lib.ALONE,
+  waiting: Callable[[], contextlib.AbstractContextManager] = (
+    contextlib.nullcontext
+  ),
+) -> Players:
+  """The players that the options describe, with an engine of their own.
+
+  Args:
+    config: The options of a run.
+    model: Sizes of the decoder that will be sampled from.
+    tokenizer: The tokenizer of its weights.
+    hosts: See `Players`.
+    waiting: See `Players`.
+
+  Raises:
+    ValueError: an option of the environment or the prompt does not fit.
+  """
+  rollout = config.rollout
+  engine = engine_lib.SlotEngine(
+    model,
+    config.sampler,
+    context=rollout.max_tokens,
+    max_new_tokens=rollout.max_new_tokens,
+    end_of_turn_id=tokenizer.end_of_turn_id,
+    seed=config.seed,
+  )
+  prompt = sections.make(config.prompt, tokenizer, config.env.name)
+  # Made last: nothing that fails after it could leave workers behind.
+  envs = make_env(config.env)
+  at_once = [n for n in (rollout.max_live, envs.at_once) if n]
+  if at_once:
+    rollout = dataclasses.replace(rollout, max_live=min(at_once))
+  return Players(engine, prompt, envs, rollout, hosts, waiting)

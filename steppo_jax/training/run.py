@@ -1,0 +1,205 @@
+"""The parts of a run of reinforcement learning, made from its options."""
+
+import math
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from steppo_jax import batch, types
+from steppo_jax.algorithms import options as algorithm_options
+from steppo_jax.algorithms import table as algorithms
+from steppo_jax.learner import learner as learner_lib
+from steppo_jax.models import lora
+from steppo_jax.models import mesh as mesh_lib
+from steppo_jax.packing import rows as packing
+from steppo_jax.packing import teacher_rows
+from steppo_jax.pretrained import policy as pretrained_policy
+from steppo_jax.processes import hosts as hosts_lib
+from steppo_jax.processes import kill_points
+from steppo_jax.rollout import loop
+from steppo_jax.storage import events
+from steppo_jax.training import config as config_lib
+from steppo_jax.training import episodes as training_episodes
+from steppo_jax.training import evaluate
+from steppo_jax.training import players as players_lib
+
+# Purposes of keys: training episodes, mini-batches.
+_EPISODES, _MINIBATCHES = 0, 1
+
+
+class Run:
+  """Everything a run is made of, built before the first update.
+
+  Args:
+    config: The options.
+    folder: Where results go.
+    log: Takes in where the time goes.
+    on_episode: Called with every training episode when it ends.
+    hosts: The processes of the run.
+  """
+
+  def __init__(
+    self,
+    config: config_lib.RunConfig,
+    folder: pathlib.Path,
+    log: events.Log,
+    on_episode: Callable[[types.Trajectory], None],
+    hosts: hosts_lib.Hosts = hosts_lib.ALONE,
+  ):
+    self.hosts = hosts
+    self.config = config
+    self.folder = folder
+    self.log = log
+    self.tokenizer = pretrained_policy.load_tokenizer(
+      config.tokenizer, config.weights
+    )
+    self.model, self.policy = players_lib.load_model(config, self.tokenizer)
+    row = config.algorithm.row()
+    algorithms.check_needs(row, _provided(config))
+    # Adapters off is the policy before training, without a copy of it.
+    copied = row.reads_reference and not config.learner.lora.rank
+    self.mesh = mesh_lib.of_run(config.mesh, config.num_devices)
+    if hosts.count > 1:
+      hosts.wait("the devices")
+      mesh_lib.meet(self.mesh)
+    self.reference = self._placed(self.policy if copied else None)
+    self.teacher = self._placed(
+      _load_teacher(config, self.model, self.tokenizer)
+    )
+    self.tasks = players_lib.make_tasks(config.env)
+    self.learner = learner_lib.Learner(
+      self.model,
+      row,
+      config.learner,
+      self.mesh,
+      num_updates=config.num_updates,
+      seed=config.seed,
+      temperature=config.rollout.temperature,
+    )
+    panel = self.tasks.panel(
+      config.evaluation.split, config.evaluation.episodes
+    )
+    self.players = players_lib.make(
+      config, self.model, self.tokenizer, hosts=hosts, waiting=log.waiting
+    )
+    self.evaluator = evaluate.Evaluator(
+      self.players, panel, config.evaluation.temperature
+    )
+    self.rollouts = training_episodes.Rollouts(
+      config, folder, self.players, on_episode
+    )
+
+  def _placed(self, policy: Any) -> Any:
+    """Parameters that no update changes, where those that it changes are."""
+    if policy is None or self.hosts.count == 1:
+      return policy
+    return mesh_lib.put(policy, mesh_lib.placements(self.mesh, policy))
+
+  def episodes(self, update: int) -> list[loop.Episode]:
+    """The episodes of an update, a pure function of (seed, update)."""
+    config = self.config
+    tasks = self.tasks.sample(
+      config.tasks_per_update, seed=config.seed, update=update
+    )
+    return [
+      loop.Episode(f"{update}-{g}-{j}", task, j, (_EPISODES, update, g, j))
+      for g, task in enumerate(tasks)
+      for j in range(config.group_size)
+    ]
+
+  def hand_over(self, policy: Any, version: int) -> None:
+    """Gives the sampler the weights that the learner has made.
+
+    Adapters are merged, so that sampling takes no longer.
+    """
+    self.rollouts.set_policy(mesh_lib.to_host(lora.merge(policy)), version)
+
+  def evaluate(self, update: int) -> dict[str, Any]:
+    """Plays the panel with the weights that the sampler holds."""
+    with self.log.span(events.EVALUATION, update):
+      found, _ = self.evaluator()
+    kill_points.passed("evaluation: played")
+    return found | {"eval/panel": evaluate.panel_hash(self.evaluator.tasks)}
+
+  def pack(
+    self, trajectories: Sequence[types.Trajectory], update: int
+  ) -> packing.Packed:
+    """Trajectories as device arrays, dealt to mini-batches at random."""
+    config = self.config
+    parts = config.learner.num_minibatches
+    rng = np.random.default_rng([config.seed, _MINIBATCHES, update])
+    shape = {}
+    if config.packing.layout != "rows":
+      # The most that an update can need, so that it compiles once: unused rows
+      # are never computed. A row holds at least one trajectory, or one prompt
+      # where they do not extend each other.
+      shape = {
+        "num_steps": self._num_episodes * config.rollout.max_steps + 1,
+        "rows_per_part": math.ceil(self._num_episodes / parts) * self._paths,
+      }
+    part = rng.permutation(len(trajectories)) % parts
+    return packing.pack(
+      trajectories,
+      [int(p) for p in part],
+      config.packing,
+      num_parts=parts,
+      rows_multiple=config.learner.microbatch_rows,
+      pad_id=self.tokenizer.pad_id,
+      **shape,
+    )
+
+  def pack_peers(
+    self, trajectories: Sequence[types.Trajectory], packed: packing.Packed
+  ) -> tuple[batch.TeacherRows | None, dict[str, int]]:
+    """What the policy reads as its own teacher, and who was left out."""
+    config = self.config
+    if config.algorithm.teacher != algorithm_options.PEER:
+      return None, {}
+    by_step = config.packing.layout == "rows"
+    rows, left_out = teacher_rows.pack(
+      trajectories,
+      packed,
+      config.packing,
+      rows_multiple=config.learner.microbatch_rows,
+      pad_id=self.tokenizer.pad_id,
+      rows=None if by_step else self._num_episodes * self._paths,
+    )
+    return rows, {"teacher/left_out": left_out}
+
+  @property
+  def _num_episodes(self) -> int:
+    return self.config.tasks_per_update * self.config.group_size
+
+  @property
+  def _paths(self) -> int:
+    """Most rows that a trajectory can need."""
+    append_only = self.players.prompt.append_only
+    return 1 if append_only else self.config.rollout.max_steps + 1
+
+
+def _provided(config: config_lib.RunConfig) -> set[str]:
+  """What this trainer offers to an algorithm."""
+  groups = {"group", "anchor"} if config.group_size > 1 else set()
+  teacher = {"teacher"} if config.algorithm.teacher else set()
+  return {"critic", "reference", "entropy"} | groups | teacher
+
+
+def _load_teacher(config: config_lib.RunConfig, model, tokenizer):
+  """Parameters of a teacher with weights of its own, None without one."""
+  path = config.algorithm.teacher_file
+  if path is None:
+    return None
+  if not pathlib.Path(path).is_file():
+    raise ValueError(
+      f"algorithm.teacher={path} is neither {algorithm_options.PEER!r} nor a "
+      "file of weights"
+    )
+  sizes, params = pretrained_policy.load_policy(path, tokenizer)
+  if sizes != model:
+    raise ValueError(
+      f"algorithm.teacher={path} holds {sizes}, the policy is {model}: they "
+      "must have the same sizes"
+    )
+  return params

@@ -1,0 +1,236 @@
+"""A run of reinforcement learning, read from top to bottom."""
+
+import contextlib
+import functools
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from steppo_jax import types
+from steppo_jax.learner import state as learner_state
+from steppo_jax.models import lora
+from steppo_jax.models import mesh as mesh_lib
+from steppo_jax.packing import rows as packing
+from steppo_jax.pretrained import policy as pretrained_policy
+from steppo_jax.processes import hosts as hosts_lib
+from steppo_jax.processes import kill_points, signals
+from steppo_jax.rollout import counts
+from steppo_jax.storage import (
+  checkpoint,
+  compile_events,
+  events,
+  lease,
+  metrics,
+)
+from steppo_jax.storage import folder as run_folder
+from steppo_jax.training import config as config_lib
+from steppo_jax.training import speeds
+from steppo_jax.training.run import Run
+
+
+def _resume(run: Run, store: checkpoint.Checkpoints):
+  """The state to start from, and the minutes already spent."""
+  state = run.learner.init(run.policy)
+  if store.latest() is None:
+    return state, 0.0
+  state, host = store.restore(None, state)
+  return state, host["minutes"]
+
+
+def train(
+  config: config_lib.RunConfig,
+  folder: pathlib.Path,
+  *,
+  on_update: Callable[[int, dict[str, Any]], None],
+  on_episode: Callable[[types.Trajectory], None],
+  handler: signals.Handler | None = None,
+  age_s: float = 0.0,
+  hosts: hosts_lib.Hosts = hosts_lib.ALONE,
+) -> None:
+  """Trains until `num_updates` are done, from a checkpoint if there is one.
+
+  Args:
+    config: The options.
+    folder: The run's folder, from `folder.open_folder`.
+    on_update: Called with the update and its metrics after each.
+    on_episode: Called with every training episode when it ends.
+    handler: Turns signals into `signals.Stopped`; see there. A run that is
+      stopped saves the last state whose metrics are written.
+    age_s: Seconds that the process has taken already, for the event log.
+    hosts: The processes of the run, from `join.join`. All call this with the
+      same options and folder; the first one writes.
+
+  Raises:
+    ValueError: options, weights or data that do not fit.
+    RuntimeError: every episode of an update failed, the loss is not finite, no
+      checkpoint is intact, or another process runs in the folder.
+    signals.Stopped: a signal came, to this process or another, or one is lost
+      (`exchange.Lost`); the same call goes on.
+  """
+  first = hosts.is_first
+  with (
+    hosts_lib.losses_stop_the_run(hosts),
+    lease.hold(folder) if first else contextlib.nullcontext(),
+    events.Log(folder if first else None, age_s=age_s) as log,
+    compile_events.counts_compiles(log),
+  ):
+    kill_points.passed("train: folder held")
+    with log.span(events.SETUP):
+      run = Run(config, folder, log, on_episode, hosts)
+    kill_points.passed("train: built")
+    with contextlib.ExitStack() as stack:
+      stack.enter_context(run.players)
+      store = checkpoint.Checkpoints(
+        folder / run_folder.CHECKPOINTS_NAME, config.keep_checkpoints, hosts
+      )
+      stack.callback(_close, store, run)
+      if handler is not None:
+        handler.on_overdue = functools.partial(_flush, store, run)
+      held = contextlib.nullcontext if handler is None else handler.held
+      state = _updates(run, store, on_update, held)
+    kill_points.passed("train: updates done")
+    with log.span(events.CHECKPOINT):
+      policy = mesh_lib.to_host(lora.merge(state.policy))
+      if first:
+        pretrained_policy.save_policy(
+          folder / run_folder.POLICY_NAME,
+          run.model,
+          policy,
+          run.tokenizer,
+          {"updates": config.num_updates, "seed": config.seed},
+        )
+      hosts.wait("the end")
+    kill_points.passed("train: policy written")
+
+
+def _flush(store: checkpoint.Checkpoints, run: Run) -> None:
+  if run.hosts.lost is None:  # It would wait for what the lost one writes.
+    store.wait()
+
+
+def _close(store: checkpoint.Checkpoints, run: Run) -> None:
+  if run.hosts.lost is None:
+    with run.log.span(events.CHECKPOINT):
+      store.close()
+
+
+def _updates(run: Run, store: checkpoint.Checkpoints, on_update, held):
+  """All updates that are left, with metrics and checkpoints; the last state."""
+  config, log = run.config, run.log
+  with log.span(events.SETUP):
+    state, minutes = _resume(run, store)
+    saved = first = int(state.update)
+    clock = time.monotonic() - 60 * minutes
+    spent = lambda: (time.monotonic() - clock) / 60
+    run.hand_over(state.policy, first)
+    run.players.engine.warm_up()
+    # Without a checkpoint the run starts over: no line of it is kept.
+    writer = metrics.MetricsWriter(
+      run.folder if run.hosts.is_first else None, resumed=first or -1
+    )
+  kill_points.passed("train: warmed up")
+  with writer:
+    if first == 0:
+      found = run.evaluate(0) | {"minutes": spent()}
+      with log.span(events.METRICS):
+        writer.write(0, found)
+        on_update(0, found)
+    for update in range(first, config.num_updates):
+      try:
+        after, found = _one_update(run, state, update, held)
+      except signals.Stopped:
+        if run.hosts.lost is None:
+          # The learner takes the arrays of a state when it begins with them.
+          whole = None if _is_taken(state) else update
+          if run.hosts.stop_at(whole) and update != store.latest():
+            store.save(update, state, {"minutes": spent()})
+        raise
+      state, done = after, update + 1
+      is_last = done == config.num_updates
+      if done % config.evaluation.every == 0 or is_last:
+        found |= run.evaluate(done)
+      with held():
+        found |= {"minutes": spent()}
+        with log.span(events.CHECKPOINT, update):
+          # What is told is at most one interval ahead of what is safe.
+          store.wait()
+        with log.span(events.METRICS, update):
+          writer.write(done, found)
+        if done % config.checkpoint_every == 0 or is_last:
+          host = {"minutes": found["minutes"]}
+          with log.span(events.CHECKPOINT, update):
+            store.save(done, state, host, score=found.get("eval/success"))
+            # What the checkpoint before needs: this one may turn out damaged.
+            run.rollouts.prune(saved)
+          saved = done
+          kill_points.passed("train: saved")
+        with log.span(events.METRICS, update):
+          on_update(done, found)
+  return state
+
+
+def _is_taken(state) -> bool:
+  """Whether an update has been given the arrays of a state for its own."""
+  leaves = jax.tree.leaves(state)
+  return any(leaf.is_deleted() for leaf in leaves if hasattr(leaf, "devices"))
+
+
+def _one_update(run: Run, state, update: int, held):
+  """Rollout, packing, learning; returns the state and named numbers."""
+  started = time.monotonic()
+  with run.log.span(events.ROLLOUT, update):
+    trajectories, counted = run.rollouts.play(update, run.episodes(update))
+    run.rollouts.record(trajectories, update)
+  rolled = time.monotonic()
+  whole = [t for t in trajectories if t.error is None]
+  if not whole:
+    raise RuntimeError(
+      f"update {update}: all {len(trajectories)} episodes failed, the first "
+      f"with {trajectories[0].error}"
+    )
+  # Once all have agreed on the batch none may leave the others in the update.
+  together = held if run.hosts.count > 1 else contextlib.nullcontext
+  with run.log.span(events.UPDATE, update), together():
+    packed = run.pack(whole, update)
+    teacher_rows, left_out = run.pack_peers(whole, packed)
+    kill_points.passed("update: packed")
+    run.hosts.agree(f"the batch of update {update}", packing.digest(packed))
+    state, found = run.learner.update(
+      state,
+      run.reference,
+      learner_state.put_batch(packed, run.mesh, teacher_rows),
+      run.teacher,
+    )
+    pairs, plain = learner_state.split_metrics(mesh_lib.to_host(found))
+  kill_points.passed("update: learned")
+  learned = time.monotonic()
+  with run.log.span(events.WEIGHTS, update):
+    run.hand_over(state.policy, update + 1)
+  kill_points.passed("update: handed over")
+  mean = metrics.Mean()
+  mean.add({f"rollout/{k}": v for k, v in counts.summary(trajectories).items()})
+  mean.add(pairs)
+  result = mean.result() | plain | left_out
+  if "critic/unexplained_variance" in result:
+    unexplained = result["critic/unexplained_variance"]
+    result["critic/explained_variance"] = 1.0 - unexplained
+  if not np.isfinite(result["policy/grad_norm"]):
+    raise RuntimeError(
+      f"update {update}: the policy's gradient is not finite; lower "
+      "learner.learning_rate, or look at the batch's log-ratios"
+    )
+  engine = run.players.engine
+  result |= {
+    "compiles/sampler": engine.compiles,
+    "compiles/learner": run.learner.compiles,
+  }
+  times = speeds.Times(started, rolled, learned)
+  return state, (
+    result
+    | speeds.of_update(times, packed, trajectories)
+    | speeds.of_sampler(counted, engine.num_slots, packed)
+  )

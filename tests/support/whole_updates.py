@@ -1,0 +1,67 @@
+"""One whole update of any row of the table on real rollouts."""
+
+import dataclasses
+import functools
+
+import jax
+import learner_runs
+import numpy as np
+import worlds
+
+from steppo_jax.learner import learner
+from steppo_jax.learner import state as learner_state
+from steppo_jax.learner import update as update_lib
+from steppo_jax.models import mesh
+
+# One block of queries and one chunk of tokens, so that each row compiles fast.
+CONFIG = dataclasses.replace(
+  learner_runs.CONFIG, attention_block=worlds.CONTEXT, logprob_chunk=1024
+)
+
+
+@functools.cache
+def batch():
+  one = mesh.make_mesh(1)
+  return learner_state.put_batch(learner_runs.packed(), one)
+
+
+def parts_of(row, **options):
+  config = dataclasses.replace(CONFIG, **options)
+  return learner.make_spec(
+    worlds.model(), row, config, mesh.make_mesh(1), num_updates=4, seed=0
+  )
+
+
+def start(parts):
+  """A state whose critic already has opinions."""
+  state = learner.init(parts, worlds.policy())
+  if state.critic is None:
+    return state
+  kernel = jax.random.normal(jax.random.key(7), (worlds.model().width,))
+  head = state.critic["head"] | {"kernel": 0.3 * kernel}
+  return state.replace(critic=state.critic | {"head": head})
+
+
+def policies(row):
+  """The reference and the teacher that a row reads."""
+  return (
+    worlds.policy(1) if row.reads_reference else None,
+    worlds.policy(2) if "teacher" in row.needs else None,
+  )
+
+
+def updated(row, *, reference=None, teacher=None, **options):
+  """State and metrics after one update with plain gradient steps."""
+  import optax
+
+  parts = parts_of(row, **options)._replace(
+    policy_optimizer=optax.sgd(0.05), critic_optimizer=optax.sgd(0.05)
+  )
+  run = functools.partial(update_lib.update, parts)
+  return jax.device_get(jax.jit(run)(start(parts), reference, batch(), teacher))
+
+
+def distance(a, b):
+  """Largest difference between two trees."""
+  gaps = jax.tree.map(lambda x, y: np.abs(x - y).max(), a, b)
+  return max(jax.tree.leaves(gaps))
