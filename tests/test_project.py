@@ -1,14 +1,21 @@
 """What every tracked file must hold to."""
 
 import ast
+import collections
+import importlib
 import pathlib
 import re
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
+from steppo_jax.envs import base
+
 ROOT = pathlib.Path(__file__).parents[1]
+# What only the half on the devices needs.
+HEAVY = {"jax", "flax", "optax", "orbax", "tensorflow", "tensorflow_datasets"}
 
 
 def tracked(pattern="*"):
@@ -67,9 +74,16 @@ def test_nothing_is_pickled():
         }, f"{path} imports {name}"
 
 
-def test_no_file_is_longer_than_350_lines():
+def test_no_file_is_longer_than_450_lines():
   lengths = {str(path): text.count("\n") for path, text in texts("*.py")}
-  assert not {p: n for p, n in lengths.items() if n > 350}
+  assert not {p: n for p, n in lengths.items() if n > 450}
+
+
+def test_no_folder_of_the_package_holds_more_than_16_modules():
+  found = collections.Counter(
+    path.parent for path in tracked("steppo_jax/*.py")
+  )
+  assert not {str(p): n for p, n in found.items() if n > 16}
 
 
 def test_no_large_file_is_tracked():
@@ -85,6 +99,83 @@ def test_importing_the_package_loads_nothing_heavy():
     "sys.exit(str(heavy & set(sys.modules)) if heavy & set(sys.modules) else 0)"
   )
   subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+  "arguments",
+  [
+    ["--help"],
+    ["train", "--help"],
+    ["evaluate", "--help"],
+    ["train", "experiments/household_steppo.py", "--help"],
+    ["evaluate", "experiments/household_steppo.py", "--help"],
+    ["compare", "--help"],
+    ["generate", "--help"],
+  ],
+  ids=" ".join,
+)
+def test_help_loads_neither_jax_nor_what_needs_it(arguments):
+  code = (
+    "import sys; from steppo_jax import __main__\n"
+    f"try: __main__.main({arguments})\n"
+    "except SystemExit: pass\n"
+    f"print(*({HEAVY} & set(sys.modules)), file=sys.stderr)"
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", code],
+    cwd=ROOT, capture_output=True, text=True, check=True,
+  )  # fmt: skip
+  assert "usage" in done.stdout.lower()
+  assert done.stderr.strip() == ""
+
+
+def layers():
+  """The rooms of each line of the layers contract, highest first."""
+  settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+  contract = settings["tool"]["importlinter"]["contracts"][0]
+  return [line.split(" | ") for line in contract["layers"]]
+
+
+def floor(module):
+  """The line on which a module stands; larger is lower."""
+  for number, rooms in enumerate(layers()):
+    if any(f"{module}.".startswith(f"{room}.") for room in rooms):
+      return number
+  raise AssertionError(f"{module} stands on no line of the layers contract")
+
+
+def named_in_strings():
+  """(module, what it names) of strings that are imported at run time."""
+  for path, text in texts("steppo_jax/*.py"):
+    module = ".".join(path.with_suffix("").parts).removesuffix(".__init__")
+    for node in ast.walk(ast.parse(text)):
+      if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        for name in re.findall(r"^steppo_jax[.\w]+:\w+$", node.value):
+          yield module, name
+        imports = r"from (steppo_jax[.\w]*) import (\w+);"
+        for package, name in re.findall(imports, node.value):
+          yield module, f"{package}.{name}"
+  for row in base.ENVS.values():
+    for target in filter(None, row):
+      yield "steppo_jax.envs.base", target
+
+
+def test_modules_that_strings_name_are_there_and_below():
+  found = set(named_in_strings())
+  assert len(found) > 15
+  for module, target in found:
+    name, _, member = target.partition(":")
+    loaded = importlib.import_module(name)
+    assert not member or hasattr(loaded, member), target
+    assert floor(name) >= floor(module), f"{module} names {target} above it"
+
+
+def test_every_module_stands_on_a_line_of_the_layers_contract():
+  assert len(layers()) == 9
+  for path in tracked("steppo_jax/*.py"):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    if parts != ("steppo_jax", "__init__"):
+      floor(".".join(parts).removesuffix(".__init__"))
 
 
 def test_the_ci_runs_the_tests_of_the_readme():

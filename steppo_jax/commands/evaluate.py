@@ -19,7 +19,7 @@ def register(add: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def _add_arguments(run: argparse.ArgumentParser) -> None:
-  run.add_argument("experiment", help="file that defines CONFIG")
+  terminal.add_experiment(run)
   run.add_argument("--env", help="name of the environment")
   run.add_argument("--data-dir", help="folder of real tasks")
   run.add_argument("--split", help="splits, such as valid_seen,valid_unseen")

@@ -1,5 +1,6 @@
 """What the commands share: one line of text, progress bars, options."""
 
+import argparse
 import os
 import pathlib
 
@@ -36,8 +37,28 @@ def quiet_jax() -> None:
   os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 
+def add_experiment(parser: argparse.ArgumentParser) -> None:
+  """Adds the argument that names an experiment to a command."""
+  parser.add_argument(
+    "experiment", nargs="?", help="file that defines CONFIG, such as "
+    "experiments/household_steppo.py; with --help behind it, lists the "
+    "options that KEY=VALUE can set",
+  )  # fmt: skip
+  parser.set_defaults(parser=parser)
+
+
 def options(args, rest):
-  """The experiment's options with the assignments applied."""
+  """The experiment's options with the assignments applied.
+
+  Raises:
+    SystemExit: there is no experiment, or help was asked for and is printed.
+    ValueError: the file or an assignment does not fit.
+  """
+  if args.experiment is None:
+    if not {"-h", "--help"} & set(rest):
+      args.parser.error("name an experiment, a file that defines CONFIG")
+    args.parser.print_help()
+    raise SystemExit(0)
   quiet_jax()
   from steppo_jax.training import config
 

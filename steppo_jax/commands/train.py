@@ -22,7 +22,7 @@ def register(add: Callable[..., argparse.ArgumentParser]) -> None:
     add: Takes name, function, help and options of argparse; gives the parser.
   """
   train = add("train", run, "train an agent", add_help=False)
-  train.add_argument("experiment", help="file that defines CONFIG")
+  terminal.add_experiment(train)
   _add_flags(train)
 
 
@@ -65,7 +65,7 @@ def _join(args: argparse.Namespace, handler: signals.Handler) -> hosts.Hosts:
 
 def run(args: argparse.Namespace, rest: Sequence[str]) -> None:
   """Trains, as the experiment and the assignments say."""
-  if {"-h", "--help"} & set(rest):
+  if args.experiment and {"-h", "--help"} & set(rest):
     flags = argparse.ArgumentParser(usage=argparse.SUPPRESS, add_help=False)
     _add_flags(flags)
     print(flags.format_help())  # The options of the experiment follow.
