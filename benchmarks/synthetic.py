@@ -67,7 +67,7 @@ def conversations(
             prompt_ids=np.concatenate([task, *whole[first:k], seen]),
             response_ids=answer,
             response_mask=np.ones(SAMPLED, bool),
-            rollout_logprobs=np.full(SAMPLED, -np.log(vocab), np.float32),
+            behaviour_logp=np.full(SAMPLED, -np.log(vocab), np.float32),
             reward=float(rng.normal()),
             trajectory_uid=uid,
             step_index=k,

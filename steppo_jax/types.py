@@ -144,13 +144,14 @@ class Response:
 
   Attributes:
     response_ids: [R] int32, end-of-turn token included when it was sampled.
-    logprobs: [R] float32 log-probabilities of those tokens.
+    behaviour_logp: [R] float32 log-probabilities of those tokens under the
+      policy that sampled them.
     stop_reason: "stop" after an end-of-turn token, "length" at the limit.
     policy_version: Number of updates behind the weights that sampled it.
   """
 
   response_ids: np.ndarray
-  logprobs: np.ndarray
+  behaviour_logp: np.ndarray
   stop_reason: StopReason
   policy_version: int
 
@@ -237,7 +238,7 @@ class Step:
     prompt_ids: [P] int32, the state: everything the policy read.
     response_ids: [R] int32, the action. May be empty.
     response_mask: [R] bool, True where the policy sampled the token.
-    rollout_logprobs: [R] float32, log-probabilities under the sampler.
+    behaviour_logp: [R] float32, log-probabilities under the sampler.
     reward: Reward of this transition.
     trajectory_uid: The episode.
     step_index: 0, 1, 2, ... within the episode.
@@ -253,7 +254,7 @@ class Step:
   prompt_ids: np.ndarray
   response_ids: np.ndarray
   response_mask: np.ndarray
-  rollout_logprobs: np.ndarray
+  behaviour_logp: np.ndarray
   reward: float
   trajectory_uid: str
   step_index: int

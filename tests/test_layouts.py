@@ -145,7 +145,7 @@ def as_trajectories(paths):
         prompt_ids=p.ids[: p.prompt],
         response_ids=p.ids[p.prompt :],
         response_mask=np.ones(len(p.ids) - p.prompt, bool),
-        rollout_logprobs=rng.normal(-4, 0.3, len(p.ids) - p.prompt).astype(
+        behaviour_logp=rng.normal(-4, 0.3, len(p.ids) - p.prompt).astype(
           np.float32
         ),
         reward=float(rng.normal()),

@@ -171,7 +171,7 @@ def test_every_sampled_token_is_stored_exactly_once_with_its_logp():
     at = packed.tokens.step_ids == number
     assert packed.tokens.tokens[at].tolist() == s.response_ids.tolist()
     np.testing.assert_array_equal(
-      packed.tokens.behaviour_logp[at], s.rollout_logprobs
+      packed.tokens.behaviour_logp[at], s.behaviour_logp
     )
 
 
@@ -234,7 +234,7 @@ def test_a_reward_is_a_finite_float(reward, message):
 
 def test_ragged_response_records_are_refused():
   bad = dataclasses.replace(
-    step([1], [2, 3], end="terminated"), rollout_logprobs=np.zeros(1)
+    step([1], [2, 3], end="terminated"), behaviour_logp=np.zeros(1)
   )
   with pytest.raises(ValueError, match="lengths"):
     pack([trajectory([bad])])

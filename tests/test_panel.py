@@ -17,7 +17,7 @@ def _episode(task, length, success, scores=(), error=None, golden=None):
     prompt_ids=np.array([1], np.int32),
     response_ids=np.array([2], np.int32),
     response_mask=np.ones(1, bool),
-    rollout_logprobs=np.zeros(1, np.float32),
+    behaviour_logp=np.zeros(1, np.float32),
     reward=0.5,
     trajectory_uid="",
     step_index=0,

@@ -30,7 +30,7 @@ def test_episodes_of_some_updates_are_kept_and_come_back(tmp_path):
     for one in found:
       for step, other in zip(one.steps, want[one.uid].steps, strict=True):
         assert step.response_ids.tolist() == other.response_ids.tolist()
-        assert (step.rollout_logprobs == other.rollout_logprobs).all()
+        assert (step.behaviour_logp == other.behaviour_logp).all()
         assert step.reward == other.reward
   # Begun again without its checkpoints, a run finds its episodes there.
   shutil.rmtree(folder / run_folder.CHECKPOINTS_NAME)

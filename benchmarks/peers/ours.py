@@ -159,7 +159,7 @@ def trajectories(work):
           prompt_ids=tokens[: end - sample],
           response_ids=tokens[end - sample : end],
           response_mask=np.ones(sample, bool),
-          rollout_logprobs=work.behaviour_logp[n, work_lib.step_slice(work, k)],
+          behaviour_logp=work.behaviour_logp[n, work_lib.step_slice(work, k)],
           reward=float(work.reward[n]) if k == sizes["turns"] - 1 else 0.0,
           trajectory_uid=str(n),
           step_index=k,

@@ -36,8 +36,10 @@ _ARRAYS = {
   "prompt_ids": np.int32,
   "response_ids": np.int32,
   "response_mask": np.bool_,
-  "rollout_logprobs": np.float32,
+  "behaviour_logp": np.float32,
 }
+# What `behaviour_logp` was called in datasets that are read still.
+_OLD_LOGP = "rollout_logprobs"
 # Fields of a step that the trajectory or its order says already.
 _IMPLIED = ("trajectory_uid", "step_index", "group_uid")
 
@@ -208,6 +210,8 @@ def _trajectory(raw) -> types.Trajectory:
   steps = []
   for index, step in enumerate(list(raw["steps"])[:-1]):
     fields = json.loads(step["record"])
+    if _OLD_LOGP in fields:
+      fields["behaviour_logp"] = fields.pop(_OLD_LOGP)
     for name, dtype in _ARRAYS.items():
       fields[name] = np.asarray(fields[name], dtype)
     steps.append(

@@ -38,12 +38,12 @@ def validate(trajectories: Sequence[types.Trajectory]) -> None:
       lengths = {
         len(step.response_ids),
         len(step.response_mask),
-        len(step.rollout_logprobs),
+        len(step.behaviour_logp),
       }
       if len(lengths) > 1:
         raise ValueError(
           f"step {index} of trajectory {uid}: response_ids, response_mask "
-          f"and rollout_logprobs have lengths {sorted(lengths)}"
+          f"and behaviour_logp have lengths {sorted(lengths)}"
         )
       _check_reward(step.reward, f"step {index} of trajectory {uid}")
       is_last = index == len(trajectory.steps) - 1

@@ -274,7 +274,7 @@ def _fill(flat, steps, columns, shape, pad_id):
       at += start
       span = np.s_[row, at : at + len(step.response_ids)]
       out["step_ids"][span] = np.where(step.response_mask, number, 0)
-      out["behaviour_logp"][span] = step.rollout_logprobs
+      out["behaviour_logp"][span] = step.behaviour_logp
     base = row * shape[1] + start
     for number, at in tree.boundaries:
       columns["boundary"][number] = base + at

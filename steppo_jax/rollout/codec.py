@@ -97,7 +97,7 @@ def encode(trajectory: types.Trajectory) -> tuple[dict[str, Any], bytes]:
     arrays += [
       np.asarray(step.prompt_ids[shared:], "<i4"),
       np.asarray(step.response_ids, "<i4"),
-      np.asarray(step.rollout_logprobs, "<f4"),
+      np.asarray(step.behaviour_logp, "<f4"),
       np.asarray(step.response_mask, bool),
     ]
     before = np.concatenate([step.prompt_ids, step.response_ids])
@@ -139,7 +139,7 @@ def decode(head: Mapping[str, Any], data: bytes) -> types.Trajectory:
       types.Step(
         prompt_ids=prompt,
         response_ids=response,
-        rollout_logprobs=take(length, "<f4", np.float32),
+        behaviour_logp=take(length, "<f4", np.float32),
         response_mask=take(length, "?", np.bool_),
         trajectory_uid=head["uid"],
         step_index=index,

@@ -275,7 +275,7 @@ def _advance(
       prompt_ids=state.prompt_ids,
       response_ids=response.response_ids,
       response_mask=np.ones(len(response.response_ids), bool),
-      rollout_logprobs=response.logprobs,
+      behaviour_logp=response.behaviour_logp,
       reward=float(out.reward),
       trajectory_uid=episode.uid,
       step_index=len(state.steps),

@@ -35,13 +35,13 @@ class Responses(NamedTuple):
 
   Attributes:
     ids: [N, M] int32 sampled tokens, zeros behind.
-    logps: [N, M] float32 log-probs of those tokens.
+    behaviour_logp: [N, M] float32 log-probs of those tokens.
     count: [N] int32 number of sampled tokens.
     live: [N] bool, True while the response is unfinished.
   """
 
   ids: chex.Array
-  logps: chex.Array
+  behaviour_logp: chex.Array
   count: chex.Array
   live: chex.Array
 
@@ -309,7 +309,7 @@ def decode(
     ended = where & ((token == end_of_turn_id) | (count >= limit))
     return Responses(
       turns.ids.at[row, at].set(token, mode="drop"),
-      turns.logps.at[row, at].set(logp, mode="drop"),
+      turns.behaviour_logp.at[row, at].set(logp, mode="drop"),
       count,
       turns.live & ~ended,
     )

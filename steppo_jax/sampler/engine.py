@@ -180,7 +180,7 @@ class SlotEngine:
     ended = [slot for slot in live if not alive[slot]]
     if not ended:
       return []
-    ids, logps = jax.device_get((turns.ids, turns.logps))
+    ids, behaviour_logp = jax.device_get((turns.ids, turns.behaviour_logp))
     found = []
     for slot in ended:
       n = self._count[slot]
@@ -192,7 +192,7 @@ class SlotEngine:
           self._under_way.pop(slot),
           types.Response(
             response,
-            logps[slot, :n].copy(),
+            behaviour_logp[slot, :n].copy(),
             "stop" if stopped else "length",
             self._version,
           ),

@@ -190,7 +190,7 @@ def demonstration(
         prompt_ids=prompt_ids,
         response_ids=response_ids,
         response_mask=np.ones(len(response_ids), bool),
-        rollout_logprobs=np.zeros(len(response_ids), np.float32),
+        behaviour_logp=np.zeros(len(response_ids), np.float32),
         reward=float(last),
         trajectory_uid=task.uid,
         step_index=index,

@@ -36,7 +36,7 @@ def _played():
   last = dataclasses.replace(
     whole.steps[0], trajectory_uid="won", terminated=True, truncated=False,
     response_ids=np.zeros(0, np.int32), response_mask=np.zeros(0, bool),
-    rollout_logprobs=np.zeros(0, np.float32),
+    behaviour_logp=np.zeros(0, np.float32),
   )  # fmt: skip
   found.append(
     types.Trajectory(
@@ -72,6 +72,22 @@ def test_trajectories_come_back_bit_by_bit(folder):
   for one, other in zip(found, want, strict=True):
     assert _plain(one) == _plain(other)
   assert counts.summary(found) == counts.summary(want)
+
+
+def test_the_old_name_of_the_log_probs_is_read_still(monkeypatch, tmp_path):
+  was_step = lib._step
+
+  def old_step(step, tokenizer):
+    made = was_step(step, tokenizer)
+    record = json.loads(made["record"])
+    record["rollout_logprobs"] = record.pop("behaviour_logp")
+    return made | {"record": json.dumps(record)}
+
+  monkeypatch.setattr(lib, "_step", old_step)
+  played = _played()[:2]
+  old = lib.write(tmp_path, "old", {"train": played}, worlds.tokenizer())
+  found = lib.load(old, "train")
+  assert [_plain(one) for one in found] == [_plain(one) for one in played]
 
 
 def test_what_was_read_back_is_trained_on_as_what_was_played(folder):

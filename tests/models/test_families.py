@@ -175,7 +175,7 @@ def test_the_sampler_reports_what_the_learner_computes(
       ]
     )
     for i, answer in enumerate(answers):
-      spans[i].append((len(prompts[i]), answer.logprobs))
+      spans[i].append((len(prompts[i]), answer.behaviour_logp))
       prompts[i] = np.concatenate(
         [prompts[i], answer.response_ids, rng.integers(3, 96, 4)]
       )

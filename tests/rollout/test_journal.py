@@ -60,10 +60,10 @@ def test_trajectories_come_back_to_the_last_bit(path):
 def test_a_difference_in_one_bit_is_a_difference():
   one = worlds.trajectories()[0]
   first = one.steps[0]
-  logps = first.rollout_logprobs.copy()
+  logps = first.behaviour_logp.copy()
   logps[0] = np.nextafter(logps[0], -np.inf)
   steps = (
-    dataclasses.replace(first, rollout_logprobs=logps), *one.steps[1:]
+    dataclasses.replace(first, behaviour_logp=logps), *one.steps[1:]
   )  # fmt: skip
   assert not journal.same(one, dataclasses.replace(one, steps=steps))
 

@@ -64,7 +64,7 @@ def test_rollout_logprobs_equal_the_learners_over_many_turns(temperature):
   for ids, turns in zip(prompts, spans, strict=True):
     expected = learner_logprobs(ids, temperature)
     for start, answer in turns:
-      got = answer.logprobs
+      got = answer.behaviour_logp
       want = expected[start : start + len(got)]
       np.testing.assert_allclose(got, want, atol=1e-4)
 
@@ -123,13 +123,13 @@ def test_sampled_frequencies_follow_the_probabilities():
   expected = 0.0
   greedy = engine.generate([request("g", prompt, new=1, temperature=0.0)])[0]
   engine.release("g")
-  probability = float(np.exp(greedy.logprobs[0]))
+  probability = float(np.exp(greedy.behaviour_logp[0]))
   for n in range(40):
     answers = engine.generate(
       [request(str(i), prompt, key=(n, i), new=1) for i in range(8)]
     )
     count += sum(a.response_ids[0] == greedy.response_ids[0] for a in answers)
-    logps += [a.logprobs[0] for a in answers]
+    logps += [a.behaviour_logp[0] for a in answers]
   expected = 320 * probability
   deviation = np.sqrt(320 * probability * (1 - probability))
   assert 0.02 < probability < 0.98
@@ -147,7 +147,7 @@ def test_a_prompt_that_was_rewritten_is_read_from_where_it_differs():
   assert engine.counters.prefill_tokens - before == 10
   ids = np.concatenate([changed, answer.response_ids])
   want = learner_logprobs(ids)[len(changed) :]
-  np.testing.assert_allclose(answer.logprobs, want, atol=1e-4)
+  np.testing.assert_allclose(answer.behaviour_logp, want, atol=1e-4)
 
 
 def test_new_weights_drop_the_cache():
@@ -223,7 +223,9 @@ def test_an_ended_response_makes_room_while_a_long_one_goes_on():
   for one, response in found:
     want = alone[one.session]
     np.testing.assert_array_equal(response.response_ids, want.response_ids)
-    np.testing.assert_allclose(response.logprobs, want.logprobs, atol=1e-5)
+    np.testing.assert_allclose(
+      response.behaviour_logp, want.behaviour_logp, atol=1e-5
+    )
 
 
 def test_a_burst_lets_new_requests_in():
@@ -248,7 +250,7 @@ def test_members_of_a_group_read_their_prompt_once():
   for answer in members:
     ids = np.concatenate([prompt, answer.response_ids])
     want = learner_logprobs(ids)[len(prompt) :]
-    np.testing.assert_allclose(answer.logprobs, want, atol=1e-4)
+    np.testing.assert_allclose(answer.behaviour_logp, want, atol=1e-4)
   for n in range(4):
     engine.release(f"g{n}")
   engine.generate([request("late", prompt, key=(7,))])

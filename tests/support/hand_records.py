@@ -12,7 +12,7 @@ def step(prompt, response, index=0, *, uid="a", end=None, reward=0.0):
     prompt_ids=np.array(prompt, np.int32),
     response_ids=np.array(response, np.int32),
     response_mask=np.ones(len(response), bool),
-    rollout_logprobs=-np.arange(1, len(response) + 1, dtype=np.float32),
+    behaviour_logp=-np.arange(1, len(response) + 1, dtype=np.float32),
     reward=reward,
     trajectory_uid=uid,
     step_index=index,

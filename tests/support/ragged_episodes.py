@@ -35,7 +35,7 @@ def rewritten(trajectory, how):
       **{
         name: getattr(first, name)
         for name in (
-          "prompt_ids", "response_ids", "response_mask", "rollout_logprobs"
+          "prompt_ids", "response_ids", "response_mask", "behaviour_logp"
         )
       },
     )  # fmt: skip
@@ -43,7 +43,7 @@ def rewritten(trajectory, how):
     nothing = {
       "response_ids": np.zeros(0, np.int32),
       "response_mask": np.zeros(0, bool),
-      "rollout_logprobs": np.zeros(0, np.float32),
+      "behaviour_logp": np.zeros(0, np.float32),
     }
     steps[1] = dataclasses.replace(steps[1], **nothing)
   return dataclasses.replace(
