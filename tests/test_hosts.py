@@ -73,7 +73,9 @@ def start(
   for index, count in enumerate(devices):
     env = os.environ | {
       "PYTHONPATH": str(HERE.parent),
-      "XLA_FLAGS": f"--xla_force_host_platform_device_count={count}",
+      # The last of two equal flags holds.
+      "XLA_FLAGS": f"{os.environ['XLA_FLAGS']}"
+      f" --xla_force_host_platform_device_count={count}",
       "STEPPO_KILL_AT": kill[1] if kill and kill[0] == index else "",
     }
     command = [sys.executable, "-m", "steppo_jax", "train", str(base),
