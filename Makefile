@@ -46,7 +46,7 @@ train: $(READY)  ## train an agent with StepPO on household games
 	$(BIN)/python -m steppo_jax train experiments/household_steppo.py
 
 test: check  ## format, lint, layers, then every test that is not slow
-	$(BIN)/python -m pytest -q -n $(WORKERS)
+	$(BIN)/python -m pytest -q -n $(WORKERS) --durations=30 --durations-min=1
 
 test-slow: $(READY)  ## the tests that train or run for minutes
 	$(BIN)/python -m pytest -q -m slow
