@@ -99,15 +99,20 @@ def load(monkeypatch):
     del sys.modules[name]
 
 
+def _sgd(*_, **__):
+  """One function for all tests: by it they know a learner they can share."""
+  import optax
+
+  return optax.sgd(0.05)
+
+
 @pytest.fixture
 def sgd(monkeypatch):
   """SGD in place of Adam, which divides by the gradient's own size: rounding
   is magnified where a gradient is nearly zero."""
-  import optax
-
   from steppo_jax.learner import optimizers
 
-  monkeypatch.setattr(optimizers, "adamw", lambda *_, **__: optax.sgd(0.05))
+  monkeypatch.setattr(optimizers, "adamw", _sgd)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -1,13 +1,14 @@
 """Updates of the learner on one small batch of real episodes."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
 import worlds
 
 from steppo_jax.algorithms import table as algorithms
-from steppo_jax.learner import learner
+from steppo_jax.learner import learner, optimizers
 from steppo_jax.learner import options as learner_options
 from steppo_jax.learner import state as learner_state
 from steppo_jax.models import mesh
@@ -45,11 +46,28 @@ def packed(layout="packed", *, length=worlds.CONTEXT, multiple=8, **options):
   )  # fmt: skip
 
 
+@functools.lru_cache(maxsize=16)
+def learner_of(model, algorithm, config, devices, optimizer):
+  """A learner that is traced and compiled once for all tests of a process.
+
+  Args:
+    model: Sizes of the decoder.
+    algorithm: Row of the table.
+    config: Options of the learner.
+    devices: Number of devices.
+    optimizer: What `optimizers.adamw` is now; the fixture `sgd` replaces it.
+  """
+  assert optimizer is optimizers.adamw
+  return learner.Learner(
+    model, algorithm, config, mesh.make_mesh(devices), num_updates=4, seed=0
+  )
+
+
 def run(batch, algorithm, *, devices=1, config=CONFIG, updates=1):
   """Parameters and metrics after some updates on one batch."""
   one = mesh.make_mesh(devices)
-  made = learner.Learner(
-    worlds.model(), algorithm, config, one, num_updates=4, seed=0
+  made = learner_of(
+    worlds.model(), algorithm, config, devices, optimizers.adamw
   )
   state = made.init(worlds.policy())
   for _ in range(updates):

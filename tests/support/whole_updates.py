@@ -50,15 +50,21 @@ def policies(row):
   )
 
 
-def updated(row, *, reference=None, teacher=None, **options):
-  """State and metrics after one update with plain gradient steps."""
+@functools.lru_cache(maxsize=16)
+def _compiled(row, options):
+  """One update with plain gradient steps, compiled once for all tests."""
   import optax
 
-  parts = parts_of(row, **options)._replace(
+  parts = parts_of(row, **dict(options))._replace(
     policy_optimizer=optax.sgd(0.05), critic_optimizer=optax.sgd(0.05)
   )
-  run = functools.partial(update_lib.update, parts)
-  return jax.device_get(jax.jit(run)(start(parts), reference, batch(), teacher))
+  return parts, jax.jit(functools.partial(update_lib.update, parts))
+
+
+def updated(row, *, reference=None, teacher=None, **options):
+  """State and metrics after one update with plain gradient steps."""
+  parts, run = _compiled(row, tuple(sorted(options.items())))
+  return jax.device_get(run(start(parts), reference, batch(), teacher))
 
 
 def distance(a, b):

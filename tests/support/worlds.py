@@ -43,8 +43,10 @@ def model():
 @functools.cache
 def policy(seed=0):
   """Random weights, large enough that the distribution is far from flat."""
-  params = transformer.init(model(), jax.random.key(seed))
-  return jax.tree.map(lambda x: x * 1.5, params)
+  made = lambda key: jax.tree.map(
+    lambda x: x * 1.5, transformer.init(model(), key)
+  )
+  return jax.jit(made)(jax.random.key(seed))
 
 
 def engine(num_slots=8, seed=0, **options):
