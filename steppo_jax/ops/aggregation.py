@@ -15,6 +15,9 @@ def token_mean(
 ) -> tuple[chex.Array, chex.Array]:
   """Every action token counts the same: (Σ loss, number of tokens).
 
+  A step counts by its length. Where all steps are equally long, this is
+  `step_mean_loss`.
+
   Args:
     loss_t: [B, T] float; not read where `step_ids` is 0.
     step_ids: [B, T] int32.
@@ -29,6 +32,10 @@ def step_mean_loss(
   loss_t: chex.Array, step_ids: chex.Array, *, num_steps: int
 ) -> tuple[chex.Array, chex.Array]:
   """Every step counts the same: (Σₖ mean over its tokens, number of steps).
+
+  A trajectory counts by its number of steps. Where every step has one action
+  token this is `token_mean`; where every trajectory has one step it is
+  `trajectory_step_mean`.
 
   Args:
     loss_t: [B, T] float; not read where `step_ids` is 0.
@@ -52,6 +59,9 @@ def trajectory_step_mean(
   """Every trajectory counts the same, and every step within a trajectory.
 
     (1 / N) Σₙ (1 / Kₙ) Σₖ mean over the tokens of step k
+
+  Where all trajectories have the same number of steps, this is
+  `step_mean_loss`.
 
   Args:
     loss_t: [B, T] float; not read where `step_ids` is 0.
@@ -83,6 +93,10 @@ def trajectory_token_mean(
   """Every trajectory counts the same, and every token within a trajectory.
 
     (1 / N) Σₙ (1 / Lₙ) Σᵢ lossᵢ
+
+  Where all trajectories have the same number of action tokens, this is
+  `token_mean`; where the steps of a trajectory are equally long, it is
+  `trajectory_step_mean`.
 
   Args:
     loss_t: [B, T] float; not read where `step_ids` is 0.
@@ -116,6 +130,9 @@ def token_sum_over_constant(
   """Sum over the tokens of a trajectory, divided by a constant, not its length.
 
     (1 / N) Σₙ (1 / constant) Σᵢ lossᵢ
+
+  A long trajectory counts for more than a short one. Where every trajectory has
+  exactly `constant` action tokens, this is `token_mean`.
 
   Args:
     loss_t: [B, T] float; not read where `step_ids` is 0.

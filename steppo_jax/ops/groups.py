@@ -95,6 +95,10 @@ def group_center(
 
     xₙ - mean_g
 
+  In a group of two it is half the difference of the two, with either sign. With
+  everything in one group it is the distance from the mean of the batch, the
+  simplest baseline of REINFORCE.
+
   Args:
     x_n: [N] float; not read where `live_n` is False.
     group_n: [N] int32.
@@ -128,6 +132,11 @@ def group_zscore(
   """Distance from the mean of the group in standard deviations.
 
     (xₙ - mean_g) / (std_g + eps), with n - 1 in the deviation
+
+  In a group of two it is ±1/√2 (for eps = 0), however much the two differ: the
+  deviation takes the size of the difference away. With everything in one group
+  and eps = 1e-8 it is `stats.whiten`. Without the division it is
+  `group_center`.
 
   Args:
     x_n: [N] float; not read where `live_n` is False.
@@ -171,6 +180,9 @@ def group_leave_one_out(
 
     xₙ - (Σ_g x - xₙ) / (n_g - 1) = n_g / (n_g - 1) (xₙ - mean_g)
 
+  In a group of two it is the difference from the other, x₁ - x₂ and x₂ - x₁,
+  twice what `group_center` gives; in large groups the two agree.
+
   Args:
     x_n: [N] float; not read where `live_n` is False.
     group_n: [N] int32.
@@ -192,6 +204,8 @@ def group_leave_one_out(
 
 def joint_group(first_n: chex.Array, second_n: chex.Array) -> chex.Array:
   """Numbers the distinct pairs: the groups of two keys at once.
+
+  Where one key is the same for all, the groups are those of the other key.
 
   Args:
     first_n: [N] int32.

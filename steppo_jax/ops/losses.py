@@ -20,6 +20,10 @@ def clipped_surrogate(
 
     max(-w A, -clip(w, 1 - low, 1 + high) A), and at most -c A where A < 0
 
+  At w = 1, before anything was trained, nothing is clipped, and the gradient is
+  that of REINFORCE, -A ∇log w. With both clips infinite and no dual clip it is
+  the unbounded surrogate -w A of importance sampling.
+
   Args:
     ratio: Any shape, float; w on the clock of the ratio.
     advantage: Same shape, float.
@@ -59,7 +63,9 @@ def cispo(
 
     -sg(clip(w, 1 - low, 1 + high)) A log π(a)
 
-  No token loses its gradient.
+  No token loses its gradient. At w = 1 it is REINFORCE. With both clips
+  infinite it has the gradient of the surrogate -w A without a clip, because
+  ∇w = w ∇log π for the ratio w of that same action.
 
   Args:
     logp: Any shape, float.
@@ -92,6 +98,10 @@ def soft_gate(
 
     -(4 / τ) sigmoid(τ (w - 1)) A        gradient -A at w = 1
 
+  The gradient in w is -A times a bump that is 1 at w = 1 and falls to 0 on
+  either side. For τ towards 0 the bump is 1 everywhere, as in -w A without a
+  clip; the larger τ, the closer to 1 a ratio must be to be trained.
+
   Args:
     ratio: Any shape, float.
     advantage: Same shape, float.
@@ -121,7 +131,10 @@ def log_clip(
 
     sign(A) min(sign(A) z, sign(A) clip(z, -low, high))
 
-  Pooled by the geometric mean, this is the ratio of GMPO.
+  Pooled by the geometric mean, this is the ratio of GMPO. With both clips
+  infinite z stays as it is, and the pooled ratio is the one of GSPO and StepPO.
+  For steps of one token the loss -w A is `clipped_surrogate` with the bounds
+  exp(-low) and exp(high).
 
   Args:
     z_t: Any shape, float log-ratio.
@@ -154,6 +167,9 @@ def value_loss(
 
     ½ max((v - G)², (clip(v, v_old ± c) - G)²)
 
+  Without a clip, and wherever v is still within c of v_old, it is half the
+  squared error.
+
   Args:
     value: Any shape, float; v of the critic that is trained.
     old_value: Same shape, float; v before the update.
@@ -180,7 +196,8 @@ def value_loss(
 def kl_k1(logp: chex.Array, ref_logp: chex.Array) -> chex.Array:
   """Estimate log π - log π_ref of the KL divergence: unbiased, any sign.
 
-  Its gradient has mean 0 under π: use it in a reward, not in a loss.
+  Its gradient has mean 0 under π: use it in a reward, not in a loss. It is 0
+  where the two policies agree on the token, as `kl_k2` and `kl_k3` are.
   """
   logp, ref_logp = _floats(logp, ref_logp)
   return logp - ref_logp
@@ -195,7 +212,8 @@ def kl_k3(logp: chex.Array, ref_logp: chex.Array) -> chex.Array:
   """Estimate exp(d) - d - 1, d = log π_ref - log π: unbiased, never negative.
 
   d is held within ±20. The gradient is that of the KL from the reference to π
-  near d = 0, and of its first order only.
+  near d = 0, and of its first order only. For small d it is ½ d², the estimate
+  `kl_k2`.
 
   Args:
     logp: Any shape, float log-probability under the policy.

@@ -17,6 +17,8 @@ def log_ratio(
 
     zᵢ = log π(aᵢ) - log π_behaviour(aᵢ)
 
+  It is 0, and the ratio 1, while the policy is still the one that sampled.
+
   Args:
     logp_t: [B, T] float log-probability under the policy that is trained.
     behaviour_logp_t: [B, T] float log-probability under the policy that
@@ -75,6 +77,11 @@ def pooled_log_ratio(
   Where a mini-batch is worked through in parts, compute μ once for the whole
   and call `pooled_log_ratio_centered`.
 
+  With power 0 and no centre this is the ratio of the whole action, the product
+  of its token ratios; with power 1 it is the ratio of StepPO and GSPO; with
+  power 0.5 and the centre that of CAPO. With power 1 the centre cancels. A step
+  of one token has the ratio of that token, whatever the power and the centre.
+
   Args:
     z_t: [B, T] float; not read where `step_ids` is 0.
     step_ids: [B, T] int32.
@@ -110,6 +117,9 @@ def pooled_log_ratio_centered(
   """Log-ratio of a whole step around a given centre.
 
     log wₖ = μ + (1 / L^power) Σᵢ (zᵢ - μ)
+
+  With μ = 0, with power 1 and for a step of one token the centre plays no part:
+  see `pooled_log_ratio`.
 
   Args:
     z_t: [B, T] float; not read where `step_ids` is 0.
@@ -150,6 +160,12 @@ def rollout_weight(
   | `tis_step` | min(exp Σ z, high) |
   | `icepop` | exp zᵢ if it lies in [low, high], else 0 |
   | `geometric` | 1 if exp mean z lies in [low, high], else 0 |
+
+  With low = 0 and high = ∞ nothing is cut: `tis_token` and `icepop` are then
+  plain importance weights by the token, `tis_step` is that of the whole action,
+  and `geometric` is 1 everywhere. For steps of one token `tis_step` is
+  `tis_token`. Where sampler and learner agree (z = 0) every weight is 1, as
+  long as 1 lies inside the band.
 
   Args:
     z_t: [B, T] float; not read where `step_ids` is 0.

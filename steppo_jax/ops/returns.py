@@ -57,7 +57,8 @@ def discounted_returns(
     Gₖ = rₖ + γ Gₖ₊₁
 
   The recursion restarts after every `last_k`, where `bootstrap_k` stands in for
-  Gₖ₊₁.
+  Gₖ₊₁. With γ = 1 it is the sum of the rewards that are still to come and of
+  the bootstrap, with γ = 0 the reward of the step alone.
 
   Args:
     reward_k: [S] float reward of the transition that step k caused.
@@ -101,6 +102,13 @@ def step_gae(
   vₖ₊₁: 0 if the episode ended, the critic's estimate if it was cut off. A step
   whose response is empty stays in the recursion: its value comes from its
   prompt.
+
+  λ says how far the rewards are trusted before the critic takes over. With
+  λ = 0 the advantage is the TD error of the step, Aₖ = δₖ. With λ = 1 it is the
+  Monte-Carlo return less the value, Aₖ = Gₖ - vₖ, with the Gₖ of
+  `discounted_returns` for the same bootstrap, and Gₖ is then also the target.
+  With γ = 1 as well, Gₖ is the plain sum of the rewards still to come. Where
+  every step has exactly one action token, `token_gae` gives the same numbers.
 
   Args:
     reward_k: [S] float reward of the transition that step k caused.
@@ -154,6 +162,12 @@ def token_gae(
   without action tokens takes no time either: its reward is credited to the
   previous action token of the trajectory (before the first one there is nothing
   to credit). Rows may hold the steps in any order, and any number of them.
+
+  With λ = 0 the advantage is the TD error of the token, Aᵢ = δᵢ; with λ = 1 it
+  is the return less the value, discounted once a token. With γ = λ = 1 all
+  tokens of a step have the same return, the sum of the rewards still to come.
+  Where every step has exactly one action token, a token is a step and
+  `step_gae` gives the same numbers.
 
   It is fast where the tokens of every step lie side by side. Should one step of
   the batch have other tokens or gaps in it, rows are sorted first, which takes

@@ -33,6 +33,8 @@ def masked_moments(
 
     mean = Σ x / n        variance = Σ (x - mean)² / (n - 1)
 
+  Of two entries the variance is half the square of their difference.
+
   Args:
     x: Any shape, float; not read where `mask` is False.
     mask: Same shape, bool.
@@ -96,6 +98,11 @@ def whiten(x: chex.Array, mask: chex.Array) -> chex.Array:
   """Shifts and scales the entries of the mask to mean 0 and deviation 1.
 
     (x - mean) / (std + 1e-8), with n - 1 in the deviation
+
+  A constant that is added to all entries, or a positive one that multiplies
+  them, changes nothing (but for the 1e-8): the unit of the reward does not
+  matter. Two entries become ±1/√2. Where every step has exactly one action
+  token, whitening over steps and over tokens is the same.
 
   Call it once, on the whole batch: moments of parts are not those of the whole.
 
