@@ -1,5 +1,6 @@
 """What the documents say of the code, held against the code."""
 
+import ast
 import dataclasses
 import pathlib
 import re
@@ -103,3 +104,51 @@ def test_the_tests_that_a_promise_names_exist():
     r"^\| (\w+) \| ", text.split("## Where the time")[1], re.M
   )
   assert set(events.CAUSES) | {"cause", "idle"} == set(causes)
+
+
+ARCHITECTURE = (ROOT / "ARCHITECTURE.md").read_text()
+
+
+def found_in_repository(path):
+  """A path as documents write it: from the root, or from the package."""
+  for folder in (ROOT, ROOT / "steppo_jax"):
+    if (folder / path).exists():
+      return folder / path
+  return None
+
+
+def names_defined_in(path):
+  """Functions, classes, methods and constants of a file, "Class.method"."""
+  named = set()
+  for node in ast.parse(path.read_text()).body:
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+      named.add(node.name)
+    if isinstance(node, ast.ClassDef):
+      inside = [n for n in node.body if isinstance(n, ast.FunctionDef)]
+      named |= {f"{node.name}.{method.name}" for method in inside}
+    targets = getattr(node, "targets", [getattr(node, "target", None)])
+    named |= {target.id for target in targets if isinstance(target, ast.Name)}
+  return named
+
+
+def test_files_and_functions_that_the_architecture_names_exist():
+  named = re.findall(r"`([\w/]+\.py)(?::([\w.]+))?`", ARCHITECTURE)
+  assert len(named) > 80
+  for path, name in named:
+    file = found_in_repository(path)
+    assert file is not None, path
+    if name:
+      assert name in names_defined_in(file), f"{path}:{name}"
+
+
+def test_the_architecture_draws_the_layers_that_are_enforced():
+  project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+  contracts = project["tool"]["importlinter"]["contracts"]
+  layers = contracts[0]["layers"]
+  drawn = re.findall(r"^    (\d)  (\S.*)$", ARCHITECTURE, flags=re.M)
+  assert [int(number) for number, _ in drawn] == [*range(len(layers), 0, -1)]
+  for (_, row), layer in zip(drawn, layers, strict=True):
+    rooms = {re.sub(r"(\.py|/)$", "", name) for name in row.split()}
+    assert rooms == {
+      name.strip().removeprefix("steppo_jax.") for name in layer.split("|")
+    }
