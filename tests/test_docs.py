@@ -141,6 +141,15 @@ def test_files_and_functions_that_the_architecture_names_exist():
       assert name in names_defined_in(file), f"{path}:{name}"
 
 
+def test_the_design_names_files_that_lie_in_their_folders():
+  text = (ROOT / "docs" / "design.md").read_text()
+  rows = re.findall(r"^\| \d \| `(\w+)/` \| (.*)", text, flags=re.M)
+  assert len(rows) > 15
+  for folder, inside in rows:
+    for name in re.findall(r"`(\w+\.py)`", inside):
+      assert (ROOT / "steppo_jax" / folder / name).exists(), f"{folder}/{name}"
+
+
 def test_the_architecture_draws_the_layers_that_are_enforced():
   project = tomllib.loads((ROOT / "pyproject.toml").read_text())
   contracts = project["tool"]["importlinter"]["contracts"]
