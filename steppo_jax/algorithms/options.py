@@ -5,7 +5,7 @@ from typing import Literal
 
 from steppo_jax.algorithms import table
 
-# The teacher that is the policy itself; see `peers`.
+# The teacher that is the policy itself; see `packing.teacher_rows`.
 PEER = "peer"
 
 

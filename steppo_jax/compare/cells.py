@@ -1,7 +1,7 @@
 """Runs a matrix of runs, stopped and continued at will.
 
 The folder of a comparison holds one run folder per cell and `results.jsonl`,
-one line per cell whatever became of it, which `compare_report` reads.
+one line per cell whatever became of it, which `compare.report` reads.
 """
 
 import concurrent.futures

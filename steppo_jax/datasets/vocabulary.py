@@ -3,7 +3,7 @@
     python -m steppo_jax.datasets.vocabulary
 
 writes `household.model`, `scratchpad.model` (the same games, and the words of
-`scratchpad`) and `worlds.model` (see `worlds_pieces`) into
+`scratchpad`) and `worlds.model` (see `vocabulary_worlds`) into
 `steppo_jax/tokenizer/assets` (a second, no input files). The vocabulary of the
 games is made for a small model that must copy names:
 

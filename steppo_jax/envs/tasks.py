@@ -13,7 +13,7 @@ from steppo_jax import types
 
 
 class Worlds(Protocol):
-  """A generator of tasks, such as `household_worlds`."""
+  """A generator of tasks, such as `household.worlds`."""
 
   SPLITS: Sequence[str]
   SIZES: Collection[str]

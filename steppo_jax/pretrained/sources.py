@@ -271,7 +271,7 @@ def tokenizer_of(found: Found, name: str | None = None) -> types.Tokenizer:
 
   Args:
     found: The model.
-    name: See `tokenizer_files.load`; None for the one that belongs to
+    name: See `tokenizer.loading.load`; None for the one that belongs to
       the model: inside its file or folder, or one that comes with the package.
 
   Raises:

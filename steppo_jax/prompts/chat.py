@@ -207,7 +207,7 @@ class Conversation:
 
 @dataclasses.dataclass(frozen=True)
 class ChatPrompt:
-  """Prompts of a rollout in the form of a chat template (`prompting.Prompt`).
+  """Prompts of a rollout in the form of a chat template; a `base.Prompt`.
 
   Attributes:
     chat: Tokenizer and template.

@@ -1,7 +1,7 @@
 """Finished trajectories on the disk, before anything is trained on them.
 
 A journal holds the trajectories of one update that one process has played. It
-is a row of frames (`trajectory_bytes`). The first says what the journal belongs
+is a row of frames (`rollout.codec`). The first says what the journal belongs
 to, the last, once all episodes have ended, what else the rollout found. A frame
 that was cut by a kill is cut off when the journal is opened again; whatever
 follows a damaged frame goes with it, and those episodes are played again.

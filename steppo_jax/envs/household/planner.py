@@ -28,7 +28,7 @@ def plan(state, dialect):
   """A shortest list of commands that wins from `state`, [] if it has won.
 
   Args:
-    state: A `household_state.State`; it is not changed.
+    state: A `state.State`; it is not changed.
     dialect: "move" or "put".
 
   Raises:

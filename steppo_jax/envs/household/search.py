@@ -1,4 +1,4 @@
-"""A* search of `household_planner` for one binding of the goal's variables."""
+"""A* search of `planner` for one binding of the goal's variables."""
 
 import heapq
 import itertools

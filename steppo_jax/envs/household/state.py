@@ -9,14 +9,14 @@ _KEYS = ("R", "O", "C", "A", "G")
 
 
 class World:
-  """One household as the compact form of `household_pddl` describes it.
+  """One household as the compact form of `pddl` describes it.
 
   Attributes:
     receptacles: R of the compact form.
     objects: O of the compact form.
     accepts: {receptacle type: set of object types it can hold}.
     start: Start location.
-    goal: The win condition, a `household_goal.Goal`.
+    goal: The win condition, a `goal.Goal`.
     extra: X of the compact form.
     at: {location: indices of the receptacles there, in order}.
     within: {object: objects it was found inside of}.
@@ -77,7 +77,7 @@ class World:
     self._goto = {}
 
   def has(self, thing, flag):
-    """Whether a flag of `household_pddl.FLAGS` holds of an object."""
+    """Whether a flag of `pddl.FLAGS` holds of an object."""
     return self.objects[thing][2] >> pddl.FLAGS.index(flag) & 1
 
   def fits(self, thing, receptacle):
@@ -107,7 +107,7 @@ class State:
     opened: Set of open receptacles.
     around: Per object, the set of locations at which it lies.
     removed: Set of (object, receptacle) of which the object was taken out.
-    states: {predicate of `household_pddl.STATES`: set of objects}.
+    states: {predicate of `pddl.STATES`: set of objects}.
   """
 
   __slots__ = (

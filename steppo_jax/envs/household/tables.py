@@ -195,7 +195,7 @@ _PROPERTIES = _table("""
 
 
 def flags(otype):
-  """Flag bits of an object type, as `household_pddl.FLAGS` numbers them."""
+  """Flag bits of an object type, as `pddl.FLAGS` numbers them."""
   bits = int(otype not in _PROPERTIES["toggleable"])
   for k, flag in enumerate(pddl.FLAGS):
     if otype in _PROPERTIES.get(flag, ()):

@@ -35,7 +35,7 @@ _OWN = search_index.Shared(size=64)
 
 
 class Library(Protocol):
-  """The two tools. `paper_service.RemoteLibrary` has them over HTTP."""
+  """The two tools. `service.RemoteLibrary` has them over HTTP."""
 
   def search(self, query: str, top: int) -> list[search_index.Document]:
     """The best papers, at most `top`, best first; [] if none fits."""

@@ -143,7 +143,7 @@ class _Unfit(Exception):
 
 
 class RemoteLibrary:
-  """A `paper_library.Library` over HTTP.
+  """A `library.Library` over HTTP.
 
   It may be shared by threads: every request under way has a connection, which
   is kept for the next. A request that fails is tried again, so long as there

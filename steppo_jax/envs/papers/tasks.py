@@ -23,7 +23,7 @@ GUIDE = guides.Guide(
 
 
 def papers(size: str, data_dir: str | None = None) -> base.TaskList:
-  """Queries for papers, generated or from a folder; see `paper_library`.
+  """Queries for papers, generated or from a folder; see `papers.library`.
 
   Training reads "auto_dev": AutoScholarQuery's test split is for evaluation.
   """

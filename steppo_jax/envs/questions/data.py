@@ -82,7 +82,7 @@ def open_index(path: str | pathlib.Path) -> search_index.Corpus:
   """The corpus of an index on disk, opened once a process.
 
   Raises:
-    ValueError: see `search_fts.open_corpus`.
+    ValueError: see `retrieval.fts.open_corpus`.
   """
   path = pathlib.Path(path).expanduser().absolute()
   if not path.is_file():

@@ -24,7 +24,7 @@ GUIDE = guides.Guide(
 
 
 def questions(size: str, data_dir: str | None = None) -> base.TaskList:
-  """Two-hop questions, generated or from a folder; see `search_data`."""
+  """Two-hop questions, generated or from a folder; see `questions.data`."""
   if data_dir is None:
     return tasks.GeneratedTasks(search_worlds, size)
   return tasks.RecordedTasks(

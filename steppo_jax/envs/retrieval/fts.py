@@ -84,7 +84,7 @@ def open_corpus(path: str | pathlib.Path) -> retrieval_index.Corpus:
 
 
 class FtsIndex:
-  """Finds documents in an index file; a `search_index.Retriever`.
+  """Finds documents in an index file; a `retrieval.index.Retriever`.
 
   Scores are SQLite's BM25 with k1 = 1.2 and b = 0.75. Every thread has a
   connection of its own.

@@ -32,9 +32,9 @@ def score(goal, target, product, options: Mapping[str, str]) -> Score:
   """Both scores of a purchase.
 
   Args:
-    goal: What is wanted, a `webshop_catalog.Goal`.
+    goal: What is wanted, a `catalog.Goal`.
     target: The product that the goal was made from.
-    product: What is bought, a `webshop_catalog.Product` too.
+    product: What is bought, a `catalog.Product` too.
     options: Chosen value of each option by its name.
   """
   fold = match.fold
@@ -76,7 +76,7 @@ def official(goal, target, product, chosen: Mapping[str, str]) -> float:
   The attributes are all those of the goal's product. One is met by an attribute
   of the bought product with `token_set_ratio` above 85, or where the product's
   text holds it; an option, by any chosen value with a ratio above 85 after
-  `webshop_match.colour` of both.
+  `match.colour` of both.
 
   Args:
     goal: What is wanted.

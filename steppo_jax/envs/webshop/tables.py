@@ -1,7 +1,7 @@
 """What the generated shops sell: departments, kinds, attributes, options.
 
 The tables are our own. Values of one option never match each other under the
-fuzzy measure of `webshop_match`, and no attribute matches another, so that in a
+fuzzy measure of `match`, and no attribute matches another, so that in a
 generated shop only what is asked for counts.
 """
 
