@@ -1,6 +1,6 @@
 """Documents and what finds them: the `Retriever` protocol and BM25 in memory.
 
-`fts` keeps documents on disk, `dense` ranks by vectors.
+`search_fts` keeps documents on disk, `search_dense` ranks by vectors.
 """
 
 import collections
