@@ -94,11 +94,6 @@ class Env(Protocol):
 
   def step(self, text: str) -> TimeStep: ...
 
-  def save(self) -> dict[str, Any]:
-    """Returns the whole state as JSON-able data."""
-
-  def restore(self, state: Mapping[str, Any]) -> None: ...
-
   def close(self) -> None: ...
 
 
