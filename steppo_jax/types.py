@@ -9,6 +9,13 @@ import numpy as np
 StopReason = Literal["stop", "length"]
 
 
+def common_prefix(a: np.ndarray, b: np.ndarray) -> int:
+  """Length of the longest common prefix of two arrays of token ids."""
+  size = min(len(a), len(b))
+  differs = np.flatnonzero(a[:size] != b[:size])
+  return int(differs[0]) if differs.size else size
+
+
 @dataclasses.dataclass(frozen=True)
 class Task:
   """One problem that an environment can be reset to.
