@@ -94,7 +94,6 @@ def make(steps, seed=0):
       * number_pairs(
         episode // EPISODES_OF_GROUP, rng.integers(0, ANCHORS, size=steps + 1)
       ),
-      source=zeros,
     ),
     value=rng.normal(size=shape).astype(np.float32),
   )

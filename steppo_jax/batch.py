@@ -54,7 +54,6 @@ class StepTable:
     group: [S] int32 number of the group, 0 .. N-1; 0 where not live.
     anchor: [S] int32 number of the state, 0 .. S-1: equal exactly where group
       and anchor observation both are; 0 where not live.
-    source: [S] int32 tells apart steps that share stored tokens; 0 elsewhere.
   """
 
   live: chex.Array
@@ -67,7 +66,6 @@ class StepTable:
   trajectory: chex.Array
   group: chex.Array
   anchor: chex.Array
-  source: chex.Array
 
 
 @chex.dataclass(frozen=True)

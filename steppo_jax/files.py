@@ -1,15 +1,68 @@
-"""Files that hold JSON: one object, or one in each line, packed or not.
+"""Files that are whole or not there, and files of JSON, packed or not.
 
-Every error names the file, and the line where there are lines.
+Every error of a reader names the file, and the line where there are lines.
 """
 
+import contextlib
 import gzip
 import json
 import lzma
+import os
 import pathlib
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
+
+
+@contextlib.contextmanager
+def replacing(
+  path: str | os.PathLike, *, ending: str = ".tmp"
+) -> Iterator[pathlib.Path]:
+  """Has a file written beside another one, whose name it then takes at once.
+
+  Whoever reads `path` finds the old file or the new one, whole; after a failure
+  the old one. When this returns, the new one is on the disk.
+
+  Args:
+    path: The name that the file takes.
+    ending: Follows that name while the file is written. Writers that may work
+      on one file at the same time need endings of their own.
+
+  Yields:
+    The path to write to.
+
+  Raises:
+    OSError: the file cannot be written.
+  """
+  path = pathlib.Path(path)
+  new = path.with_name(path.name + ending)
+  new.unlink(missing_ok=True)  # Of a process that was killed.
+  try:
+    yield new
+    _sync(new)
+    os.replace(new, path)
+  finally:
+    new.unlink(missing_ok=True)
+  sync_folder(path.parent)
+
+
+def replace(path: str | os.PathLike, text: str) -> None:
+  """Writes a text file whole, or leaves the old one; see `replacing`."""
+  with replacing(path) as new:
+    new.write_text(text, encoding="utf-8")
+
+
+def sync_folder(folder: pathlib.Path) -> None:
+  """Returns when the names of a folder's files are on the disk."""
+  _sync(folder)
+
+
+def _sync(path):
+  handle = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(handle)
+  finally:
+    os.close(handle)
 
 
 def read_object(path: pathlib.Path) -> dict[str, Any]:

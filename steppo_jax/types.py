@@ -9,6 +9,13 @@ import numpy as np
 StopReason = Literal["stop", "length"]
 
 
+def common_prefix(a: np.ndarray, b: np.ndarray) -> int:
+  """Length of the longest common prefix of two arrays of token ids."""
+  size = min(len(a), len(b))
+  differs = np.flatnonzero(a[:size] != b[:size])
+  return int(differs[0]) if differs.size else size
+
+
 @dataclasses.dataclass(frozen=True)
 class Task:
   """One problem that an environment can be reset to.
@@ -93,11 +100,6 @@ class Env(Protocol):
   def reset(self, task: Task, seed: int) -> TimeStep: ...
 
   def step(self, text: str) -> TimeStep: ...
-
-  def save(self) -> dict[str, Any]:
-    """Returns the whole state as JSON-able data."""
-
-  def restore(self, state: Mapping[str, Any]) -> None: ...
 
   def close(self) -> None: ...
 

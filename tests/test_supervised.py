@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import worlds
 
-from steppo_jax import types
-from steppo_jax.learner import options
+from steppo_jax import batch, types
+from steppo_jax.learner import options, supervised
 from steppo_jax.packing import options as packing_options
 from steppo_jax.prompts import base as prompting
 from steppo_jax.training import imitation
@@ -58,6 +58,34 @@ def test_a_demonstration_that_is_too_long_is_truncated_not_ended():
 def test_a_demonstration_whose_first_step_does_not_fit_is_refused():
   with pytest.raises(ValueError, match=r"demo.*longer than 3"):
     demonstration(3)
+
+
+def token_rows(count):
+  """Rows of one token each, which is the number of the row."""
+  ids = np.arange(count, dtype=np.int32)[:, None]
+  names = ("positions", "parent", "subtree_end", "step_ids")
+  return batch.TokenBatch(
+    tokens=ids,
+    behaviour_logp=np.zeros(ids.shape, np.float32),
+    **dict.fromkeys(names, np.zeros_like(ids)),
+  )
+
+
+def test_fewer_rows_than_a_batch_are_refused():
+  config = options.SupervisedConfig(rows_per_step=4)
+  said = r"3 rows .* fewer than training\.rows_per_step=4"
+  # At the call: nothing is asked of the batches before the model is made.
+  with pytest.raises(ValueError, match=said):
+    supervised.batches(token_rows(3), config, 0)
+
+
+def test_batches_go_on_in_another_order_and_leave_out_what_fills_none():
+  config = options.SupervisedConfig(rows_per_step=2)
+  found = supervised.batches(token_rows(5), config, 0)
+  taken = [next(found).tokens[:, 0].tolist() for _ in range(4)]
+  # Two batches of two rows an epoch; no row twice in one.
+  assert len({*taken[0], *taken[1]}) == len({*taken[2], *taken[3]}) == 4
+  assert taken[:2] != taken[2:]
 
 
 def test_a_warm_up_that_never_ends_is_refused():

@@ -161,7 +161,6 @@ def to_batch(door, steps, value_s, value_sa, clock, discount):
     trajectory=null(episode),
     group=null(group),
     anchor=null(group * door.num_states + steps.state),
-    source=null(jnp.zeros(slots)),
   )
   return tokens, table, value
 

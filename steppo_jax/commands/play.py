@@ -91,11 +91,11 @@ def _loop(env, task, ask, out):
       out.print(env.game.plan()[0], markup=False)
     elif text == "undo":
       if past:
-        env.restore(past.pop())
+        env.game.restore(past.pop())
         steps -= 1
       out.print(env.game.anchor(), markup=False)
     elif text:
-      past.append(env.save())
+      past.append(env.game.save())
       out.print(env.step(text).observation, markup=False)
       steps += 1
   from steppo_jax.envs.household import env as household_env

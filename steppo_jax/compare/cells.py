@@ -19,6 +19,7 @@ import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from steppo_jax import files
 from steppo_jax.compare import matrix as matrix_lib
 from steppo_jax.compare import report as compare_report
 from steppo_jax.compare.matrix import Cell, Matrix
@@ -284,10 +285,10 @@ def write(
   lines = [
     result(matrix, folder, cell, known) | {"matrix": name} for cell in cells
   ]
-  path = folder / compare_report.RESULTS_NAME
-  new = path.with_suffix(".tmp")
-  new.write_text("".join(json.dumps(line) + "\n" for line in lines))
-  os.replace(new, path)
+  files.replace(
+    folder / compare_report.RESULTS_NAME,
+    "".join(json.dumps(line) + "\n" for line in lines),
+  )
 
 
 def is_comparison(path: str | os.PathLike) -> bool:

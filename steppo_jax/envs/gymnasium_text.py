@@ -5,10 +5,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from steppo_jax import types
-from steppo_jax.envs import seeds
 
 
-class GymnasiumEnv(seeds.Replayed):
+class GymnasiumEnv:
   """A Gymnasium environment whose observations and actions are text.
 
   Observations are `str`, or a mapping with a `text_key`, or with `render=True`
@@ -75,16 +74,24 @@ class GymnasiumEnv(seeds.Replayed):
     self._render = render
     self._won_above = won_above
     self._penalty = float(invalid_penalty)
-    self._shown = ""
+    self._shown: str | None = None
 
-  def _reset(self, task: types.Task, seed: int) -> types.TimeStep:
+  def reset(self, task: types.Task, seed: int) -> types.TimeStep:
+    """Starts a task."""
     seed = task.payload.get("seed", seed)
     observation, info = self._env.reset(
       seed=seed, options=task.payload.get("options")
     )
     return self._answer(observation, 0.0, False, False, info)
 
-  def _step(self, text: str) -> types.TimeStep:
+  def step(self, text: str) -> types.TimeStep:
+    """Answers one text.
+
+    Raises:
+      RuntimeError: no task was started.
+    """
+    if self._shown is None:
+      raise RuntimeError("call reset(task, seed) before step")
     action = text.strip()
     if self._commands:
       if action not in self._commands:

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from steppo_jax import types
-from steppo_jax.envs import base, seeds
+from steppo_jax.envs import base
 
 # A longer answer is refused.
 _MAX_BYTES = 1 << 26
@@ -29,7 +29,7 @@ _users: collections.Counter[str] = collections.Counter()
 _users_lock = threading.Lock()
 
 
-class RemoteEnv(seeds.Replayed):
+class RemoteEnv:
   """One session of an environment service.
 
   The service must keep the episode between requests. `GET /state` tells, and
@@ -97,7 +97,8 @@ class RemoteEnv(seeds.Replayed):
     self._has_state = check_state
     self._counted = True
 
-  def _reset(self, task: types.Task, seed: int) -> types.TimeStep:
+  def reset(self, task: types.Task, seed: int) -> types.TimeStep:
+    """Starts a task in a session of the service."""
     self._episode = f"{os.getpid()}-{next(_numbers)}"
     self._steps = 0
     seed = task.payload.get("seed", seed)
@@ -111,7 +112,14 @@ class RemoteEnv(seeds.Replayed):
     self._check(state)
     return self._time_step(answer)
 
-  def _step(self, text: str) -> types.TimeStep:
+  def step(self, text: str) -> types.TimeStep:
+    """Answers one text.
+
+    Raises:
+      RuntimeError: no task was started.
+    """
+    if self._episode is None:
+      raise RuntimeError("call reset(task, seed) before step")
     body = {
       "action": {self._action_field: text},
       "timeout_s": self._timeout_s,

@@ -1,8 +1,4 @@
-"""Tasks that are numbers, and environments that can be played again."""
-
-import zlib
-from collections.abc import Mapping
-from typing import Any
+"""Tasks that are numbers."""
 
 import numpy as np
 
@@ -62,68 +58,3 @@ class SeedTasks:
     seed = self.SPLITS.index(split) * _PER_SPLIT + number
     uid = f"{self._name}/{split}/{number}"
     return types.Task(uid, self._name, self._name, {"seed": seed})
-
-
-class Replayed:
-  """Gives `save` and `restore` to an environment that has neither.
-
-  What was answered since the reset is the state, and is played again; an
-  environment that does not repeat itself is refused. A subclass defines
-  `_reset(task, seed)` and `_step(text)`.
-  """
-
-  _past: dict[str, Any] | None = None
-
-  def reset(self, task: types.Task, seed: int) -> types.TimeStep:
-    """Starts a task."""
-    self._past = None
-    out = self._reset(task, seed)
-    self._past = {
-      "task": types.task_to_json(task),
-      "seed": seed,
-      "texts": [],
-      "check": _check(out),
-    }
-    return out
-
-  def step(self, text: str) -> types.TimeStep:
-    """Answers one text.
-
-    Raises:
-      RuntimeError: no task was started.
-    """
-    if self._past is None:
-      raise RuntimeError("call reset(task, seed) before step")
-    out = self._step(text)
-    self._past["texts"].append(text)
-    self._past["check"] = _check(out)
-    return out
-
-  def save(self) -> dict[str, Any]:
-    """The task and all answers as JSON-able data."""
-    if self._past is None:
-      raise RuntimeError("call reset(task, seed) before save")
-    return self._past | {"texts": [*self._past["texts"]]}
-
-  def restore(self, state: Mapping[str, Any]) -> None:
-    """Plays again what `save` returned, in this or another instance.
-
-    Raises:
-      ValueError: the data are not what `save` returned.
-      RuntimeError: the environment answers otherwise than it did.
-    """
-    if not {"task", "seed", "texts", "check"} <= set(state):
-      raise ValueError("saved environment: expected task, seed, texts, check")
-    self.reset(types.task_from_json(state["task"]), state["seed"])
-    for text in state["texts"]:
-      self.step(text)
-    if self._past["check"] != state["check"]:
-      raise RuntimeError(
-        f"task {state['task'].get('uid')}: played again, the environment shows "
-        "something else: it cannot be saved and restored"
-      )
-
-
-def _check(out: types.TimeStep) -> int:
-  shown = (out.observation, float(out.reward), out.terminated, out.truncated)
-  return zlib.crc32(repr(shown).encode("utf-8", "surrogatepass"))

@@ -1,6 +1,7 @@
 """Supervised learning on demonstrations: the warm start of every method."""
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 
 import jax
@@ -17,15 +18,30 @@ from steppo_jax.ops import logprobs
 def batches(
   rows: TokenBatch, config: SupervisedConfig, seed: int
 ) -> Iterator[TokenBatch]:
-  """Yields [rows_per_step, T] batches for ever; a function of the seed."""
+  """[rows_per_step, T] batches for ever; a function of the seed.
+
+  An epoch leaves out the rows that no longer fill a batch, which are others in
+  the next one.
+
+  Raises:
+    ValueError: there are fewer rows than a batch has.
+  """
   count = rows.tokens.shape[0]
-  epoch = 0
-  while True:
+  if count < config.rows_per_step:
+    raise ValueError(
+      f"{count} rows of demonstrations are fewer than "
+      f"training.rows_per_step={config.rows_per_step}: take more "
+      "demonstrations, or a smaller training.rows_per_step"
+    )
+  return _epochs(rows, count, config.rows_per_step, seed)
+
+
+def _epochs(rows, count, size, seed):
+  for epoch in itertools.count():
     order = np.random.default_rng([seed, epoch]).permutation(count)
-    for i in range(0, count - config.rows_per_step + 1, config.rows_per_step):
-      pick = order[i : i + config.rows_per_step]
+    for i in range(0, count - size + 1, size):
+      pick = order[i : i + size]
       yield jax.tree.map(lambda x, pick=pick: x[pick], rows)
-    epoch += 1
 
 
 def make_step(

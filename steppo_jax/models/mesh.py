@@ -226,11 +226,6 @@ def constrain(mesh: Mesh, tree: Any) -> Any:
   return jax.lax.with_sharding_constraint(tree, placements(mesh, tree))
 
 
-def rows_of(mesh: Mesh) -> NamedSharding:
-  """Splits the first axis of rows over "data" and "fsdp"."""
-  return by_row(mesh, 0)
-
-
 def of_run(config: MeshConfig, num_devices: int | None) -> Mesh:
   """The devices of a run; the axis "data" takes what is left.
 

@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from steppo_jax import types
+
 
 class Path(NamedTuple):
   """A prompt and the response to it: one way from a root.
@@ -207,14 +209,8 @@ def _sorted(keys: Sequence[np.ndarray]) -> tuple[list[int], list[int]]:
   order = sorted(range(len(keys)), key=texts.__getitem__)
   common = [0]
   for a, b in itertools.pairwise(order):
-    common.append(_common(keys[a], keys[b]))
+    common.append(types.common_prefix(keys[a], keys[b]))
   return order, common[: len(order)]
-
-
-def _common(a: np.ndarray, b: np.ndarray) -> int:
-  n = min(len(a), len(b))
-  differs = a[:n] != b[:n]
-  return int(differs.argmax()) if differs.any() else n
 
 
 def check_rows(

@@ -162,7 +162,6 @@ def _table(
     "trajectory": np.repeat(np.arange(len(counts)), counts).astype(np.int32),
     "group": np.repeat(groups, counts).astype(np.int32),
     "anchor": _numbers([f"{s.group_uid}\n{s.anchor_obs}" for s in steps]),
-    "source": np.zeros(len(steps), np.int32),
     "boundary": np.zeros(len(steps), np.int32),
     "bootstrap_at": np.zeros(len(steps), np.int32),
   }

@@ -76,20 +76,13 @@ def frames(data: bytes) -> Iterator[tuple[bytes, int]]:
     yield payload, place
 
 
-def _shared(ids: np.ndarray, before: np.ndarray) -> int:
-  """Length of the longest common prefix."""
-  size = min(len(ids), len(before))
-  differs = np.flatnonzero(ids[:size] != before[:size])
-  return int(differs[0]) if differs.size else size
-
-
 def encode(trajectory: types.Trajectory) -> tuple[dict[str, Any], bytes]:
   """The line and the arrays of a trajectory's payload."""
   # A prompt mostly goes on where the step before ended; only what is new is
   # written, or the length of a file would be quadratic in the steps.
   before, steps, arrays = np.zeros(0, np.int32), [], []
   for step in trajectory.steps:
-    shared = _shared(step.prompt_ids, before)
+    shared = types.common_prefix(step.prompt_ids, before)
     new = len(step.prompt_ids) - shared
     lengths = [shared, new, len(step.response_ids)]
     plain = {name: getattr(step, name) for name in _PLAIN}
@@ -103,7 +96,7 @@ def encode(trajectory: types.Trajectory) -> tuple[dict[str, Any], bytes]:
     before = np.concatenate([step.prompt_ids, step.response_ids])
   final, lengths = trajectory.final_prompt_ids, None
   if final is not None:
-    shared = _shared(final, before)
+    shared = types.common_prefix(final, before)
     lengths = [shared, len(final) - shared]
     arrays.append(np.asarray(final[shared:], "<i4"))
   head = {

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from steppo_jax import types
+
 
 class PrefillPlan(NamedTuple):
   """What has to happen before a slot can answer.
@@ -83,7 +85,7 @@ class Slots:
     most = len(prompt) - 1
     if slot is not None:
       held = self._held[slot, : self._length[slot]]
-      start = min(common_prefix(held, prompt), most)
+      start = min(types.common_prefix(held, prompt), most)
     else:
       shared = np.minimum(self._shared(prompt), most)
       slot = max(self._free, key=lambda free: shared[free])
@@ -123,10 +125,3 @@ def waves(reads: Sequence[PrefillPlan]) -> list[list[PrefillPlan]]:
       found.append([])
     found[wave].append(read)
   return found
-
-
-def common_prefix(a: np.ndarray, b: np.ndarray) -> int:
-  """Length of the longest common prefix."""
-  n = min(len(a), len(b))
-  differs = np.flatnonzero(a[:n] != b[:n])
-  return int(differs[0]) if len(differs) else n

@@ -11,6 +11,8 @@ import sys
 from importlib import metadata
 from typing import Any
 
+from steppo_jax import files
+
 CONFIG_NAME = "config.json"
 FACTS_NAME = "run.json"
 POLICY_NAME = "policy.safetensors"
@@ -63,9 +65,7 @@ def options_of(config: Any) -> dict[str, Any]:
 
 
 def _write(path: pathlib.Path, value: Any) -> None:
-  new = path.with_suffix(".tmp")
-  new.write_text(json.dumps(value, indent=2) + "\n")
-  os.replace(new, path)
+  files.replace(path, json.dumps(value, indent=2) + "\n")
 
 
 def _flat(options: dict[str, Any], prefix: str = "") -> dict[str, Any]:

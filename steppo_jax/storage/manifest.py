@@ -7,7 +7,6 @@ every array with that of its bytes; a folder without one is not finished.
 
 import hashlib
 import json
-import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from steppo_jax import files as files_lib
 from steppo_jax.processes import kill_points
 
 NAME = "manifest.json"
@@ -111,24 +111,11 @@ def write(
   text = json.dumps(
     {"version": _VERSION, "files": files, "shards": shards, "facts": facts}
   )
-  new = folder / f"{NAME}.tmp"
-  with new.open("w") as file:
-    file.write(text)
-    file.flush()
-    os.fsync(file.fileno())
-  kill_points.passed("manifest: written")
-  os.replace(new, folder / NAME)
+  with files_lib.replacing(folder / NAME) as new:
+    new.write_text(text)
+    kill_points.passed("manifest: written")
   kill_points.passed("manifest: in place")
-  _sync_folder(folder)
-  _sync_folder(folder.parent)
-
-
-def _sync_folder(folder: pathlib.Path) -> None:
-  handle = os.open(folder, os.O_RDONLY)
-  try:
-    os.fsync(handle)
-  finally:
-    os.close(handle)
+  files_lib.sync_folder(folder.parent)
 
 
 def read(folder: pathlib.Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from steppo_jax import files
 from steppo_jax.processes import kill_points
 
 FILE_NAME = "metrics.jsonl"
@@ -152,9 +153,7 @@ class MetricsWriter:
 def _cut_after(path: pathlib.Path, update: int) -> None:
   """Keeps the lines up to an update; another file takes the name at once."""
   kept = [line for line in _read_lines(path) if line["update"] <= update]
-  new = path.with_suffix(".tmp")
-  new.write_text("".join(json.dumps(line) + "\n" for line in kept))
-  os.replace(new, path)
+  files.replace(path, "".join(json.dumps(line) + "\n" for line in kept))
 
 
 def _read_lines(path: pathlib.Path) -> list[dict[str, Any]]:

@@ -85,8 +85,10 @@ def train(
 def _train(config, folder, on_update):
   tokenizer = policy.load_tokenizer(config.tokenizer, config.weights)
   prompt = sections.make(config.prompt, tokenizer, config.env.name)
-  model, params = _start(config, tokenizer)
   rows = load_rows(config, prompt, tokenizer.pad_id)
+  # Refuses too few rows before anything is compiled.
+  batches = supervised.batches(rows, config.training, config.seed)
+  model, params = _start(config, tokenizer)
   panel = players_lib.make_tasks(config.env).panel(
     config.evaluation.split, config.evaluation.episodes
   )
@@ -113,7 +115,6 @@ def _train(config, folder, on_update):
   with players, metrics.MetricsWriter(folder, resumed=0) as writer:
     finish(0)
     last = config.training.num_steps
-    batches = supervised.batches(rows, config.training, config.seed)
     for done in range(1, last + 1):
       params, state, loss = step(params, state, next(batches))
       mean.add({"supervised/loss": (float(loss), 1.0)})

@@ -42,12 +42,12 @@ def test_only_the_winning_step_is_rewarded_and_ends_the_episode():
 def test_a_refused_command_costs_the_penalty_and_nothing_else():
   env = household.HouseholdEnv(invalid_penalty=0.25)
   env.reset(_task(), 0)
-  before = env.save()
+  before = env.game.save()
   step = env.step("take the moon from sky 1")
   assert step.observation == "Nothing happens."
   assert (step.reward, step.terminated) == (-0.25, False)
   assert step.info["invalid"]
-  assert env.save() == before
+  assert env.game.save() == before
   step = env.step("look")
   assert (step.reward, step.info["invalid"]) == (0.0, False)
 
@@ -89,9 +89,10 @@ def test_a_restored_game_goes_on_as_if_never_interrupted(seed):
   env.reset(task, 0)
   for _ in range(25):
     env.step(rng.choice(env.admissible_commands))
-  saved = json.loads(json.dumps(env.save()))
+  saved = json.loads(json.dumps(env.game.save()))
   other = household.HouseholdEnv()
-  other.restore(saved)
+  other.reset(task, 0)
+  other.game.restore(saved)
   for _ in range(40):
     assert other.admissible_commands == env.admissible_commands
     command = rng.choice(env.admissible_commands)
@@ -183,8 +184,8 @@ def test_a_foreign_task_is_refused_by_name(kitchen):
 def test_a_foreign_state_is_refused(kitchen):
   env = household.HouseholdEnv()
   env.reset(_task(0), 0)
-  with pytest.raises(ValueError, match="expected payload and state"):
-    env.restore({"place": 3})
+  with pytest.raises(ValueError, match="saved state is not of this game"):
+    env.game.restore({"place": 3})
   other = household.Game.from_compact(kitchen, "do it.", dialect="move")
   with pytest.raises(ValueError, match="saved state is not of this game"):
     env.game.restore(other.save())

@@ -186,12 +186,12 @@ def test_a_service_that_dies_fails_the_step_and_one_that_returns_heals_it(
     env = paper_search.PaperSearchEnv(service=url, service_timeout_s=1.0)
     env.reset(TASK, 0)
     env.step("<search>parsing</search>")
-    before = env.save()
+    before = env.anchor()
     process.kill()
     process.wait()
     with pytest.raises(RuntimeError, match=r"no answer within 1 s in \d+ att"):
       env.step("<search>notes</search>")
-    assert env.save() == before
+    assert env.anchor() == before
     port = url.rsplit(":", 1)[1]
     with _process("--data-dir", str(folder), "--port", port):
       step = env.step("<search>notes</search>")

@@ -145,17 +145,6 @@ def test_a_call_that_was_broken_off_leaves_no_stale_answer():
     env.close()
 
 
-def test_saved_state_is_taken_up_by_another_worker():
-  with pool(2) as workers:
-    a, b = workers(), workers()
-    a.reset(TASK, 0)
-    a.step("one")
-    b.restore(a.save())
-    assert b.save()["texts"] == ["one"]
-    a.close()
-    b.close()
-
-
 def test_closing_ends_workers_that_cling_and_what_they_started():
   with pool(2, limits=limits(close_s=0.3)) as workers:
     a, b = workers(), workers()

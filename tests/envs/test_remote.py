@@ -159,18 +159,6 @@ def test_a_service_without_state_is_taken_at_its_word(env, service):
   assert env.state() == {}
 
 
-def test_a_saved_episode_is_played_again(env, service):
-  env.reset(TASK, 0)
-  env.step("wait")
-  state = json.loads(json.dumps(env.save()))
-  env.step("win")
-  env.restore(state)
-  assert env.state()["step_count"] == 1
-  state["check"] += 1
-  with pytest.raises(RuntimeError, match="shows something else"):
-    env.restore(state)
-
-
 @pytest.mark.parametrize("url", ["", "HOST:80", "ftp://HOST", "http://"])
 def test_an_address_that_is_none_is_refused(url):
   with pytest.raises(ValueError, match="url"):

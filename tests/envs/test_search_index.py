@@ -1,20 +1,17 @@
-"""Retrievers: BM25 in memory, SQLite on disk, vectors."""
+"""Retrievers: BM25 in memory and SQLite on disk."""
 
 import collections
 import gzip
 import json
 import math
 import re
-import sys
 import threading
 
 import hypothesis
 import hypothesis.strategies as st
-import numpy as np
 import pytest
 
 from steppo_jax.envs.questions import data as search_data
-from steppo_jax.envs.retrieval import dense as search_dense
 from steppo_jax.envs.retrieval import fts as search_fts
 from steppo_jax.envs.retrieval import index as search_index
 
@@ -228,36 +225,6 @@ def test_what_is_shared_is_made_once():
     shared.get(key, lambda: made.append(2))
   shared.get("a", lambda: made.append(3))
   assert made == [1, 2, 2, 3]
-
-
-def test_vectors_need_faiss_and_say_so(monkeypatch):
-  monkeypatch.setitem(sys.modules, "faiss", None)
-  with pytest.raises(RuntimeError, match=r"pip install 'steppo_jax\[dense\]'"):
-    search_dense.DenseRetriever(["a"], np.ones((1, 2)), {})
-
-
-def test_vectors_and_ids_must_fit():
-  with pytest.raises(ValueError, match=r"must be \[2, D\]"):
-    search_dense.DenseRetriever(["a", "b"], np.ones((1, 2)), {})
-  with pytest.raises(ValueError, match="finite"):
-    search_dense.DenseRetriever(["a"], np.full((1, 2), np.nan), {})
-
-
-def test_the_largest_inner_products_are_found():
-  pytest.importorskip("faiss")
-  vectors = np.array([[1.0, 0.0], [0.0, 1.0], [0.6, 0.6]])
-  table = {"east": np.array([1.0, 0.2]), "long": np.ones(3)}
-  retriever = search_dense.DenseRetriever(["a", "b", "c"], vectors, table)
-  hits = retriever.search("east", 2)
-  # 1.0, 0.2 and 0.72.
-  assert [hit.id for hit in hits] == ["a", "c"]
-  assert [hit.score for hit in hits] == pytest.approx([1.0, 0.72])
-  assert len(retriever.search("east", 9)) == 3
-  assert retriever.search("west", 2) == []
-  with pytest.raises(ValueError, match="has 3 numbers"):
-    retriever.search("long", 1)
-  with pytest.raises(ValueError, match="top"):
-    retriever.search("east", 0)
 
 
 def test_a_packed_corpus_reads_like_a_plain_one(tmp_path):

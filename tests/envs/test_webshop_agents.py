@@ -1,6 +1,5 @@
 """Agents that win, cheat, repeat, babble or are cut off in the shop."""
 
-import json
 import random
 
 import hypothesis
@@ -108,26 +107,6 @@ def test_real_plans_win(shared_dir):
       assert found == pytest.approx((10.0, True, 1.0))
 
 
-def test_a_saved_visit_goes_on_in_another_instance():
-  rng = random.Random(1)
-  for seed in range(20):
-    env, task = _start(seed)
-    act = _random_agent(rng, task)
-    step = env.reset(task, 0)
-    for _ in range(rng.randrange(12)):
-      if not step.terminated:
-        step = env.step(act(step))
-    saved = json.loads(json.dumps(env.save()))
-    other = webshop.WebShopEnv()
-    other.restore(saved)
-    assert other.save() == saved
-    assert other.visit.observation == env.visit.observation
-    assert other.visit.anchor() == env.visit.anchor()
-    assert (other.won, other.score) == (env.won, env.score)
-    if not step.terminated:
-      assert other.step("search[lamp]") == env.step("search[lamp]")
-
-
 _CALLS = st.one_of(
   st.text(max_size=40),
   st.text(max_size=20).map("search[{}]".format),
@@ -145,13 +124,12 @@ def test_whatever_is_called_the_shop_answers(seed, calls):
     offered = isinstance(call, int)
     if offered:
       call = step.info["commands"][call % len(step.info["commands"])]
-    before = env.save()
+    before = env.visit.anchor(), env.visit.observation
     step = env.step(call)
     assert not (offered and step.info["invalid"])
     if step.info["invalid"]:
-      assert env.save() == before
+      assert (env.visit.anchor(), env.visit.observation) == before
       assert step.reward == pytest.approx(-0.1)
-    json.dumps(env.save())
     step.observation.encode("utf-8")
     if step.terminated:
       break

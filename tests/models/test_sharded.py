@@ -64,7 +64,7 @@ def test_devices_give_the_logits_loss_and_gradient_of_one(shape, name):
   model, params = hub.load(
     families.ROOT / name, placement=mesh_lib.by_path(mesh)
   )
-  split = [jax.device_put(x, mesh_lib.rows_of(mesh)) for x in rows()]
+  split = [jax.device_put(x, mesh_lib.by_row(mesh, 0)) for x in rows()]
   gate = params["layers"]["gate"]["kernel"]
   parts = MESHES[shape]["fsdp"] * MESHES[shape]["tensor"]
   assert gate.addressable_shards[0].data.size * parts == gate.size

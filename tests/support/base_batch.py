@@ -81,7 +81,6 @@ def small(steps, **fields):
     truncated=zeros.astype(bool),
     boundary=np.array([0, *np.arange(rows) * columns], np.int32),
     bootstrap_at=zeros,
-    source=zeros,
     **{
       name: np.array([fill, *fields.get(name, [fill] * rows)], dtype)
       for name, fill, dtype in (

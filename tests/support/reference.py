@@ -251,6 +251,5 @@ def device_records(batch):
     trajectory=batch.trajectory,
     group=batch.group,
     anchor=batch.anchor,
-    source=np.zeros_like(batch.group),
   )
   return tokens, table, rng.normal(size=shape).astype(np.float32)

@@ -153,35 +153,6 @@ def gigpo(
   return Advantages(advantage=episode + omega * step, target=None)
 
 
-def gigpo_mean(
-  batch, table, value_bt, extras, *, discount, lambda_, omega, singleton
-):
-  """GiGPO without dividing by any standard deviation.
-
-  Returns:
-    Advantages [S].
-
-  Source: Feng et al. 2025, arXiv:2505.10978.
-  """
-  episode = dr_grpo(
-    batch,
-    table,
-    value_bt,
-    extras,
-    discount=discount,
-    lambda_=lambda_,
-    singleton=singleton,
-  ).advantage
-  acted_k = inputs.acted(table)
-  step = groups.group_center(
-    _step_returns(table, discount),
-    table.anchor,
-    acted_k,
-    num_groups=acted_k.shape[0],
-  )
-  return Advantages(advantage=episode + omega * step, target=None)
-
-
 def hgpo(batch, table, value_bt, extras, *, discount, lambda_, alpha, history):
   """Returns compared among steps that share more and more of their history.
 

@@ -142,7 +142,6 @@ def resegment(
     trajectory=take(table.trajectory),
     group=take(table.group),
     anchor=take(table.anchor),
-    source=take(table.source),
   )
   return batch.replace(step_ids=new_ids), table
 

@@ -9,7 +9,6 @@ import pathlib
 import tempfile
 
 from steppo_jax import types
-from steppo_jax.envs import seeds
 from steppo_jax.envs.household import alfworld
 
 DIALECTS = ("move", "put")
@@ -47,7 +46,7 @@ def load_tasks(data_dir: str | pathlib.Path, split: str) -> list[types.Task]:
   return tasks
 
 
-class OriginalEnv(seeds.Replayed):
+class OriginalEnv:
   """ALFWorld's text games in TextWorld, answering as `HouseholdEnv` does.
 
   Args:
@@ -85,7 +84,8 @@ class OriginalEnv(seeds.Replayed):
     self._penalty, self._dialect = float(invalid_penalty), dialect
     self._engine = self._state = None
 
-  def _reset(self, task, seed):
+  def reset(self, task: types.Task, seed: int) -> types.TimeStep:
+    """Starts a game in a new engine."""
     del seed
     self.close()
     try:
@@ -120,7 +120,14 @@ class OriginalEnv(seeds.Replayed):
       "grammar": grammar.replace("UNKNOWN GOAL.", words),
     }
 
-  def _step(self, text):
+  def step(self, text: str) -> types.TimeStep:
+    """Answers one command.
+
+    Raises:
+      RuntimeError: no task was started.
+    """
+    if self._state is None:
+      raise RuntimeError("call reset(task, seed) before step")
     command = " ".join(text.split())
     if command not in self._state["admissible_commands"]:
       # The engine is asked all the same: its own answer is what is checked.

@@ -266,23 +266,6 @@ class HouseholdEnv:
     """Sorted list of the commands that are admissible now."""
     return self.game.admissible_commands
 
-  def save(self) -> dict[str, Any]:
-    """The task and the state as JSON-able data."""
-    if self.game is None:
-      raise RuntimeError("call reset(task, seed) before save")
-    return {"payload": dict(self._payload), "state": self.game.save()}
-
-  def restore(self, state: Mapping[str, Any]) -> None:
-    """Takes up what `save` returned, in this or another instance.
-
-    Raises:
-      ValueError: the data are not what `save` returned.
-    """
-    if not {"payload", "state"} <= set(state):
-      raise ValueError("saved environment: expected payload and state")
-    self._load("saved", state["payload"])
-    self.game.restore(state["state"])
-
   def close(self) -> None:
     """Forgets the game."""
     self.game = None

@@ -3,8 +3,7 @@
 import hashlib
 import math
 import pathlib
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 from steppo_jax import types
 from steppo_jax.envs import calls as envs_calls
@@ -286,43 +285,6 @@ class PaperSearchEnv:
       f"{len(self._pool)} papers, {len(self._expanded)} expanded, "
       f"{digest.hexdigest()[:16]}"
     )
-
-  def save(self) -> dict[str, Any]:
-    """The task and the state as JSON-able data; a common library is not in it.
-
-    Raises:
-      RuntimeError: no task was started.
-    """
-    if self._payload is None:
-      raise RuntimeError("call reset(task, seed) before save")
-    state = {
-      "pool": [list(item) for item in self._pool.items()],
-      "expanded": list(self._expanded),
-      "queries": list(self._queries),
-      "done": self._done,
-    }
-    return {"payload": dict(self._payload), "state": state}
-
-  def restore(self, state: Mapping[str, Any]) -> None:
-    """Takes up what `save` returned, in this or another instance.
-
-    Raises:
-      ValueError: the data are not what `save` returned.
-    """
-    try:
-      payload, saved = state["payload"], state["state"]
-      pool = {str(id_): float(score) for id_, score in saved["pool"]}
-      expanded = dict.fromkeys(saved["expanded"])
-      queries, done = dict.fromkeys(saved["queries"]), bool(saved["done"])
-    except (KeyError, TypeError, ValueError) as error:
-      raise ValueError(
-        "saved environment: expected payload and state"
-      ) from error
-    if not set(expanded) <= set(pool):
-      raise ValueError("saved environment: expanded papers were never found")
-    self._load("saved", payload)
-    self._pool, self._expanded, self._queries = pool, expanded, queries
-    self._done = done
 
   def close(self) -> None:
     """Forgets the task, and closes what it has with a service."""

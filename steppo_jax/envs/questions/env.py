@@ -1,8 +1,6 @@
 """Multi-hop question answering: search paragraphs, then answer."""
 
 import pathlib
-from collections.abc import Mapping
-from typing import Any
 
 from steppo_jax import types
 from steppo_jax.envs import calls as envs_calls
@@ -203,41 +201,6 @@ class SearchQAEnv:
     """Which paragraphs were read, in any order, and whether it is over."""
     state = "answered" if self._scores is not None else "open"
     return " ".join([f"{state}, read:", *sorted(self._seen)])
-
-  def save(self) -> dict[str, Any]:
-    """The task and the state as JSON-able data; a common corpus is not in it.
-
-    Raises:
-      RuntimeError: no task was started.
-    """
-    if self._payload is None:
-      raise RuntimeError("call reset(task, seed) before save")
-    state = {"seen": list(self._seen), "scores": self._scores}
-    return {"payload": dict(self._payload), "state": state}
-
-  def restore(self, state: Mapping[str, Any]) -> None:
-    """Takes up what `save` returned, in this or another instance.
-
-    Raises:
-      ValueError: the data are not what `save` returned.
-    """
-    try:
-      payload, seen = state["payload"], state["state"]["seen"]
-      scores = state["state"]["scores"]
-    except (KeyError, TypeError) as error:
-      raise ValueError(
-        "saved environment: expected payload and state"
-      ) from error
-    if scores is not None and set(scores) != set(REWARDS):
-      raise ValueError("saved environment: unknown scores")
-    self._load("saved", payload)
-    unknown = [id_ for id_ in seen if id_ not in self._corpus.documents]
-    if unknown:
-      raise ValueError(
-        f"saved environment: paragraph {unknown[0]!r} is not in the corpus"
-      )
-    self._seen = dict.fromkeys(seen)
-    self._scores = None if scores is None else dict(scores)
 
   def close(self) -> None:
     """Forgets the task."""

@@ -7,6 +7,7 @@ import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 
+from steppo_jax import files
 from steppo_jax.envs.retrieval import bm25
 from steppo_jax.envs.retrieval import index as retrieval_index
 
@@ -42,11 +43,12 @@ def build(
     ValueError: two documents have one id, or the file cannot be written.
   """
   path = pathlib.Path(path)
-  draft = path.with_name(f"{path.name}.{os.getpid()}.draft")
-  draft.unlink(missing_ok=True)
   count = 0
   try:
-    with contextlib.closing(sqlite3.connect(draft)) as file:
+    with (
+      files.replacing(path, ending=f".{os.getpid()}.draft") as draft,
+      contextlib.closing(sqlite3.connect(draft)) as file,
+    ):
       # A draft that is cut off is thrown away, so nothing has to be safe.
       file.execute("pragma synchronous = off")
       file.execute("pragma journal_mode = off")
@@ -55,11 +57,8 @@ def build(
         _add(file, count, document)
       file.execute("insert into about values (?, ?)", (_FORMAT, count))
       file.commit()
-    draft.replace(path)
   except (sqlite3.Error, OSError) as error:
     raise ValueError(f"index {path} cannot be written ({error})") from error
-  finally:
-    draft.unlink(missing_ok=True)
   return count
 
 

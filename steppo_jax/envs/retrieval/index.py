@@ -1,6 +1,6 @@
 """Documents and what finds them: the `Retriever` protocol and BM25 in memory.
 
-`search_fts` keeps documents on disk, `search_dense` ranks by vectors.
+`fts` keeps documents on disk.
 """
 
 import collections

@@ -8,8 +8,7 @@ import functools
 import hashlib
 import pathlib
 import threading
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 from steppo_jax import types
 from steppo_jax.envs.webshop import catalog as webshop_catalog
@@ -251,23 +250,6 @@ class WebShopEnv:
   def admissible_commands(self) -> list[str]:
     """What can be called now; `webshop_pages.SEARCH` stands for any words."""
     return self.visit.commands
-
-  def save(self) -> dict[str, Any]:
-    """The task and the state as JSON-able data."""
-    if self.visit is None:
-      raise RuntimeError("call reset(task, seed) before save")
-    return {"payload": dict(self._payload), "state": self.visit.save()}
-
-  def restore(self, state: Mapping[str, Any]) -> None:
-    """Takes up what `save` returned, in this or another instance.
-
-    Raises:
-      ValueError: the data are not what `save` returned.
-    """
-    if not {"payload", "state"} <= set(state):
-      raise ValueError("saved environment: expected payload and state")
-    self._load("saved", state["payload"])
-    self.visit.restore(state["state"])
 
   def close(self) -> None:
     """Forgets the task."""

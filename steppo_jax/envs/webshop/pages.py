@@ -2,8 +2,6 @@
 
 import collections
 import re
-from collections.abc import Mapping
-from typing import Any
 
 from steppo_jax.envs.retrieval import bm25
 from steppo_jax.envs.webshop import match, score
@@ -18,7 +16,6 @@ _CALL = re.compile(r"\s*(search|click)\[(.*)\]\s*", re.IGNORECASE | re.DOTALL)
 # What is longer is no call: an action may be of any length.
 MOST_CHARACTERS = 1000
 _TITLE, _TEXT = 160, 2000
-_KINDS = ("start", "results", "item", "part", "end")
 
 
 class Visit:
@@ -219,61 +216,6 @@ class Visit:
     options = "".join(f", {name}: {value}" for name, value in chosen)
     part = f" {self._part}" if self._kind == "part" else ""
     return f"{self._kind}{part} {self._product.asin}{options}"
-
-  def save(self) -> dict[str, Any]:
-    """The state as JSON-able data; the shop and the goal are not in it."""
-    return {
-      "kind": self._kind,
-      "query": list(self._query),
-      "page": self._page,
-      "asin": self._product.asin if self._product else None,
-      "options": dict(self._options),
-      "part": self._part,
-    }
-
-  def restore(self, data: Mapping[str, Any]) -> None:
-    """Takes up a state that `save` returned for the same shop and goal.
-
-    Raises:
-      ValueError: the data are not of this shop.
-    """
-    try:
-      found = self._checked(**data)
-    except (TypeError, AttributeError) as error:
-      raise ValueError(f"saved visit: {error}") from error
-    self.reset()
-    for name, value in found.items():
-      setattr(self, f"_{name}", value)
-    self._look()
-    if self._kind == "end":
-      self._buy()
-
-  def _checked(self, *, kind, query, page, asin, options, part):
-    """The attributes that the data say, or an error."""
-    if kind not in _KINDS or (part not in PARTS and (part or kind == "part")):
-      raise ValueError(f"saved visit: no page {kind!r} {part!r}")
-    product = None if asin is None else self.catalog.product(asin)
-    if (product is None) != (kind in ("start", "results")):
-      raise ValueError(f"saved visit: page {kind!r} with product {asin!r}")
-    words = bm25.words(" ".join(query))
-    if words != list(query) or bool(words) != (kind != "start"):
-      raise ValueError(f"saved visit: page {kind!r} with query {query!r}")
-    hits = self.catalog.search(words)
-    pages = max(-(-len(hits) // self.catalog.page_size), 1)
-    if not (isinstance(page, int) and 0 <= page < pages):
-      raise ValueError(f"saved visit: no page {page!r} of {pages}")
-    for name, value in options.items():
-      if product is None or value not in product.options.get(name, ()):
-        raise ValueError(f"saved visit: no option {name!r}: {value!r}")
-    return {
-      "kind": kind,
-      "query": words,
-      "page": page,
-      "hits": hits,
-      "product": product,
-      "options": dict(options),
-      "part": part,
-    }
 
 
 def labels(product) -> list[tuple[str, str, str]]:

@@ -85,14 +85,6 @@ class FaultyEnv:
       time.sleep(self._slow_s)
     return self._env.step(text)
 
-  def save(self) -> dict[str, Any]:
-    """The state of the environment that is played."""
-    return self._env.save()
-
-  def restore(self, state: Mapping[str, Any]) -> None:
-    """Takes up what `save` returned."""
-    self._env.restore(state)
-
   def close(self) -> None:
     """Closes the environment that is played."""
     self._env.close()

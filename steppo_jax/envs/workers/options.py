@@ -9,7 +9,7 @@ class WorkerLimits:
 
   Attributes:
     start_s: Seconds for the process to start and make its environment.
-    reset_s: Seconds for a reset, and for taking up a saved state.
+    reset_s: Seconds for a reset.
     step_s: Seconds for a step.
     close_s: Seconds for closing; after it the process is killed.
     lease_s: Seconds that one episode may keep a worker; another episode that

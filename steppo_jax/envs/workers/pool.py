@@ -4,8 +4,6 @@ import collections
 import threading
 import time
 import weakref
-from collections.abc import Mapping
-from typing import Any
 
 from steppo_jax import types
 from steppo_jax.envs import base
@@ -226,15 +224,6 @@ class ProcessEnv:
     """
     out = self._call("step", self._workers.limits.step_s, text=text)
     return types.TimeStep(**out)
-
-  def save(self) -> dict[str, Any]:
-    """The state, as the environment in the worker saves it."""
-    return self._call("save", self._workers.limits.step_s)
-
-  def restore(self, state: Mapping[str, Any]) -> None:
-    """Takes up what `save` returned, in this or another worker."""
-    self._take()
-    self._call("restore", self._workers.limits.reset_s, state=dict(state))
 
   def close(self) -> None:
     """Gives the worker back to the pool."""

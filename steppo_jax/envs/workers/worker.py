@@ -129,12 +129,6 @@ class _Server:
   def step(self, *, text):
     return time_step_to_json(self.env.step(text))
 
-  def save(self):
-    return self.env.save()
-
-  def restore(self, *, state):
-    self.env.restore(state)
-
   def close(self):
     if self.env is not None:
       self.env.close()

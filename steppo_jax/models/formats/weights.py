@@ -10,7 +10,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from steppo_jax import trees
+from steppo_jax import files, trees
 
 
 def save_params(
@@ -51,9 +51,8 @@ def save_params(
       array = smaller
     arrays[name] = np.ascontiguousarray(array).reshape(array.shape)
   path.parent.mkdir(parents=True, exist_ok=True)
-  new = path.with_name(path.name + ".tmp")
-  safetensors.numpy.save_file(arrays, new, metadata=dict(metadata))
-  os.replace(new, path)
+  with files.replacing(path) as new:
+    safetensors.numpy.save_file(arrays, new, metadata=dict(metadata))
 
 
 def load_params(

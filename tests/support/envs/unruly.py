@@ -91,13 +91,6 @@ class Echo:
   def do_long(self, rest):
     return "z" * int(rest)
 
-  def save(self):
-    return {"task": types.task_to_json(self.task), "texts": self.texts}
-
-  def restore(self, state):
-    self.task = types.task_from_json(state["task"])
-    self.texts = list(state["texts"])
-
   def close(self):
     if self.texts[-1:] == ["cling"]:
       time.sleep(3600)
