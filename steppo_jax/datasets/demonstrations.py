@@ -4,7 +4,8 @@ The dataset is made here, from generated tasks and their experts; nothing is
 downloaded, and TensorFlow is not imported. An episode is
 
     uid, family, split, size, task   str
-    golden_steps                     int, length of a shortest solution
+    golden_steps                     int, length of a shortest solution, -1
+                                     where it is not known
     steps                            list, one more than there are actions
 
 and a step `observation` and `action` (str), `reward` (float), `is_first`,
@@ -74,7 +75,7 @@ def _episode(
     "split": options.split,
     "size": options.sizes[index % len(options.sizes)],
     "task": task.payload.get(experts.get(options.env).text, task.uid),
-    "golden_steps": task.golden_steps,
+    "golden_steps": -1 if task.golden_steps is None else task.golden_steps,
     "steps": [
       {
         "observation": observation,

@@ -9,23 +9,35 @@ import tomllib
 import pytest
 import worlds
 
+from steppo_jax.datasets import options as datasets_options
+from steppo_jax.envs import base, experts, guides
+from steppo_jax.learner import options as learner_options
+from steppo_jax.packing import options as packing_options
 from steppo_jax.prompts import base as prompting
+from steppo_jax.prompts import options as prompt_options
 from steppo_jax.rollout import loop
-from steppo_jax.training import config, players
+from steppo_jax.rollout import options as rollout_options
+from steppo_jax.sampler import options as sampler_options
+from steppo_jax.training import config, imitation, players, train
 
 DOCUMENT = pathlib.Path(__file__).parents[2] / "docs" / "environments.md"
+MODULES = ("guess", "guess_expert")
 PROMPT = prompting.CompactPrompt(worlds.tokenizer())
 
 
+def blocks(language):
+  return re.findall(rf"```{language}\n(.*?)```", DOCUMENT.read_text(), re.S)
+
+
 def block(language):
-  found = re.search(rf"```{language}\n(.*?)```", DOCUMENT.read_text(), re.S)
-  return found[1]
+  return blocks(language)[0]
 
 
 @pytest.fixture
 def installed(tmp_path, monkeypatch):
   """The example's module and what pip makes of its entry point."""
-  (tmp_path / "guess.py").write_text(block("python"))
+  for name, text in zip(MODULES, blocks("python"), strict=False):
+    (tmp_path / f"{name}.py").write_text(text)
   groups = tomllib.loads(block("toml"))["project"]["entry-points"]
   folder = tmp_path / "guess-1.0.dist-info"
   folder.mkdir()
@@ -38,7 +50,8 @@ def installed(tmp_path, monkeypatch):
   )
   monkeypatch.syspath_prepend(tmp_path)
   yield
-  sys.modules.pop("guess", None)
+  for name in MODULES:
+    sys.modules.pop(name, None)
 
 
 def halving(highest):
@@ -87,3 +100,85 @@ def test_the_example_refuses_what_is_no_number(installed):
 
 def test_the_example_has_at_most_40_lines():
   assert block("python").count("\n") <= 40
+
+
+@pytest.mark.slow
+def test_the_example_is_imitated_and_then_trained_by_reward(
+  installed, tmp_path
+):
+  """As a user would: demonstrations, a warm start, then reinforcement."""
+  common = {
+    "tokenizer": "bytes",
+    "env": config.EnvConfig("guess"),
+    "prompt": prompt_options.PromptConfig(layout="official"),
+    "rollout": rollout_options.RolloutConfig(
+      max_steps=2, max_tokens=1024, max_new_tokens=4
+    ),
+    "sampler": sampler_options.SamplerConfig(
+      num_slots=2, prefill_lengths=(512,)
+    ),
+    "packing": packing_options.PackingConfig("rows", row_length=1024),
+    "evaluation": config.EvalConfig(every=9, episodes=2),
+  }
+  start = tmp_path / "start.safetensors"
+  demonstrated = datasets_options.Demonstrations(
+    split="train", sizes=("small",), num_episodes=4, seed=0, env="guess"
+  )
+  imitation.train(
+    config.SupervisedRun(
+      model="nano",
+      save_weights=str(start),
+      data_dir=str(tmp_path / "data"),
+      demonstrations=demonstrated,
+      training=learner_options.SupervisedConfig(
+        warmup_steps=1, num_steps=2, rows_per_step=2
+      ),
+      **common,
+    ),
+    made_folder(tmp_path / "imitated"),
+    on_update=lambda *_: None,
+  )
+  seen = {}
+  train.train(
+    config.RunConfig(
+      weights=str(start),
+      num_updates=1,
+      tasks_per_update=2,
+      num_devices=1,
+      learner=learner_options.LearnerConfig(
+        num_minibatches=1, microbatch_rows=2, critic_warmup=0
+      ),
+      **common,
+    ),
+    made_folder(tmp_path / "trained"),
+    on_update=lambda update, found: seen.update({update: found}),
+    on_episode=lambda _: None,
+  )
+  assert seen[1]["policy/grad_norm"] >= 0
+  text = (tmp_path / "imitated" / "metrics.jsonl").read_text()
+  assert "supervised/loss" in text
+
+
+def made_folder(path):
+  path.mkdir()
+  return path
+
+
+def test_what_prompts_tell_of_the_example_is_its_own_guide(installed):
+  assert "You guess a number" in guides.get("guess").part
+  found = experts.get("guess")
+  task = found.worlds.generate(3, split="train", size="small")
+  actions = found.plan(task)
+  played = experts.play(task, base.make("guess"), actions, wins=True)
+  assert played.rewards[-1] == 1.0
+
+
+@pytest.mark.parametrize("field", ["expert", "guide"])
+def test_a_row_that_names_no_expert_or_guide_is_refused(installed, field):
+  import guess
+
+  wrong = guess.ROW._replace(**{field: "guess:GuessEnv"})
+  get = {"expert": experts.get, "guide": guides.get}[field]
+  guess.ROW = wrong
+  with pytest.raises(ValueError, match=rf"the {field} guess:GuessEnv of guess"):
+    get("guess")
