@@ -11,7 +11,7 @@ import os
 import pathlib
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 
 @contextlib.contextmanager
@@ -136,11 +136,16 @@ def text_of(path: str | pathlib.Path) -> str:
   return "".join(_lines(pathlib.Path(path)))
 
 
-def read_lines(path: str | pathlib.Path) -> Iterator[Line]:
+def read_lines(
+  path: str | os.PathLike, *, cut: Literal["none", "last", "any"] = "none"
+) -> Iterator[Line]:
   """The objects of a file of JSON lines; empty lines are passed over.
 
   Args:
     path: The file; `.gz` and `.xz` are unpacked.
+    cut: Which line a kill may have cut, and is then passed over: "last" a last
+      one without an end of line, "any" any, as where the writer that comes next
+      ends the line.
 
   Raises:
     ValueError: the file is missing, broken or not UTF-8, or a line is not a
@@ -154,6 +159,8 @@ def read_lines(path: str | pathlib.Path) -> Iterator[Line]:
     try:
       record = json.loads(text)
     except (ValueError, RecursionError) as error:
+      if cut == "any" or (cut == "last" and not text.endswith("\n")):
+        continue
       raise ValueError(f"{where}: not JSON ({error})") from error
     if not isinstance(record, dict):
       raise ValueError(f"{where}: expected a JSON object")

@@ -34,3 +34,31 @@ def test_a_file_takes_the_name_when_it_is_whole(tmp_path):
     assert path.read_text() == "old"
   assert path.read_text() == "new"
   assert [p.name for p in tmp_path.iterdir()] == ["facts.json"]
+
+
+@pytest.mark.parametrize(
+  ("cut", "text", "found"),
+  [
+    ("none", '{"n": 1}\n\n{"n": 2}', [1, 2]),
+    ("last", '{"n": 1}\n{"n": 2}\n{"n"', [1, 2]),
+    ("last", '{"n": 1}\n{"n": 2}', [1, 2]),
+    ("any", '{"n": 1}\n{"n"\n{"n": 3}\n{', [1, 3]),
+  ],
+)
+def test_lines_that_a_kill_may_have_cut_are_passed_over(
+  tmp_path, cut, text, found
+):
+  path = tmp_path / "a.jsonl"
+  path.write_text(text)
+  lines = files.read_lines(path, cut=cut)
+  assert [line.record["n"] for line in lines] == found
+
+
+@pytest.mark.parametrize(
+  ("cut", "text"), [("none", '{"n": 1}\n{"n"'), ("last", '{"n": 1}\n{"n"\n')]
+)
+def test_a_broken_line_that_no_kill_explains_is_named(tmp_path, cut, text):
+  path = tmp_path / "a.jsonl"
+  path.write_text(text)
+  with pytest.raises(ValueError, match=r"a\.jsonl, line 2: not JSON"):
+    list(files.read_lines(path, cut=cut))

@@ -1,6 +1,5 @@
 """Tables and plots of a comparison, from its `results.jsonl` alone."""
 
-import json
 import os
 import pathlib
 from collections.abc import Sequence
@@ -8,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from steppo_jax import files
 from steppo_jax.reports import intervals
 from steppo_jax.reports import intervals as reports_intervals
 
@@ -29,14 +29,12 @@ def read(path: str | os.PathLike) -> list[Line]:
   if not path.is_file():
     raise ValueError(f"no results of a comparison at {path}")
   lines = []
-  for number, text in enumerate(path.read_text().splitlines(), 1):
-    try:
-      line = json.loads(text)
-      line["world"], line["method"], line["status"], line["curve"]
-    except (ValueError, KeyError, TypeError) as error:
+  for where, line in files.read_lines(path):
+    missing = {"world", "method", "status", "curve"} - line.keys()
+    if missing:
       raise ValueError(
-        f"line {number} of {path} is no result of a comparison: {error}"
-      ) from error
+        f"{where}: no result of a comparison, without {sorted(missing)}"
+      )
     lines.append(line)
   return lines
 

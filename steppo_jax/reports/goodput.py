@@ -1,10 +1,10 @@
 """How much of a run's time went where, from its event log."""
 
-import json
 import os
 import pathlib
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from steppo_jax import files
 from steppo_jax.storage import events
 
 
@@ -37,19 +37,6 @@ class Goodput(NamedTuple):
     return sum(self.seconds.values()) / self.wall_s if self.wall_s else 1.0
 
 
-def _lines(path: pathlib.Path) -> list[dict[str, Any]]:
-  """Every line that is whole; a kill may have cut one at any place."""
-  found = []
-  for text in path.read_bytes().split(b"\n"):
-    try:
-      line = json.loads(text)
-    except ValueError:
-      continue
-    if isinstance(line, dict):
-      found.append(line)
-  return found
-
-
 def read(run_dir: str | os.PathLike) -> Goodput | None:
   """The time of a run; None where it has no event log."""
   path = pathlib.Path(run_dir) / events.FILE_NAME
@@ -60,7 +47,7 @@ def read(run_dir: str | os.PathLike) -> Goodput | None:
   wall = down = 0.0
   sessions, ended_at = 0, None
   zero = last = 0.0
-  for line in _lines(path):
+  for _, line in files.read_lines(path, cut="any"):
     if line.get("event") == "start":
       wall, sessions, last = wall + last, sessions + 1, line["t"]
       if ended_at is not None:

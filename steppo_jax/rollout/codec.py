@@ -4,13 +4,12 @@ A frame is
 
     length     4 bytes, little endian: bytes of the payload
     digest     16 bytes: BLAKE2b of the payload
-    payload    a line of JSON, a newline, the bytes of arrays
+    payload    what `processes.frames.pack` makes of JSON and arrays
 
 This module imports no JAX.
 """
 
 import hashlib
-import json
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from steppo_jax import types
+from steppo_jax.processes import frames as frames_lib
 
 _LENGTH = struct.Struct("<I")
 _DIGEST = 16
@@ -36,7 +36,7 @@ _PLAIN = (
 def to_bytes(trajectories: Sequence[types.Trajectory]) -> bytes:
   """Frames, one a trajectory."""
   return b"".join(
-    frame(json.dumps(head).encode() + b"\n" + data)
+    frame(frames_lib.pack(head, data))
     for head, data in map(encode, trajectories)
   )
 
@@ -49,8 +49,7 @@ def from_bytes(data: bytes) -> list[types.Trajectory]:
   """
   found, end = [], 0
   for payload, place in frames(data):
-    line, _, arrays = payload.partition(b"\n")
-    found.append(decode(json.loads(line), arrays))
+    found.append(decode(*frames_lib.unpack(payload)))
     end = place
   if end != len(data):
     raise ValueError(f"{len(data) - end} bytes are no whole frame")

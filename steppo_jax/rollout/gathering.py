@@ -1,11 +1,11 @@
 """Episodes that several processes have played, put together again."""
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from steppo_jax import types
+from steppo_jax.processes import frames
 from steppo_jax.rollout import codec, loop
 
 
@@ -38,12 +38,12 @@ def gather(
   """
   if hosts.count == 1:
     return list(mine), dict(counted)
-  head = json.dumps(dict(counted)).encode() + b"\n"
+  own = frames.pack(dict(counted), codec.to_bytes(mine))
   found: dict[str, types.Trajectory] = {}
   total: dict[str, Any] = dict.fromkeys(counted, 0)
-  for part in hosts.gather(what, head + codec.to_bytes(mine)):
-    line, _, data = part.partition(b"\n")
-    for name, value in json.loads(line).items():
+  for part in hosts.gather(what, own):
+    head, data = frames.unpack(part)
+    for name, value in head.items():
       total[name] += value
     found |= {t.uid: t for t in codec.from_bytes(data)}
   return [

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from steppo_jax import types
-from steppo_jax.processes import kill_points
+from steppo_jax.processes import frames, kill_points
 from steppo_jax.rollout import codec
 
 _log = logging.getLogger(__name__)
@@ -149,7 +149,7 @@ class Journal:
     self.end = facts
 
   def _write(self, head: Mapping[str, Any], data: bytes = b"") -> None:
-    frame = codec.frame(json.dumps(head).encode() + b"\n" + data)
+    frame = codec.frame(frames.pack(head, data))
     half = len(frame) // 2
     self._file.write(frame[:half])
     kill_points.passed("journal: half a frame")
@@ -193,8 +193,7 @@ def _contents(path: pathlib.Path) -> tuple[Contents, int]:
   """What is whole of a journal, and its length in bytes."""
   belongs, trajectories, end, whole = None, {}, None, 0
   for payload, place in codec.frames(path.read_bytes()):
-    line, _, data = payload.partition(b"\n")
-    head = json.loads(line)
+    head, data = frames.unpack(payload)
     if belongs is None:
       if head.get("version") != _VERSION:
         raise ValueError(f"{path} is not of version {_VERSION} of journals")

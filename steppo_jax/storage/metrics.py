@@ -158,20 +158,15 @@ def _cut_after(path: pathlib.Path, update: int) -> None:
 
 def _read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
   lines = []
-  texts = path.read_bytes().split(b"\n")
-  for number, text in enumerate(texts, 1):
-    try:
-      line = json.loads(text)
-      if not isinstance(line, dict) or not isinstance(line["update"], int):
-        raise ValueError("no update number")
-    except (ValueError, KeyError) as error:
-      if number == len(texts):  # Empty, or cut by a kill: no newline behind.
-        break
-      raise ValueError(
-        f"line {number} of {path} is not a line of metrics ({error}); remove "
-        "it, or choose another run folder"
-      ) from error
-    lines.append(line)
+  try:
+    for where, line in files.read_lines(path, cut="last"):
+      if not isinstance(line.get("update"), int):
+        raise ValueError(f"{where}: no update number")
+      lines.append(line)
+  except ValueError as error:
+    raise ValueError(
+      f"{error}; remove it, or choose another run folder"
+    ) from error
   return lines
 
 

@@ -172,10 +172,10 @@ def test_a_corrupt_game_in_a_record_is_named_by_line(tmp_path):
 def test_a_truncated_or_foreign_archive_is_named(tmp_path):
   path = _pack(tmp_path, *[json.dumps(_record())] * 50)
   path.write_bytes(path.read_bytes()[:-40])
-  with pytest.raises(ValueError, match="is no whole xz file"):
+  with pytest.raises(ValueError, match=r"is no whole \.xz file"):
     alfworld.load_tasks(tmp_path, "train")
   path.write_bytes(b"hello")
-  with pytest.raises(ValueError, match="is no whole xz file"):
+  with pytest.raises(ValueError, match=r"is no whole \.xz file"):
     alfworld.load_tasks(tmp_path, "train")
 
 

@@ -15,6 +15,7 @@ from steppo_jax.envs.household import worlds as household_worlds
 from steppo_jax.envs.workers import client as worker_client
 from steppo_jax.envs.workers import options, worker
 from steppo_jax.envs.workers import pool as process
+from steppo_jax.processes import frames
 
 pytestmark = pytest.mark.usefixtures("no_process_is_left")
 
@@ -174,25 +175,25 @@ JSON = st.recursive(
 def test_frames_come_out_whole_however_they_are_cut(values, data):
   stream = b"".join(worker.encode({"v": value}) for value in values)
   cuts = data.draw(st.lists(st.integers(0, len(stream)), max_size=6))
-  frames, found = worker.Frames(), []
+  incoming, found = frames.Stream(worker.MAX_FRAME), []
   ends = [*sorted(cuts), len(stream)]
   for start, end in zip([0, *ends], ends, strict=False):
-    frames.add(stream[start:end])
-    while (message := frames.next()) is not None:
-      found.append(message["v"])
+    incoming.add(stream[start:end])
+    while (message := incoming.next()) is not None:
+      found.append(message[0]["v"])
   assert found == values
 
 
-@hypothesis.given(st.binary(min_size=4))
+@hypothesis.given(st.binary(min_size=8))
 def test_bytes_that_are_no_frames_are_an_error_or_wait_for_more(garbage):
-  frames = worker.Frames()
-  frames.add(garbage)
+  stream = frames.Stream(worker.MAX_FRAME)
+  stream.add(garbage)
   with contextlib.suppress(ValueError):
-    frames.next()
+    stream.next()
 
 
 def test_a_frame_that_is_too_long_is_refused_at_its_length():
-  frames = worker.Frames()
-  frames.add(b"\xff\xff\xff\xff")
+  stream = frames.Stream(worker.MAX_FRAME)
+  stream.add(b"\xff\xff\xff\xff\0\0\0\0")
   with pytest.raises(ValueError, match="a frame of 4294967295 bytes"):
-    frames.next()
+    stream.next()

@@ -7,13 +7,12 @@ the folders of the ALFWorld release, `json_2.1.1/SPLIT/TASK/TRIAL/` with
 
 import json
 import logging
-import lzma
 import pathlib
 import re
 from collections.abc import Mapping
 from typing import Any
 
-from steppo_jax import types
+from steppo_jax import files, types
 from steppo_jax.envs.household import env, pddl
 
 _LOG = logging.getLogger(__name__)
@@ -73,17 +72,11 @@ def splits(data_dir: str | pathlib.Path) -> list[str]:
 
 def _load_packed(path):
   tasks = []
-  try:
-    with lzma.open(path, "rt", encoding="utf-8") as lines:
-      for number, line in enumerate(lines, 1):
-        try:
-          tasks.append(task_from_compact(json.loads(line)))
-        except ValueError as error:
-          raise ValueError(f"{path}, line {number}: {error}") from error
-  except (lzma.LZMAError, EOFError) as error:
-    raise ValueError(
-      f"{path} is no whole xz file ({error}); download it again"
-    ) from error
+  for where, record in files.read_lines(path):
+    try:
+      tasks.append(task_from_compact(record))
+    except ValueError as error:
+      raise ValueError(f"{where}: {error}") from error
   if not tasks:
     raise ValueError(f"{path} holds no game")
   return tasks

@@ -15,6 +15,7 @@ from typing import Any
 
 from steppo_jax.envs import base
 from steppo_jax.envs.workers import worker
+from steppo_jax.processes import frames
 
 # How much of what a worker prints is kept, in bytes.
 LOG_BYTES = 16_384
@@ -64,7 +65,7 @@ class Worker:
     self.sound = True
     self._lock = threading.RLock()
     self._ending = threading.Lock()
-    self._frames = worker.Frames()
+    self._stream = frames.Stream(worker.MAX_FRAME)
     self._log = collections.deque(maxlen=LOG_BYTES)
     self._socket, theirs = socket.socketpair()
     log, their_log = os.pipe()
@@ -156,7 +157,7 @@ class Worker:
     poll = select.poll()
     poll.register(self._socket, select.POLLIN)
     poll.register(self._log_pipe, select.POLLIN)
-    while (answer := self._frames.next()) is None:
+    while (found := self._stream.next()) is None:
       left = deadline - time.monotonic()
       if left <= 0:
         raise TimeoutError
@@ -170,8 +171,8 @@ class Worker:
         data = self._socket.recv(1 << 20)
         if not data:
           raise ConnectionResetError
-        self._frames.add(data)
-    return answer
+        self._stream.add(data)
+    return found[0]
 
   def _death(self, operation):
     """The error that says how the process ended."""

@@ -1,21 +1,19 @@
 """The inside of a worker process: one environment behind a socket.
 
-A frame is four bytes of length (big-endian) and so many bytes of JSON. The
-process imports no JAX. What the environment prints goes elsewhere (a pipe that
-the parent reads), and every process of the worker's group is killed when the
-parent is gone, whatever the environment is doing at the time.
+Messages are heads of `processes.frames`. The process imports no JAX. What the
+environment prints goes elsewhere (a pipe that the parent reads), and every
+process of the worker's group is killed when the parent is gone, whatever the
+environment is doing at the time.
 """
 
 import contextlib
 import fcntl
-import json
 import math
 import os
 import resource
 import select
 import signal
 import socket
-import struct
 import sys
 import threading
 from collections.abc import Mapping
@@ -23,6 +21,7 @@ from typing import Any
 
 from steppo_jax import types
 from steppo_jax.envs import base
+from steppo_jax.processes import frames
 
 # Names the worker in its own environment variables: 0, 1, 2, ... as started.
 NUMBER = "STEPPO_JAX_WORKER"
@@ -30,7 +29,6 @@ NUMBER = "STEPPO_JAX_WORKER"
 OUT_OF_MEMORY = 86
 # A longer frame is not an answer but an accident.
 MAX_FRAME = 1 << 28
-_LENGTH = struct.Struct(">I")
 
 
 def encode(message: Mapping[str, Any]) -> bytes:
@@ -40,41 +38,10 @@ def encode(message: Mapping[str, Any]) -> bytes:
     TypeError: the message is not JSON-able.
     ValueError: it is too long.
   """
-  body = json.dumps(message, default=_plain).encode("ascii")
+  body = frames.pack(message, default=_plain)
   if len(body) > MAX_FRAME:
     raise ValueError(f"a message of {len(body)} bytes; at most {MAX_FRAME}")
-  return _LENGTH.pack(len(body)) + body
-
-
-class Frames:
-  """Takes frames out of a stream of bytes."""
-
-  def __init__(self):
-    self._bytes = bytearray()
-
-  def add(self, data: bytes) -> None:
-    """Takes in what has been read."""
-    self._bytes += data
-
-  def next(self) -> dict[str, Any] | None:
-    """The next whole frame, None if it is still to come.
-
-    Raises:
-      ValueError: the stream holds no frames.
-    """
-    if len(self._bytes) < _LENGTH.size:
-      return None
-    (length,) = _LENGTH.unpack_from(self._bytes)
-    if length > MAX_FRAME:
-      raise ValueError(f"a frame of {length} bytes; at most {MAX_FRAME}")
-    end = _LENGTH.size + length
-    if len(self._bytes) < end:
-      return None
-    message = json.loads(bytes(self._bytes[_LENGTH.size : end]))
-    del self._bytes[:end]
-    if not isinstance(message, dict):
-      raise ValueError(f"a frame that is no object: {str(message)[:80]}")
-    return message
+  return frames.frame(body)
 
 
 def _plain(value):
@@ -148,15 +115,16 @@ def _answer(server: _Server, message: dict[str, Any]) -> bytes:
 
 
 def _serve(connection: socket.socket) -> None:
-  server, frames = _Server(), Frames()
+  server, stream = _Server(), frames.Stream(MAX_FRAME)
   while True:
-    message = frames.next()
-    if message is None:
+    found = stream.next()
+    if found is None:
       data = connection.recv(1 << 16)
       if not data:
         return
-      frames.add(data)
+      stream.add(data)
       continue
+    message, _ = found
     closing = message["op"] == "close"
     connection.sendall(_answer(server, message))
     if closing:
