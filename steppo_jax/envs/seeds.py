@@ -1,4 +1,7 @@
-"""Tasks that are numbers."""
+"""Tasks that are numbers, and what generators of worlds share."""
+
+import hashlib
+from collections.abc import Collection
 
 import numpy as np
 
@@ -6,6 +9,37 @@ from steppo_jax import types
 
 # Numbers of a split are below this; environments take 32 bits as a seed.
 _PER_SPLIT = 2**27
+
+# Splits of the generators of worlds; the first is trained on.
+SPLITS = ("train", "valid_seen", "valid_unseen")
+
+
+def check(
+  split: str, size: str, sizes: Collection[str], seed: float = 0
+) -> None:
+  """Refuses a world that no generator makes.
+
+  Args:
+    split: One of `SPLITS`.
+    size: One of `sizes`.
+    sizes: Those of the generator.
+    seed: Number of the world within its split and size.
+
+  Raises:
+    ValueError: an argument is unknown.
+  """
+  if split not in SPLITS:
+    raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+  if size not in sizes:
+    raise ValueError(f"size must be one of {', '.join(sizes)}, got {size!r}")
+  if isinstance(seed, bool) or seed != int(seed) or seed < 0:
+    raise ValueError(f"seed must be an integer of at least 0, got {seed!r}")
+
+
+def digest(*words: object) -> int:
+  """A number of 64 bits from words, the same on every machine."""
+  data = "|".join(map(str, words)).encode()
+  return int.from_bytes(hashlib.sha256(data).digest()[:8], "big")
 
 
 class SeedTasks:
@@ -29,7 +63,7 @@ class SeedTasks:
   def __init__(
     self,
     name: str,
-    splits: tuple[str, ...] = ("train", "valid_seen", "valid_unseen"),
+    splits: tuple[str, ...] = SPLITS,
   ):
     if not 1 <= len(splits) <= 16:
       raise ValueError(f"splits must be 1 to 16 names, got {len(splits)}")

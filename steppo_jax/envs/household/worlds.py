@@ -7,10 +7,10 @@ games with these, and the other splits never contain one.
 """
 
 import functools
-import hashlib
 import random
 
 from steppo_jax import types
+from steppo_jax.envs import seeds
 from steppo_jax.envs.household import env, pddl, tables
 
 FAMILIES = (
@@ -21,7 +21,7 @@ FAMILIES = (
   "pick_cool_then_place_in_recep",
   "pick_two_obj_and_place",
 )
-SPLITS = ("train", "valid_seen", "valid_unseen")
+SPLITS = seeds.SPLITS
 
 # Per size: receptacles, objects, chance that a receptacle shares a location.
 SIZES = {
@@ -78,13 +78,8 @@ def generate(seed: int, *, split: str, size: str) -> types.Task:
   Raises:
     ValueError: an argument is unknown.
   """
-  if split not in SPLITS:
-    raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
-  if size not in SIZES:
-    raise ValueError(f"size must be one of {', '.join(SIZES)}, got {size!r}")
-  if isinstance(seed, bool) or seed != int(seed) or seed < 0:
-    raise ValueError(f"seed must be an integer of at least 0, got {seed!r}")
-  rng = random.Random(_digest("household", split, size, int(seed)))
+  seeds.check(split, size, SIZES, seed)
+  rng = random.Random(seeds.digest("household", split, size, int(seed)))
   family = rng.choice(FAMILIES)
   room = rng.choice(_rooms(family, split == "valid_unseen"))
   otype, target, lamp = rng.choice(
@@ -112,11 +107,6 @@ def is_held_out(family: str, otype: str, target: str) -> bool:
   The target of `look_at_obj_in_light` is the receptacle of the lamp.
   """
   return (otype, target) in _held_out(family)
-
-
-def _digest(*words):
-  data = "|".join(map(str, words)).encode()
-  return int.from_bytes(hashlib.sha256(data).digest()[:8], "big")
 
 
 @functools.cache
@@ -147,7 +137,9 @@ def _possible(family):
 @functools.cache
 def _held_out(family):
   pairs = {(otype, target) for _, otype, target, _ in _possible(family)}
-  order = sorted(pairs, key=lambda pair: _digest("held out", family, *pair))
+  order = sorted(
+    pairs, key=lambda pair: seeds.digest("held out", family, *pair)
+  )
   return frozenset(order[: max(1, len(order) * HELD_OUT_PERCENT // 100)])
 
 

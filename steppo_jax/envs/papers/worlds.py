@@ -15,12 +15,12 @@ alone, and the other splits never do.
 """
 
 import functools
-import hashlib
 import random
 
 from steppo_jax import types
+from steppo_jax.envs import seeds
 
-SPLITS = ("train", "valid_seen", "valid_unseen")
+SPLITS = seeds.SPLITS
 FAMILIES = ("search", "expand", "chain")
 # Papers of a library; least and most answers of a query.
 SIZES = {
@@ -72,13 +72,8 @@ def generate(seed: int, *, split: str, size: str) -> types.Task:
   Raises:
     ValueError: an argument is unknown.
   """
-  if split not in SPLITS:
-    raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
-  if size not in SIZES:
-    raise ValueError(f"size must be one of {', '.join(SIZES)}, got {size!r}")
-  if isinstance(seed, bool) or seed != int(seed) or seed < 0:
-    raise ValueError(f"seed must be an integer of at least 0, got {seed!r}")
-  rng = random.Random(_digest("paper_search", split, size, int(seed)))
+  seeds.check(split, size, SIZES, seed)
+  rng = random.Random(seeds.digest("paper_search", split, size, int(seed)))
   family = rng.choice(FAMILIES)
   method, problem = rng.choice(_pairs(split == "valid_unseen"))
   count, answers = SIZES[size]
@@ -134,15 +129,10 @@ def asked_for(task: types.Task) -> tuple[str, str]:
   return found[0][0], found[1][0]
 
 
-def _digest(*words):
-  data = "|".join(map(str, words)).encode()
-  return int.from_bytes(hashlib.sha256(data).digest()[:8], "big")
-
-
 @functools.cache
 def _held_out():
   pairs = [(m, p) for m in METHODS for p in PROBLEMS]
-  order = sorted(pairs, key=lambda pair: _digest("held out papers", *pair))
+  order = sorted(pairs, key=lambda pair: seeds.digest("held out papers", *pair))
   return frozenset(order[: len(order) * HELD_OUT_PERCENT // 100])
 
 

@@ -12,12 +12,12 @@ for these alone, and the other splits never do.
 """
 
 import functools
-import hashlib
 import random
 
 from steppo_jax import types
+from steppo_jax.envs import seeds
 
-SPLITS = ("train", "valid_seen", "valid_unseen")
+SPLITS = seeds.SPLITS
 # Paragraphs of a world.
 SIZES = {"tiny": 12, "small": 30, "medium": 100, "full": 300}
 HELD_OUT_PERCENT = 15
@@ -93,13 +93,8 @@ def generate(seed: int, *, split: str, size: str) -> types.Task:
   Raises:
     ValueError: an argument is unknown.
   """
-  if split not in SPLITS:
-    raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
-  if size not in SIZES:
-    raise ValueError(f"size must be one of {', '.join(SIZES)}, got {size!r}")
-  if isinstance(seed, bool) or seed != int(seed) or seed < 0:
-    raise ValueError(f"seed must be an integer of at least 0, got {seed!r}")
-  rng = random.Random(_digest("search_qa", split, size, int(seed)))
+  seeds.check(split, size, SIZES, seed)
+  rng = random.Random(seeds.digest("search_qa", split, size, int(seed)))
   world = _World(rng, SIZES[size])
   family = rng.choice(FAMILIES)
   first, second, chain = world.ask(family, split == "valid_unseen")
@@ -151,11 +146,6 @@ def expert(task: types.Task) -> list[str]:
     raise ValueError(f"task {task.uid} is no generated question") from error
 
 
-def _digest(*words):
-  data = "|".join(map(str, words)).encode()
-  return int.from_bytes(hashlib.sha256(data).digest()[:8], "big")
-
-
 def _pairs(family):
   """All (first fact, second fact) that a question can follow."""
   return [
@@ -168,7 +158,9 @@ def _pairs(family):
 @functools.cache
 def _held_out(family):
   pairs = [(first[0], second[0]) for first, second in _pairs(family)]
-  order = sorted(pairs, key=lambda pair: _digest("held out", family, *pair))
+  order = sorted(
+    pairs, key=lambda pair: seeds.digest("held out", family, *pair)
+  )
   return frozenset(order[: max(1, len(order) * HELD_OUT_PERCENT // 100)])
 
 

@@ -6,15 +6,15 @@ all pairs of a kind of product and an attribute are held out: customers of
 """
 
 import functools
-import hashlib
 import itertools
 import random
 
 from steppo_jax import types
+from steppo_jax.envs import seeds
 from steppo_jax.envs.webshop import catalog as webshop_catalog
 from steppo_jax.envs.webshop import pages, tables
 
-SPLITS = ("train", "valid_seen", "valid_unseen")
+SPLITS = seeds.SPLITS
 # Per size: products, kinds of them, attributes of a product, attributes that
 # its title leaves out, most values of an option, results on a page, and how
 # many shops a split has.
@@ -43,10 +43,8 @@ def generate(seed: int, *, split: str, size: str) -> types.Task:
   Raises:
     ValueError: an argument is unknown.
   """
-  _check(split, size)
-  if isinstance(seed, bool) or seed != int(seed) or seed < 0:
-    raise ValueError(f"seed must be an integer of at least 0, got {seed!r}")
-  rng = random.Random(_digest("webshop", split, size, int(seed)))
+  seeds.check(split, size, SIZES, seed)
+  rng = random.Random(seeds.digest("webshop", split, size, int(seed)))
   number = rng.randrange(SIZES[size][-1])
   where = {"size": size, "split": split, "number": number}
   catalog = shop(**where)
@@ -76,13 +74,13 @@ def shop(*, size: str, split: str, number: int) -> webshop_catalog.Catalog:
   Raises:
     ValueError: there is no such shop.
   """
-  _check(split, size)
+  seeds.check(split, size, SIZES)
   if isinstance(number, bool) or not 0 <= number < SIZES[size][-1]:
     raise ValueError(
       f"number must be below {SIZES[size][-1]}, the shops of a split of size "
       f"{size!r}, got {number!r}"
     )
-  rng = random.Random(_digest("shop", split, size, number))
+  rng = random.Random(seeds.digest("shop", split, size, number))
   products = _stock(rng, split, size)
   goals = []
   for product in products:
@@ -104,20 +102,8 @@ def _held_out():
     for _, attributes, kinds in tables.DEPARTMENTS.values()
     for kind, attribute in itertools.product(kinds, attributes)
   ]
-  pairs.sort(key=lambda pair: _digest("held out", *pair))
+  pairs.sort(key=lambda pair: seeds.digest("held out", *pair))
   return frozenset(pairs[: len(pairs) * HELD_OUT_PERCENT // 100])
-
-
-def _check(split, size):
-  if split not in SPLITS:
-    raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
-  if size not in SIZES:
-    raise ValueError(f"size must be one of {', '.join(SIZES)}, got {size!r}")
-
-
-def _digest(*words):
-  data = "|".join(map(str, words)).encode()
-  return int.from_bytes(hashlib.sha256(data).digest()[:8], "big")
 
 
 def _stock(rng, split, size):
