@@ -16,7 +16,7 @@ FLOOR_PINS := constraints-jax-floor.txt
 
 .DEFAULT_GOAL := help
 .PHONY: help setup train test test-slow test-crash test-models test-jax-floor \
-  test-floor-ops bench-peers tpu-check tpu-lint notebook check format clean
+  test-floor-ops test-newest bench-peers tpu-check tpu-lint notebook check format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s%s\n", $$1, $$2 }' \
@@ -78,6 +78,24 @@ FLOOR_TESTS := tests/ops tests/test_algorithms.py tests/test_estimators.py \
 test-floor-ops: $(FLOOR_READY)  ## the tests of the pure functions there
 	$(FLOOR_BIN)/python -m pytest -q -n $(WORKERS) $(FLOOR_TESTS)
 
+# The newest releases there are: they need a newer Python than Colab has.
+NEWEST_PYTHON ?= python3.13
+NEWEST_READY := .venv-newest/ready
+
+$(NEWEST_READY): pyproject.toml constraints-jax-newest.txt
+	@command -v $(NEWEST_PYTHON) > /dev/null || { echo "no $(NEWEST_PYTHON):" \
+	  "make test-newest NEWEST_PYTHON=/path/to/python3.13"; exit 1; }
+	@test -x .venv-newest/bin/python || $(NEWEST_PYTHON) -m venv .venv-newest
+	.venv-newest/bin/python -m pip install --quiet --disable-pip-version-check \
+	  -c constraints-jax-newest.txt -e ".[dev]"
+	touch $@
+
+# NEWEST_TESTS=tests/ops runs some of them.
+test-newest: $(NEWEST_READY)  ## the tests on Python 3.13 and the newest JAX
+	@.venv-newest/bin/python -c "import sys, jax, flax; print('newest: Python', \
+	  sys.version.split()[0], 'jax', jax.__version__, 'flax', flax.__version__)"
+	.venv-newest/bin/python -m pytest -q -n $(WORKERS) $(NEWEST_TESTS)
+
 # QUICK=--quick does small work.
 bench-peers: $(READY)  ## ours beside Google Tunix and transformers, one run
 	$(BIN)/python benchmarks/peers/run.py $(QUICK)
@@ -125,6 +143,6 @@ format: $(READY)  ## rewrite the files in the project's form
 	$(BIN)/ruff check --fix .
 
 clean:  ## remove the environments and every cache; keeps runs/
-	rm -rf .venv .venv-floor .venv-tpu .venv-xpk .bench .cache .pytest_cache .ruff_cache .hypothesis \
+	rm -rf .venv .venv-floor .venv-newest .venv-tpu .venv-xpk .bench .cache .pytest_cache .ruff_cache .hypothesis \
 	  .import_linter_cache build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

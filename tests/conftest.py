@@ -24,13 +24,15 @@ _FLAGS = [
   # These make an update of the learner compile in a third of the time, to two
   # thirds of the memory mappings; it runs for twice as long.
   "--xla_backend_optimization_level=0",
-  "--xla_cpu_use_fusion_emitters=false",
   "--xla_cpu_parallel_codegen_split_count=1",
 ]
+# XLA aborts at a flag that it does not know, and releases know different ones.
+_JAXLIB = int(metadata.version("jaxlib").split(".")[1])
+if _JAXLIB <= 10:
+  _FLAGS.append("--xla_cpu_use_fusion_emitters=false")
 # Eight devices share the cores of a machine that may be busy: XLA would abort
-# after the 40 s that one of them may wait for another. The oldest jaxlib that
-# is allowed knows no such flag.
-if int(metadata.version("jaxlib").split(".")[1]) >= 10:
+# after the 40 s that one of them may wait for another.
+if _JAXLIB >= 10:
   _FLAGS.append("--xla_cpu_collective_call_terminate_timeout_seconds=300")
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_FLAGS])
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_ROOT / ".cache/jax"))
