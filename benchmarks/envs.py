@@ -32,15 +32,14 @@ import rich.table
 from steppo_jax.envs.household import alfworld
 from steppo_jax.envs.household import env as household
 from steppo_jax.envs.household import worlds as household_worlds
-from steppo_jax.envs.papers import env as paper_search
-from steppo_jax.envs.papers import library as paper_library
-from steppo_jax.envs.papers import worlds as paper_worlds
-from steppo_jax.envs.questions import data as search_data
-from steppo_jax.envs.questions import env as search_qa
-from steppo_jax.envs.questions import worlds as search_worlds
-from steppo_jax.envs.retrieval import bm25
-from steppo_jax.envs.retrieval import fts as search_fts
-from steppo_jax.envs.webshop import env as webshop
+from steppo_jax.envs.papers import env as papers_env
+from steppo_jax.envs.papers import library as papers_library
+from steppo_jax.envs.papers import worlds as papers_worlds
+from steppo_jax.envs.questions import data as questions_data
+from steppo_jax.envs.questions import env as questions_env
+from steppo_jax.envs.questions import worlds as questions_worlds
+from steppo_jax.envs.retrieval import bm25, fts
+from steppo_jax.envs.webshop import env as webshop_env
 from steppo_jax.envs.webshop import pages as webshop_pages
 from steppo_jax.envs.webshop import worlds as webshop_worlds
 
@@ -195,9 +194,9 @@ def _generated(worlds, size, least_s):
 
 _GENERATED = {
   "household": (household.HouseholdEnv, household_worlds, 50),
-  "webshop": (webshop.WebShopEnv, webshop_worlds, 15),
-  "search_qa": (search_qa.SearchQAEnv, search_worlds, 5),
-  "paper_search": (paper_search.PaperSearchEnv, paper_worlds, 5),
+  "webshop": (webshop_env.WebShopEnv, webshop_worlds, 15),
+  "search_qa": (questions_env.SearchQAEnv, questions_worlds, 5),
+  "paper_search": (papers_env.PaperSearchEnv, papers_worlds, 5),
 }
 
 
@@ -219,22 +218,22 @@ def real_games(folder, least_s):
 
 
 def real_shop(folder, least_s):
-  tasks = webshop.load_tasks(folder, "train", by="index")
-  env = webshop.WebShopEnv()
+  tasks = webshop_env.load_tasks(folder, "train", by="index")
+  env = webshop_env.WebShopEnv()
   env.reset(tasks[0], 0)
   catalog = env.visit.catalog
   search = lambda t: catalog.search(bm25.words(t.payload["instruction"]))
   return measure(
-    Case(webshop.WebShopEnv, tasks, _shop_call, 15, search), least_s
+    Case(webshop_env.WebShopEnv, tasks, _shop_call, 15, search), least_s
   )
 
 
 def real_questions(folder, least_s):
-  tasks = search_data.load_tasks(folder, "validation")
-  tasks += search_data.load_tasks(folder, "train")
-  corpus = search_data.open_corpus(folder, stop_words=True)
+  tasks = questions_data.load_tasks(folder, "validation")
+  tasks += questions_data.load_tasks(folder, "train")
+  corpus = questions_data.open_corpus(folder, stop_words=True)
   case = Case(
-    lambda: search_qa.SearchQAEnv(data_dir=folder),
+    lambda: questions_env.SearchQAEnv(data_dir=folder),
     tasks,
     _question(tasks),
     5,
@@ -243,8 +242,8 @@ def real_questions(folder, least_s):
   out = {"documents": len(corpus.documents), **measure(case, least_s)}
   with tempfile.TemporaryDirectory() as place:
     path = pathlib.Path(place) / "index.sqlite"
-    search_fts.build(path, search_data.load_corpus(folder))
-    index = search_fts.open_corpus(path)
+    fts.build(path, questions_data.load_corpus(folder))
+    index = fts.open_corpus(path)
     turn = itertools.cycle(tasks)
 
     def search():
@@ -256,10 +255,10 @@ def real_questions(folder, least_s):
 
 
 def real_papers(folder, least_s):
-  tasks = paper_library.load_tasks(folder, "auto_test")
-  library = paper_library.open_library(folder)
+  tasks = papers_library.load_tasks(folder, "auto_test")
+  library = papers_library.open_library(folder)
   case = Case(
-    lambda: paper_search.PaperSearchEnv(data_dir=folder),
+    lambda: papers_env.PaperSearchEnv(data_dir=folder),
     tasks,
     _question(tasks),
     5,

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from steppo_jax.algorithms import estimators
-from steppo_jax.algorithms import table as algorithms
+from steppo_jax.algorithms import table as algorithms_table
 from steppo_jax.batch import StepTable, TokenBatch
 from steppo_jax.ops import returns, segments
 from steppo_jax.storage import folder as run_folder
@@ -102,7 +102,7 @@ def make(steps, seed=0):
 def ours(name):
   """The estimator with its row's constants, broadcast to tokens."""
   estimator = getattr(estimators, name)
-  options = dict(algorithms.get(ROWS[name]).options)
+  options = dict(algorithms_table.get(ROWS[name]).options)
 
   def function(batch, table, value):
     credit = estimator(

@@ -33,7 +33,7 @@ from steppo_jax.storage import events
 from steppo_jax.storage import folder as run_folder
 from steppo_jax.tokenizer.sentencepiece_tokenizer import SentencePieceTokenizer
 from steppo_jax.training import config
-from steppo_jax.training import run as run_parts
+from steppo_jax.training import run as training_run
 
 EXPERIMENT = (
   pathlib.Path(__file__).parents[1] / "experiments" / "household_steppo.py"
@@ -57,7 +57,7 @@ def household(tasks):
   options = dataclasses.replace(
     config.load(str(EXPERIMENT)), tasks_per_update=tasks, group_size=4
   )
-  run = run_parts.Run(
+  run = training_run.Run(
     options, pathlib.Path("."), events.Log(None), lambda _: None
   )
   with run.players as players:

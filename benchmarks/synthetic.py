@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from steppo_jax import types
-from steppo_jax.algorithms import table as algorithms
+from steppo_jax.algorithms import table as algorithms_table
 from steppo_jax.learner import learner
 from steppo_jax.learner import options as learner_options
 from steppo_jax.learner import state as learner_state
@@ -113,7 +113,7 @@ def options(**changes) -> learner_options.LearnerConfig:
 
 def parts_of(model, config: learner_options.LearnerConfig):
   """StepPO without a reference policy, on one device."""
-  row = dataclasses.replace(algorithms.get("steppo"), kl_coef=0.0)
+  row = dataclasses.replace(algorithms_table.get("steppo"), kl_coef=0.0)
   return learner.make_spec(
     model, row, config, mesh.make_mesh(1), num_updates=100, seed=0
   )

@@ -21,7 +21,7 @@ from steppo_jax.packing import rows as packing
 from steppo_jax.storage import events
 from steppo_jax.storage import folder as run_folder
 from steppo_jax.training import config
-from steppo_jax.training import run as run_parts
+from steppo_jax.training import run as training_run
 
 EXPERIMENT = (
   pathlib.Path(__file__).parents[1] / "experiments" / "household_steppo.py"
@@ -58,7 +58,7 @@ def main():
   quick = parser.parse_args().quick
   options = config.load(str(EXPERIMENT))
   options = dataclasses.replace(options, tasks_per_update=32 if quick else 128)
-  run = run_parts.Run(
+  run = training_run.Run(
     options, pathlib.Path("."), events.Log(None), lambda _: None
   )
   engine = run.players.engine

@@ -185,10 +185,10 @@ from steppo_jax.learner import state as learner_state
 from steppo_jax.storage import checkpoint, events
 from steppo_jax.storage import folder as run_folder
 from steppo_jax.training import config
-from steppo_jax.training import run as run_parts
+from steppo_jax.training import run as training_run
 
 options = config.override(config.load(EXPERIMENT), ASSIGNMENTS, "notebook")
-run = run_parts.Run(options, run_dir, events.Log(None), lambda _: None)
+run = training_run.Run(options, run_dir, events.Log(None), lambda _: None)
 with checkpoint.Checkpoints(
   run_dir / run_folder.CHECKPOINTS_NAME, options.keep_checkpoints
 ) as store:

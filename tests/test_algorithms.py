@@ -6,7 +6,7 @@ import inspect
 import pytest
 
 from steppo_jax.algorithms import estimators, objective
-from steppo_jax.algorithms import table as algorithms
+from steppo_jax.algorithms import table as algorithms_table
 from steppo_jax.ops import aggregation
 
 # fmt: off
@@ -20,12 +20,12 @@ REQUIRED = {
 
 
 def test_the_table_holds_every_algorithm_of_the_sheet():
-  assert set(algorithms.ALGORITHMS) >= REQUIRED
+  assert set(algorithms_table.ALGORITHMS) >= REQUIRED
 
 
-@pytest.mark.parametrize("name", algorithms.ALGORITHMS)
+@pytest.mark.parametrize("name", algorithms_table.ALGORITHMS)
 def test_a_row_names_what_exists_and_passes_its_own_checks(name):
-  row = algorithms.get(name)
+  row = algorithms_table.get(name)
   estimator = getattr(estimators, row.estimator)
   constants = inspect.signature(estimator).parameters
   options = dict(row.options)
@@ -39,29 +39,29 @@ def test_a_row_names_what_exists_and_passes_its_own_checks(name):
   assert row.source
   assert 0 <= row.discount <= 1
   assert hash(row) == hash(dataclasses.replace(row))
-  algorithms.check_clip(row)
+  algorithms_table.check_clip(row)
 
 
 def test_the_constants_of_the_sheet():
-  row = algorithms.get("steppo")
+  row = algorithms_table.get("steppo")
   assert (row.ratio, row.power, row.center) == ("step", 1.0, False)
   assert (row.clip_low, row.clip_high) == (3e-4, 4e-4)
-  row = algorithms.get("capo")
+  row = algorithms_table.get("capo")
   assert (row.ratio, row.power, row.center) == ("step", 0.5, True)
   assert (row.clip_low, row.clip_high) == (1e-3, 1e-3)
-  row = algorithms.get("ppo")
+  row = algorithms_table.get("ppo")
   assert (row.clip_low, row.clip_high, row.dual_clip) == (0.2, 0.2, 3.0)
-  row = algorithms.get("dapo")
+  row = algorithms_table.get("dapo")
   assert (row.clip_low, row.clip_high, row.kl_coef) == (0.2, 0.28, 0.0)
-  row = algorithms.get("turn_ppo")
+  row = algorithms_table.get("turn_ppo")
   assert (row.power, row.discount, row.lambda_) == (0.0, 0.99, 0.9)
 
 
 def test_an_unknown_name_is_answered_with_the_nearest():
   with pytest.raises(ValueError, match="'stepo', did you mean 'steppo'"):
-    algorithms.get("stepo")
+    algorithms_table.get("stepo")
   with pytest.raises(ValueError, match="known: steppo, capo"):
-    algorithms.get("zzzzzz")
+    algorithms_table.get("zzzzzz")
 
 
 @pytest.mark.parametrize(
@@ -75,19 +75,19 @@ def test_an_unknown_name_is_answered_with_the_nearest():
   ],
 )
 def test_a_clip_that_cannot_fit_its_ratio_is_refused(name, change, message):
-  row = dataclasses.replace(algorithms.get(name), **change)
+  row = dataclasses.replace(algorithms_table.get(name), **change)
   with pytest.raises(ValueError, match=message):
-    algorithms.check_clip(row)
+    algorithms_table.check_clip(row)
 
 
 def test_needs_that_a_run_cannot_meet_are_refused():
   everything = {"critic", "reference", "group", "anchor", "teacher", "entropy"}
-  for row in algorithms.ALGORITHMS.values():
-    algorithms.check_needs(row, everything)
+  for row in algorithms_table.ALGORITHMS.values():
+    algorithms_table.check_needs(row, everything)
   with pytest.raises(ValueError, match="needs anchor, reference, which"):
-    algorithms.check_needs(algorithms.get("gigpo"), {"group"})
+    algorithms_table.check_needs(algorithms_table.get("gigpo"), {"group"})
   with pytest.raises(ValueError, match="needs critic"):
-    algorithms.check_needs(algorithms.get("ppo"), {"reference"})
+    algorithms_table.check_needs(algorithms_table.get("ppo"), {"reference"})
 
 
 @pytest.mark.parametrize(
@@ -100,26 +100,28 @@ def test_needs_that_a_run_cannot_meet_are_refused():
 )
 def test_a_missing_need_comes_with_the_option_that_provides_it(name, option):
   with pytest.raises(ValueError, match=option):
-    algorithms.check_needs(algorithms.get(name), set())
+    algorithms_table.check_needs(algorithms_table.get(name), set())
 
 
 def test_a_row_reads_the_reference_for_its_loss_or_for_its_reward():
-  assert algorithms.get("grpo").reads_reference
-  assert algorithms.get("rloo").reads_reference
-  assert not algorithms.get("dapo").reads_reference
+  assert algorithms_table.get("grpo").reads_reference
+  assert algorithms_table.get("rloo").reads_reference
+  assert not algorithms_table.get("dapo").reads_reference
   # A traced weight is not known to be 0.
-  traced = dataclasses.replace(algorithms.get("dapo"), kl_coef=object())
+  traced = dataclasses.replace(algorithms_table.get("dapo"), kl_coef=object())
   assert traced.reads_reference
 
 
 def test_the_loss_is_averaged_over_tokens_steps_or_trajectories():
   for name, own in (("grpo", "token"), ("steppo", "step")):
-    row = algorithms.get(name)
-    assert algorithms.weighted(row, own) == row
-  paper = algorithms.weighted(algorithms.get("steppo"), "trajectory")
+    row = algorithms_table.get(name)
+    assert algorithms_table.weighted(row, own) == row
+  paper = algorithms_table.weighted(
+    algorithms_table.get("steppo"), "trajectory"
+  )
   assert paper.aggregation == "trajectory_step_mean"
   with pytest.raises(ValueError, match="'trajectroy', did you mean 'traj"):
-    algorithms.weighted(row, "trajectroy")
+    algorithms_table.weighted(row, "trajectroy")
 
 
 def test_options_of_a_run_change_the_row():
@@ -128,7 +130,7 @@ def test_options_of_a_run_change_the_row():
   made = config.AlgorithmConfig(
     name="serl", clip_low=0.3, loss_weighting="step", teacher="teacher.st"
   ).row()
-  row = algorithms.get("serl")
+  row = algorithms_table.get("serl")
   assert made == dataclasses.replace(
     row, clip_low=0.3, aggregation="step_mean_loss"
   )

@@ -11,22 +11,26 @@ import worlds
 
 from steppo_jax.envs.household import env as household
 from steppo_jax.envs.household import worlds as household_worlds
-from steppo_jax.envs.papers import env as paper_search
-from steppo_jax.envs.papers import worlds as paper_worlds
-from steppo_jax.envs.questions import env as search_qa
-from steppo_jax.envs.questions import worlds as search_worlds
-from steppo_jax.envs.webshop import env as webshop
+from steppo_jax.envs.papers import env as papers_env
+from steppo_jax.envs.papers import worlds as papers_worlds
+from steppo_jax.envs.questions import env as questions_env
+from steppo_jax.envs.questions import worlds as questions_worlds
+from steppo_jax.envs.webshop import env as webshop_env
 from steppo_jax.envs.webshop import worlds as webshop_worlds
-from steppo_jax.prompts import base as prompting
+from steppo_jax.prompts import base as prompt_base
 from steppo_jax.reports import panel
 from steppo_jax.rollout import loop, options
 
 # Environment, generator of tasks, scores that an expert brings to 1.
 CASES = {
   "household": (household.HouseholdEnv, household_worlds, set()),
-  "webshop": (webshop.WebShopEnv, webshop_worlds, {"small", "official"}),
-  "search_qa": (search_qa.SearchQAEnv, search_worlds, {"exact_match", "f1"}),
-  "paper_search": (paper_search.PaperSearchEnv, paper_worlds, {"recall@all"}),
+  "webshop": (webshop_env.WebShopEnv, webshop_worlds, {"small", "official"}),
+  "search_qa": (
+    questions_env.SearchQAEnv,
+    questions_worlds,
+    {"exact_match", "f1"},
+  ),
+  "paper_search": (papers_env.PaperSearchEnv, papers_worlds, {"recall@all"}),
 }
 TASKS, STEPS = 8, 15
 
@@ -37,10 +41,10 @@ def _expert(name, task):
     env.reset(task, 0)
     return env.game.plan()
   if name == "webshop":
-    return webshop.plan(task)
+    return webshop_env.plan(task)
   if name == "search_qa":
-    return search_worlds.expert(task)
-  return [*paper_worlds.expert(task), "<answer>done</answer>"]
+    return questions_worlds.expert(task)
+  return [*papers_worlds.expert(task), "<answer>done</answer>"]
 
 
 @functools.cache
@@ -64,7 +68,7 @@ def _play(name, agent):
     worlds.ScriptedEngine(lambda s, turn: agent(by_session[s], turn)),
     functools.partial(make, invalid_penalty=0.1),
     episodes,
-    prompting.CompactPrompt(worlds.tokenizer()),
+    prompt_base.CompactPrompt(worlds.tokenizer()),
     options.RolloutConfig(
       max_steps=STEPS, max_tokens=40_000, max_new_tokens=400
     ),

@@ -8,7 +8,7 @@ import tomllib
 
 import pytest
 
-from steppo_jax.algorithms import table as algorithms
+from steppo_jax.algorithms import table as algorithms_table
 from steppo_jax.storage import events
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -50,12 +50,12 @@ def needs_of(row):
 
 def test_there_is_one_section_for_every_row_and_none_besides():
   headings = re.findall(r"^### `(\w+)`$", ALGORITHMS_MD, flags=re.M)
-  assert sorted(headings) == sorted(algorithms.ALGORITHMS)
+  assert sorted(headings) == sorted(algorithms_table.ALGORITHMS)
 
 
-@pytest.mark.parametrize("name", algorithms.ALGORITHMS)
+@pytest.mark.parametrize("name", algorithms_table.ALGORITHMS)
 def test_a_section_says_what_the_row_says(name):
-  row, text = algorithms.get(name), sections()[name]
+  row, text = algorithms_table.get(name), sections()[name]
   assert item(text, "Row") == f"`{fields_of(row)}`"
   needs = item(text, "Needs")
   assert needs == (", ".join(needs_of(row)) or "nothing else")
@@ -70,14 +70,16 @@ def test_the_reconstructions_are_listed_together():
   said = re.search(r"^Reconstructed rows: (.*?)\.$", ALGORITHMS_MD, flags=re.M)
   assert re.findall(r"`(\w+)`", said[1]) == [
     name
-    for name, row in algorithms.ALGORITHMS.items()
+    for name, row in algorithms_table.ALGORITHMS.items()
     if row.evidence == "reconstruction"
   ]
 
 
 def test_names_in_code_style_that_look_like_options_exist():
-  fields = {f.name for f in dataclasses.fields(algorithms.Algorithm)}
-  options = {k for r in algorithms.ALGORITHMS.values() for k, _ in r.options}
+  fields = {f.name for f in dataclasses.fields(algorithms_table.Algorithm)}
+  options = {
+    k for r in algorithms_table.ALGORITHMS.values() for k, _ in r.options
+  }
   named = set(re.findall(r"`(\w+)=", ALGORITHMS_MD))
   named |= set(re.findall(r"`replace\(row, (\w+)=", ALGORITHMS_MD))
   assert named <= fields | options | {"bootstrap", "last"}

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steppo_jax.algorithms import estimators
-from steppo_jax.algorithms import table as algorithms
+from steppo_jax.algorithms import table as algorithms_table
 
 seeds = st.integers(0, 2**31)
 close = lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=2e-5)
@@ -313,7 +313,7 @@ def test_a_share_of_zero_leaves_the_steps_as_they_are():
 @pytest.mark.parametrize("name", ["serl", "stepopsd", "agentopsd"])
 def test_a_teacher_changes_no_sign_and_is_required(name):
   tokens, table = base.records()
-  row = algorithms.get(name)
+  row = algorithms_table.get(name)
   gap = np.random.default_rng(0).normal(size=tokens.step_ids.shape)
   estimator = functools.partial(
     getattr(estimators, name), discount=1.0, lambda_=1.0, **dict(row.options)

@@ -8,7 +8,7 @@ import pytest
 import worlds
 
 from steppo_jax import __main__ as cli
-from steppo_jax.datasets import tasks as task_sets
+from steppo_jax.datasets import tasks as datasets_tasks
 from steppo_jax.datasets import trajectories
 from steppo_jax.pretrained import policy
 from steppo_jax.reports import panel
@@ -87,7 +87,7 @@ def test_sampled_episodes_on_two_panels_leave_tables_steps_and_a_dataset(
 def test_scores_of_the_environment_are_in_the_tables(
   command, env, scores, tmp_path, capsys
 ):
-  folder = task_sets.prepare(env, tmp_path / "data", size="tiny", count=3)
+  folder = datasets_tasks.prepare(env, tmp_path / "data", size="tiny", count=3)
   output = tmp_path / "steps.jsonl"
   assert cli.main([
     *command, "--env", env, "--split", "valid_unseen",

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from ragged_episodes import LAYOUTS, episodes, packed
 
 from steppo_jax import types
-from steppo_jax.algorithms import table as algorithms
+from steppo_jax.algorithms import table as algorithms_table
 from steppo_jax.learner import state as learner_state
 from steppo_jax.learner import update as update_lib
 from steppo_jax.models import mesh
@@ -80,11 +80,11 @@ FAST = ("steppo", "ppo", "gigpo")
   "name",
   [
     pytest.param(name, marks=[] if name in FAST else [pytest.mark.slow])
-    for name in algorithms.ALGORITHMS
+    for name in algorithms_table.ALGORITHMS
   ],
 )
 def test_three_layouts_give_one_loss_and_one_gradient(name):
-  row = dataclasses.replace(algorithms.get(name), entropy_coef=0.01)
+  row = dataclasses.replace(algorithms_table.get(name), entropy_coef=0.01)
   policy, critic, found = gradients(row, packed("rows"))
   for layout in ("packed", "tree"):
     here = gradients(row, packed(layout))
@@ -171,7 +171,7 @@ def as_trajectories(paths):
 def forest_gradients(layout):
   """One compiled update, for random forests of one shape."""
   config = options.PackingConfig(layout=layout, row_length=64)
-  row = dataclasses.replace(algorithms.get("ppo"), entropy_coef=0.01)
+  row = dataclasses.replace(algorithms_table.get("ppo"), entropy_coef=0.01)
   parts = whole_updates.parts_of(row, num_minibatches=1)._replace(
     policy_optimizer=capture(), critic_optimizer=capture()
   )

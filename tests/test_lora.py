@@ -12,7 +12,7 @@ import small_runs
 import worlds
 
 from steppo_jax import trees
-from steppo_jax.algorithms import table as algorithms
+from steppo_jax.algorithms import table as algorithms_table
 from steppo_jax.learner import learner, supervised
 from steppo_jax.learner import options as learner_options
 from steppo_jax.learner import state as learner_state
@@ -114,7 +114,7 @@ def test_adapters_that_cannot_be_are_refused(make, message):
 def updated(policy, reference, *, kl_coef=0.5, config=CONFIG):
   """State before and after one update of GRPO with a KL term."""
   row = dataclasses.replace(
-    algorithms.get("grpo"), kl_coef=kl_coef, clip_low=0.2, clip_high=0.2
+    algorithms_table.get("grpo"), kl_coef=kl_coef, clip_low=0.2, clip_high=0.2
   )
   options = dataclasses.replace(learner_runs.CONFIG, lora=config)
   one = mesh.make_mesh(1)

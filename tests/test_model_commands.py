@@ -18,11 +18,10 @@ from steppo_jax import trees
 from steppo_jax.models import attend, lora, presets, transformer
 from steppo_jax.models import options as models_options
 from steppo_jax.models.formats import hub, weights
-from steppo_jax.pretrained import policy
-from steppo_jax.pretrained import sources as model_files
-from steppo_jax.pretrained import table as model_table
+from steppo_jax.pretrained import policy, sources
+from steppo_jax.pretrained import table as pretrained_table
 from steppo_jax.storage import checkpoint
-from steppo_jax.tokenizer import loading as tokenizer_files
+from steppo_jax.tokenizer import loading
 
 gguf = pytest.importorskip("gguf", reason="pip install 'steppo_jax[gguf]'")
 pytest.importorskip("jinja2", reason="pip install 'steppo_jax[chat]'")
@@ -95,23 +94,23 @@ def test_all_forms_are_converted_into_each_other_bit_by_bit(
 ):
   _, params = model
   source = write_gguf(tmp_path / "nano.gguf", model)
-  words = tokenizer_files.load(source)
+  words = loading.load(source)
   steps = [
     (source, "folder1"), ("folder1", "orbax", "--to", "orbax"),
     ("orbax", "folder2"), ("folder2", "w.safetensors"),
   ]  # fmt: skip
   for start, end, *options in steps:
     run(capsys, "convert", tmp_path / start, tmp_path / end, *options)
-    made = model_files.find(tmp_path / end)
-    sizes, found = model_files.load(made)
+    made = sources.find(tmp_path / end)
+    sizes, found = sources.load(made)
     assert sizes == model[0]
     same(found, params)
     if end != "w.safetensors":
-      again = model_files.tokenizer_of(made)
+      again = sources.tokenizer_of(made)
       assert again.digest == words.digest
       assert again.chat_template == vocabularies.CHATML
       assert again.end_of_turn_id == words.end_of_turn_id
-      assert model_files.sizes(made).context == 256
+      assert sources.sizes(made).context == 256
   assert {p.name for p in tmp_path.iterdir()} == {
     "nano.gguf", "folder1", "orbax", "folder2", "w.safetensors"
   }  # fmt: skip
@@ -126,7 +125,7 @@ def test_all_forms_are_converted_into_each_other_bit_by_bit(
 
 def test_types_are_narrowed_on_demand(capsys, folder, tmp_path):
   run(capsys, "convert", folder, tmp_path / "x", "--dtype", "bfloat16")
-  _, params = model_files.load(model_files.find(tmp_path / "x"))
+  _, params = sources.load(sources.find(tmp_path / "x"))
   assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("bfloat16")}
 
 
@@ -145,7 +144,7 @@ def test_a_runs_checkpoint_is_exported_with_adapters_merged(
   said = fails(capsys, "convert", tmp_path / "run", out)
   assert "name one of the same sizes with --like" in said
   run(capsys, "convert", tmp_path / "run", out, "--like", folder)
-  found, exported = model_files.load(model_files.find(out))
+  found, exported = sources.load(sources.find(out))
   assert found == sizes
   same(exported, lora.merge(adapted))
 
@@ -170,7 +169,7 @@ def test_a_model_answers_the_same_in_every_form(
   assert run(capsys, "generate", "--model", path, *options) == text
   # By hand: the most likely token, again and again.
   sizes, params = model
-  words = tokenizer_files.load(folder)
+  words = loading.load(folder)
   ids = words.encode("the agent").tolist()
   start = len(ids)
   for _ in range(12):
@@ -215,13 +214,15 @@ def test_inspect_names_blocks_memory_and_words(capsys, folder, model):
 
 def test_devices_hold_their_parts():
   sizes = presets.get("nano", 410)
-  whole = sum(block.count for block in model_table.blocks(sizes))
+  whole = sum(block.count for block in pretrained_table.blocks(sizes))
   one = {"data": 4, "fsdp": 1, "tensor": 1}
-  assert model_table.per_device(sizes, one) == whole
+  assert pretrained_table.per_device(sizes, one) == whole
   # Every matrix is split by 4; the vectors, of 2 x 2 + 1 norms of 64, are not.
   four = {"data": 1, "fsdp": 2, "tensor": 2}
   vectors = 5 * 64
-  assert model_table.per_device(sizes, four) == (whole - vectors) // 4 + vectors
+  assert (
+    pretrained_table.per_device(sizes, four) == (whole - vectors) // 4 + vectors
+  )
 
 
 def test_help_teaches():

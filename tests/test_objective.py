@@ -11,10 +11,10 @@ import pytest
 import reference
 
 from steppo_jax.algorithms import estimators, objective
-from steppo_jax.algorithms import table as algorithms
+from steppo_jax.algorithms import table as algorithms_table
 from steppo_jax.ops import ratios
 
-ALL = list(algorithms.ALGORITHMS)
+ALL = list(algorithms_table.ALGORITHMS)
 RAGGED = reference.ragged(8)
 TOKENS, TABLE, VALUE = reference.device_records(RAGGED)
 IDS, ACTION = TOKENS.step_ids, TOKENS.step_ids > 0
@@ -32,7 +32,7 @@ close = lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-5, atol=1e-6)
 def row_of(name, **change):
   """A row with an entropy bonus, so that every term is in the loss."""
   change = {"entropy_coef": 0.01, "kl_coef": 0.1, **change}
-  return dataclasses.replace(algorithms.get(name), **change)
+  return dataclasses.replace(algorithms_table.get(name), **change)
 
 
 def policy(logits):
@@ -208,13 +208,13 @@ def test_the_penalty_is_the_mean_of_k3():
 def test_a_centred_ratio_needs_its_mean():
   with pytest.raises(ValueError, match="needs mu"):
     objective.policy_log_ratio(
-      algorithms.get("capo"), REF, TOKENS, num_steps=9, mu=None
+      algorithms_table.get("capo"), REF, TOKENS, num_steps=9, mu=None
     )
 
 
 @pytest.mark.parametrize("name", ["steppo", "ppo"])
 def test_value_loss_reads_one_value_per_step_or_per_action_token(name):
-  row = algorithms.get(name)
+  row = algorithms_table.get(name)
   target = objective.advantages(row, TOKENS, TABLE, VALUE, EXTRAS).target
   at = TABLE.boundary if name == "steppo" else None
   flat = VALUE.reshape(-1)
@@ -246,7 +246,7 @@ def test_value_loss_reads_one_value_per_step_or_per_action_token(name):
 def test_a_method_without_critic_has_no_value_loss():
   with pytest.raises(ValueError, match="'grpo' has no critic"):
     objective.value_loss_terms(
-      algorithms.get("grpo"), TABLE.reward, VALUE, VALUE, TOKENS, TABLE,
+      algorithms_table.get("grpo"), TABLE.reward, VALUE, VALUE, TOKENS, TABLE,
       boundary_local=TABLE.boundary, here=TABLE.live, value_clip=None,
     )  # fmt: skip
 

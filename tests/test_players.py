@@ -13,7 +13,7 @@ from steppo_jax import types
 from steppo_jax.envs import base
 from steppo_jax.envs.household import env as household
 from steppo_jax.processes import hosts
-from steppo_jax.prompts import base as prompting
+from steppo_jax.prompts import base as prompt_base
 from steppo_jax.rollout import journal, loop
 from steppo_jax.sampler import engine as engine_lib
 from steppo_jax.training import evaluate, players
@@ -44,7 +44,7 @@ def by_hand(options, temperature):
   )
   engine.set_params(worlds.policy(), 0)
   limits = dataclasses.replace(options.rollout, temperature=temperature)
-  prompt = prompting.CompactPrompt(worlds.tokenizer())
+  prompt = prompt_base.CompactPrompt(worlds.tokenizer())
   return loop.run(engine, HOUSEHOLD, worlds.episodes(2), prompt, limits)
 
 

@@ -7,7 +7,7 @@ import worlds
 from steppo_jax import batch, types
 from steppo_jax.learner import options, supervised
 from steppo_jax.packing import options as packing_options
-from steppo_jax.prompts import base as prompting
+from steppo_jax.prompts import base as prompt_base
 from steppo_jax.training import imitation
 
 TURNS = [
@@ -19,7 +19,7 @@ TURNS = [
 
 def demonstration(max_tokens):
   task = types.Task("demo", "household", "family", {})
-  prompt = prompting.CompactPrompt(worlds.tokenizer())
+  prompt = prompt_base.CompactPrompt(worlds.tokenizer())
   return imitation.demonstration(task, TURNS, prompt, max_tokens=max_tokens)
 
 

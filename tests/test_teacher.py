@@ -14,9 +14,8 @@ import small_runs
 import whole_updates
 import worlds
 
-from steppo_jax.algorithms import table as algorithms
-from steppo_jax.learner import credit
-from steppo_jax.learner import spec as microbatch
+from steppo_jax.algorithms import table as algorithms_table
+from steppo_jax.learner import credit, spec
 from steppo_jax.learner import state as learner_state
 from steppo_jax.learner import update as update_lib
 from steppo_jax.models import mesh, transformer
@@ -35,7 +34,7 @@ PLAIN = {"low": 0.0, "high": 1e9, "mix": 1.0}
 
 def row(name, *, mix_updates=0, **options):
   made = dataclasses.replace(
-    algorithms.get(name), kl_coef=0.0, mix_updates=mix_updates
+    algorithms_table.get(name), kl_coef=0.0, mix_updates=mix_updates
   )
   options = {**dict(made.options), **options}
   return dataclasses.replace(made, options=tuple(options.items()))
@@ -180,13 +179,13 @@ def test_the_teachers_weight_falls_to_nothing_over_its_updates():
 
 @pytest.mark.parametrize("kind", ["peer", "file"])
 def test_nobody_is_asked_once_the_teachers_weight_is_gone(kind, monkeypatch):
-  asked, logp = [], microbatch.UpdateSpec.logp
+  asked, logp = [], spec.UpdateSpec.logp
 
   def counted(self, policy, rows):
     jax.debug.callback(lambda: asked.append(1))
     return logp(self, policy, rows)
 
-  monkeypatch.setattr(microbatch.UpdateSpec, "logp", counted)
+  monkeypatch.setattr(spec.UpdateSpec, "logp", counted)
   made, rows, _ = packed("packed")
   parts = whole_updates.parts_of(row("stepopsd", mix_updates=50))
   batch = learner_state.put_batch(
@@ -210,9 +209,9 @@ def test_nobody_is_asked_once_the_teachers_weight_is_gone(kind, monkeypatch):
 
 
 def test_the_rows_follow_the_published_schedules():
-  falls = {name: algorithms.get(name).mix_updates for name in TAUGHT}
+  falls = {name: algorithms_table.get(name).mix_updates for name in TAUGHT}
   assert falls == {"serl": 50, "stepopsd": 50, "agentopsd": 0}
-  starts = [dict(algorithms.get(name).options)["mix"] for name in TAUGHT]
+  starts = [dict(algorithms_table.get(name).options)["mix"] for name in TAUGHT]
   assert starts == [0.5, 0.2, 0.5]
 
 

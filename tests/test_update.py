@@ -20,19 +20,19 @@ from whole_updates import (
 )
 
 from steppo_jax.algorithms import estimators, objective
-from steppo_jax.algorithms import table as algorithms
+from steppo_jax.algorithms import table as algorithms_table
 from steppo_jax.learner import credit, learner
 from steppo_jax.learner import update as update_lib
 from steppo_jax.models import mesh
 from steppo_jax.ops import ratios, segments
 
-ALL = list(algorithms.ALGORITHMS)
-CRITICS = [name for name in ALL if algorithms.get(name).critic]
+ALL = list(algorithms_table.ALGORITHMS)
+CRITICS = [name for name in ALL if algorithms_table.get(name).critic]
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_one_update_moves_the_policy_and_reports_finite_numbers(name):
-  row = algorithms.get(name)
+  row = algorithms_table.get(name)
   made = learner.Learner(
     worlds.model(), row, CONFIG, mesh.make_mesh(1), num_updates=4, seed=0
   )
@@ -56,7 +56,7 @@ def test_one_update_moves_the_policy_and_reports_finite_numbers(name):
 @pytest.mark.parametrize("name", ALL)
 def test_no_token_that_was_not_sampled_has_a_gradient(name):
   # The credit of the update itself, with segments, teacher and reference.
-  row = dataclasses.replace(algorithms.get(name), entropy_coef=0.01)
+  row = dataclasses.replace(algorithms_table.get(name), entropy_coef=0.01)
   parts = parts_of(row)
   reference, teacher = policies(row)
   assign = functools.partial(credit.assign, parts)
@@ -103,7 +103,7 @@ def test_a_policy_that_is_missing_is_named_before_anything_compiles(
   name, message
 ):
   made = learner.Learner(
-    worlds.model(), algorithms.get(name), CONFIG, mesh.make_mesh(1),
+    worlds.model(), algorithms_table.get(name), CONFIG, mesh.make_mesh(1),
     num_updates=4, seed=0,
   )  # fmt: skip
   with pytest.raises(ValueError, match=message):
@@ -118,7 +118,7 @@ def test_rows_that_make_no_whole_microbatches_are_refused():
 
 @pytest.mark.parametrize("name", ["serl", "stepopsd", "agentopsd"])
 def test_a_teacher_that_is_the_policy_leaves_grpo(name):
-  row = dataclasses.replace(algorithms.get(name), kl_coef=0.0)
+  row = dataclasses.replace(algorithms_table.get(name), kl_coef=0.0)
   plain, _ = updated(learner_runs.row("grpo"))
   same, _ = updated(row, teacher=worlds.policy())
   other, _ = updated(row, teacher=worlds.policy(2))
@@ -128,7 +128,7 @@ def test_a_teacher_that_is_the_policy_leaves_grpo(name):
 
 
 def test_rloo_pays_for_its_distance_from_the_reference():
-  row = algorithms.get("rloo")
+  row = algorithms_table.get("rloo")
   free = dataclasses.replace(
     row, options=(("singleton", "zero"), ("kl_reward", 0.0))
   )
@@ -141,7 +141,7 @@ def test_rloo_pays_for_its_distance_from_the_reference():
 
 
 def test_segments_are_cut_where_the_policy_is_unsure():
-  row = algorithms.get("sapo_segment")
+  row = algorithms_table.get("sapo_segment")
   parts = parts_of(row)
   found = jax.jit(functools.partial(credit.assign, parts))(
     start(parts), None, batch(), None
@@ -171,7 +171,7 @@ def test_every_critic_knows_three_ends_of_a_truncated_episode(name):
   assert (table.truncated & table.live).sum() >= 10
   found = {}
   for mode in estimators.BOOTSTRAPS:
-    parts = parts_of(algorithms.get(name), bootstrap=mode)
+    parts = parts_of(algorithms_table.get(name), bootstrap=mode)
     made = jax.jit(functools.partial(credit.assign, parts))(
       start(parts), worlds.policy(1), batch(), None
     )
@@ -205,7 +205,7 @@ def test_each_weighting_counts_what_it_names():
   states = {}
   for weighting, count in expected.items():
     for name in ("steppo", "grpo"):
-      row = algorithms.weighted(learner_runs.row(name), weighting)
+      row = algorithms_table.weighted(learner_runs.row(name), weighting)
       states[name, weighting], found = updated(row)
       weight = found["policy/policy_loss"][1]
       np.testing.assert_allclose(weight, count, rtol=1e-5)

@@ -62,7 +62,7 @@ def lower_learner(setting: Setting, mesh: Any) -> Any:
   import jax
   import jax.numpy as jnp
 
-  from steppo_jax.algorithms import table as algorithms
+  from steppo_jax.algorithms import table as algorithms_table
   from steppo_jax.learner import learner, options
   from steppo_jax.models import mesh as mesh_lib
   from steppo_jax.models import options as models_options
@@ -79,7 +79,7 @@ def lower_learner(setting: Setting, mesh: Any) -> Any:
     lora=models_options.LoraConfig(rank=32 if adapters else 0),
   )
   made = learner.Learner(
-    model, algorithms.get("steppo"), config, mesh, num_updates=100, seed=0
+    model, algorithms_table.get("steppo"), config, mesh, num_updates=100, seed=0
   )
   policy = transformer.abstract_params(model)
   frozen = jax.tree.map(

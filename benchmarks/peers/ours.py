@@ -7,7 +7,7 @@ import numpy as np
 import work as work_lib
 
 from steppo_jax import types
-from steppo_jax.algorithms import table as algorithms
+from steppo_jax.algorithms import table as algorithms_table
 from steppo_jax.learner import learner as learner_lib
 from steppo_jax.learner import options
 from steppo_jax.learner import state as learner_state
@@ -56,7 +56,7 @@ class Ours:
     """A clipped loss per token without critic and without KL: DAPO's."""
     spec = self._work.spec["update"]
     return dataclasses.replace(
-      algorithms.get("dapo"),
+      algorithms_table.get("dapo"),
       clip_low=spec["clip_low"],
       clip_high=spec["clip_high"],
     )

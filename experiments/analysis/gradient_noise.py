@@ -33,7 +33,7 @@ from steppo_jax.learner import state as learner_state
 from steppo_jax.learner import update as update_lib
 from steppo_jax.storage import events
 from steppo_jax.training import config
-from steppo_jax.training import run as run_parts
+from steppo_jax.training import run as training_run
 
 _GROUPED = ("grpo", "gigpo", "gagpo")
 # A step that takes the gradient itself from the parameters.
@@ -98,7 +98,7 @@ def _spec(run, row):
   return spec._replace(policy_optimizer=_TAKEN)
 
 
-def study(run: run_parts.Run, warmup: int) -> dict:
+def study(run: training_run.Run, warmup: int) -> dict:
   """Gradients of every credit on the batches of a run."""
   state = run.learner.init(run.policy)
   run.hand_over(state.policy, 0)
@@ -162,7 +162,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   if options.num_updates < 3:
     parser.error(f"num_updates={options.num_updates}: an interval needs 3")
   with tempfile.TemporaryDirectory() as folder, events.Log(None) as log:
-    run = run_parts.Run(options, pathlib.Path(folder), log, lambda _: None)
+    run = training_run.Run(options, pathlib.Path(folder), log, lambda _: None)
     with run.players:
       found = study(run, args.warmup)
   episodes = options.tasks_per_update * options.group_size

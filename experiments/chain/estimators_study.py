@@ -36,7 +36,7 @@ import study_report
 import steppo_jax
 from steppo_jax import batch
 from steppo_jax.algorithms import estimators, objective
-from steppo_jax.algorithms import table as algorithms
+from steppo_jax.algorithms import table as algorithms_table
 
 DOOR = door_lib.Door()
 POLICIES = {"early": 0.6, "late": 0.85}
@@ -70,7 +70,7 @@ class Variant:
   bootstrap: str = "value"
 
   @property
-  def row(self) -> algorithms.Algorithm:
+  def row(self) -> algorithms_table.Algorithm:
     row = steppo_jax.ALGORITHMS[self.name]
     given = {"discount": self.discount, "lambda_": self.lambda_}
     given = {k: v for k, v in given.items() if v is not None}

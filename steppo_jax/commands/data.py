@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> pathlib.Path:
 
 
 def _task_set(args) -> pathlib.Path:
-  from steppo_jax.datasets import tasks as task_sets
+  from steppo_jax.datasets import tasks as datasets_tasks
   from steppo_jax.envs import base
 
   if len(args.size) > 1:
@@ -102,7 +102,7 @@ def _task_set(args) -> pathlib.Path:
     if args.published:
       data_dir = stack.enter_context(tempfile.TemporaryDirectory())
       _convert(args, data_dir)
-    return task_sets.prepare(
+    return datasets_tasks.prepare(
       args.env,
       args.output,
       data_dir=data_dir,
@@ -115,7 +115,7 @@ def _task_set(args) -> pathlib.Path:
 
 def _convert(args, folder: str) -> None:
   """Makes a folder of questions and paragraphs of published files."""
-  from steppo_jax.envs.questions import data as search_data
+  from steppo_jax.envs.questions import data as questions_data
 
   if args.env != "search_qa" or args.data_dir:
     raise ValueError(
@@ -123,7 +123,7 @@ def _convert(args, folder: str) -> None:
     )
   if len(args.split or ()) != 1:
     raise ValueError("--published needs one --split, the name of their split")
-  search_data.convert(
+  questions_data.convert(
     args.published, folder, split=args.split[0], aliases=args.aliases
   )
 

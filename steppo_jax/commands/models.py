@@ -122,7 +122,7 @@ def _bar(what: str) -> Iterator[Callable[[int, int], None]]:
 def generate(args) -> None:
   """Answers one prompt, or each line of the input."""
   from steppo_jax.pretrained import generate as generate_lib
-  from steppo_jax.pretrained import sources as model_files
+  from steppo_jax.pretrained import sources
 
   if args.max_tokens is not None and args.max_tokens < 1:
     raise ValueError(f"--max-tokens={args.max_tokens} must be at least 1")
@@ -130,10 +130,10 @@ def generate(args) -> None:
     raise ValueError(f"--temperature={args.temperature} must be at least 0")
   if args.system is not None and not args.chat:
     raise ValueError("--system is a message of --chat")
-  found = model_files.find(args.model)
-  sizes = model_files.sizes(found)
+  found = sources.find(args.model)
+  sizes = sources.sizes(found)
   with terminal.console.status("reading the tokenizer"):
-    tokenizer = model_files.tokenizer_of(found, args.tokenizer)
+    tokenizer = sources.tokenizer_of(found, args.tokenizer)
   lines = sys.stdin if args.prompt is None else [args.prompt]
   if args.prompt is None and not args.chat:
     lines = [sys.stdin.read()]
@@ -148,7 +148,7 @@ def generate(args) -> None:
         turns=args.prompt is None and args.chat,
       )  # fmt: skip
       with _bar("reading the model") as progress:
-        config, params = model_files.load(
+        config, params = sources.load(
           found, dtype=args.dtype, progress=progress
         )
       model = generate_lib.Generator(
@@ -211,14 +211,14 @@ class _Talk:
 def convert(args) -> None:
   """Writes a model in another form."""
   from steppo_jax.pretrained import convert as convert_lib
-  from steppo_jax.pretrained import sources as model_files
+  from steppo_jax.pretrained import sources
 
   target = pathlib.Path(args.target)
   form = args.to or ("weights" if target.suffix == ".safetensors" else "folder")
-  like = args.like and model_files.find(args.like)
+  like = args.like and sources.find(args.like)
   with _bar("reading the model") as progress:
     convert_lib.convert(
-      model_files.find(args.source), target, form, dtype=args.dtype,
+      sources.find(args.source), target, form, dtype=args.dtype,
       tokenizer=args.tokenizer, progress=progress, like=like or None,
     )  # fmt: skip
   terminal.console.print(f"written: {target}", markup=False, soft_wrap=True)
@@ -226,16 +226,16 @@ def convert(args) -> None:
 
 def inspect(args) -> None:
   """Prints what a model is."""
-  from steppo_jax.pretrained import sources as model_files
-  from steppo_jax.pretrained import table as model_table
+  from steppo_jax.pretrained import sources
+  from steppo_jax.pretrained import table as pretrained_table
 
-  split = model_table.parse_mesh(args.mesh)
-  found = model_files.find(args.model)
-  like = args.like and model_files.find(args.like)
-  sizes = model_files.sizes(found, like=like or None)
+  split = pretrained_table.parse_mesh(args.mesh)
+  found = sources.find(args.model)
+  like = args.like and sources.find(args.like)
+  sizes = sources.sizes(found, like=like or None)
   try:
     with terminal.console.status("reading the tokenizer"):
-      tokenizer = model_files.tokenizer_of(found, args.tokenizer)
+      tokenizer = sources.tokenizer_of(found, args.tokenizer)
   except (ValueError, RuntimeError) as error:
     if args.tokenizer is not None:
       raise
@@ -243,4 +243,4 @@ def inspect(args) -> None:
     terminal.console.print(
       f"{error}", markup=False, highlight=False, soft_wrap=True
     )
-  model_table.show(found, sizes, tokenizer, split, args.dtype)
+  pretrained_table.show(found, sizes, tokenizer, split, args.dtype)

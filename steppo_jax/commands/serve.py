@@ -21,16 +21,16 @@ def register(add: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def _serve(args, _) -> None:
-  from steppo_jax.envs.papers import library as paper_library
-  from steppo_jax.envs.papers import service as paper_service
-  from steppo_jax.envs.papers import worlds as paper_worlds
+  from steppo_jax.envs.papers import library as papers_library
+  from steppo_jax.envs.papers import service as papers_service
+  from steppo_jax.envs.papers import worlds as papers_worlds
 
   if args.data_dir is None:
-    task = paper_worlds.generate(0, split="train", size="full")
-    library = paper_library.from_payload(task.payload)
+    task = papers_worlds.generate(0, split="train", size="full")
+    library = papers_library.from_payload(task.payload)
   else:
-    library = paper_library.open_library(args.data_dir)
-  with paper_service.Server(library, host=args.host, port=args.port) as server:
+    library = papers_library.open_library(args.data_dir)
+  with papers_service.Server(library, host=args.host, port=args.port) as server:
     # A script that starts the service waits for this line.
     print(f"{len(library.papers)} papers at {server.url}", flush=True)
     with contextlib.suppress(KeyboardInterrupt):

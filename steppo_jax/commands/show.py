@@ -4,7 +4,7 @@ import rich.box
 import rich.console
 import rich.table
 
-from steppo_jax.algorithms import table as algorithms
+from steppo_jax.algorithms import table as algorithms_table
 from steppo_jax.reports import evaluation as evaluation_lib
 from steppo_jax.reports import panel
 
@@ -96,7 +96,7 @@ def algorithm_table() -> None:
   for name in ("name", "estimator", "ratio", "clip", "loss mean", "critic",
                "needs", "evidence", "source"):  # fmt: skip
     table.add_column(name)
-  for name, row in algorithms.ALGORITHMS.items():
+  for name, row in algorithms_table.ALGORITHMS.items():
     pooled = f"step^{row.power:g}" + (" centred" if row.center else "")
     table.add_row(
       name,

@@ -25,15 +25,15 @@ from steppo_jax import types
 from steppo_jax.datasets import store
 from steppo_jax.envs import base
 from steppo_jax.envs import tasks as tasks_lib
-from steppo_jax.envs.papers import library as paper_library
-from steppo_jax.envs.questions import data as search_data
+from steppo_jax.envs.papers import library as papers_library
+from steppo_jax.envs.questions import data as questions_data
 from steppo_jax.envs.webshop import data as webshop_data
 
 # Files that tasks of an environment refer to, from the folder of real data.
 _FILES = {
   "webshop": webshop_data.files,
-  "search_qa": search_data.files,
-  "paper_search": paper_library.files,
+  "search_qa": questions_data.files,
+  "paper_search": papers_library.files,
 }
 _EVERY = 2**62
 

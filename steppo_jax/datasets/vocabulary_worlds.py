@@ -7,10 +7,10 @@ name is spelt by its syllables.
 
 from collections.abc import Iterator
 
-from steppo_jax.envs.papers import env as paper_search
-from steppo_jax.envs.papers import worlds as paper_worlds
-from steppo_jax.envs.questions import env as search_qa
-from steppo_jax.envs.questions import worlds as search_worlds
+from steppo_jax.envs.papers import env as papers_env
+from steppo_jax.envs.papers import worlds as papers_worlds
+from steppo_jax.envs.questions import env as questions_env
+from steppo_jax.envs.questions import worlds as questions_worlds
 from steppo_jax.envs.webshop import pages as webshop_pages
 from steppo_jax.envs.webshop import tables as webshop_tables
 
@@ -28,12 +28,12 @@ _TEXT = (
   *("$", ".99", "not possible"),
   # Questions.
   *(" answer the question.", " What is the", " Who is the", " of the", "?"),
-  *(search_qa.INVALID, search_qa.NOTHING_FOUND, "The episode is over."),
+  *(questions_env.INVALID, questions_env.NOTHING_FOUND, "The episode is over."),
   *("search", "answer", "expand", " done", "."),
   # Papers.
   *(" find papers.", " Which papers use", " List the papers that apply"),
-  *(paper_search.INVALID, paper_search.NOTHING_NEW, paper_search.REPEATED),
-  *(paper_search.NOT_FOUND_YET, paper_search.EXPANDED, "[", "] (1.00)"),
+  *(papers_env.INVALID, papers_env.NOTHING_NEW, papers_env.REPEATED),
+  *(papers_env.NOT_FOUND_YET, papers_env.EXPANDED, "[", "] (1.00)"),
   *("] (0.00)", " for", " in", " by", ":"),
 )
 
@@ -67,34 +67,34 @@ def _shop_words() -> Iterator[str]:
 
 
 def _question_words() -> Iterator[str]:
-  yield from search_worlds.FAMILIES
-  for facts in search_worlds.FACTS.values():
+  yield from questions_worlds.FAMILIES
+  for facts in questions_worlds.FACTS.values():
     for noun, _, words in facts:
       yield from (noun, words.removesuffix("{}").strip())
 
 
 def _paper_words() -> Iterator[str]:
-  yield from (*paper_worlds.METHODS, *paper_worlds.PROBLEMS)
-  yield from (*paper_worlds.QUALITIES, *paper_worlds.VAGUE)
+  yield from (*papers_worlds.METHODS, *papers_worlds.PROBLEMS)
+  yield from (*papers_worlds.QUALITIES, *papers_worlds.VAGUE)
 
 
 def _spoken() -> Iterator[str]:
   """Words that stand at the start of names and titles."""
-  yield from (*search_worlds.ADJECTIVES, *search_worlds.NOUNS)
-  yield from (*paper_worlds.METHODS, *paper_worlds.PROBLEMS)
-  yield from paper_worlds.QUALITIES
+  yield from (*questions_worlds.ADJECTIVES, *questions_worlds.NOUNS)
+  yield from (*papers_worlds.METHODS, *papers_worlds.PROBLEMS)
+  yield from papers_worlds.QUALITIES
 
 
 def _syllables() -> Iterator[str]:
   """Parts of invented names; codas and others are single letters or learned."""
   yield from webshop_tables.SYLLABLES
   yield from (f" {syllable}" for syllable in webshop_tables.SYLLABLES)
-  yield from paper_worlds.SYLLABLES
-  yield from (s.capitalize() for s in paper_worlds.SYLLABLES)
-  yield from (f" {s.capitalize()}" for s in paper_worlds.SYLLABLES)
-  for onset in search_worlds.ONSETS:
-    for vowel in dict.fromkeys(search_worlds.VOWELS):
+  yield from papers_worlds.SYLLABLES
+  yield from (s.capitalize() for s in papers_worlds.SYLLABLES)
+  yield from (f" {s.capitalize()}" for s in papers_worlds.SYLLABLES)
+  for onset in questions_worlds.ONSETS:
+    for vowel in dict.fromkeys(questions_worlds.VOWELS):
       yield f"{onset}{vowel}"
       yield f"{onset}{vowel}".capitalize()
       yield f" {onset}{vowel}".title()
-  yield from search_worlds.CODAS
+  yield from questions_worlds.CODAS

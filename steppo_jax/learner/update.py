@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from steppo_jax.algorithms import objective
-from steppo_jax.algorithms import table as algorithms
+from steppo_jax.algorithms import table as algorithms_table
 from steppo_jax.batch import TokenBatch
 from steppo_jax.learner import credit as credit_lib
 from steppo_jax.learner.spec import UpdateSpec
@@ -91,7 +91,9 @@ def _check(spec: UpdateSpec, state, reference, batch, teacher) -> None:
     "teacher": batch.teacher if teacher is None else teacher,
   }  # fmt: skip
   found = {name for name, params in policies.items() if params is not None}
-  algorithms.check_needs(spec.algorithm, found | {"group", "anchor", "entropy"})
+  algorithms_table.check_needs(
+    spec.algorithm, found | {"group", "anchor", "entropy"}
+  )
   size = spec.config.microbatch_rows
   for name, part in (("a mini-batch", batch), ("the teacher", batch.teacher)):
     if part is not None and part.tokens.tokens.shape[1] % size:

@@ -18,8 +18,7 @@ from steppo_jax.models import lora, transformer
 from steppo_jax.models.config import ModelConfig
 from steppo_jax.models.formats import gguf, hf_config, hub, placing, weights
 from steppo_jax.storage import checkpoint
-from steppo_jax.tokenizer import loading as tokenizer_files
-from steppo_jax.tokenizer import sentencepiece_tokenizer
+from steppo_jax.tokenizer import loading, sentencepiece_tokenizer
 
 CHECKPOINTS = "checkpoints"
 _POLICY = "policy."
@@ -281,21 +280,21 @@ def tokenizer_of(found: Found, name: str | None = None) -> types.Tokenizer:
   if found.kind == "weights":
     return _by_digest(found.path, name)
   if name is not None:
-    return tokenizer_files.load(name)
+    return loading.load(name)
   if found.kind == "checkpoint":
     at = found.path
     folder = at.parent if at.name == CHECKPOINTS else at
     if not (folder / "tokenizer.json").is_file():
       raise ValueError(f"no tokenizer in {folder}: name one with --tokenizer")
-    return tokenizer_files.load(folder)
-  return tokenizer_files.load(found.path)
+    return loading.load(folder)
+  return loading.load(found.path)
 
 
 def _by_digest(path: pathlib.Path, name: str | None) -> types.Tokenizer:
   _, _, digest = _facts(path)
   names = sentencepiece_tokenizer.BUNDLED if name is None else [name]
   for each in names:
-    made = tokenizer_files.load(each)
+    made = loading.load(each)
     if made.digest == digest:
       return made
   if name is None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from steppo_jax import types
-from steppo_jax.prompts import base as prompting
+from steppo_jax.prompts import base as prompt_base
 from steppo_jax.reports import panel
 
 
@@ -88,7 +88,7 @@ def write_summary(path: str | pathlib.Path, found: Evaluation) -> None:
 def write_steps(
   path: str | pathlib.Path,
   trajectories: Mapping[str, Sequence[types.Trajectory]],
-  prompt: prompting.Prompt,
+  prompt: prompt_base.Prompt,
 ) -> None:
   """Writes one JSON line a step, and one for an episode without steps.
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from steppo_jax import types
-from steppo_jax.processes import frames as frames_lib
+from steppo_jax.processes import frames as processes_frames
 
 _LENGTH = struct.Struct("<I")
 _DIGEST = 16
@@ -36,7 +36,7 @@ _PLAIN = (
 def to_bytes(trajectories: Sequence[types.Trajectory]) -> bytes:
   """Frames, one a trajectory."""
   return b"".join(
-    frame(frames_lib.pack(head, data))
+    frame(processes_frames.pack(head, data))
     for head, data in map(encode, trajectories)
   )
 
@@ -49,7 +49,7 @@ def from_bytes(data: bytes) -> list[types.Trajectory]:
   """
   found, end = [], 0
   for payload, place in frames(data):
-    found.append(decode(*frames_lib.unpack(payload)))
+    found.append(decode(*processes_frames.unpack(payload)))
     end = place
   if end != len(data):
     raise ValueError(f"{len(data) - end} bytes are no whole frame")

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from steppo_jax import types
-from steppo_jax.prompts import base as prompting
+from steppo_jax.prompts import base as prompt_base
 from steppo_jax.rollout.options import RolloutConfig
 
 
@@ -47,7 +47,7 @@ def run(
   engine: types.Engine,
   make_env: Callable[[], types.Env],
   episodes: Iterable[Episode],
-  prompt: prompting.Prompt,
+  prompt: prompt_base.Prompt,
   config: RolloutConfig,
   *,
   on_finish: Callable[[types.Trajectory], None] | None = None,

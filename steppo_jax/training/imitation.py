@@ -19,7 +19,7 @@ from steppo_jax.models import lora, presets, transformer
 from steppo_jax.packing import options
 from steppo_jax.packing import rows as packing
 from steppo_jax.pretrained import policy
-from steppo_jax.prompts import base as prompting
+from steppo_jax.prompts import base as prompt_base
 from steppo_jax.prompts import sections
 from steppo_jax.storage import folder as run_folder
 from steppo_jax.storage import lease, metrics
@@ -29,7 +29,7 @@ from steppo_jax.training import players as players_lib
 
 
 def load_rows(
-  config: config_lib.SupervisedRun, prompt: prompting.Prompt, pad_id: int
+  config: config_lib.SupervisedRun, prompt: prompt_base.Prompt, pad_id: int
 ):
   """The demonstrations as packed rows; makes the dataset when missing."""
   options = config.demonstrations

@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from steppo_jax import types
-from steppo_jax.datasets import tasks as task_sets
+from steppo_jax.datasets import tasks as datasets_tasks
 from steppo_jax.envs import base
-from steppo_jax.envs.workers import pool as process
+from steppo_jax.envs.workers import pool
 from steppo_jax.models import transformer
 from steppo_jax.pretrained import policy
 from steppo_jax.processes import hosts as hosts_lib
-from steppo_jax.prompts import base as prompting
+from steppo_jax.prompts import base as prompt_base
 from steppo_jax.prompts import sections
 from steppo_jax.rollout import loop, options
 from steppo_jax.sampler import engine as engine_lib
@@ -54,7 +54,9 @@ def recipes(env_config: config_lib.EnvConfig) -> base.Recipes:
   common = {name: getattr(env_config, name) for name in names}
   if env_config.task_set is None:
     return base.resolve(env_config.name, common, own)
-  return task_sets.recipes(env_config.task_set, env_config.name, common, own)
+  return datasets_tasks.recipes(
+    env_config.task_set, env_config.name, common, own
+  )
 
 
 def make_tasks(env_config: config_lib.EnvConfig) -> base.TaskList:
@@ -75,7 +77,7 @@ def make_env(env_config: config_lib.EnvConfig) -> base.Makers:
   """
   recipe = recipes(env_config).env
   if env_config.workers:
-    return process.Workers(recipe, env_config.workers, env_config.limits)
+    return pool.Workers(recipe, env_config.workers, env_config.limits)
   return base.InProcess(recipe)
 
 
@@ -97,7 +99,7 @@ class Players:
   """
 
   engine: types.Engine
-  prompt: prompting.Prompt
+  prompt: prompt_base.Prompt
   make_env: base.Makers
   rollout: options.RolloutConfig
   hosts: hosts_lib.Hosts

@@ -9,7 +9,7 @@ import numpy as np
 
 from steppo_jax import batch, types
 from steppo_jax.algorithms import options as algorithm_options
-from steppo_jax.algorithms import table as algorithms
+from steppo_jax.algorithms import table as algorithms_table
 from steppo_jax.learner import learner as learner_lib
 from steppo_jax.models import lora
 from steppo_jax.models import mesh as mesh_lib
@@ -57,7 +57,7 @@ class Run:
     )
     self.model, self.policy = players_lib.load_model(config, self.tokenizer)
     row = config.algorithm.row()
-    algorithms.check_needs(row, _provided(config))
+    algorithms_table.check_needs(row, _provided(config))
     # Adapters off is the policy before training, without a copy of it.
     copied = row.reads_reference and not config.learner.lora.rank
     self.mesh = mesh_lib.of_run(config.mesh, config.num_devices)

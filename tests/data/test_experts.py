@@ -9,9 +9,9 @@ from steppo_jax.datasets import demonstrations
 from steppo_jax.datasets import options as datasets_options
 from steppo_jax.envs import base, experts
 from steppo_jax.envs.webshop import expert
-from steppo_jax.tokenizer import loading as tokenizer_files
+from steppo_jax.tokenizer import loading
 
-TOKENIZER = tokenizer_files.load("worlds")
+TOKENIZER = loading.load("worlds")
 SHOPS = ("webshop", "search_qa", "paper_search")
 SHOWN = {"search_qa": ("top=2",), "paper_search": ("top=5", "shown=5")}
 

@@ -8,8 +8,7 @@ import pytest
 import vocabularies
 from hypothesis import strategies as st
 
-from steppo_jax.tokenizer import bytes_tokenizer
-from steppo_jax.tokenizer import loading as tokenizer_files
+from steppo_jax.tokenizer import bytes_tokenizer, loading
 
 pytest.importorskip("gguf", reason="pip install 'steppo_jax[gguf]'")
 
@@ -28,7 +27,7 @@ def made(tmp_path_factory):
   processor = vocabularies.sentencepiece_model(root)
   fields = vocabularies.sentencepiece_fields(processor)
   vocabularies.write_gguf(root / "s.gguf", fields)
-  load = tokenizer_files.load
+  load = loading.load
   return {
     "folder": load(folder), "gguf of bytes": load(root / "b.gguf"),
     "gguf of sentencepiece": load(root / "s.gguf"), "bytes": load("bytes"),
@@ -119,7 +118,7 @@ def test_a_vocabulary_that_holds_its_controls_does_not_give_them(tmp_path):
   rules["pre_tokenizer"]["use_regex"] = False
   folder = vocabularies.write_folder(tmp_path / "hf", inner)
   (folder / "tokenizer.json").write_text(json.dumps(rules))
-  tokenizer = tokenizer_files.load(folder)
+  tokenizer = loading.load(folder)
   forged = tokenizer.encode("<|im_end|>")
   assert tokenizer.end_of_turn_id not in forged
   assert tokenizer.decode(forged) == "<|im_end|>"
@@ -133,7 +132,7 @@ def test_the_end_of_a_turn_is_what_the_template_writes(tmp_path):
   ends = [inner.token_to_id(x) for x in ("<|end|>", "<|im_end|>")]
   facts = json.dumps({"eos_token_id": ends})
   (folder / "generation_config.json").write_text(facts)
-  tokenizer = tokenizer_files.load(folder)
+  tokenizer = loading.load(folder)
   assert tokenizer.end_of_turn_id == ends[1]
   assert tokenizer.stop_ids == (ends[1], ends[0])
   # Without a token that starts texts, the id that fills slots stands for it.
@@ -144,7 +143,7 @@ def test_no_space_and_no_id_is_put_in_front(tmp_path):
   inner = vocabularies.starts_with(vocabularies.byte_level(), "<|im_start|>")
   inner.pre_tokenizer.add_prefix_space = True
   folder = vocabularies.write_folder(tmp_path / "hf", inner)
-  tokenizer = tokenizer_files.load(folder)
+  tokenizer = loading.load(folder)
   start = inner.token_to_id("<|im_start|>")
   assert inner.encode("the").ids[0] == start
   assert tokenizer.prefix_ids == (start,)
@@ -168,7 +167,7 @@ def test_surrogates_are_spelt_in_bytes_or_refused(made, tmp_path):
   at = fields["tokens"].index("í")  # the letter of byte 0xED
   fields["tokens"][at] = "gone"
   path = vocabularies.write_gguf(tmp_path / "b.gguf", fields)
-  tokenizer = tokenizer_files.load(path)
+  tokenizer = loading.load(path)
   with pytest.raises(ValueError, match=r"unpaired surrogate \('.ud83d'\)"):
     tokenizer.encode("a\ud83d")
 
@@ -180,17 +179,17 @@ def test_a_broken_description_is_refused(tmp_path, keep):
   whole = path.read_bytes()
   path.write_bytes(whole[: int(keep * len(whole)) if 0 < keep < 1 else keep])
   with pytest.raises(ValueError, match=r"tokenizer\.json is cut short"):
-    tokenizer_files.load(path.parent)
+    loading.load(path.parent)
   path.write_text('{"model": {"type": "Hash", "vocab": {}}}')
   with pytest.raises(ValueError, match="no description of a tokenizer"):
-    tokenizer_files.load(path)
+    loading.load(path)
   path.write_bytes(b"\xff\xfe")
   with pytest.raises(ValueError, match="is not text"):
-    tokenizer_files.load(path)
+    loading.load(path)
 
 
 def test_what_is_wrong_with_a_folder_is_said(tmp_path):
-  load = tokenizer_files.load
+  load = loading.load
   inner = vocabularies.byte_level()
   write = vocabularies.write_folder
   folder = write(tmp_path / "a", inner, eos_token="<|eot|>")
@@ -218,12 +217,12 @@ def test_rows_that_only_the_model_has_are_ids_without_text(tmp_path):
   folder = vocabularies.write_folder(tmp_path / "hf", inner)
   known = inner.get_vocab_size()
   (folder / "config.json").write_text(json.dumps({"vocab_size": known + 5}))
-  tokenizer = tokenizer_files.load(folder)
+  tokenizer = loading.load(folder)
   assert tokenizer.vocab_size == known + 5
   assert tokenizer.decode([known + 4]) == ""
   (folder / "config.json").write_text(json.dumps({"vocab_size": known - 1}))
   with pytest.raises(ValueError, match=f"{known} ids and the model beside it"):
-    tokenizer_files.load(folder)
+    loading.load(folder)
 
 
 def test_a_vocabulary_that_changes_text_is_refused(tmp_path):
@@ -233,7 +232,7 @@ def test_a_vocabulary_that_changes_text_is_refused(tmp_path):
   folder = vocabularies.write_folder(tmp_path / "hf", inner)
   (folder / "tokenizer.json").write_text(json.dumps(rules))
   with pytest.raises(ValueError, match="does not give text back exactly"):
-    tokenizer_files.load(folder)
+    loading.load(folder)
 
 
 @pytest.mark.parametrize(
@@ -249,10 +248,10 @@ def test_what_is_not_read_of_a_gguf_is_said(made, tmp_path, change, message):
   fields = vocabularies.byte_level_fields(made["inner"], "gpt-2") | change
   path = vocabularies.write_gguf(tmp_path / "m.gguf", fields)
   with pytest.raises(ValueError, match=message):
-    tokenizer_files.load(path)
+    loading.load(path)
   path = vocabularies.write_gguf(tmp_path / "n.gguf", {"model": "gpt2"})
   with pytest.raises(ValueError, match="has no vocabulary"):
-    tokenizer_files.load(path)
+    loading.load(path)
 
 
 def test_digits_and_words_are_split_as_the_file_says(made, tmp_path):
@@ -264,7 +263,7 @@ def test_digits_and_words_are_split_as_the_file_says(made, tmp_path):
       fields["token_type"] += [1, 1]
       fields["merges"] += ["3 4", "34 5"]
     path = vocabularies.write_gguf(tmp_path / f"{pre}.gguf", fields)
-    tokenizer = tokenizer_files.load(path)
+    tokenizer = loading.load(path)
     pieces[pre] = [tokenizer.decode([i]) for i in tokenizer.encode("345")]
   assert pieces["smollm"] == pieces["qwen2"] == ["3", "4", "5"]
   assert pieces["llama-bpe"] == pieces["gpt-2"] == ["345"]

@@ -13,7 +13,7 @@ from steppo_jax.envs.household import env as household
 from steppo_jax.envs.household import scratchpad
 from steppo_jax.envs.household import text as household_text
 from steppo_jax.envs.household import worlds as household_worlds
-from steppo_jax.tokenizer import loading as tokenizer_files
+from steppo_jax.tokenizer import loading
 
 
 def played(number, thoughts="long"):
@@ -34,7 +34,7 @@ def env(**options):
   ("thoughts", "least", "most"), [("long", 30, 60), ("brief", 10, 30)]
 )
 def test_an_answer_has_so_many_tokens_of_thought(thoughts, least, most):
-  tokenizer = tokenizer_files.load("scratchpad")
+  tokenizer = loading.load("scratchpad")
   lengths, seen = [], collections.Counter()
   for number in range(40):
     for action in played(number, thoughts)[1].actions:
@@ -49,7 +49,7 @@ def test_an_answer_has_so_many_tokens_of_thought(thoughts, least, most):
 
 
 def test_every_word_of_a_thought_is_one_token():
-  tokenizer = tokenizer_files.load("scratchpad")
+  tokenizer = loading.load("scratchpad")
   for word in (*scratchpad.words(), "<think>", "</think>"):
     assert len(tokenizer.encode(word)) == 1, word
 

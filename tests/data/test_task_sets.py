@@ -11,14 +11,14 @@ import pytest
 
 from steppo_jax import __main__ as cli
 from steppo_jax.datasets import store
-from steppo_jax.datasets import tasks as task_sets
+from steppo_jax.datasets import tasks as datasets_tasks
 from steppo_jax.training import config, evaluate, players
 
 GENERATED = ["household", "paper_search", "search_qa", "webshop"]
 
 
 def _made(env, output, **options):
-  return task_sets.prepare(env, output, size="tiny", count=6, **options)
+  return datasets_tasks.prepare(env, output, size="tiny", count=6, **options)
 
 
 def _source(**options):
@@ -30,8 +30,8 @@ def test_generated_tasks_come_back_as_they_were(env, tmp_path):
   folder = _made(env, tmp_path)
   source = _source(name=env, size="tiny")
   for split in source.splits():
-    assert list(task_sets.load(folder, split)) == source.panel(split, 6)
-  facts = task_sets.describe(folder)
+    assert list(datasets_tasks.load(folder, split)) == source.panel(split, 6)
+  facts = datasets_tasks.describe(folder)
   assert facts.env == env
   assert facts.splits == dict.fromkeys(source.splits(), 6)
 
@@ -93,7 +93,9 @@ def test_real_tasks_bring_their_files_and_can_be_moved(
 ):
   raw = _published(tmp_path) / name
   options = {"by": "index"} if env == "webshop" else {}
-  made = task_sets.prepare(env, tmp_path / "out", data_dir=raw, options=options)
+  made = datasets_tasks.prepare(
+    env, tmp_path / "out", data_dir=raw, options=options
+  )
   want = _source(
     name=env, data_dir=str(raw), options=("by=index",) if options else ()
   ).panel(split, 9)
@@ -130,14 +132,14 @@ def test_the_real_data_come_back_as_they_were(
   raw = shared_dir / "data" / folder
   if not raw.is_dir():
     pytest.skip(f"no folder {raw}")
-  made = task_sets.prepare(
+  made = datasets_tasks.prepare(
     env, tmp_path, data_dir=raw, splits=tuple(splits or ())
   )
-  sizes = task_sets.describe(made).splits
+  sizes = datasets_tasks.describe(made).splits
   assert sizes == splits or sum(sizes.values()) == 6910
   source = _source(name=env, data_dir=str(raw))
   for split in sizes:
-    found, want = task_sets.load(made, split), source.panel(split, 10**6)
+    found, want = datasets_tasks.load(made, split), source.panel(split, 10**6)
     assert evaluate.panel_hash(found) == evaluate.panel_hash(want)
     for one, other in zip(found, want, strict=True):
       payload = dict(other.payload)
@@ -153,7 +155,7 @@ def test_a_run_takes_its_tasks_from_a_prepared_set(tmp_path):
   folder = str(_made("search_qa", tmp_path))
   options = config.EnvConfig(name="search_qa", task_set=folder)
   tasks = players.make_tasks(options)
-  known = set(t.uid for t in task_sets.load(folder, "train"))
+  known = set(t.uid for t in datasets_tasks.load(folder, "train"))
   drawn = tasks.sample(4, seed=0, update=0)
   assert {t.uid for t in drawn} <= known
   assert drawn == tasks.sample(4, seed=0, update=0)
@@ -180,12 +182,12 @@ def test_preparing_again_changes_nothing_and_other_tasks_are_other_data(
   before = {p: p.stat().st_mtime_ns for p in folder.iterdir()}
   assert _made("webshop", tmp_path) == folder
   assert {p: p.stat().st_mtime_ns for p in folder.iterdir()} == before
-  other = task_sets.prepare("webshop", tmp_path, size="tiny", count=7)
+  other = datasets_tasks.prepare("webshop", tmp_path, size="tiny", count=7)
   assert other != folder
   (folder / store.DIGESTS).unlink()  # As a kill would leave it.
   with pytest.raises(ValueError, match="not a prepared dataset"):
-    task_sets.load(folder, "train")
-  assert len(task_sets.load(_made("webshop", tmp_path), "train")) == 6
+    datasets_tasks.load(folder, "train")
+  assert len(datasets_tasks.load(_made("webshop", tmp_path), "train")) == 6
 
 
 @pytest.mark.parametrize(
@@ -193,13 +195,13 @@ def test_preparing_again_changes_nothing_and_other_tasks_are_other_data(
 )
 def test_a_flipped_byte_is_told_with_the_file(victim, tmp_path):
   raw = _published(tmp_path) / "questions"
-  folder = task_sets.prepare("search_qa", tmp_path / "out", data_dir=raw)
+  folder = datasets_tasks.prepare("search_qa", tmp_path / "out", data_dir=raw)
   path = sorted(p for p in folder.iterdir() if victim in p.name)[0]
   data = bytearray(path.read_bytes())
   data[len(data) // 2] ^= 1
   path.write_bytes(data)
   with pytest.raises((RuntimeError, ValueError)) as raised:
-    task_sets.load(folder, "train")
+    datasets_tasks.load(folder, "train")
   assert path.name in str(raised.value) or victim == "sha256"
   assert "remove that folder" in str(raised.value) or victim == "facts"
   with pytest.raises(RuntimeError, match="remove that folder"):
@@ -223,7 +225,7 @@ def test_a_flipped_byte_is_told_with_the_file(victim, tmp_path):
 )
 def test_what_cannot_be_prepared_is_refused(options, message, tmp_path):
   with pytest.raises(ValueError, match=message):
-    task_sets.prepare(output=tmp_path / "out", **options)
+    datasets_tasks.prepare(output=tmp_path / "out", **options)
   assert not (tmp_path / "out").exists()
 
 
@@ -232,10 +234,10 @@ def test_other_folders_are_not_task_sets(tmp_path):
     players.recipes(config.EnvConfig(task_set=str(tmp_path)))
   (tmp_path / "facts.json").write_text('{"kind": "trajectories"}')
   with pytest.raises(ValueError, match="not one of tasks"):
-    task_sets.describe(tmp_path)
+    datasets_tasks.describe(tmp_path)
   (tmp_path / "facts.json").write_bytes(b"\xff")
   with pytest.raises(ValueError, match=r"facts.json"):
-    task_sets.describe(tmp_path)
+    datasets_tasks.describe(tmp_path)
   (tmp_path / "file").write_text("")
   with pytest.raises(ValueError, match="output must be a folder"):
     _made("webshop", tmp_path / "file")
@@ -251,7 +253,7 @@ def test_the_command_teaches_makes_and_checks(tmp_path, capsys):
   command = ["data", "webshop", "--size", "tiny", "--episodes", "3"]
   assert cli.main([*command, "--output", output]) == 0
   folder = pathlib.Path(capsys.readouterr().out.strip())
-  assert len(task_sets.load(folder, "train")) == 3
+  assert len(datasets_tasks.load(folder, "train")) == 3
   made = ["data", "household", "--demonstrations", "--episodes", "2"]
   assert cli.main([*made, "--size", "tiny", "--output", output]) == 0
   assert pathlib.Path(capsys.readouterr().out.strip()).is_dir()
@@ -285,7 +287,7 @@ def test_published_files_of_questions_become_a_set(tmp_path, capsys):
   made = [*command, "--split", "dev", "--published", *map(str, files)]
   assert cli.main(made) == 0
   folder = pathlib.Path(capsys.readouterr().out.strip())
-  tasks = task_sets.load(folder, "dev")
+  tasks = datasets_tasks.load(folder, "dev")
   assert [t.uid for t in tasks] == ["hotpotqa/h", "musique/m"]
   assert tasks[1].payload["answers"] == ["Tim", "T."]
   assert (folder / "corpus.jsonl.gz").is_file()

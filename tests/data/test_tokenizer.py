@@ -8,7 +8,7 @@ import pytest
 import sentencepiece
 from hypothesis import strategies as st
 
-from steppo_jax.datasets import vocabulary as train_tokenizer
+from steppo_jax.datasets import vocabulary
 from steppo_jax.envs.household import env as household
 from steppo_jax.envs.household import expert
 from steppo_jax.envs.household import worlds as household_worlds
@@ -46,7 +46,7 @@ def test_every_string_comes_back(text):
 
 
 @hypothesis.given(
-  ids=st.lists(st.integers(0, train_tokenizer.VOCAB_SIZE - 1), max_size=30)
+  ids=st.lists(st.integers(0, vocabulary.VOCAB_SIZE - 1), max_size=30)
 )
 def test_every_id_sequence_decodes(ids):
   for tokenizer in BUNDLED.values():
@@ -82,7 +82,7 @@ def test_a_name_has_the_same_ids_wherever_it_stands(tokenizer):
     assert twelve in [ids[i + 1] for i in places]
 
 
-@pytest.mark.parametrize("name", train_tokenizer.NAMES)
+@pytest.mark.parametrize("name", vocabulary.NAMES)
 def test_a_command_is_verb_names_and_numbers(tokenizer, name):
   assert pieces(tokenizer, f"take {name} 3 from {name} 40") == [
     *("take", f" {name}", " 3", " from", f" {name}", " 40")
@@ -100,7 +100,7 @@ def test_an_observation_is_phrases_names_and_numbers(tokenizer):
 @pytest.mark.parametrize("size", household_worlds.SIZES)
 @pytest.mark.parametrize("dialect", household.DIALECTS)
 def test_a_game_needs_no_byte_and_no_learned_piece(tokenizer, size, dialect):
-  known = len(train_tokenizer.fixed_pieces()) + 4  # Controls stand in front.
+  known = len(vocabulary.fixed_pieces()) + 4  # Controls stand in front.
   learned = known + 256  # The bytes stand between.
   for seed in range(20):
     task = household_worlds.generate(seed, split="train", size=size)
@@ -120,7 +120,7 @@ def test_a_game_needs_no_byte_and_no_learned_piece(tokenizer, size, dialect):
 def test_the_committed_model_is_what_the_script_makes(name):
   # Other releases of SentencePiece may write other bytes, never other pieces.
   tokenizer = BUNDLED[name]
-  made = train_tokenizer.train(name)
+  made = vocabulary.train(name)
   processor = sentencepiece.SentencePieceProcessor(model_proto=made)
   assert [processor.id_to_piece(i) for i in range(len(processor))] == [
     tokenizer._processor.id_to_piece(i) for i in range(tokenizer.vocab_size)

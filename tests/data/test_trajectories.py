@@ -10,8 +10,7 @@ import worlds
 
 from steppo_jax import types
 from steppo_jax.datasets import trajectories as lib
-from steppo_jax.packing import checks as records
-from steppo_jax.packing import options
+from steppo_jax.packing import checks, options
 from steppo_jax.packing import rows as packing
 from steppo_jax.rollout import counts
 
@@ -95,7 +94,7 @@ def test_what_was_read_back_is_trained_on_as_what_was_played(folder):
   batches = []
   for source in (lib.load(folder, "train"), _played()):
     usable = [t for t in source if t.error is None]
-    records.validate(usable)
+    checks.validate(usable)
     batches.append(
       packing.pack(
         usable, [0] * len(usable), rows,

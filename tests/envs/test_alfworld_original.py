@@ -10,8 +10,7 @@ from steppo_jax import types
 from steppo_jax.envs import base
 from steppo_jax.envs.household import alfworld_original
 from steppo_jax.envs.household import env as household
-from steppo_jax.envs.workers import options
-from steppo_jax.envs.workers import pool as process
+from steppo_jax.envs.workers import options, pool
 from steppo_jax.training import config, players
 
 LIMITS = options.WorkerLimits(
@@ -43,7 +42,7 @@ def _compare(tasks, steps):
   if importlib.util.find_spec("textworld") is None:
     pytest.skip("ALFWorld's engine is not installed: pip install alfworld")
   rng, states = random.Random(0), 0
-  with process.Workers(RECIPE, 1, LIMITS) as workers:
+  with pool.Workers(RECIPE, 1, LIMITS) as workers:
     there, here = workers(), household.HouseholdEnv()
     for task in tasks:
       _same(there.reset(task, 0), here.reset(task, 0), task.uid)

@@ -8,7 +8,7 @@ from steppo_jax import types
 from steppo_jax.envs import base, seeds
 from steppo_jax.envs.household import env as household
 from steppo_jax.envs.workers import options as workers_options
-from steppo_jax.envs.workers import pool as process
+from steppo_jax.envs.workers import pool
 from steppo_jax.training import config, players
 
 METADATA = "Metadata-Version: 2.1\nName: third-party\nVersion: 1.0\n"
@@ -110,7 +110,7 @@ def test_workers_or_this_process():
   assert isinstance(here(), household.HouseholdEnv)
   assert here.at_once is None
   there = players.make_env(config.EnvConfig(workers=2))
-  assert isinstance(there, process.Workers)
+  assert isinstance(there, pool.Workers)
   assert there.at_once == 2
   there.close()
   here.close()
@@ -124,7 +124,7 @@ def test_another_package_adds_an_environment(third_party):
   made = players.make_env(env)()
   assert made.reset(tasks[0], 0).observation == "hello 0.1"
   recipe = players.recipes(env).env
-  with process.Workers(recipe, 1, workers_options.WorkerLimits()) as workers:
+  with pool.Workers(recipe, 1, workers_options.WorkerLimits()) as workers:
     there = workers()
     assert there.reset(tasks[0], 0).observation == "hello 0.1"
     there.close()

@@ -7,7 +7,7 @@ import pytest
 from steppo_jax import types
 from steppo_jax.envs import base, seeds
 from steppo_jax.envs.workers import options as workers_options
-from steppo_jax.envs.workers import pool as process
+from steppo_jax.envs.workers import pool
 
 gymnasium = pytest.importorskip("gymnasium")
 
@@ -101,9 +101,7 @@ def test_it_is_played_by_name_in_a_worker():
   task = recipes.tasks.make().sample(1, seed=0, update=0)[0]
   assert task.env == "gymnasium"
   here = recipes.env.make()
-  with process.Workers(
-    recipes.env, 1, workers_options.WorkerLimits()
-  ) as workers:
+  with pool.Workers(recipes.env, 1, workers_options.WorkerLimits()) as workers:
     there = workers()
     assert there.reset(task, 0) == here.reset(task, 0)
     assert there.step("1") == here.step("1")

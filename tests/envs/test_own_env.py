@@ -13,7 +13,7 @@ from steppo_jax.datasets import options as datasets_options
 from steppo_jax.envs import base, experts, guides
 from steppo_jax.learner import options as learner_options
 from steppo_jax.packing import options as packing_options
-from steppo_jax.prompts import base as prompting
+from steppo_jax.prompts import base as prompt_base
 from steppo_jax.prompts import options as prompt_options
 from steppo_jax.rollout import loop
 from steppo_jax.rollout import options as rollout_options
@@ -22,7 +22,7 @@ from steppo_jax.training import config, imitation, players, train
 
 DOCUMENT = pathlib.Path(__file__).parents[2] / "docs" / "environments.md"
 MODULES = ("guess", "guess_expert")
-PROMPT = prompting.CompactPrompt(worlds.tokenizer())
+PROMPT = prompt_base.CompactPrompt(worlds.tokenizer())
 
 
 def blocks(language):

@@ -7,9 +7,9 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 
-from steppo_jax.envs.papers import env as paper_search
-from steppo_jax.envs.papers import library as paper_library
-from steppo_jax.envs.papers import worlds as paper_worlds
+from steppo_jax.envs.papers import env as papers_env
+from steppo_jax.envs.papers import library as papers_library
+from steppo_jax.envs.papers import worlds as papers_worlds
 
 PAPERS = [
   {"paper_id": "a", "title": "Sparse attention", "abstract": "For parsing."},
@@ -49,8 +49,8 @@ def real(shared_dir):
 
 
 def test_recall_on_the_test_queries_is_the_known_one(real):
-  env = paper_search.PaperSearchEnv(data_dir=real)
-  tasks = paper_library.load_tasks(real, "auto_test")
+  env = papers_env.PaperSearchEnv(data_dir=real)
+  tasks = papers_library.load_tasks(real, "auto_test")
   assert len(tasks) == 1000
   searched = expanded = 0.0
   for task in tasks:
@@ -67,8 +67,8 @@ def test_recall_on_the_test_queries_is_the_known_one(real):
 
 
 def test_edges_of_the_query_itself_would_tell_its_answers(real):
-  tasks = paper_library.load_tasks(real, "real_test")
-  library = paper_library.open_library(real)
+  tasks = papers_library.load_tasks(real, "real_test")
+  library = papers_library.open_library(real)
   assert len(tasks) == 50
   told = kept = 0
   for task in tasks:
@@ -85,7 +85,7 @@ def test_edges_of_the_query_itself_would_tell_its_answers(real):
 
 def test_an_edge_stays_where_another_query_stands_for_it(tmp_path):
   folder = _folder(tmp_path)
-  one, two = paper_library.load_tasks(folder, "s")
+  one, two = papers_library.load_tasks(folder, "s")
   # a-b is in q1 and q2, b-c in q2 and q3, a-c in q2 alone.
   assert one.payload["hidden"] == []
   assert two.payload["hidden"] == [["a", "c"]]
@@ -94,13 +94,13 @@ def test_an_edge_stays_where_another_query_stands_for_it(tmp_path):
   # True citations are not made of queries: nothing is hidden.
   citations = [{"paper_id": "a", "references": ["b"]}]
   _write(folder, citations=citations)
-  assert "hidden" not in paper_library.load_tasks(folder, "s")[0].payload
+  assert "hidden" not in papers_library.load_tasks(folder, "s")[0].payload
 
 
 def test_a_library_is_read_once_and_edges_to_nowhere_are_told(tmp_path, caplog):
   folder = _folder(tmp_path)
-  library = paper_library.open_library(folder)
-  assert library is paper_library.open_library(folder)
+  library = papers_library.open_library(folder)
+  assert library is papers_library.open_library(folder)
   assert library.dropped == 1
   assert "left out 1 edges to nowhere" in caplog.text
   assert [paper.id for paper in library.expand("b")] == ["a", "c"]
@@ -112,10 +112,10 @@ def test_a_library_is_read_once_and_edges_to_nowhere_are_told(tmp_path, caplog):
 def test_a_table_of_relevance_is_part_of_the_task(tmp_path):
   rows = [{"qid": "q1", "paper_id": "c", "score": 0.5}]
   folder = _folder(tmp_path, relevance=rows)
-  one, two = paper_library.load_tasks(folder, "s")
+  one, two = papers_library.load_tasks(folder, "s")
   assert one.payload["relevance"] == {"c": 0.5}
   assert "relevance" not in two.payload
-  env = paper_search.PaperSearchEnv(data_dir=folder)
+  env = papers_env.PaperSearchEnv(data_dir=folder)
   env.reset(one, 0)
   assert env.step("<search>notes</search>").reward == 1.5
 
@@ -140,7 +140,7 @@ def test_a_table_of_relevance_is_part_of_the_task(tmp_path):
 def test_a_broken_library_is_refused_by_line(name, line, message, tmp_path):
   folder = _folder(tmp_path, **{name: [line]})
   with pytest.raises(ValueError, match=f"{name}.jsonl.*{message}"):
-    paper_library.open_library(folder)
+    papers_library.open_library(folder)
 
 
 @pytest.mark.parametrize(
@@ -169,30 +169,30 @@ def test_a_broken_library_is_refused_by_line(name, line, message, tmp_path):
 def test_broken_queries_are_refused_by_line(name, line, message, tmp_path):
   folder = _folder(tmp_path, **{name: [line]})
   with pytest.raises(ValueError, match=f"{name}.jsonl.*{message}"):
-    paper_library.load_tasks(folder, "s")
+    papers_library.load_tasks(folder, "s")
 
 
 def test_missing_files_splits_and_twins_are_named(tmp_path):
   folder = _folder(tmp_path)
   with pytest.raises(ValueError, match="has no split 'u'; it has s, t"):
-    paper_library.load_tasks(folder, "u")
+    papers_library.load_tasks(folder, "u")
   _write(folder, queries=QUERIES + QUERIES[:1])
   with pytest.raises(ValueError, match="line 4: a second query 'q1'"):
-    paper_library.load_tasks(folder, "s")
+    papers_library.load_tasks(folder, "s")
   _write(folder, papers=PAPERS + PAPERS[:1])
   with pytest.raises(ValueError, match=r"papers.jsonl: two documents"):
-    paper_library.open_library(folder)
+    papers_library.open_library(folder)
   (folder / "cocitation_edges.jsonl").unlink()
   with pytest.raises(ValueError, match=r"has no citations.jsonl or cocit"):
-    paper_library.open_library(folder)
+    papers_library.open_library(folder)
   with pytest.raises(ValueError, match=r"has no papers.jsonl or papers_titles"):
-    paper_library.open_library(tmp_path)
+    papers_library.open_library(tmp_path)
   (folder / "papers.jsonl").unlink()
   with gzip.open(folder / "papers.jsonl.gz", "wb") as file:
     file.write(b'{"paper_id": "\xff"}')
   _write(folder, citations=[])
   with pytest.raises(ValueError, match=r"papers.jsonl.gz is not UTF-8"):
-    paper_library.open_library(folder)
+    papers_library.open_library(folder)
 
 
 @hypothesis.given(st.lists(st.binary(max_size=30), max_size=4))
@@ -201,19 +201,19 @@ def test_any_bytes_are_read_or_refused_with_the_name(tmp_path_factory, lines):
   (folder / "papers.jsonl").write_bytes(b"\n".join(lines))
   # No such line is a paper, so that something is always to be refused.
   with pytest.raises(ValueError) as error:
-    paper_library.open_library(folder)
+    papers_library.open_library(folder)
   assert str(folder) in str(error.value)
 
 
-@pytest.mark.parametrize("size", paper_worlds.SIZES)
+@pytest.mark.parametrize("size", papers_worlds.SIZES)
 def test_every_generated_query_is_won_by_its_expert(size):
-  env = paper_search.PaperSearchEnv()
-  for split in paper_worlds.SPLITS:
+  env = papers_env.PaperSearchEnv()
+  for split in papers_worlds.SPLITS:
     for number in range(60):
-      task = paper_worlds.generate(number, split=split, size=size)
-      assert len(task.payload["papers"]) == paper_worlds.SIZES[size][0]
+      task = papers_worlds.generate(number, split=split, size=size)
+      assert len(task.payload["papers"]) == papers_worlds.SIZES[size][0]
       env.reset(task, 0)
-      steps = [env.step(action) for action in paper_worlds.expert(task)]
+      steps = [env.step(action) for action in papers_worlds.expert(task)]
       assert [s.info["won"] for s in steps] == [
         *([False] * (len(steps) - 1)), True,
       ], task.uid  # fmt: skip
@@ -225,24 +225,24 @@ def test_every_generated_query_is_won_by_its_expert(size):
 
 def test_held_out_pairs_are_asked_in_valid_unseen_alone():
   asked = {}
-  for split in paper_worlds.SPLITS:
+  for split in papers_worlds.SPLITS:
     for number in range(300):
-      task = paper_worlds.generate(number, split=split, size="tiny")
+      task = papers_worlds.generate(number, split=split, size="tiny")
       words = task.payload["question"].strip("?.").split()
       cut = words.index("for") if "for" in words else words.index("to")
       asked.setdefault(split, set()).add((words[cut - 1], words[cut + 1]))
   unseen = asked["valid_unseen"]
   assert len(unseen) > 30
-  assert all(paper_worlds.is_held_out(*pair) for pair in unseen)
+  assert all(papers_worlds.is_held_out(*pair) for pair in unseen)
   for split in ("train", "valid_seen"):
-    assert not any(paper_worlds.is_held_out(*pair) for pair in asked[split])
+    assert not any(papers_worlds.is_held_out(*pair) for pair in asked[split])
 
 
 def test_a_query_is_a_function_of_its_arguments():
-  task = paper_worlds.generate(5, split="train", size="small")
-  assert task == paper_worlds.generate(5, split="train", size="small")
+  task = papers_worlds.generate(5, split="train", size="small")
+  assert task == papers_worlds.generate(5, split="train", size="small")
   assert json.loads(json.dumps(task.payload)) == task.payload
-  other = paper_worlds.generate(5, split="valid_seen", size="small")
+  other = papers_worlds.generate(5, split="valid_seen", size="small")
   assert other.payload != task.payload
 
 
@@ -257,4 +257,4 @@ def test_a_query_is_a_function_of_its_arguments():
 def test_unknown_arguments_are_refused(options, message):
   arguments = {"seed": 0, "split": "train", "size": "tiny"} | options
   with pytest.raises(ValueError, match=message):
-    paper_worlds.generate(arguments.pop("seed"), **arguments)
+    papers_worlds.generate(arguments.pop("seed"), **arguments)

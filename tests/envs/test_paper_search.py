@@ -6,9 +6,9 @@ import math
 import pytest
 
 from steppo_jax import types
-from steppo_jax.envs.papers import env as paper_search
-from steppo_jax.envs.papers import scores as paper_scores
-from steppo_jax.envs.papers import worlds as paper_worlds
+from steppo_jax.envs.papers import env as papers_env
+from steppo_jax.envs.papers import scores as papers_scores
+from steppo_jax.envs.papers import worlds as papers_worlds
 
 # c cites a and b; d cites c; e is alone.
 PAPERS = [
@@ -29,7 +29,7 @@ TASK = types.Task("t", "paper_search", "expand", PAYLOAD)
 
 
 def _started(task=TASK, **options):
-  env = paper_search.PaperSearchEnv(**options)
+  env = papers_env.PaperSearchEnv(**options)
   env.reset(task, 0)
   return env
 
@@ -39,7 +39,7 @@ def _changed(**changes):
 
 
 def test_new_papers_are_rewarded_with_their_scores():
-  env = paper_search.PaperSearchEnv()
+  env = papers_env.PaperSearchEnv()
   first = env.reset(TASK, 0)
   assert first.observation.endswith("Which papers use attention for parsing?")
   assert (first.reward, first.info["won"]) == (0.0, False)
@@ -84,13 +84,13 @@ def test_only_the_best_three_new_scores_of_a_step_count():
 @pytest.mark.parametrize(
   ("first", "again", "said"),
   [
-    ("<search>a b</search>", "<search>A,  b!</search>", paper_search.REPEATED),
-    ("<search>x</search>", "<expand>a</expand>", paper_search.NOT_FOUND_YET),
-    ("<search>x</search>", "<expand>z</expand>", paper_search.NOT_FOUND_YET),
+    ("<search>a b</search>", "<search>A,  b!</search>", papers_env.REPEATED),
+    ("<search>x</search>", "<expand>a</expand>", papers_env.NOT_FOUND_YET),
+    ("<search>x</search>", "<expand>z</expand>", papers_env.NOT_FOUND_YET),
     (
       "<search>parsing</search><expand>a</expand>",
       "<expand>a</expand>",
-      paper_search.EXPANDED,
+      papers_env.EXPANDED,
     ),
   ],
 )
@@ -113,7 +113,7 @@ def test_an_invalid_call_costs_the_penalty_and_nothing_else(text):
   env = _started(invalid_penalty=0.25)
   before = env.anchor()
   step = env.step(text)
-  assert step.observation == paper_search.INVALID
+  assert step.observation == papers_env.INVALID
   assert (step.reward, step.terminated) == (-0.25, False)
   assert step.info["invalid"]
   assert env.anchor() == before
@@ -127,7 +127,7 @@ def test_hidden_edges_are_left_out_in_both_directions():
   assert "Lumira" not in step.observation
   own = _changed(citations=[["b", "a"]], hidden=[["a", "b"]])
   step = _started(own).step("<search>sparse</search><expand>a</expand>")
-  assert step.observation.endswith(paper_search.NOTHING_NEW)
+  assert step.observation.endswith(papers_env.NOTHING_NEW)
 
 
 def test_a_function_can_be_the_selector():
@@ -157,7 +157,7 @@ def test_a_step_makes_five_calls_and_no_more():
   env = _started()
   text = "".join(f"<search>x{n}</search>" for n in range(6))
   parts = env.step(text).observation.split("\n\n")
-  assert parts[:5] == [paper_search.NOTHING_NEW] * 5
+  assert parts[:5] == [papers_env.NOTHING_NEW] * 5
   assert parts[5:] == ["Only the first 5 calls of a step are run."]
   assert env.step("<search>x5</search>").reward == 0.0
 
@@ -178,16 +178,16 @@ def test_a_share_of_the_answers_can_win():
 def test_scores_by_hand():
   # 2 of 4 found, 2 of 3 to be found: 2 * 1/2 * 2/3 / (7/6) = 4/7.
   ranked, answers = ["a", "x", "y", "b"], ["a", "b", "c"]
-  assert paper_scores.precision_recall_f1(ranked, answers) == pytest.approx(
+  assert papers_scores.precision_recall_f1(ranked, answers) == pytest.approx(
     (0.5, 2 / 3, 4 / 7)
   )
-  assert paper_scores.precision_recall_f1([], answers) == (0.0, 0.0, 0.0)
-  assert paper_scores.precision_recall_f1(ranked, ["z"]) == (0.0, 0.0, 0.0)
+  assert papers_scores.precision_recall_f1([], answers) == (0.0, 0.0, 0.0)
+  assert papers_scores.precision_recall_f1(ranked, ["z"]) == (0.0, 0.0, 0.0)
   # 60 papers, answers at places 10, 30 and 60.
   ranked = [f"x{n}" for n in range(60)]
   for place, name in ((10, "a"), (30, "b"), (60, "c")):
     ranked[place - 1] = name
-  found = paper_scores.table(ranked, answers)
+  found = papers_scores.table(ranked, answers)
   assert [found[f"precision@{k}"] for k in ("all", 100, 50, 25)] == [
     3 / 60, 3 / 60, 2 / 50, 1 / 25,
   ]  # fmt: skip
@@ -216,14 +216,14 @@ def test_anchors_are_what_was_found_and_expanded_in_any_order():
 @functools.cache
 def _panel():
   return [
-    paper_worlds.generate(seed, split="valid_unseen", size="small")
+    papers_worlds.generate(seed, split="valid_unseen", size="small")
     for seed in range(45)
   ]
 
 
 def _play(agent, steps=5):
   """Mean return and share of wins of an agent: (task, step) to a text."""
-  env, total, won = paper_search.PaperSearchEnv(), 0.0, 0
+  env, total, won = papers_env.PaperSearchEnv(), 0.0, 0
   for task in _panel():
     env.reset(task, 0)
     for number in range(steps):
@@ -254,6 +254,6 @@ def test_agents_score_what_they_should():
   assert 0.2 < won < 0.5
   again = lambda task, n: f"<search>{task.payload['question']}</search>"
   assert _play(again)[0] < gain - 1.0
-  expert = lambda task, n: paper_worlds.expert(task)[n]
+  expert = lambda task, n: papers_worlds.expert(task)[n]
   assert _play(expert)[1] == 1.0
   assert _play(expert)[0] > gain + 0.5

@@ -9,9 +9,9 @@ import hypothesis.strategies as st
 import pytest
 
 from steppo_jax import types
-from steppo_jax.envs.papers import env as paper_search
-from steppo_jax.envs.papers import library as paper_library
-from steppo_jax.envs.papers import worlds as paper_worlds
+from steppo_jax.envs.papers import env as papers_env
+from steppo_jax.envs.papers import library as papers_library
+from steppo_jax.envs.papers import worlds as papers_worlds
 
 PAYLOAD = {
   "question": "Which papers use attention for parsing?",
@@ -41,7 +41,7 @@ def _changed(**changes):
   )
 )
 def test_any_action_is_harmless(text):
-  env = paper_search.PaperSearchEnv()
+  env = papers_env.PaperSearchEnv()
   env.reset(TASK, 0)
   env.step("<search>parsing</search>")
   step = env.step(text)
@@ -63,7 +63,7 @@ def test_broken_libraries_are_refused_and_edges_to_nowhere_left_out(
   papers, citations, hidden
 ):
   task = _changed(papers=papers, citations=citations, hidden=hidden)
-  env = paper_search.PaperSearchEnv()
+  env = papers_env.PaperSearchEnv()
   try:
     env.reset(task, 0)
   except ValueError as error:
@@ -75,7 +75,7 @@ def test_broken_libraries_are_refused_and_edges_to_nowhere_left_out(
 
 
 def test_edges_to_nowhere_are_counted():
-  library = paper_library.from_payload(
+  library = papers_library.from_payload(
     PAYLOAD | {"citations": [["a", "zz"], ["zz", "a"], ["a", "a"], ["a", "b"]]}
   )
   assert library.dropped == 3
@@ -102,7 +102,7 @@ def test_edges_to_nowhere_are_counted():
 )
 def test_options_out_of_range_are_refused(option, message):
   with pytest.raises(ValueError, match=message):
-    paper_search.PaperSearchEnv(**option)
+    papers_env.PaperSearchEnv(**option)
 
 
 @pytest.mark.parametrize(
@@ -118,11 +118,11 @@ def test_options_out_of_range_are_refused(option, message):
 )
 def test_broken_tasks_are_refused_by_name(task, message):
   with pytest.raises(ValueError, match=f"task t: .*{message}"):
-    paper_search.PaperSearchEnv().reset(task, 0)
+    papers_env.PaperSearchEnv().reset(task, 0)
 
 
 def test_a_task_without_papers_and_a_step_before_a_reset_are_refused():
-  env = paper_search.PaperSearchEnv()
+  env = papers_env.PaperSearchEnv()
   bare = {k: PAYLOAD[k] for k in ("question", "answers")}
   with pytest.raises(ValueError, match="set data_dir or service"):
     env.reset(types.Task("t", "paper_search", "f", bare), 0)
@@ -131,11 +131,11 @@ def test_a_task_without_papers_and_a_step_before_a_reset_are_refused():
 
 
 def _play(number):
-  env, log = paper_search.PaperSearchEnv(), []
-  task = paper_worlds.generate(number % 4, split="train", size="small")
+  env, log = papers_env.PaperSearchEnv(), []
+  task = papers_worlds.generate(number % 4, split="train", size="small")
   for _ in range(5):
     log.append(env.reset(task, 0))
-    log += [env.step(action) for action in paper_worlds.expert(task)]
+    log += [env.step(action) for action in papers_worlds.expert(task)]
   return log
 
 

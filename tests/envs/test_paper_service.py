@@ -16,9 +16,9 @@ import hypothesis.strategies as st
 import pytest
 
 from steppo_jax import types
-from steppo_jax.envs.papers import env as paper_search
-from steppo_jax.envs.papers import library as paper_library
-from steppo_jax.envs.papers import service as paper_service
+from steppo_jax.envs.papers import env as papers_env
+from steppo_jax.envs.papers import library as papers_library
+from steppo_jax.envs.papers import service as papers_service
 
 PAPERS = [
   {"paper_id": "a", "title": "Sparse attention", "abstract": "For parsing."},
@@ -72,8 +72,8 @@ def _post(url, path, body, **headers):
 
 
 def test_a_remote_library_is_the_local_one(url, folder):
-  local = paper_library.open_library(folder)
-  remote = paper_service.RemoteLibrary(url)
+  local = papers_library.open_library(folder)
+  remote = papers_service.RemoteLibrary(url)
   for query in ("notes", "parsing notes", "", "zzz", "\ud800 über"):
     assert remote.search(query, 2) == local.search(query, 2)
   for paper in ("a", "b", "c"):
@@ -88,8 +88,8 @@ def test_a_remote_library_is_the_local_one(url, folder):
 
 
 def test_episodes_over_the_service_are_those_without(url, folder):
-  far = paper_search.PaperSearchEnv(service=url)
-  near = paper_search.PaperSearchEnv(data_dir=folder)
+  far = papers_env.PaperSearchEnv(service=url)
+  near = papers_env.PaperSearchEnv(data_dir=folder)
   assert far.reset(TASK, 0) == near.reset(TASK, 0)
   for text in (
     "<search>parsing</search>",
@@ -103,8 +103,8 @@ def test_episodes_over_the_service_are_those_without(url, folder):
 
 
 def test_many_threads_share_a_client(url, folder):
-  remote = paper_service.RemoteLibrary(url)
-  want = paper_library.open_library(folder).search("notes", 3)
+  remote = papers_service.RemoteLibrary(url)
+  want = papers_library.open_library(folder).search("notes", 3)
 
   with futures.ThreadPoolExecutor(8) as pool:
     found = list(pool.map(lambda _: remote.search("notes", 3), range(64)))
@@ -175,7 +175,7 @@ def test_a_client_that_goes_away_disturbs_no_other(url):
   for data in (b"", b"POST /search HTTP/1.1\r\n", b"\x00" * 3000):
     with socket.create_connection((host, int(port))) as half:
       half.sendall(data)
-  with contextlib.closing(paper_service.RemoteLibrary(url)) as remote:
+  with contextlib.closing(papers_service.RemoteLibrary(url)) as remote:
     assert remote.search("notes", 1)
 
 
@@ -183,7 +183,7 @@ def test_a_service_that_dies_fails_the_step_and_one_that_returns_heals_it(
   folder,
 ):
   with _process("--data-dir", str(folder)) as (process, url):
-    env = paper_search.PaperSearchEnv(service=url, service_timeout_s=1.0)
+    env = papers_env.PaperSearchEnv(service=url, service_timeout_s=1.0)
     env.reset(TASK, 0)
     env.step("<search>parsing</search>")
     before = env.anchor()
@@ -249,7 +249,7 @@ def _hanging_up(connection, done):
 @pytest.mark.parametrize("answer", [_silent, _dripping, _failing, _hanging_up])
 def test_a_service_that_gives_no_answer_is_an_error_in_time(answer):
   with _impostor(answer) as url:
-    remote = paper_service.RemoteLibrary(url, timeout_s=0.5)
+    remote = papers_service.RemoteLibrary(url, timeout_s=0.5)
     start = time.monotonic()
     with pytest.raises(RuntimeError, match=f"{url} gave no answer within 0.5"):
       remote.search("notes", 1)
@@ -267,7 +267,7 @@ def test_a_server_that_is_no_paper_service_is_told_at_once(body):
     connection.sendall(head.encode() + body)
 
   with _impostor(answer) as url:
-    remote = paper_service.RemoteLibrary(url, timeout_s=30)
+    remote = papers_service.RemoteLibrary(url, timeout_s=30)
     with pytest.raises(RuntimeError, match="no answer of a paper service"):
       remote.search("notes", 1)
     remote.close()
@@ -294,7 +294,7 @@ def test_a_taken_port_and_a_missing_folder_are_one_line(url, tmp_path):
 def test_without_a_folder_a_generated_library_is_served():
   with (
     _process() as (_, url),
-    contextlib.closing(paper_service.RemoteLibrary(url)) as remote,
+    contextlib.closing(papers_service.RemoteLibrary(url)) as remote,
   ):
     assert len(remote.search("attention", 5)) == 5
 
@@ -305,6 +305,6 @@ def test_without_a_folder_a_generated_library_is_served():
 )
 def test_what_is_no_address_is_refused(address):
   with pytest.raises(ValueError, match="service must be http://HOST:PORT"):
-    paper_service.RemoteLibrary(address)
+    papers_service.RemoteLibrary(address)
   with pytest.raises(ValueError, match="service_timeout_s must be above 0"):
-    paper_service.RemoteLibrary("http://host:1", timeout_s=0)
+    papers_service.RemoteLibrary("http://host:1", timeout_s=0)

@@ -12,9 +12,8 @@ from pools import TASK, pool
 from steppo_jax.envs import base
 from steppo_jax.envs.household import env as household
 from steppo_jax.envs.household import worlds as household_worlds
-from steppo_jax.envs.workers import client as worker_client
-from steppo_jax.envs.workers import options, worker
-from steppo_jax.envs.workers import pool as process
+from steppo_jax.envs.workers import client, options, worker
+from steppo_jax.envs.workers import pool as workers_pool
 from steppo_jax.processes import frames
 
 pytestmark = pytest.mark.usefixtures("no_process_is_left")
@@ -32,7 +31,7 @@ def test_an_environment_answers_in_a_worker_as_it_does_here():
   recipe = base.Recipe(
     "steppo_jax.envs.household.env:HouseholdEnv", {"invalid_penalty": 0.25}
   )
-  with process.Workers(recipe, 1, pools.QUICK) as workers:
+  with workers_pool.Workers(recipe, 1, pools.QUICK) as workers:
     there = workers()
     assert there.reset(task, 0) == here.reset(task, 0)
     for text in plan:
@@ -83,7 +82,7 @@ def test_what_a_worker_prints_does_no_harm_and_is_kept():
       assert env.step("print 100000").observation == "print 100000"
     (worker,) = workers._all
     assert "more noise" in worker.log
-    assert len(worker.log) <= worker_client.LOG_BYTES
+    assert len(worker.log) <= client.LOG_BYTES
     with pytest.raises(base.EnvDied, match=r"status 7 in step.*last words"):
       env.step("die 7")
 

@@ -12,7 +12,7 @@ import worlds
 
 from steppo_jax import types
 from steppo_jax.envs import base, remote
-from steppo_jax.prompts import base as prompting
+from steppo_jax.prompts import base as prompt_base
 from steppo_jax.rollout import counts, loop
 
 TASK = types.Task("t", "remote", "remote", {"seed": 5})
@@ -176,7 +176,7 @@ def test_a_rollout_shares_out_services_and_survives_one_that_goes_down(
   episodes = [loop.Episode(t.uid, t, 0, (0, i)) for i, t in enumerate(tasks)]
   engine = worlds.ScriptedEngine(lambda uid, turn: ("wait", "win")[turn])
   config = dataclasses.replace(worlds.ROLLOUT, max_live=2, env_threads=2)
-  prompt = prompting.CompactPrompt(worlds.tokenizer())
+  prompt = prompt_base.CompactPrompt(worlds.tokenizer())
   play = lambda: loop.run(engine, recipes.env.make, episodes, prompt, config)
 
   assert [(t.error, t.success, len(t.steps)) for t in play()] == [

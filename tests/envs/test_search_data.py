@@ -9,8 +9,8 @@ import hypothesis.strategies as st
 import pytest
 
 from steppo_jax import files
-from steppo_jax.envs.questions import data as search_data
-from steppo_jax.envs.questions import env as search_qa
+from steppo_jax.envs.questions import data as questions_data
+from steppo_jax.envs.questions import env as questions_env
 
 CORPUS = [
   {"id": "a", "title": "Big Fish", "text": "Directed by Tim Burton."},
@@ -37,16 +37,16 @@ def test_the_real_questions_are_read(shared_dir):
   folder = shared_dir / "data" / "hotpotqa"
   if not folder.is_dir():
     pytest.skip(f"no folder {folder}")
-  tasks = search_data.load_tasks(folder, "validation")
+  tasks = questions_data.load_tasks(folder, "validation")
   assert len(tasks) == 621
   assert {t.family for t in tasks} == {"hotpotqa", "2wikimultihopqa"}
   assert tasks[0].uid == "hotpotqa/5a7613c15542994ccc9186bf"
-  assert len(search_data.load_tasks(folder, "train")) == 200
-  full = search_data.load_tasks(folder, "dev_full")
+  assert len(questions_data.load_tasks(folder, "train")) == 200
+  full = questions_data.load_tasks(folder, "dev_full")
   assert len(full) == 7_405 + 12_576 + 2_417
-  corpus = search_data.open_corpus(folder, stop_words=True)
-  assert corpus is search_data.open_corpus(folder, stop_words=True)
-  env = search_qa.SearchQAEnv(data_dir=folder)
+  corpus = questions_data.open_corpus(folder, stop_words=True)
+  assert corpus is questions_data.open_corpus(folder, stop_words=True)
+  env = questions_env.SearchQAEnv(data_dir=folder)
   env.reset(tasks[0], 0)
   assert "VIVA Media" in env.step("<search>VIVA Media</search>").observation
   # An oracle is right by every alias.
@@ -87,7 +87,7 @@ def test_published_files_become_a_folder_of_ours(tmp_path):
   aliases = {"Q_id": "Q1", "aliases": ["Burbank, California"]}
   (tmp_path / "aliases.json").write_text(json.dumps(aliases))
   names = ("hotpot.json", "wiki.json", "musique.jsonl")
-  counts = search_data.convert(
+  counts = questions_data.convert(
     [tmp_path / name for name in names],
     tmp_path / "out",
     split="dev",
@@ -95,13 +95,13 @@ def test_published_files_become_a_folder_of_ours(tmp_path):
   )
   # Big Fish, Paris and Tim Burton, which two questions share, and Big.
   assert counts == (4, 3)
-  tasks = search_data.load_tasks(tmp_path / "out", "dev")
+  tasks = questions_data.load_tasks(tmp_path / "out", "dev")
   assert [(t.uid, t.payload["answers"]) for t in tasks] == [
     ("hotpotqa/5ab", ["Burbank"]),
     ("2wikimultihopqa/w", ["Burbank", "Burbank, California"]),
     ("musique/2hop__1_2", ["Tim", "Tim Burton"]),
   ]
-  documents = {d.id: d for d in search_data.load_corpus(tmp_path / "out")}
+  documents = {d.id: d for d in questions_data.load_corpus(tmp_path / "out")}
   assert [
     [documents[id_].title for id_ in t.payload["gold_ids"]] for t in tasks
   ] == [["Big Fish", "Tim Burton"], ["Big Fish", "Tim Burton"], ["Big"]]
@@ -124,7 +124,7 @@ def test_published_files_become_a_folder_of_ours(tmp_path):
 def test_broken_published_files_are_refused(text, message, tmp_path):
   (tmp_path / "x.json").write_text(text)
   with pytest.raises(ValueError, match=message):
-    search_data.convert([tmp_path / "x.json"], tmp_path / "out", split="dev")
+    questions_data.convert([tmp_path / "x.json"], tmp_path / "out", split="dev")
   assert not (tmp_path / "out").exists()
 
 
@@ -144,7 +144,7 @@ def test_broken_published_files_are_refused(text, message, tmp_path):
 def test_a_broken_corpus_is_refused_by_line(line, message, tmp_path):
   folder = _write(tmp_path / "d", "corpus.jsonl", [CORPUS[0], line])
   with pytest.raises(ValueError, match=message) as error:
-    search_data.open_corpus(folder, stop_words=True)
+    questions_data.open_corpus(folder, stop_words=True)
   assert "corpus.jsonl" in str(error.value)
 
 
@@ -165,25 +165,25 @@ def test_a_broken_question_is_refused_by_line(change, message, tmp_path):
   folder = _write(tmp_path / "d", "questions.jsonl", rows)
   if message is None:
     # What another split holds is its own affair.
-    assert len(search_data.load_tasks(folder, "train")) == 1
+    assert len(questions_data.load_tasks(folder, "train")) == 1
     return
   with pytest.raises(ValueError, match=f"questions.jsonl, line 2: {message}"):
-    search_data.load_tasks(folder, "train")
+    questions_data.load_tasks(folder, "train")
 
 
 def test_missing_files_and_splits_are_named(tmp_path):
   with pytest.raises(ValueError, match="is not a folder"):
-    search_data.load_tasks(tmp_path / "no", "train")
+    questions_data.load_tasks(tmp_path / "no", "train")
   with pytest.raises(ValueError, match=r"has no questions.jsonl or questions_"):
-    search_data.load_tasks(tmp_path, "train")
+    questions_data.load_tasks(tmp_path, "train")
   with pytest.raises(ValueError, match=r"has no corpus.jsonl"):
-    search_data.open_corpus(tmp_path, stop_words=True)
+    questions_data.open_corpus(tmp_path, stop_words=True)
   _write(tmp_path, "questions.jsonl", [QUESTION])
   with pytest.raises(ValueError, match="has no split 'test'; it has train"):
-    search_data.load_tasks(tmp_path, "test")
+    questions_data.load_tasks(tmp_path, "test")
   _write(tmp_path, "corpus.jsonl", ["", " "])
   with pytest.raises(ValueError, match="holds no paragraph"):
-    search_data.open_corpus(tmp_path, stop_words=True)
+    questions_data.open_corpus(tmp_path, stop_words=True)
 
 
 def _gzip(data):
@@ -205,15 +205,15 @@ def _gzip(data):
 def test_broken_files_are_refused_by_name(name, data, message, tmp_path):
   (tmp_path / name).write_bytes(data)
   with pytest.raises(ValueError, match=message) as error:
-    search_data.open_corpus(tmp_path, stop_words=True)
+    questions_data.open_corpus(tmp_path, stop_words=True)
   assert name in str(error.value)
 
 
 def test_a_corpus_that_was_written_anew_is_read_anew(tmp_path):
   folder = _write(tmp_path / "d", "corpus.jsonl", CORPUS[:1])
-  assert len(search_data.open_corpus(folder, stop_words=True).documents) == 1
+  assert len(questions_data.open_corpus(folder, stop_words=True).documents) == 1
   _write(folder, "corpus.jsonl", CORPUS)
-  assert len(search_data.open_corpus(folder, stop_words=True).documents) == 2
+  assert len(questions_data.open_corpus(folder, stop_words=True).documents) == 2
 
 
 def _refusal(read):
@@ -246,9 +246,9 @@ def test_any_bytes_are_read_or_refused_with_the_name(tmp_path_factory, lines):
   for name in ("corpus.jsonl", "questions.jsonl", "x.json"):
     (folder / name).write_bytes(b"\n".join(lines))
   for read in (
-    lambda: search_data.open_corpus(folder, stop_words=True),
-    lambda: search_data.load_tasks(folder, "train"),
-    lambda: search_data.convert(
+    lambda: questions_data.open_corpus(folder, stop_words=True),
+    lambda: questions_data.load_tasks(folder, "train"),
+    lambda: questions_data.convert(
       [folder / "x.json"], folder / "out", split="dev"
     ),
     lambda: list(files.read_lines(folder / "corpus.jsonl")),

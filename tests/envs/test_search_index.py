@@ -11,9 +11,9 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 
-from steppo_jax.envs.questions import data as search_data
-from steppo_jax.envs.retrieval import fts as search_fts
-from steppo_jax.envs.retrieval import index as search_index
+from steppo_jax.envs.questions import data as questions_data
+from steppo_jax.envs.retrieval import fts
+from steppo_jax.envs.retrieval import index as retrieval_index
 
 # Recall of the gold paragraphs among the first five of rank_bm25 0.2.2 with its
 # own constants (BM25Okapi, k1 1.5, b 0.75), words as runs of \w in lower case
@@ -25,10 +25,10 @@ RANK_BM25_RECALL = {True: 0.8549, False: 0.8177}
 RANK_BM25_PLUS_RECALL = {True: 0.8561, False: 0.8470}
 
 DOCUMENTS = [
-  search_index.Document("d1", "Big Fish", "A film directed by Tim Burton."),
-  search_index.Document("d2", "Tim Burton", "A director born in Burbank."),
-  search_index.Document("d3", "Burbank", 'A city "in" California. tim*'),
-  search_index.Document("d4", "", ""),
+  retrieval_index.Document("d1", "Big Fish", "A film directed by Tim Burton."),
+  retrieval_index.Document("d2", "Tim Burton", "A director born in Burbank."),
+  retrieval_index.Document("d3", "Burbank", 'A city "in" California. tim*'),
+  retrieval_index.Document("d4", "", ""),
 ]
 
 
@@ -49,7 +49,7 @@ def real(shared_dir):
   tasks = [
     task
     for split in ("train", "validation")
-    for task in search_data.load_tasks(folder, split)
+    for task in questions_data.load_tasks(folder, split)
   ]
   assert len(tasks) == 821
   return folder, tasks
@@ -58,7 +58,7 @@ def real(shared_dir):
 @pytest.mark.parametrize("stop_words", [True, False])
 def test_recall_on_the_821_questions_is_that_of_rank_bm25(real, stop_words):
   folder, tasks = real
-  corpus = search_data.open_corpus(folder, stop_words=stop_words)
+  corpus = questions_data.open_corpus(folder, stop_words=stop_words)
   recall = _recall(corpus.retriever, tasks, 5)
   assert abs(recall - RANK_BM25_PLUS_RECALL[stop_words]) <= 0.02
   assert recall >= RANK_BM25_RECALL[stop_words] - 0.02
@@ -69,10 +69,10 @@ def test_recall_on_the_821_questions_is_that_of_rank_bm25(real, stop_words):
 def test_an_index_on_disk_finds_what_one_in_memory_does(real, tmp_path):
   folder, tasks = real
   path = tmp_path / "index.sqlite"
-  assert search_fts.build(path, search_data.load_corpus(folder)) == 10_001
-  index = search_fts.open_corpus(path)
+  assert fts.build(path, questions_data.load_corpus(folder)) == 10_001
+  index = fts.open_corpus(path)
   recall = _recall(index.retriever, tasks[::8], 5)
-  corpus = search_data.open_corpus(folder, stop_words=True)
+  corpus = questions_data.open_corpus(folder, stop_words=True)
   assert abs(recall - _recall(corpus.retriever, tasks[::8], 5)) <= 0.03
 
 
@@ -81,7 +81,7 @@ def _slow_search(documents, query, top):
   split = lambda text: [
     w
     for w in re.findall(r"\w+", text.lower())
-    if w not in search_index.STOP_WORDS
+    if w not in retrieval_index.STOP_WORDS
   ]
   texts = [collections.Counter(split(f"{d.title} {d.text}")) for d in documents]
   mean = sum(t.total() for t in texts) / max(len(texts), 1)
@@ -108,9 +108,11 @@ _TEXT = st.lists(_WORD, max_size=6).map(" ".join)
 )
 def test_a_search_is_that_of_the_slow_one(rows, query, top):
   documents = [
-    search_index.Document(f"d{n}", *row) for n, row in enumerate(rows)
+    retrieval_index.Document(f"d{n}", *row) for n, row in enumerate(rows)
   ]
-  corpus = search_index.in_memory(documents, stop_words=search_index.STOP_WORDS)
+  corpus = retrieval_index.in_memory(
+    documents, stop_words=retrieval_index.STOP_WORDS
+  )
   hits = corpus.retriever.search(query, top)
   want = _slow_search(documents, query, top)
   assert [h.score for h in hits] == pytest.approx([s for _, s in want], 1e-4)
@@ -135,12 +137,12 @@ def test_a_search_is_that_of_the_slow_one(rows, query, top):
 )
 def test_queries_are_plain_words(query, ids, place, tmp_path):
   if place == "memory":
-    corpus = search_index.in_memory(
-      DOCUMENTS, stop_words=search_index.STOP_WORDS
+    corpus = retrieval_index.in_memory(
+      DOCUMENTS, stop_words=retrieval_index.STOP_WORDS
     )
   else:
-    search_fts.build(tmp_path / "i", DOCUMENTS)
-    corpus = search_fts.open_corpus(tmp_path / "i")
+    fts.build(tmp_path / "i", DOCUMENTS)
+    corpus = fts.open_corpus(tmp_path / "i")
   hits = corpus.retriever.search(query, 3)
   assert [hit.id for hit in hits] == ids
   assert [hit.score for hit in hits] == sorted(
@@ -154,23 +156,23 @@ def test_queries_are_plain_words(query, ids, place, tmp_path):
 
 
 def test_100_kb_of_query_are_read_no_further_than_a_long_question():
-  words = search_index.query_words("burbank " + "x " * 100_000)
-  assert len(words) == search_index.MOST_QUERY_WORDS
+  words = retrieval_index.query_words("burbank " + "x " * 100_000)
+  assert len(words) == retrieval_index.MOST_QUERY_WORDS
   assert words[:2] == ["burbank", "x"]
 
 
 def test_two_documents_of_one_id_are_refused(tmp_path):
   twice = [DOCUMENTS[0], DOCUMENTS[0]]
   with pytest.raises(ValueError, match="two documents have the id 'd1'"):
-    search_index.in_memory(twice)
+    retrieval_index.in_memory(twice)
   with pytest.raises(ValueError, match="two documents have the id 'd1'"):
-    search_fts.build(tmp_path / "i", twice)
+    fts.build(tmp_path / "i", twice)
   assert list(tmp_path.iterdir()) == []
 
 
 def test_an_index_that_is_cut_off_leaves_the_one_before(tmp_path):
   path = tmp_path / "i"
-  search_fts.build(path, DOCUMENTS)
+  fts.build(path, DOCUMENTS)
   before = path.read_bytes()
 
   def broken():
@@ -178,24 +180,24 @@ def test_an_index_that_is_cut_off_leaves_the_one_before(tmp_path):
     raise ValueError("line 2: not JSON")
 
   with pytest.raises(ValueError, match="line 2"):
-    search_fts.build(path, broken())
+    fts.build(path, broken())
   assert path.read_bytes() == before
   assert [p.name for p in tmp_path.iterdir()] == ["i"]
 
 
 def test_what_is_no_index_is_refused_by_name(tmp_path):
   with pytest.raises(ValueError, match=r"i is missing; build it"):
-    search_fts.open_corpus(tmp_path / "i")
+    fts.open_corpus(tmp_path / "i")
   (tmp_path / "i").write_bytes(b"not a database at all" * 100)
   with pytest.raises(ValueError, match="is no search index"):
-    search_fts.open_corpus(tmp_path / "i")
+    fts.open_corpus(tmp_path / "i")
   with pytest.raises(ValueError, match="cannot be written"):
-    search_fts.build(tmp_path / "no" / "i", DOCUMENTS)
+    fts.build(tmp_path / "no" / "i", DOCUMENTS)
 
 
 def test_many_threads_read_one_index_on_disk(tmp_path):
-  search_fts.build(tmp_path / "i", DOCUMENTS)
-  corpus = search_fts.open_corpus(tmp_path / "i")
+  fts.build(tmp_path / "i", DOCUMENTS)
+  corpus = fts.open_corpus(tmp_path / "i")
   want, found = corpus.retriever.search("tim burbank", 3), []
 
   def run():
@@ -211,7 +213,7 @@ def test_many_threads_read_one_index_on_disk(tmp_path):
 
 
 def test_what_is_shared_is_made_once():
-  made, shared = [], search_index.Shared(size=2)
+  made, shared = [], retrieval_index.Shared(size=2)
   threads = [
     threading.Thread(target=shared.get, args=("a", lambda: made.append(1)))
     for _ in range(8)
@@ -234,6 +236,6 @@ def test_a_packed_corpus_reads_like_a_plain_one(tmp_path):
   (tmp_path / "a" / "corpus.jsonl").write_text(rows)
   with gzip.open(tmp_path / "b" / "corpus.jsonl.gz", "wt") as file:
     file.write(rows)
-  plain = list(search_data.load_corpus(tmp_path / "a"))
+  plain = list(questions_data.load_corpus(tmp_path / "a"))
   assert plain == DOCUMENTS[:3]
-  assert list(search_data.load_corpus(tmp_path / "b")) == plain
+  assert list(questions_data.load_corpus(tmp_path / "b")) == plain

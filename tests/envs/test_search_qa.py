@@ -9,15 +9,15 @@ import hypothesis.strategies as st
 import pytest
 
 from steppo_jax import types
-from steppo_jax.envs.questions import env as search_qa
-from steppo_jax.envs.questions import worlds as search_worlds
-from steppo_jax.envs.retrieval import fts as search_fts
-from steppo_jax.envs.retrieval import index as search_index
+from steppo_jax.envs.questions import env as questions_env
+from steppo_jax.envs.questions import worlds as questions_worlds
+from steppo_jax.envs.retrieval import fts
+from steppo_jax.envs.retrieval import index as retrieval_index
 
 DOCUMENTS = [
-  search_index.Document("d1", "Big Fish", "A film directed by Tim Burton."),
-  search_index.Document("d2", "Tim Burton", "A director born in Burbank."),
-  search_index.Document("d3", "Burbank", "A city in California."),
+  retrieval_index.Document("d1", "Big Fish", "A film directed by Tim Burton."),
+  retrieval_index.Document("d2", "Tim Burton", "A director born in Burbank."),
+  retrieval_index.Document("d3", "Burbank", "A city in California."),
 ]
 PARAGRAPHS = [list(document) for document in DOCUMENTS]
 QUESTION = "Where was the director of Big Fish born?"
@@ -30,13 +30,13 @@ TASK = types.Task("t", "search_qa", "film", PAYLOAD)
 
 
 def _started(task=TASK, **options):
-  env = search_qa.SearchQAEnv(**options)
+  env = questions_env.SearchQAEnv(**options)
   env.reset(task, 0)
   return env
 
 
 def test_two_searches_and_an_answer_win():
-  env = search_qa.SearchQAEnv(top=1)
+  env = questions_env.SearchQAEnv(top=1)
   first = env.reset(TASK, 0)
   assert first.observation.endswith(QUESTION)
   assert (first.reward, first.terminated, first.truncated) == (0, False, False)
@@ -101,12 +101,12 @@ def test_an_invalid_call_costs_the_penalty_and_nothing_else(text):
   env = _started(invalid_penalty=0.25)
   before = env.anchor()
   step = env.step(text)
-  assert step.observation == search_qa.INVALID
+  assert step.observation == questions_env.INVALID
   assert (step.reward, step.terminated) == (-0.25, False)
   assert step.info["invalid"]
   assert env.anchor() == before
   step = env.step("<search>nothing like it</search>")
-  assert (step.observation, step.reward) == (search_qa.NOTHING_FOUND, 0.0)
+  assert (step.observation, step.reward) == (questions_env.NOTHING_FOUND, 0.0)
   assert not step.info["invalid"]
 
 
@@ -115,9 +115,9 @@ def test_one_bad_call_among_good_ones_is_paid_once():
   step = env.step("<search></search><search>fish</search><search></search>")
   assert step.reward == -0.25
   assert step.observation.split("\n\n") == [
-    search_qa.INVALID,
+    questions_env.INVALID,
     "Big Fish: A film directed by Tim Burton.",
-    search_qa.INVALID,
+    questions_env.INVALID,
   ]
 
 
@@ -129,7 +129,7 @@ def test_strict_calls_forgive_nothing():
 
 
 def test_the_first_observation_can_show_a_search_for_the_question():
-  env = search_qa.SearchQAEnv(search_first=True, top=1)
+  env = questions_env.SearchQAEnv(search_first=True, top=1)
   first = env.reset(TASK, 0)
   shown, _, task = first.observation.partition("\n\n")
   # It shares "director", "born" and nothing else with the second paragraph.
@@ -149,7 +149,7 @@ def test_anchors_are_what_was_read_in_any_order():
 
 def test_a_corpus_on_disk_serves_tasks_without_paragraphs(tmp_path):
   path = tmp_path / "index"
-  search_fts.build(path, DOCUMENTS)
+  fts.build(path, DOCUMENTS)
   payload = {"question": QUESTION, "answers": ["Burbank"]}
   task = types.Task("t", "search_qa", "film", payload)
   env = _started(task, index=path, top=1)
@@ -161,14 +161,14 @@ def test_a_corpus_on_disk_serves_tasks_without_paragraphs(tmp_path):
 @functools.cache
 def _panel():
   return [
-    search_worlds.generate(seed, split="valid_unseen", size="small")
+    questions_worlds.generate(seed, split="valid_unseen", size="small")
     for seed in range(60)
   ]
 
 
 def _play(agent, steps=5):
   """Return and share of wins of an agent: (task, step number) to a text."""
-  env, total, won = search_qa.SearchQAEnv(), 0.0, 0
+  env, total, won = questions_env.SearchQAEnv(), 0.0, 0
   for task in _panel():
     env.reset(task, 0)
     for number in range(steps):
@@ -196,7 +196,7 @@ def test_agents_score_what_they_should():
     " ".join(title for _, title, _ in task.payload["paragraphs"])
   )
   assert _play(everything) == (0.0, 0.0)
-  expert = lambda task, n: search_worlds.expert(task)[n]
+  expert = lambda task, n: questions_worlds.expert(task)[n]
   assert _play(expert) == (1.0, 1.0)
   guess = lambda task, n: "<answer>{}</answer>".format(
     random.Random(task.uid).choice(task.payload["paragraphs"])[1]
@@ -238,7 +238,7 @@ def test_any_action_is_harmless(text):
 )
 def test_options_out_of_range_are_refused(option, message):
   with pytest.raises(ValueError, match=message):
-    search_qa.SearchQAEnv(**option)
+    questions_env.SearchQAEnv(**option)
 
 
 @pytest.mark.parametrize(
@@ -257,9 +257,9 @@ def test_options_out_of_range_are_refused(option, message):
 def test_broken_tasks_are_refused_by_name(payload, message):
   task = types.Task("q7", "search_qa", "film", payload)
   with pytest.raises(ValueError, match=f"task q7: .*{message}"):
-    search_qa.SearchQAEnv().reset(task, 0)
+    questions_env.SearchQAEnv().reset(task, 0)
 
 
 def test_a_step_before_a_reset_is_refused():
   with pytest.raises(RuntimeError, match="call reset"):
-    search_qa.SearchQAEnv().step("a")
+    questions_env.SearchQAEnv().step("a")

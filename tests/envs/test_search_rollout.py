@@ -3,16 +3,16 @@
 import pytest
 import worlds
 
-from steppo_jax.envs.papers import env as paper_search
-from steppo_jax.envs.papers import worlds as paper_worlds
-from steppo_jax.envs.questions import env as search_qa
-from steppo_jax.envs.questions import worlds as search_worlds
-from steppo_jax.prompts import base as prompting
+from steppo_jax.envs.papers import env as papers_env
+from steppo_jax.envs.papers import worlds as papers_worlds
+from steppo_jax.envs.questions import env as questions_env
+from steppo_jax.envs.questions import worlds as questions_worlds
+from steppo_jax.prompts import base as prompt_base
 from steppo_jax.rollout import loop, options
 
 _CASES = {
-  "search_qa": (search_worlds, search_qa.SearchQAEnv),
-  "paper_search": (paper_worlds, paper_search.PaperSearchEnv),
+  "search_qa": (questions_worlds, questions_env.SearchQAEnv),
+  "paper_search": (papers_worlds, papers_env.PaperSearchEnv),
 }
 
 
@@ -27,7 +27,7 @@ def _run(name, answer):
     worlds.ScriptedEngine(lambda s, turn: answer(by_session[s], turn)),
     make,
     episodes,
-    prompting.CompactPrompt(worlds.tokenizer()),
+    prompt_base.CompactPrompt(worlds.tokenizer()),
     options.RolloutConfig(max_steps=5, max_tokens=20_000, max_new_tokens=100),
   )
 

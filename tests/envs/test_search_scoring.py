@@ -6,7 +6,7 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 
-from steppo_jax.envs.questions import scoring as search_scoring
+from steppo_jax.envs.questions import scoring as questions_scoring
 
 # Answer, gold answers, exact match, F1 by hand.
 TABLE = [
@@ -75,8 +75,8 @@ def _slow(answer, golds):
 
 @pytest.mark.parametrize(("answer", "golds", "match", "f1"), TABLE)
 def test_the_table_holds(answer, golds, match, f1):
-  assert search_scoring.exact_match(answer, golds) == match
-  assert search_scoring.f1(answer, golds) == pytest.approx(f1, abs=1e-12)
+  assert questions_scoring.exact_match(answer, golds) == match
+  assert questions_scoring.f1(answer, golds) == pytest.approx(f1, abs=1e-12)
   assert _slow(answer, golds) == pytest.approx((match, f1), abs=1e-12)
 
 
@@ -88,14 +88,14 @@ _WORDS = st.lists(
 @hypothesis.given(_WORDS, st.lists(_WORDS, max_size=3))
 def test_scores_are_those_of_the_slow_implementation(answer, golds):
   found = (
-    search_scoring.exact_match(answer, golds),
-    search_scoring.f1(answer, golds),
+    questions_scoring.exact_match(answer, golds),
+    questions_scoring.f1(answer, golds),
   )
   assert found == pytest.approx(_slow(answer, golds), abs=1e-12)
 
 
 @hypothesis.given(st.text(), st.lists(st.text(), max_size=3))
 def test_a_match_has_f1_one_and_both_stay_in_range(answer, golds):
-  match = search_scoring.exact_match(answer, golds)
-  f1 = search_scoring.f1(answer, golds)
+  match = questions_scoring.exact_match(answer, golds)
+  f1 = questions_scoring.f1(answer, golds)
   assert 0.0 <= match <= f1 <= 1.0

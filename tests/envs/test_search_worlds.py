@@ -4,13 +4,13 @@ import json
 
 import pytest
 
-from steppo_jax.envs.questions import env as search_qa
-from steppo_jax.envs.questions import worlds as search_worlds
+from steppo_jax.envs.questions import env as questions_env
+from steppo_jax.envs.questions import worlds as questions_worlds
 
 
 def _tasks(split, size, count=150):
   return [
-    search_worlds.generate(n, split=split, size=size) for n in range(count)
+    questions_worlds.generate(n, split=split, size=size) for n in range(count)
   ]
 
 
@@ -21,13 +21,13 @@ def _facts(task):
   return task.family, words[1].split(" of ")[0], second
 
 
-@pytest.mark.parametrize("size", search_worlds.SIZES)
+@pytest.mark.parametrize("size", questions_worlds.SIZES)
 def test_every_question_is_answered_by_two_searches(size):
-  env = search_qa.SearchQAEnv()
-  for split in search_worlds.SPLITS:
+  env = questions_env.SearchQAEnv()
+  for split in questions_worlds.SPLITS:
     for task in _tasks(split, size, 60):
       first = env.reset(task, 0)
-      actions = search_worlds.expert(task)
+      actions = questions_worlds.expert(task)
       steps = [env.step(action) for action in actions]
       assert steps[-1].info["won"], task.uid
       assert len(actions) == task.golden_steps == 3
@@ -39,7 +39,7 @@ def test_every_question_is_answered_by_two_searches(size):
 
 @pytest.mark.parametrize("size", ["small", "medium", "full"])
 def test_one_search_for_the_question_seldom_finds_the_second_paragraph(size):
-  env = search_qa.SearchQAEnv()
+  env = questions_env.SearchQAEnv()
   first = both = 0
   for task in _tasks("train", size):
     env.reset(task, 0)
@@ -54,14 +54,14 @@ def test_one_search_for_the_question_seldom_finds_the_second_paragraph(size):
 def test_held_out_pairs_of_facts_are_asked_in_valid_unseen_alone():
   asked = {
     split: {_facts(task) for task in _tasks(split, "small", 600)}
-    for split in search_worlds.SPLITS
+    for split in questions_worlds.SPLITS
   }
   unseen = asked["valid_unseen"]
   assert unseen
-  assert all(search_worlds.is_held_out(*facts) for facts in unseen)
-  assert {family for family, _, _ in unseen} == set(search_worlds.FAMILIES)
+  assert all(questions_worlds.is_held_out(*facts) for facts in unseen)
+  assert {family for family, _, _ in unseen} == set(questions_worlds.FAMILIES)
   for split in ("train", "valid_seen"):
-    assert not any(search_worlds.is_held_out(*f) for f in asked[split])
+    assert not any(questions_worlds.is_held_out(*f) for f in asked[split])
   # Each single fact is trained on, as the first and as the second.
   for position in (1, 2):
     trained = {facts[position] for facts in asked["train"]}
@@ -69,24 +69,24 @@ def test_held_out_pairs_of_facts_are_asked_in_valid_unseen_alone():
 
 
 def test_a_question_is_a_function_of_its_arguments():
-  task = search_worlds.generate(5, split="train", size="small")
-  assert task == search_worlds.generate(5, split="train", size="small")
+  task = questions_worlds.generate(5, split="train", size="small")
+  assert task == questions_worlds.generate(5, split="train", size="small")
   assert json.loads(json.dumps(task.payload)) == task.payload
   assert task.payload["question"] == (
     "Who is the teacher of the mayor of Vesteam?"
   )
   others = [
-    search_worlds.generate(6, split="train", size="small"),
-    search_worlds.generate(5, split="valid_seen", size="small"),
-    search_worlds.generate(5, split="train", size="tiny"),
+    questions_worlds.generate(6, split="train", size="small"),
+    questions_worlds.generate(5, split="valid_seen", size="small"),
+    questions_worlds.generate(5, split="train", size="tiny"),
   ]
   assert all(other.payload != task.payload for other in others)
   assert len({other.uid for other in [task, *others]}) == 4
 
 
 def test_sizes_are_numbers_of_paragraphs():
-  for size, count in search_worlds.SIZES.items():
-    task = search_worlds.generate(0, split="train", size=size)
+  for size, count in questions_worlds.SIZES.items():
+    task = questions_worlds.generate(0, split="train", size=size)
     rows = task.payload["paragraphs"]
     assert len(rows) == count
     assert len({title for _, title, _ in rows}) == count
@@ -105,4 +105,4 @@ def test_sizes_are_numbers_of_paragraphs():
 def test_unknown_arguments_are_refused(options, message):
   arguments = {"seed": 0, "split": "train", "size": "tiny"} | options
   with pytest.raises(ValueError, match=message):
-    search_worlds.generate(arguments.pop("seed"), **arguments)
+    questions_worlds.generate(arguments.pop("seed"), **arguments)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import strategies as st
 
 from steppo_jax.envs.retrieval import bm25
-from steppo_jax.envs.webshop import env as webshop
+from steppo_jax.envs.webshop import env as webshop_env
 from steppo_jax.envs.webshop import pages as webshop_pages
 from steppo_jax.envs.webshop import worlds as webshop_worlds
 
@@ -17,7 +17,7 @@ def _task(seed=0, size="small", split="train"):
 
 
 def _start(seed=0, **options):
-  env, task = webshop.WebShopEnv(**options), _task(seed)
+  env, task = webshop_env.WebShopEnv(**options), _task(seed)
   env.reset(task, 0)
   return env, task
 
@@ -45,7 +45,7 @@ def _play(env, task, agent, steps=15):
 )
 def test_agents_that_do_nothing_or_repeat_get_nothing(agent, total):
   for seed in range(20):
-    found = _play(webshop.WebShopEnv(), _task(seed), agent)
+    found = _play(webshop_env.WebShopEnv(), _task(seed), agent)
     assert found == pytest.approx((total, False, 0.0))
 
 
@@ -57,11 +57,11 @@ def test_special_tokens_of_an_action_are_not_said_again():
 
 
 def test_buying_the_first_result_blindly_seldom_succeeds():
-  env, wins, scores = webshop.WebShopEnv(), 0, []
+  env, wins, scores = webshop_env.WebShopEnv(), 0, []
   for seed in range(100):
     task = _task(seed)
     env.reset(task, 0)
-    step = env.step(webshop.plan(task)[0])
+    step = env.step(webshop_env.plan(task)[0])
     env.step(step.info["commands"][1])
     wins += env.step("click[buy now]").info["won"]
     scores.append(env.score)
@@ -86,8 +86,8 @@ def test_a_random_agent_stays_at_the_known_level_of_the_real_shop(shared_dir):
   data_dir = shared_dir / "data" / "webshop"
   if not data_dir.is_dir():
     pytest.skip(f"no published products at {data_dir}")
-  tasks = webshop.load_tasks(data_dir, "test", by="index")
-  env, rng = webshop.WebShopEnv(), random.Random(0)
+  tasks = webshop_env.load_tasks(data_dir, "test", by="index")
+  env, rng = webshop_env.WebShopEnv(), random.Random(0)
   found = [
     _play(env, task, _random_agent(rng, task)) for task in tasks for _ in "xxx"
   ]
@@ -99,10 +99,10 @@ def test_real_plans_win(shared_dir):
   data_dir = shared_dir / "data" / "webshop"
   if not data_dir.is_dir():
     pytest.skip(f"no published products at {data_dir}")
-  for rule in webshop.RULES:
-    env = webshop.WebShopEnv(rule=rule)
-    for task in webshop.load_tasks(data_dir, "test", by="index"):
-      calls = iter(webshop.plan(task))
+  for rule in webshop_env.RULES:
+    env = webshop_env.WebShopEnv(rule=rule)
+    for task in webshop_env.load_tasks(data_dir, "test", by="index"):
+      calls = iter(webshop_env.plan(task))
       found = _play(env, task, lambda step, calls=calls: next(calls))
       assert found == pytest.approx((10.0, True, 1.0))
 
@@ -117,7 +117,7 @@ _CALLS = st.one_of(
 
 @hypothesis.given(st.integers(0, 50), st.lists(_CALLS, max_size=12))
 def test_whatever_is_called_the_shop_answers(seed, calls):
-  env = webshop.WebShopEnv()
+  env = webshop_env.WebShopEnv()
   step = env.reset(_task(seed, "tiny"), 0)
   for call in calls:
     # A number picks one of the possible calls, which then are possible.

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from steppo_jax.envs.webshop import catalog as webshop_catalog
 from steppo_jax.envs.webshop import data as webshop_data
-from steppo_jax.envs.webshop import env as webshop
+from steppo_jax.envs.webshop import env as webshop_env
 from steppo_jax.envs.webshop import tasks as webshop_tasks
 
 _RECORD = {
@@ -51,7 +51,7 @@ def _write(folder, records, asked, packed=False):
 @pytest.mark.parametrize("packed", [False, True])
 def test_a_product_is_read_as_it_is_sold(tmp_path, packed):
   _write(tmp_path, [_RECORD], {"B000000001": _ASKED}, packed)
-  (product,) = webshop.load_catalog(tmp_path).products
+  (product,) = webshop_env.load_catalog(tmp_path).products
   assert product.choices == {"color": ("red | white", "blue", "blue")}
   assert product.options == {"color": ("red | white", "blue")}
   assert product.price == 33.98
@@ -67,7 +67,7 @@ def test_a_product_is_read_as_it_is_sold(tmp_path, packed):
 
 def test_goals_are_all_combinations_and_repeat_what_is_repeated(tmp_path):
   _write(tmp_path, [_RECORD], {"B000000001": _ASKED})
-  catalog = webshop.load_catalog(tmp_path)
+  catalog = webshop_env.load_catalog(tmp_path)
   assert sorted(goal.instruction for goal in catalog.goals) == [
     *["find me dimmable lamps with color: blue"] * 2,
     "find me dimmable lamps with color: red | white",
@@ -79,7 +79,7 @@ def test_goals_are_all_combinations_and_repeat_what_is_repeated(tmp_path):
 def test_a_product_nobody_asks_for_has_no_goal_and_costs_100(tmp_path):
   record = {"asin": "b1", "name": "", "customization_options": ""}
   _write(tmp_path, [record], {"b2": _ASKED})
-  catalog = webshop.load_catalog(tmp_path)
+  catalog = webshop_env.load_catalog(tmp_path)
   assert catalog.goals == ()
   assert catalog.products[0].price_text == "$100.00"
 
@@ -116,7 +116,7 @@ def _change(**fields):
 def test_broken_products_are_named(tmp_path, records, message):
   _write(tmp_path, records, {"B000000001": _ASKED})
   with pytest.raises(ValueError, match=message):
-    webshop.load_catalog(tmp_path)
+    webshop_env.load_catalog(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_broken_products_are_named(tmp_path, records, message):
 def test_broken_instructions_are_named(tmp_path, asked, message):
   _write(tmp_path, [_RECORD], asked)
   with pytest.raises(ValueError, match=message):
-    webshop.load_catalog(tmp_path)
+    webshop_env.load_catalog(tmp_path)
 
 
 def test_too_many_combinations_are_not_listed(tmp_path):
@@ -142,15 +142,15 @@ def test_too_many_combinations_are_not_listed(tmp_path):
     tmp_path, [_change(customization_options=options)], {"B000000001": _ASKED}
   )
   with pytest.raises(ValueError, match="combinations of options, at most"):
-    webshop.load_catalog(tmp_path)
+    webshop_env.load_catalog(tmp_path)
 
 
 def test_missing_folders_and_files_say_what_to_do(tmp_path):
   with pytest.raises(ValueError, match="set data_dir to a folder with items_"):
-    webshop.load_catalog(tmp_path / "nowhere")
+    webshop_env.load_catalog(tmp_path / "nowhere")
   (tmp_path / "other.txt").touch()
   with pytest.raises(ValueError, match=r"has no items_.*; it has other\.txt"):
-    webshop.load_catalog(tmp_path)
+    webshop_env.load_catalog(tmp_path)
 
 
 def test_a_cut_off_file_is_named(tmp_path):
@@ -158,7 +158,7 @@ def test_a_cut_off_file_is_named(tmp_path):
   path = tmp_path / "items_shuffle_1000.json.gz"
   path.write_bytes(path.read_bytes()[:-20])
   with pytest.raises(ValueError, match=r"1000\.json\.gz cannot be read"):
-    webshop.load_catalog(tmp_path)
+    webshop_env.load_catalog(tmp_path)
 
 
 _JSON = st.recursive(
@@ -197,13 +197,13 @@ def webshop_dir(shared_dir):
 
 
 def _asins(data_dir, tasks):
-  goals = webshop.load_catalog(data_dir).goals
+  goals = webshop_env.load_catalog(data_dir).goals
   return [goals[task.payload["goal"]].asin for task in tasks]
 
 
 def test_the_index_split_is_the_public_one(webshop_dir):
-  train = webshop.load_tasks(webshop_dir, "train", by="index")
-  test = webshop.load_tasks(webshop_dir, "test", by="index")
+  train = webshop_env.load_tasks(webshop_dir, "train", by="index")
+  test = webshop_env.load_tasks(webshop_dir, "test", by="index")
   assert [t.payload["goal"] for t in train + test] == list(range(6910))
   assert len(test) == 200
   # Why there is another split: nearly every product is trained on.
@@ -214,8 +214,8 @@ def test_the_index_split_is_the_public_one(webshop_dir):
 
 def test_the_product_split_keeps_products_apart(webshop_dir):
   splits = {
-    split: webshop.load_tasks(webshop_dir, split)
-    for split in webshop.SPLITS["product"]
+    split: webshop_env.load_tasks(webshop_dir, split)
+    for split in webshop_env.SPLITS["product"]
   }
   asins = {s: set(_asins(webshop_dir, tasks)) for s, tasks in splits.items()}
   assert sum(map(len, splits.values())) == 6910
@@ -236,6 +236,6 @@ def test_the_public_split_can_be_sampled_and_pinned(webshop_dir):
 
 def test_unknown_splits_are_refused(webshop_dir):
   with pytest.raises(ValueError, match=r"'test' is none of train, valid_seen"):
-    webshop.load_tasks(webshop_dir, "test")
+    webshop_env.load_tasks(webshop_dir, "test")
   with pytest.raises(ValueError, match="by must be one of index, product"):
-    webshop.load_tasks(webshop_dir, "train", by="luck")
+    webshop_env.load_tasks(webshop_dir, "train", by="luck")

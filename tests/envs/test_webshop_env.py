@@ -4,7 +4,7 @@ import pytest
 
 from steppo_jax import types
 from steppo_jax.envs.webshop import catalog as webshop_catalog
-from steppo_jax.envs.webshop import env as webshop
+from steppo_jax.envs.webshop import env as webshop_env
 from steppo_jax.envs.webshop import pages as webshop_pages
 from steppo_jax.envs.webshop import worlds as webshop_worlds
 
@@ -14,7 +14,7 @@ def _task(seed=0, size="small", split="train"):
 
 
 def _start(seed=0, **options):
-  env, task = webshop.WebShopEnv(**options), _task(seed)
+  env, task = webshop_env.WebShopEnv(**options), _task(seed)
   env.reset(task, 0)
   return env, task
 
@@ -152,13 +152,13 @@ def test_a_call_that_is_not_possible_costs_the_penalty_alone(call):
 
 @pytest.mark.parametrize("size", webshop_worlds.SIZES)
 def test_plans_win_in_the_golden_number_of_steps(size):
-  env = webshop.WebShopEnv()
+  env = webshop_env.WebShopEnv()
   for seed in range(30):
     for split in webshop_worlds.SPLITS:
       task = _task(seed, size, split)
       step = env.reset(task, 0)
       rewards = []
-      for call in webshop.plan(task):
+      for call in webshop_env.plan(task):
         shown = step.info["commands"]
         assert call in shown or call.startswith("search[")
         step = env.step(call)
@@ -179,7 +179,7 @@ def test_the_task_stands_at_the_end_of_the_first_page():
 
 def test_rewards_follow_the_options():
   task = _task(3)
-  *calls, buy = webshop.plan(task)
+  *calls, buy = webshop_env.plan(task)
   half = calls[:2]  # Nothing is chosen.
   for options, whole, part in (
     ({}, 10.0, 0.0),
@@ -188,7 +188,7 @@ def test_rewards_follow_the_options():
     ({"reward": "score"}, 1.0, 0.6),
     ({"reward": "score", "rule": "small"}, 1.0, 0.75),
   ):
-    env = webshop.WebShopEnv(**options)
+    env = webshop_env.WebShopEnv(**options)
     for chosen, reward in ((calls, whole), (half, part)):
       env.reset(task, 0)
       for call in chosen:
@@ -247,7 +247,7 @@ def test_a_broken_task_is_named(payload, message):
   whole = {**task.payload, **payload} if payload.keys() - {"shop"} else payload
   broken = types.Task("broken/1", "webshop", "home", whole)
   with pytest.raises(ValueError, match=rf"task broken/1: .*{message}"):
-    webshop.WebShopEnv().reset(broken, 0)
+    webshop_env.WebShopEnv().reset(broken, 0)
 
 
 @pytest.mark.parametrize(
@@ -262,10 +262,10 @@ def test_a_broken_task_is_named(payload, message):
 )
 def test_options_out_of_range_are_refused(options, message):
   with pytest.raises(ValueError, match=message):
-    webshop.WebShopEnv(**options)
+    webshop_env.WebShopEnv(**options)
 
 
 def test_nothing_can_be_done_before_a_reset():
-  env = webshop.WebShopEnv()
+  env = webshop_env.WebShopEnv()
   with pytest.raises(RuntimeError, match="call reset"):
     env.step("search[lamp]")

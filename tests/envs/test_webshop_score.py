@@ -11,7 +11,7 @@ import webshop_slow
 from hypothesis import strategies as st
 
 from steppo_jax.envs.webshop import catalog as webshop_catalog
-from steppo_jax.envs.webshop import env as webshop
+from steppo_jax.envs.webshop import env as webshop_env
 from steppo_jax.envs.webshop import match as webshop_match
 from steppo_jax.envs.webshop import score as score_lib
 
@@ -26,7 +26,7 @@ def webshop_dir(shared_dir):
 
 @pytest.fixture(scope="module")
 def catalog(webshop_dir):
-  return webshop.load_catalog(webshop_dir)
+  return webshop_env.load_catalog(webshop_dir)
 
 
 def _lines(path):

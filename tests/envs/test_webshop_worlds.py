@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from steppo_jax.envs.webshop import env as webshop
+from steppo_jax.envs.webshop import env as webshop_env
 from steppo_jax.envs.webshop import match as webshop_match
 from steppo_jax.envs.webshop import tables as webshop_tables
 from steppo_jax.envs.webshop import worlds as webshop_worlds
@@ -169,6 +169,6 @@ def test_unknown_arguments_are_refused(arguments, message):
 def test_plans_search_for_what_the_customer_says():
   for task in _tasks(30, size="medium"):
     _, goal = _goal(task)
-    first = webshop.plan(task)[0]
+    first = webshop_env.plan(task)[0]
     assert goal.query in first
     assert all(a in first for a in goal.attributes)

@@ -9,7 +9,7 @@ import pytest
 
 from steppo_jax import __main__ as cli
 from steppo_jax.prompts import chat
-from steppo_jax.tokenizer import loading as tokenizer_files
+from steppo_jax.tokenizer import loading
 
 pytestmark = pytest.mark.models
 
@@ -25,7 +25,7 @@ def path():
 
 @pytest.fixture(scope="module")
 def tokenizer(path):
-  return tokenizer_files.load(path)
+  return loading.load(path)
 
 
 @pytest.fixture(scope="module")

@@ -10,11 +10,11 @@ import worlds
 
 from steppo_jax import types
 from steppo_jax.envs.household import env as household
-from steppo_jax.prompts import base as prompting
+from steppo_jax.prompts import base as prompt_base
 from steppo_jax.rollout import counts, loop
 
 Turn = types.Turn
-PROMPT = prompting.CompactPrompt(worlds.tokenizer())
+PROMPT = prompt_base.CompactPrompt(worlds.tokenizer())
 LIMITS = dataclasses.replace(worlds.ROLLOUT, max_steps=12, max_tokens=320)
 
 

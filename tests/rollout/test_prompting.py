@@ -12,7 +12,7 @@ from steppo_jax import types
 from steppo_jax.envs.household import env as household
 from steppo_jax.packing import options as packing_options
 from steppo_jax.packing import rows as packing
-from steppo_jax.prompts import base as prompting
+from steppo_jax.prompts import base as prompt_base
 from steppo_jax.prompts import options as prompts_options
 from steppo_jax.prompts import sections
 from steppo_jax.rollout import loop
@@ -30,7 +30,7 @@ def builder(layout, history=None, env="household", **more):
 
 
 def answer(text):
-  return prompting.CompactPrompt(worlds.tokenizer()).response(text)
+  return prompt_base.CompactPrompt(worlds.tokenizer()).response(text)
 
 
 def conversation(made, steps):

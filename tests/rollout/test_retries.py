@@ -10,11 +10,11 @@ import worlds
 from steppo_jax.envs import base
 from steppo_jax.envs.household import env as household
 from steppo_jax.envs.workers import faults, options
-from steppo_jax.envs.workers import pool as process
-from steppo_jax.prompts import base as prompting
+from steppo_jax.envs.workers import pool as workers_pool
+from steppo_jax.prompts import base as prompt_base
 from steppo_jax.rollout import counts, loop
 
-PROMPT = prompting.CompactPrompt(worlds.tokenizer())
+PROMPT = prompt_base.CompactPrompt(worlds.tokenizer())
 LIMITS = dataclasses.replace(worlds.ROLLOUT, max_steps=16, max_tokens=384)
 
 
@@ -160,7 +160,7 @@ def survive(episodes, *, workers, retries, step_s=0.5):
     {"crash": 0.1, "hang": 0.05, "slow": 0.05, "slow_s": 0.02},
   )
   limits = options.WorkerLimits(step_s=step_s, backoff_s=0.01)
-  with process.Workers(recipe, workers, limits) as pool:
+  with workers_pool.Workers(recipe, workers, limits) as pool:
     done = play(episodes, pool, slots=workers, env_threads=workers,
                 retries=retries)  # fmt: skip
   return done, pool

@@ -11,9 +11,9 @@ from vocabularies import CHATML
 
 from steppo_jax import types
 from steppo_jax.envs import base, calls, guides
-from steppo_jax.envs.papers import worlds as paper_worlds
-from steppo_jax.envs.questions import worlds as search_worlds
-from steppo_jax.envs.webshop import env as webshop
+from steppo_jax.envs.papers import worlds as papers_worlds
+from steppo_jax.envs.questions import worlds as questions_worlds
+from steppo_jax.envs.webshop import env as webshop_env
 from steppo_jax.envs.webshop import worlds as webshop_worlds
 from steppo_jax.prompts import options as prompts_options
 from steppo_jax.prompts import sections, tool_dialects
@@ -56,8 +56,8 @@ def first_turn(env):
 TASKS = {
   "household": lambda: worlds.episodes(1)[0].task,
   "webshop": lambda: webshop_worlds.generate(1, split="train", size="tiny"),
-  "search_qa": lambda: search_worlds.generate(1, split="train", size="tiny"),
-  "paper_search": lambda: paper_worlds.generate(1, split="train", size="tiny"),
+  "search_qa": lambda: questions_worlds.generate(1, split="train", size="tiny"),
+  "paper_search": lambda: papers_worlds.generate(1, split="train", size="tiny"),
 }
 
 
@@ -172,7 +172,7 @@ def test_an_answer_without_a_call_is_refused_and_explained(env, layout):
 
 def test_a_shop_is_played_by_calls_of_the_tool():
   task = TASKS["webshop"]()
-  plan = webshop.plan(task)
+  plan = webshop_env.plan(task)
   made = builder("webshop", "prefix_friendly", answer="tool_call", think=True)
   engine = worlds.ScriptedEngine(
     lambda uid, turn: call("env_step", "action", plan[turn])
@@ -181,7 +181,11 @@ def test_a_shop_is_played_by_calls_of_the_tool():
     max_steps=15, max_tokens=16_000, max_new_tokens=400
   )
   (found,) = loop.run(
-    engine, webshop.WebShopEnv, [loop.Episode("u", task, 0, (0,))], made, limits
+    engine,
+    webshop_env.WebShopEnv,
+    [loop.Episode("u", task, 0, (0,))],
+    made,
+    limits,
   )
   assert found.success
   for one, two in itertools.pairwise(found.steps):

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import worlds
 
-from steppo_jax.algorithms import table as algorithms
+from steppo_jax.algorithms import table as algorithms_table
 from steppo_jax.learner import learner, optimizers
 from steppo_jax.learner import options as learner_options
 from steppo_jax.learner import state as learner_state
@@ -32,7 +32,7 @@ CONFIG = learner_options.LearnerConfig(
 
 def row(name, **changes):
   """A row with a clip wide enough that a few large steps bind it in part."""
-  made = dataclasses.replace(algorithms.get(name), kl_coef=0.0)
+  made = dataclasses.replace(algorithms_table.get(name), kl_coef=0.0)
   return dataclasses.replace(made, **changes)
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from steppo_jax import batch
-from steppo_jax.algorithms import table as algorithms
+from steppo_jax.algorithms import table as algorithms_table
 from steppo_jax.learner import learner, update
 from steppo_jax.learner import options as learner_options
 from steppo_jax.learner import state as learner_state
@@ -30,7 +30,7 @@ def peak(model, *, rank=0, **options) -> int:
     num_minibatches=1, actor_epochs=1, microbatch_rows=1,
     lora=models_options.LoraConfig(rank=rank), **options,
   )  # fmt: skip
-  algorithm = dataclasses.replace(algorithms.get("grpo"), kl_coef=0.0)
+  algorithm = dataclasses.replace(algorithms_table.get("grpo"), kl_coef=0.0)
   parts = learner.make_spec(
     model, algorithm, config, mesh.make_mesh(1), num_updates=4, seed=0
   )

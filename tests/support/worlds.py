@@ -10,7 +10,7 @@ from steppo_jax import types
 from steppo_jax.envs.household import env as household
 from steppo_jax.envs.household import worlds as household_worlds
 from steppo_jax.models import transformer
-from steppo_jax.prompts import base as prompting
+from steppo_jax.prompts import base as prompt_base
 from steppo_jax.rollout import loop
 from steppo_jax.rollout import options as rollout_options
 from steppo_jax.sampler import engine as engine_lib
@@ -93,7 +93,7 @@ def trajectories(count=12, samples=1):
     engine(seed=3),
     functools.partial(household.HouseholdEnv, invalid_penalty=0.1),
     episodes(count, samples=samples),
-    prompting.CompactPrompt(tokenizer()),
+    prompt_base.CompactPrompt(tokenizer()),
     ROLLOUT,
   )
   lengths = {len(step.response_ids) for t in played for step in t.steps}
@@ -125,7 +125,7 @@ class ScriptedEngine:
     turn = self.turns.get(request.session, 0)
     self.turns[request.session] = turn + 1
     text = self._answer(request.session, turn)
-    ids = prompting.CompactPrompt(tokenizer()).response(text)
+    ids = prompt_base.CompactPrompt(tokenizer()).response(text)
     logps = np.full(len(ids), -1.0, np.float32)
     return types.Response(ids, logps, "stop", 0)
 

@@ -58,7 +58,7 @@ class Game:
   def from_compact(
     cls, game: Mapping[str, Any], task_text: str, *, dialect: str
   ):
-    """A game from the compact form described in `household_pddl`.
+    """A game from the compact form described in `household.pddl`.
 
     Raises:
       ValueError: the form is broken, or the dialect is unknown.

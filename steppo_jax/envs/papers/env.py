@@ -10,7 +10,7 @@ from steppo_jax.envs import calls as envs_calls
 from steppo_jax.envs.papers import library as papers_library
 from steppo_jax.envs.papers import scores as papers_scores
 from steppo_jax.envs.papers import service as papers_service
-from steppo_jax.envs.retrieval import index as search_index
+from steppo_jax.envs.retrieval import index as retrieval_index
 
 TOOLS = {"search": "query", "expand": "paper_id", "answer": "answer"}
 INVALID = (
@@ -25,7 +25,7 @@ MORE_CALLS = "Only the first {} calls of a step are run."
 MORE_PAPERS = "and {} more"
 
 # Gives the relevance of a paper to a question, usually in [0, 1].
-Selector = Callable[[str, search_index.Document], float]
+Selector = Callable[[str, retrieval_index.Document], float]
 
 
 class PaperSearchEnv:
@@ -42,9 +42,9 @@ class PaperSearchEnv:
 
   Args:
     data_dir: Folder of the library of tasks that bring no papers; see
-      `paper_library`.
+      `papers.library`.
     service: Address of a paper service in place of `data_dir`; see
-      `paper_service`.
+      `papers.service`.
     service_timeout_s: Seconds that one request to it may take.
     library: What is searched, in place of both.
     selector: Scores a paper for the question; by default the task's table
@@ -62,7 +62,7 @@ class PaperSearchEnv:
     won_recall: Share of the answers that wins, in (0, 1].
     shown: Most papers that an observation lists for one call.
     show_scores: Whether it tells their scores.
-    strict: Whether calls must be written exactly; see `tool_calls.parse`.
+    strict: Whether calls must be written exactly; see `envs.calls.parse`.
 
   Raises:
     ValueError: an argument is out of range, or the library cannot be read.
@@ -216,7 +216,7 @@ class PaperSearchEnv:
   def _found(self, call):
     """Papers that a call leads to, or why it is refused."""
     if call.name == "search":
-      query = " ".join(search_index.query_words(call.argument))
+      query = " ".join(retrieval_index.query_words(call.argument))
       if query in self._queries:
         return [], REPEATED
       found = self._library.search(query, self._top)

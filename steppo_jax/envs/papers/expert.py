@@ -2,13 +2,13 @@
 
 from steppo_jax import types
 from steppo_jax.envs import calls, experts
-from steppo_jax.envs.papers import worlds as paper_worlds
+from steppo_jax.envs.papers import worlds as papers_worlds
 
 
 def librarian(task: types.Task) -> list[str]:
   """Searches the method and the problem, expands, and says that it is done."""
-  _, *expands = paper_worlds.expert(task)
-  method, problem = paper_worlds.asked_for(task)
+  _, *expands = papers_worlds.expert(task)
+  method, problem = papers_worlds.asked_for(task)
   return [
     f"search {method} {problem}",
     *calls.plain(expands),
@@ -16,4 +16,4 @@ def librarian(task: types.Task) -> list[str]:
   ]
 
 
-EXPERT = experts.Expert(paper_worlds, librarian, text="question")
+EXPERT = experts.Expert(papers_worlds, librarian, text="question")

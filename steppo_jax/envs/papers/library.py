@@ -23,24 +23,24 @@ from typing import Any, Protocol
 
 from steppo_jax import files as files_lib
 from steppo_jax import types
-from steppo_jax.envs.retrieval import index as search_index
+from steppo_jax.envs.retrieval import index as retrieval_index
 
 _LOG = logging.getLogger(__name__)
 _PAPERS = ("papers.jsonl", "papers_titles.jsonl")
 _CITATIONS, _COCITATIONS = "citations.jsonl", "cocitation_edges.jsonl"
 _MOST_LISTED = 8
-_COMMON = search_index.Shared(size=4)
+_COMMON = retrieval_index.Shared(size=4)
 # The libraries of generated queries, which all members of a group read.
-_OWN = search_index.Shared(size=64)
+_OWN = retrieval_index.Shared(size=64)
 
 
 class Library(Protocol):
   """The two tools. `service.RemoteLibrary` has them over HTTP."""
 
-  def search(self, query: str, top: int) -> list[search_index.Document]:
+  def search(self, query: str, top: int) -> list[retrieval_index.Document]:
     """The best papers, at most `top`, best first; [] if none fits."""
 
-  def expand(self, paper_id: str) -> list[search_index.Document]:
+  def expand(self, paper_id: str) -> list[retrieval_index.Document]:
     """The papers that it cites or that cite it.
 
     Raises:
@@ -67,13 +67,13 @@ class PaperLibrary:
 
   def __init__(
     self,
-    papers: Iterable[search_index.Document],
+    papers: Iterable[retrieval_index.Document],
     citations: Iterable[tuple[str, str]],
     *,
-    stop_words: frozenset[str] = search_index.STOP_WORDS,
+    stop_words: frozenset[str] = retrieval_index.STOP_WORDS,
   ):
-    self._corpus = search_index.in_memory(papers, stop_words=stop_words)
-    self.papers: Mapping[str, search_index.Document] = self._corpus.documents
+    self._corpus = retrieval_index.in_memory(papers, stop_words=stop_words)
+    self.papers: Mapping[str, retrieval_index.Document] = self._corpus.documents
     self._neighbours: dict[str, dict[str, None]] = {}
     self.dropped = 0
     for one, other in citations:
@@ -83,12 +83,12 @@ class PaperLibrary:
       self._neighbours.setdefault(one, {})[other] = None
       self._neighbours.setdefault(other, {})[one] = None
 
-  def search(self, query: str, top: int) -> list[search_index.Document]:
+  def search(self, query: str, top: int) -> list[retrieval_index.Document]:
     """The best papers by BM25 of title and abstract."""
     hits = self._corpus.retriever.search(query, top)
     return [self.papers[hit.id] for hit in hits]
 
-  def expand(self, paper_id: str) -> list[search_index.Document]:
+  def expand(self, paper_id: str) -> list[retrieval_index.Document]:
     """The papers that it cites or that cite it, in the order of the edges.
 
     Raises:
@@ -106,7 +106,7 @@ def from_payload(payload: Mapping[str, Any]) -> PaperLibrary:
     ValueError: its papers or citations are broken.
   """
   try:
-    papers = tuple(search_index.Document(*row) for row in payload["papers"])
+    papers = tuple(retrieval_index.Document(*row) for row in payload["papers"])
     edges = tuple((a, b) for a, b in payload.get("citations", ()))
     texts = all(isinstance(text, str) for paper in papers for text in paper)
     if not texts:
@@ -134,7 +134,7 @@ def open_library(
     ValueError: a file is missing or a line is broken; the message names it.
   """
   path = files_lib.needed(data_dir, *_PAPERS)
-  words = search_index.STOP_WORDS if stop_words else frozenset()
+  words = retrieval_index.STOP_WORDS if stop_words else frozenset()
 
   def make():
     _, edges = files(data_dir)
@@ -156,9 +156,9 @@ def open_library(
   return _COMMON.get(key, make)
 
 
-def _read_papers(path) -> Iterator[search_index.Document]:
+def _read_papers(path) -> Iterator[retrieval_index.Document]:
   for where, record in files_lib.read_lines(path):
-    yield search_index.Document(
+    yield retrieval_index.Document(
       files_lib.get_text(record, "paper_id", where),
       files_lib.get_text(record, "title", where, empty=True),
       files_lib.get_text(record, "abstract", where, empty=True),

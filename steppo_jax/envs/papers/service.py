@@ -17,7 +17,7 @@ import urllib.parse
 from typing import Any
 
 from steppo_jax.envs.papers import library as papers_library
-from steppo_jax.envs.retrieval import index as search_index
+from steppo_jax.envs.retrieval import index as retrieval_index
 
 MOST_BYTES = 1 << 20
 MOST_TOP = 1000
@@ -171,7 +171,7 @@ class RemoteLibrary:
     self._timeout_s = timeout_s
     self._idle: list[http.client.HTTPConnection] = []
 
-  def search(self, query: str, top: int) -> list[search_index.Document]:
+  def search(self, query: str, top: int) -> list[retrieval_index.Document]:
     """The best papers.
 
     Raises:
@@ -179,7 +179,7 @@ class RemoteLibrary:
     """
     return self._ask("/search", {"query": query, "top": top})
 
-  def expand(self, paper_id: str) -> list[search_index.Document]:
+  def expand(self, paper_id: str) -> list[retrieval_index.Document]:
     """The papers that it cites or that cite it.
 
     Raises:
@@ -246,7 +246,7 @@ def _attempt(connection, path, data, end):
     raise _Unfit(f"status {answer.status}: {told}")
   try:
     return [
-      search_index.Document(paper["id"], paper["title"], paper["text"])
+      retrieval_index.Document(paper["id"], paper["title"], paper["text"])
       for paper in json.loads(text)["papers"]
     ]
   except (ValueError, KeyError, TypeError, RecursionError) as error:

@@ -1,8 +1,8 @@
 """Guide and task lists of the paper search: generated, or from a folder."""
 
 from steppo_jax.envs import base, guides, tasks
-from steppo_jax.envs.papers import library as paper_library
-from steppo_jax.envs.papers import worlds as paper_worlds
+from steppo_jax.envs.papers import library as papers_library
+from steppo_jax.envs.papers import worlds as papers_worlds
 
 GUIDE = guides.Guide(
   part=(
@@ -28,8 +28,8 @@ def papers(size: str, data_dir: str | None = None) -> base.TaskList:
   Training reads "auto_dev": AutoScholarQuery's test split is for evaluation.
   """
   if data_dir is None:
-    return tasks.GeneratedTasks(paper_worlds, size)
-  load = lambda split: paper_library.load_tasks(data_dir, split)
+    return tasks.GeneratedTasks(papers_worlds, size)
+  load = lambda split: papers_library.load_tasks(data_dir, split)
   return tasks.RecordedTasks(
-    load, "auto_dev", lambda: paper_library.splits(data_dir)
+    load, "auto_dev", lambda: papers_library.splits(data_dir)
   )

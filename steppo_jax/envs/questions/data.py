@@ -20,25 +20,25 @@ from typing import Any, NamedTuple
 
 from steppo_jax import files as files_lib
 from steppo_jax import types
-from steppo_jax.envs.retrieval import fts as search_fts
-from steppo_jax.envs.retrieval import index as search_index
+from steppo_jax.envs.retrieval import fts
+from steppo_jax.envs.retrieval import index as retrieval_index
 
 # The split whose questions have no gold paragraphs, and its file.
 FULL = "dev_full"
 _FULL_FILE = "dev_questions_full.jsonl"
 _FILES = ("questions.jsonl", "questions_with_corpus.jsonl")
 _MOST_LISTED = 8
-_COMMON = search_index.Shared(size=4)
+_COMMON = retrieval_index.Shared(size=4)
 
 
 def stop_words(use: bool) -> frozenset[str]:
   """The words that are left out."""
-  return search_index.STOP_WORDS if use else frozenset()
+  return retrieval_index.STOP_WORDS if use else frozenset()
 
 
 def load_corpus(
   data_dir: str | pathlib.Path,
-) -> Iterator[search_index.Document]:
+) -> Iterator[retrieval_index.Document]:
   """The paragraphs of a folder, one at a time.
 
   Raises:
@@ -49,7 +49,7 @@ def load_corpus(
   count = 0
   for where, record in files_lib.read_lines(path):
     count += 1
-    yield search_index.Document(
+    yield retrieval_index.Document(
       files_lib.get_text(record, "id", where),
       files_lib.get_text(record, "title", where, empty=True),
       files_lib.get_text(record, "text", where, empty=True),
@@ -60,25 +60,25 @@ def load_corpus(
 
 def open_corpus(
   data_dir: str | pathlib.Path, *, stop_words: bool
-) -> search_index.Corpus:
+) -> retrieval_index.Corpus:
   """The corpus of a folder in memory, read once a process.
 
   Raises:
     ValueError: see `load_corpus`.
   """
   path = files_lib.needed(data_dir, "corpus.jsonl").resolve()
-  words = search_index.STOP_WORDS if stop_words else frozenset()
+  words = retrieval_index.STOP_WORDS if stop_words else frozenset()
 
   def make():
     try:
-      return search_index.in_memory(load_corpus(data_dir), stop_words=words)
+      return retrieval_index.in_memory(load_corpus(data_dir), stop_words=words)
     except ValueError as error:
       raise _named(error, path) from error
 
   return _COMMON.get((*_identity(path), stop_words), make)
 
 
-def open_index(path: str | pathlib.Path) -> search_index.Corpus:
+def open_index(path: str | pathlib.Path) -> retrieval_index.Corpus:
   """The corpus of an index on disk, opened once a process.
 
   Raises:
@@ -87,7 +87,7 @@ def open_index(path: str | pathlib.Path) -> search_index.Corpus:
   path = pathlib.Path(path).expanduser().absolute()
   if not path.is_file():
     raise ValueError(f"index {path} is missing; build it with search_fts.build")
-  return _COMMON.get(_identity(path), lambda: search_fts.open_corpus(path))
+  return _COMMON.get(_identity(path), lambda: fts.open_corpus(path))
 
 
 def _identity(path):
@@ -180,7 +180,7 @@ class Question(NamedTuple):
   """
 
   record: dict[str, Any]
-  documents: Sequence[search_index.Document]
+  documents: Sequence[retrieval_index.Document]
 
 
 def convert(
@@ -207,7 +207,7 @@ def convert(
     ValueError: a file is missing or a record is broken; the message names it.
   """
   known = _read_aliases(aliases) if aliases is not None else {}
-  documents: dict[str, search_index.Document] = {}
+  documents: dict[str, retrieval_index.Document] = {}
   records = []
   for path in paths:
     for question in read_published(path, split=split, aliases=known):
@@ -303,7 +303,7 @@ def _question(dataset, id_, split, question, answers, paragraphs):
 def _document(title, text):
   """Paragraphs of several questions are one if title and text are."""
   digest = hashlib.sha256(f"{title}\n{text}".encode()).hexdigest()
-  return search_index.Document(digest[:16], title, text)
+  return retrieval_index.Document(digest[:16], title, text)
 
 
 def _read_aliases(path):

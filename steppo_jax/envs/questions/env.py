@@ -5,7 +5,7 @@ import pathlib
 from steppo_jax import types
 from steppo_jax.envs import calls as envs_calls
 from steppo_jax.envs.questions import data, scoring
-from steppo_jax.envs.retrieval import index as search_index
+from steppo_jax.envs.retrieval import index as retrieval_index
 
 TOOLS = {"search": "query", "answer": "answer"}
 REWARDS = ("exact_match", "f1")
@@ -16,28 +16,28 @@ NOTHING_FOUND = "Nothing found."
 MORE_CALLS = "Only the first {} searches of a step are run."
 
 # The corpora of generated questions, which all members of a group read.
-_OWN = search_index.Shared(size=64)
+_OWN = retrieval_index.Shared(size=64)
 
 
 class SearchQAEnv:
   """Questions over a corpus as a `types.Env`.
 
   A step runs up to `searches` calls of `search`, and an `answer` ends the
-  episode; see `tool_calls` for how they are written. An answer that matches
+  episode; see `envs.calls` for how they are written. An answer that matches
   wins. A step without a call that can be understood, or with two answers, says
   `INVALID` and costs `invalid_penalty`. Limits on steps are the caller's (5 in
   the paper).
 
   Args:
     data_dir: Folder with the corpus of tasks that bring no paragraphs; see
-      `search_data`.
-    index: File of an index on disk (`search_fts`) in place of `data_dir`.
+      `questions.data`.
+    index: File of an index on disk (`retrieval.fts`) in place of `data_dir`.
     corpus: What is searched, in place of both.
     top: Paragraphs that a search returns.
     searches: Searches that one step may run.
     reward: Of an answer: "exact_match" (as in the paper) or "f1".
     invalid_penalty: Subtracted for a step with an invalid call, at least 0.
-    strict: Whether calls must be written exactly; see `tool_calls.parse`.
+    strict: Whether calls must be written exactly; see `envs.calls.parse`.
     search_first: Whether the first observation shows what a search for the
       question finds (as public code does).
     stop_words: Whether function words are left out of a corpus in memory.
@@ -52,7 +52,7 @@ class SearchQAEnv:
     *,
     data_dir: str | pathlib.Path | None = None,
     index: str | pathlib.Path | None = None,
-    corpus: search_index.Corpus | None = None,
+    corpus: retrieval_index.Corpus | None = None,
     top: int = 5,
     searches: int = 4,
     reward: str = "exact_match",
@@ -126,7 +126,7 @@ class SearchQAEnv:
 
   def _own_corpus(self, name, own):
     try:
-      documents = tuple(search_index.Document(*row) for row in own)
+      documents = tuple(retrieval_index.Document(*row) for row in own)
     except TypeError:
       documents = ((None,),)
     if not all(_are_texts(document) for document in documents):
@@ -135,7 +135,7 @@ class SearchQAEnv:
     try:
       return _OWN.get(
         (documents, self._stop_words),
-        lambda: search_index.in_memory(documents, stop_words=stop),
+        lambda: retrieval_index.in_memory(documents, stop_words=stop),
       )
     except ValueError as error:
       raise ValueError(f"task {name}: {error}") from error

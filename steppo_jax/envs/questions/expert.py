@@ -6,12 +6,12 @@ import numpy as np
 
 from steppo_jax import types
 from steppo_jax.envs import calls, experts
-from steppo_jax.envs.questions import worlds as search_worlds
+from steppo_jax.envs.questions import worlds as questions_worlds
 
 
 def reader(task: types.Task) -> list[str]:
   """Searches both paragraphs of a question, then answers."""
-  return calls.plain(search_worlds.expert(task))
+  return calls.plain(questions_worlds.expert(task))
 
 
 def answer_in_haste(
@@ -39,4 +39,6 @@ def answer_in_haste(
   return list(actions)
 
 
-EXPERT = experts.Expert(search_worlds, reader, answer_in_haste, text="question")
+EXPERT = experts.Expert(
+  questions_worlds, reader, answer_in_haste, text="question"
+)

@@ -1,8 +1,8 @@
 """Guide and task lists of two-hop questions: generated, or from a folder."""
 
 from steppo_jax.envs import base, guides, tasks
-from steppo_jax.envs.questions import data as search_data
-from steppo_jax.envs.questions import worlds as search_worlds
+from steppo_jax.envs.questions import data as questions_data
+from steppo_jax.envs.questions import worlds as questions_worlds
 
 GUIDE = guides.Guide(
   part=(
@@ -26,9 +26,9 @@ GUIDE = guides.Guide(
 def questions(size: str, data_dir: str | None = None) -> base.TaskList:
   """Two-hop questions, generated or from a folder; see `questions.data`."""
   if data_dir is None:
-    return tasks.GeneratedTasks(search_worlds, size)
+    return tasks.GeneratedTasks(questions_worlds, size)
   return tasks.RecordedTasks(
-    lambda split: search_data.load_tasks(data_dir, split),
+    lambda split: questions_data.load_tasks(data_dir, split),
     "train",
-    lambda: search_data.splits(data_dir),
+    lambda: questions_data.splits(data_dir),
   )

@@ -1,7 +1,7 @@
 """A shop in text: search, look, choose, buy. WebShop's task, without a server.
 
 Calls are `search[words]` and `click[what is written there]`. The shop is one of
-`webshop_worlds`, or the published one read from a folder.
+`webshop.worlds`, or the published one read from a folder.
 """
 
 import functools
@@ -32,7 +32,7 @@ def load_catalog(data_dir: str | pathlib.Path) -> webshop_catalog.Catalog:
   """The published shop with its goals, from a folder.
 
   Args:
-    data_dir: See `webshop_data.load_products`.
+    data_dir: See `webshop.data.load_products`.
 
   Returns:
     A catalog with `goals` in their published order and `score(goal_index,
@@ -132,7 +132,7 @@ class WebShopEnv:
 
   Args:
     rule: Which score decides whether a purchase succeeds: "official" or
-      "small"; see `webshop_score`.
+      "small"; see `webshop.score`.
     reward: "success" pays `success_reward` for a purchase that succeeds fully
       and 0 for another; "score" pays the score of any purchase.
     success_reward: Reward of full success, above 0.
@@ -248,7 +248,7 @@ class WebShopEnv:
 
   @property
   def admissible_commands(self) -> list[str]:
-    """What can be called now; `webshop_pages.SEARCH` stands for any words."""
+    """What can be called now; `webshop.pages.SEARCH` stands for any words."""
     return self.visit.commands
 
   def close(self) -> None:
@@ -265,7 +265,7 @@ def _shop(where):
 
 
 def plan(task: types.Task) -> list[str]:
-  """Calls that solve a task by either rule; see `webshop_pages.plan`.
+  """Calls that solve a task by either rule; see `webshop.pages.plan`.
 
   Raises:
     ValueError: the task is not one of a shop.

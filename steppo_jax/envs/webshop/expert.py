@@ -3,7 +3,7 @@
 from steppo_jax import types
 from steppo_jax.envs import experts
 from steppo_jax.envs.retrieval import bm25
-from steppo_jax.envs.webshop import env as webshop
+from steppo_jax.envs.webshop import env as webshop_env
 from steppo_jax.envs.webshop import pages as webshop_pages
 from steppo_jax.envs.webshop import worlds as webshop_worlds
 
@@ -13,7 +13,7 @@ def shopper(task: types.Task) -> list[str]:
 
   Falls back on `webshop.plan` where that lists the product on no first page.
   """
-  calls = webshop.plan(task)
+  calls = webshop_env.plan(task)
   catalog = webshop_worlds.shop(**task.payload["shop"])
   goal = catalog.goals[task.payload["goal"]]
   words = bm25.words(f"{goal.query} {' '.join(goal.attributes)}")

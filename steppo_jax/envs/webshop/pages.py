@@ -22,7 +22,7 @@ class Visit:
   """One customer's way through a shop.
 
   Attributes:
-    catalog: The shop, a `webshop_catalog.Catalog`.
+    catalog: The shop, a `webshop.catalog.Catalog`.
     goal: What the customer wants.
     score: What was bought is worth this; None before.
 
@@ -240,7 +240,7 @@ def plan(catalog, goal_index: int) -> list[str]:
   does.
 
   Args:
-    catalog: A `webshop_catalog.Catalog`.
+    catalog: A `webshop.catalog.Catalog`.
     goal_index: Number of the goal.
 
   Raises:

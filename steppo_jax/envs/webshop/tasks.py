@@ -1,7 +1,7 @@
 """Guide and task lists of the web shop: generated shops, or WebShop's goals."""
 
 from steppo_jax.envs import base, guides, tasks
-from steppo_jax.envs.webshop import env as webshop
+from steppo_jax.envs.webshop import env as webshop_env
 from steppo_jax.envs.webshop import worlds as webshop_worlds
 
 GUIDE = guides.Guide(
@@ -30,9 +30,9 @@ def shopping(
     by: How real goals are split, "product" or "index"; see
       `webshop.load_tasks`.
   """
-  if by not in webshop.SPLITS:
-    raise ValueError(f"by={by!r} is none of {', '.join(webshop.SPLITS)}")
+  if by not in webshop_env.SPLITS:
+    raise ValueError(f"by={by!r} is none of {', '.join(webshop_env.SPLITS)}")
   if data_dir is None:
     return tasks.GeneratedTasks(webshop_worlds, size)
-  load = lambda split: webshop.load_tasks(data_dir, split, by=by)
-  return tasks.RecordedTasks(load, "train", lambda: webshop.SPLITS[by])
+  load = lambda split: webshop_env.load_tasks(data_dir, split, by=by)
+  return tasks.RecordedTasks(load, "train", lambda: webshop_env.SPLITS[by])

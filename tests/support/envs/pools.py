@@ -6,7 +6,7 @@ import time
 from steppo_jax import types
 from steppo_jax.envs import base
 from steppo_jax.envs.workers import options as workers_options
-from steppo_jax.envs.workers import pool as process
+from steppo_jax.envs.workers import pool as workers_pool
 
 ECHO = "unruly:Echo"
 QUICK = workers_options.WorkerLimits(
@@ -17,7 +17,7 @@ TASK = types.Task("t", "echo", "echo", {"n": 1})
 
 
 def pool(count=1, *, target=ECHO, limits=QUICK, **options):
-  return process.Workers(base.Recipe(target, options), count, limits)
+  return workers_pool.Workers(base.Recipe(target, options), count, limits)
 
 
 def gone(pid, within=20.0):
