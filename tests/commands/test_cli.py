@@ -13,7 +13,7 @@ from steppo_jax import __main__ as cli
 from steppo_jax.pretrained import policy
 from steppo_jax.training import config
 
-EXPERIMENTS = pathlib.Path(__file__).parents[1] / "experiments"
+EXPERIMENTS = pathlib.Path(__file__).parents[2] / "experiments"
 STEPPO = str(EXPERIMENTS / "household_steppo.py")
 
 

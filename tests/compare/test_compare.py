@@ -21,7 +21,7 @@ from steppo_jax.compare import report as compare_report
 from steppo_jax.reports import intervals
 from steppo_jax.training import config
 
-HERE = pathlib.Path(__file__).parent
+HERE = pathlib.Path(__file__).parents[1]
 COMPARE = HERE.parent / "experiments" / "compare"
 
 _BASE = """

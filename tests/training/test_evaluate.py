@@ -13,7 +13,7 @@ from steppo_jax.datasets import trajectories
 from steppo_jax.pretrained import policy
 from steppo_jax.reports import panel
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 STEPPO = str(ROOT / "experiments" / "household_steppo.py")
 
 

@@ -238,7 +238,7 @@ SERL = config.AlgorithmConfig(
 
 def serl_run(folder, **changes):
   """Three updates of a policy that wins some tiny games."""
-  start = pathlib.Path(__file__).parents[1] / "experiments" / "weights"
+  start = pathlib.Path(__file__).parents[2] / "experiments" / "weights"
   options = small_runs.small_config(
     folder, tasks_per_update=3, group_size=4, algorithm=SERL,
     weights=str(start / "household_warm_start.safetensors"),

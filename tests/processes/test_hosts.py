@@ -17,7 +17,7 @@ from steppo_jax.processes import hosts, join, signals
 from steppo_jax.rollout import journal
 from steppo_jax.storage import metrics
 
-HERE = pathlib.Path(__file__).parent
+HERE = pathlib.Path(__file__).parents[1]
 
 _BASE = """
 import dataclasses, pathlib, sys
