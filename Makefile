@@ -5,6 +5,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
   $$p -c '$(NEW_ENOUGH)' 2>/dev/null && echo $$p && break; done)
 # Test processes; 1 for none beside pytest's own.
 WORKERS ?= 2
+# A file's tests share what they compile, and run in one process.
+PARALLEL := -n $(WORKERS) --dist loadfile
 
 BIN := .venv/bin
 READY := .venv/ready
@@ -46,7 +48,7 @@ train: $(READY)  ## train an agent with StepPO on household games
 	$(BIN)/python -m steppo_jax train experiments/household_steppo.py
 
 test: check  ## format, lint, layers, then every test that is not slow
-	$(BIN)/python -m pytest -q -n $(WORKERS) --durations=30 --durations-min=1
+	$(BIN)/python -m pytest -q $(PARALLEL) --durations=30 --durations-min=1
 
 test-slow: $(READY)  ## the tests that train or run for minutes
 	$(BIN)/python -m pytest -q -m slow
@@ -55,7 +57,7 @@ test-slow: $(READY)  ## the tests that train or run for minutes
 CRASHES ?= 200
 
 test-crash: $(READY)  ## kill runs everywhere and compare what comes of them
-	STEPPO_CRASHES=$(CRASHES) $(BIN)/python -m pytest -q -n $(WORKERS) \
+	STEPPO_CRASHES=$(CRASHES) $(BIN)/python -m pytest -q $(PARALLEL) \
 	  -m crash tests/resume tests/processes/test_hosts.py
 
 # The first alone: what it asks for would be compiled, and is not needed.
@@ -69,14 +71,14 @@ test-models: $(READY)  ## the tests on real models, which are installed first
 test-jax-floor: $(FLOOR_READY)  ## the tests on the oldest JAX that is allowed
 	@$(FLOOR_BIN)/python -c "import jax, flax; \
 	  print('floor: jax', jax.__version__, 'flax', flax.__version__)"
-	$(FLOOR_BIN)/python -m pytest -q -n $(WORKERS)
+	$(FLOOR_BIN)/python -m pytest -q $(PARALLEL)
 
 # The pure functions that other people's code calls; .ci/run runs these.
 FLOOR_TESTS := tests/ops tests/algorithms tests/test_public.py \
   tests/test_notebook.py
 
 test-floor-ops: $(FLOOR_READY)  ## the tests of the pure functions there
-	$(FLOOR_BIN)/python -m pytest -q -n $(WORKERS) $(FLOOR_TESTS)
+	$(FLOOR_BIN)/python -m pytest -q $(PARALLEL) $(FLOOR_TESTS)
 
 # The newest releases there are: they need a newer Python than Colab has.
 NEWEST_PYTHON ?= python3.13
@@ -94,7 +96,7 @@ $(NEWEST_READY): pyproject.toml constraints-jax-newest.txt
 test-newest: $(NEWEST_READY)  ## the tests on Python 3.13 and the newest JAX
 	@.venv-newest/bin/python -c "import sys, jax, flax; print('newest: Python', \
 	  sys.version.split()[0], 'jax', jax.__version__, 'flax', flax.__version__)"
-	.venv-newest/bin/python -m pytest -q -n $(WORKERS) $(NEWEST_TESTS)
+	.venv-newest/bin/python -m pytest -q $(PARALLEL) $(NEWEST_TESTS)
 
 # QUICK=--quick does small work.
 bench-peers: $(READY)  ## ours beside Google Tunix and transformers, one run

@@ -1,5 +1,7 @@
 """Settings of the whole suite. They must be in place before JAX is imported."""
 
+import contextlib
+import ctypes
 import gc
 import importlib
 import json
@@ -119,13 +121,24 @@ def sgd(monkeypatch):
 
 @pytest.fixture(autouse=True, scope="module")
 def _programs_are_let_go():
-  """Forgets what was compiled before a process has too many mappings.
+  """Forgets what was compiled before a process has too much of it.
 
-  Linux ends at 65,530 of them by default (vm.max_map_count), XLA's CPU programs
-  take several each, and a process that is refused one is aborted.
+  Linux ends at 65,530 mappings by default (vm.max_map_count), XLA's CPU
+  programs take several each, and a process that is refused one is aborted. Two
+  workers shall not need more than 6 GB either.
   """
   yield
   maps = pathlib.Path("/proc/self/maps")
-  if maps.exists() and maps.read_bytes().count(b"\n") > 25_000:
+  if "jax" not in sys.modules or not maps.exists():
+    return
+  pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+  held = pages * os.sysconf("SC_PAGE_SIZE")
+  if held > 2 * 2**30 or maps.read_bytes().count(b"\n") > 25_000:
+    for name in ("learner_runs", "whole_updates"):
+      if name in sys.modules:
+        sys.modules[name].forget()
     sys.modules["jax"].clear_caches()
     gc.collect()
+    # glibc keeps what was freed otherwise.
+    with contextlib.suppress(OSError, AttributeError):
+      ctypes.CDLL(None).malloc_trim(0)

@@ -79,3 +79,8 @@ def close(a, b, tolerance=1e-5):
   """Relative to the size of the update, not of the parameters."""
   for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
     np.testing.assert_allclose(x, y, atol=tolerance, rtol=tolerance)
+
+
+def forget() -> None:
+  """Lets go of what is compiled, for a process that has no room for more."""
+  learner_of.cache_clear()

@@ -71,3 +71,8 @@ def distance(a, b):
   """Largest difference between two trees."""
   gaps = jax.tree.map(lambda x, y: np.abs(x - y).max(), a, b)
   return max(jax.tree.leaves(gaps))
+
+
+def forget() -> None:
+  """Lets go of what is compiled, for a process that has no room for more."""
+  _compiled.cache_clear()
