@@ -57,7 +57,7 @@ test-slow: $(READY)  ## the tests that train or run for minutes
 CRASHES ?= 200
 
 test-crash: $(READY)  ## kill runs everywhere and compare what comes of them
-	STEPPO_CRASHES=$(CRASHES) $(BIN)/python -m pytest -q $(PARALLEL) \
+	STEPPO_CRASHES=$(CRASHES) $(BIN)/python -m pytest -q -n $(WORKERS) \
 	  -m crash tests/resume tests/processes/test_hosts.py
 
 # The first alone: what it asks for would be compiled, and is not needed.
