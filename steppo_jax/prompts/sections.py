@@ -10,8 +10,16 @@ import numpy as np
 from steppo_jax import types
 from steppo_jax.envs import calls as envs_calls
 from steppo_jax.envs import guides
-from steppo_jax.prompts import base, options, sections, tool_dialects
+from steppo_jax.prompts import base, options, tool_dialects
 from steppo_jax.prompts import chat as chat_lib
+
+THINK = (
+  "Think first, inside <think> and </think>: what was found out, and what is "
+  "the next useful thing to do."
+)
+ONE_CALL = "Then make exactly one call of a tool."
+SEVERAL_CALLS = "Then make one or several calls of tools."
+INVALID_CALL = "Your last answer was no valid call. A call is written "
 
 _TASK = "Your task is to: "
 _THOUGHT_END = "</think>"
@@ -217,7 +225,7 @@ class SectionPrompt:
     if before is None or not unwraps or self.action(before.response_ids):
       return turn.observation
     form = example(self.guide, self.config.dialect)
-    return f"{sections.INVALID_CALL}{form}\n{turn.observation}"
+    return f"{INVALID_CALL}{form}\n{turn.observation}"
 
   def response(self, action: str) -> np.ndarray:
     """The ids of an answer that is read as `action`, for demonstrations."""
@@ -304,11 +312,11 @@ def example(guide: guides.Guide, dialect: tool_dialects.Dialect) -> str:
 
 def how(guide: guides.Guide, config: options.PromptConfig) -> str:
   """How the agent is told to answer."""
-  lines = [sections.THINK] if config.think else []
+  lines = [THINK] if config.think else []
   if config.answer == "tool_call":
     one = guide.unwrap is not None
     lines.insert(0, describe_tools(guide, config.dialect))
-    lines.append(sections.ONE_CALL if one else sections.SEVERAL_CALLS)
+    lines.append(ONE_CALL if one else SEVERAL_CALLS)
   else:
     lines.append(guide.answer)
   return "\n".join(lines)
@@ -325,18 +333,3 @@ def _split(observation: str) -> tuple[str, str]:
   shown = observation.removeprefix(base.BANNER)
   seen, found, task = shown.rpartition(_TASK)
   return (task.strip(), seen.strip()) if found else ("", observation)
-
-
-THINK = (
-  "Think first, inside <think> and </think>: what was found out, and what is "
-  "the next useful thing to do."
-)
-
-
-ONE_CALL = "Then make exactly one call of a tool."
-
-
-SEVERAL_CALLS = "Then make one or several calls of tools."
-
-
-INVALID_CALL = "Your last answer was no valid call. A call is written "

@@ -16,15 +16,15 @@ from steppo_jax.batch import TokenBatch
 from steppo_jax.datasets import demonstrations
 from steppo_jax.learner import supervised
 from steppo_jax.models import lora, presets, transformer
-from steppo_jax.packing import options
 from steppo_jax.packing import rows as packing
+from steppo_jax.packing.options import PackingConfig
 from steppo_jax.pretrained import policy
 from steppo_jax.prompts import base as prompt_base
 from steppo_jax.prompts import sections
 from steppo_jax.storage import folder as run_folder
 from steppo_jax.storage import lease, metrics
 from steppo_jax.training import config as config_lib
-from steppo_jax.training import evaluate, imitation
+from steppo_jax.training import evaluate
 from steppo_jax.training import players as players_lib
 
 
@@ -43,11 +43,9 @@ def load_rows(
     )
     turns = [(s["observation"], s["action"]) for s in episode["steps"][:-1]]
     trajectories.append(
-      imitation.demonstration(
-        task, turns, prompt, max_tokens=config.packing.row_length
-      )
+      demonstration(task, turns, prompt, max_tokens=config.packing.row_length)
     )
-  return imitation.pack_rows(trajectories, config.packing, pad_id=pad_id)
+  return pack_rows(trajectories, config.packing, pad_id=pad_id)
 
 
 def _start(config: config_lib.SupervisedRun, tokenizer):
@@ -218,7 +216,7 @@ def demonstration(
 
 def pack_rows(
   trajectories: Sequence[types.Trajectory],
-  config: options.PackingConfig,
+  config: PackingConfig,
   *,
   pad_id: int,
 ) -> TokenBatch:
