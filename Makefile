@@ -18,7 +18,7 @@ FLOOR_PINS := constraints-jax-floor.txt
 
 .DEFAULT_GOAL := help
 .PHONY: help setup train test test-slow test-crash test-models test-jax-floor \
-  test-floor-ops test-newest bench-peers tpu-check tpu-lint notebook check format clean
+  test-floor-ops test-newest test-nightly bench-peers tpu-check tpu-lint notebook check format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s%s\n", $$1, $$2 }' \
@@ -52,6 +52,8 @@ test: check  ## format, lint, layers, then every test that is not slow
 
 test-slow: $(READY)  ## the tests that train or run for minutes
 	$(BIN)/python -m pytest -q -m slow
+
+test-nightly: test-slow test-crash test-jax-floor test-newest  ## what make test leaves out
 
 # Instants at which runs are killed, beside all the named places.
 CRASHES ?= 200
