@@ -180,3 +180,12 @@ def test_every_module_stands_on_a_line_of_the_layers_contract():
 
 def test_the_ci_runs_the_tests_of_the_readme():
   assert "make test" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_no_module_imports_itself():
+  for path, text in texts("steppo_jax/*.py"):
+    module = ".".join(path.with_suffix("").parts)
+    for node in ast.walk(ast.parse(text)):
+      if isinstance(node, ast.ImportFrom):
+        names = {f"{node.module}.{alias.name}" for alias in node.names}
+        assert module not in {node.module, *names}, module
