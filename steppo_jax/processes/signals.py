@@ -62,6 +62,7 @@ class Handler:
     self._before: dict[int, object] = {}
     self._wakeup = -1
     self._hook = sys.unraisablehook
+    self._watcher = threading.Thread(target=self._watch, daemon=True)
 
   def __enter__(self) -> "Handler":
     self._reader, self._writer = os.pipe()
@@ -71,7 +72,7 @@ class Handler:
     self._wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
     self._before = self.install()
     self._hook, sys.unraisablehook = sys.unraisablehook, self._dropped
-    threading.Thread(target=self._watch, daemon=True).start()
+    self._watcher.start()
     return self
 
   def install(self) -> dict[int, object]:
@@ -100,6 +101,9 @@ class Handler:
       signal.signal(number, before)
     signal.set_wakeup_fd(self._wakeup)
     os.close(self._writer)  # Ends the thread.
+    # It holds what `on_overdue` holds: arrays that a thread lets go of while
+    # the interpreter ends make JAX abort the process.
+    self._watcher.join()
 
   def _handle(self, number, _) -> None:
     if self._lost and not self._held:
