@@ -79,6 +79,23 @@ def test_no_file_is_longer_than_450_lines():
   assert not {p: n for p, n in lengths.items() if n > 450}
 
 
+def test_no_function_has_more_than_60_lines_below_its_docstring():
+  def lines(function):
+    doc = ast.get_docstring(function, clean=False) is not None
+    start = function.body[0].end_lineno if doc else function.lineno - 1
+    return function.end_lineno - start
+
+  kinds = ast.FunctionDef | ast.AsyncFunctionDef
+  found = {
+    (str(path), node.name): lines(node)
+    for path, text in texts("steppo_jax/*.py")
+    for node in ast.walk(ast.parse(text))
+    if isinstance(node, kinds)
+  }
+  assert len(found) > 1000
+  assert not {name: n for name, n in found.items() if n > 60}
+
+
 def test_no_folder_of_the_package_holds_more_than_16_modules():
   found = collections.Counter(
     path.parent for path in tracked("steppo_jax/*.py")
