@@ -195,7 +195,7 @@ class Engine(Protocol):
 
   @property
   def compiles(self) -> int:
-    """Programs compiled so far; constant after `warm_up`."""
+    """Programs compiled since it was made; constant after `warm_up`."""
 
   @property
   def version(self) -> int | None:

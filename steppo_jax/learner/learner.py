@@ -1,6 +1,7 @@
 """The learner: its state and one jitted update."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import chex
@@ -128,11 +129,41 @@ def init(spec: UpdateSpec, policy: Any) -> LearnerState:
   )
 
 
+@functools.lru_cache(maxsize=4)
+def _shared(
+  model: transformer.ModelConfig,
+  algorithm: Algorithm,
+  config: LearnerConfig,
+  mesh: jax.sharding.Mesh,
+  num_updates: int,
+  seed: int,
+  temperature: float,
+) -> tuple[UpdateSpec, Callable, list[str]]:
+  """The update of all learners with these options in this process.
+
+  Returns:
+    What the update is made of, the compiled update, and a list that grows
+    whenever it is traced.
+  """
+  spec = make_spec(
+    model, algorithm, config, mesh,
+    num_updates=num_updates, seed=seed, temperature=temperature,
+  )  # fmt: skip
+  traced: list[str] = []
+
+  def update(state, reference, batch, teacher):
+    traced.append("update")  # runs while tracing only
+    state, found = update_lib.update(spec, state, reference, batch, teacher)
+    return mesh_lib.constrain(mesh, state), found
+
+  return spec, jax.jit(update, donate_argnums=0), traced
+
+
 class Learner:
   """Builds the state and holds the compiled update.
 
-  Attributes:
-    compiles: Programs traced so far.
+  What was compiled for a learner serves a later one with equal options in the
+  same process.
   """
 
   def __init__(
@@ -147,25 +178,16 @@ class Learner:
     temperature: float = 1.0,
   ):
     """Builds the optimizers; nothing is compiled yet. See `make_spec`."""
-    self.compiles = 0
     self._mesh = mesh
-    self._spec = make_spec(
-      model,
-      algorithm,
-      config,
-      mesh,
-      num_updates=num_updates,
-      seed=seed,
-      temperature=temperature,
+    self._spec, self._update, self._traced = _shared(
+      model, algorithm, config, mesh, num_updates, seed, temperature
     )
-    run = functools.partial(update_lib.update, self._spec)
+    self._traced_before = len(self._traced)
 
-    def update(state, reference, batch, teacher):
-      self.compiles += 1  # runs while tracing only
-      state, found = run(state, reference, batch, teacher)
-      return mesh_lib.constrain(mesh, state), found
-
-    self._update = jax.jit(update, donate_argnums=0)
+  @property
+  def compiles(self) -> int:
+    """Programs compiled since this was made."""
+    return len(self._traced) - self._traced_before
 
   def init(self, policy: Any) -> LearnerState:
     """State before the first update; `policy` is copied to the devices."""

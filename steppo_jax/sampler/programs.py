@@ -115,13 +115,43 @@ def jitted(made: Functions) -> Functions:
   )
 
 
+@functools.lru_cache(maxsize=4)
+def _shared(
+  model: transformer.ModelConfig,
+  num_slots: int,
+  end_of_turn_id: int,
+  seed: int,
+) -> tuple[Functions, list[str]]:
+  """Compiled functions for all engines of one kind in this process.
+
+  Returns:
+    The functions, and a list that grows by a name whenever one is traced.
+  """
+  traced: list[str] = []
+
+  def noted(function: Callable) -> Callable:
+    @functools.wraps(function)
+    def run(*args, **options):
+      traced.append(function.__name__)  # runs while tracing only
+      return function(*args, **options)
+
+    return run
+
+  made = functions(
+    model, num_slots=num_slots, end_of_turn_id=end_of_turn_id, seed=seed
+  )
+  return jitted(Functions(*map(noted, made))), traced
+
+
 class Programs:
   """Copy, prefill and decode, each compiled once per shape.
+
+  What was compiled for an engine serves a later one of the same model, slots,
+  end of turn and seed in the same process.
 
   Attributes:
     params: Decoder parameters by layer, set by the owner.
     turns: Responses under way.
-    compiles: Programs compiled so far.
   """
 
   def __init__(
@@ -149,7 +179,6 @@ class Programs:
     """
     self.params: Any = None
     self.turns = decode.no_turns(num_slots, max_new_tokens)
-    self.compiles = 0
     self._num_slots = num_slots
     self._cache = decode.empty_cache(model, num_slots, context)
     # Attention over the cache is most of decoding; of reading it is little
@@ -160,20 +189,15 @@ class Programs:
     # Slots that are worked on at once: all of them, down to an eighth.
     self._row_sizes = sorted({max(1, num_slots // k) for k in (8, 4, 2, 1)})
 
-    made = functions(
-      model, num_slots=num_slots, end_of_turn_id=end_of_turn_id, seed=seed
+    (self._prefill, self._copy, self._sample), self._traced = _shared(
+      model, num_slots, end_of_turn_id, seed
     )
-    self._prefill, self._copy, self._sample = jitted(
-      Functions(*map(self._counted, made))
-    )
+    self._traced_before = len(self._traced)
 
-  def _counted(self, function: Callable) -> Callable:
-    @functools.wraps(function)
-    def counted(*args, **options):
-      self.compiles += 1  # runs while tracing only
-      return function(*args, **options)
-
-    return counted
+  @property
+  def compiles(self) -> int:
+    """Programs compiled since these were made."""
+    return len(self._traced) - self._traced_before
 
   def warm_up(self) -> None:
     """Compiles every program that requests can need."""

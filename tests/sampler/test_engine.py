@@ -1,6 +1,7 @@
 """The sampler: exact log-probs, history read once, no compile after warm-up."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +21,8 @@ def request(session, prompt, *, key=(0,), new=6, temperature=1.0):
   return types.Request(session, ids, key, new, temperature)
 
 
-def learner_logprobs(ids, temperature=1.0):
-  """log p of every token of one sequence, by the learner's own forward."""
-  ids = jnp.asarray(ids)[None]
+@functools.partial(jax.jit, static_argnames="temperature")
+def _logprobs(ids, *, temperature):
   t = ids.shape[1]
   end = jnp.full((1, t), t)
   attend = lambda q, k, v: attention.interval_attention(q, k, v, end, block=16)
@@ -35,7 +35,15 @@ def learner_logprobs(ids, temperature=1.0):
     jnp.maximum(positions - 1, 0), positions > 0, chunk=16,
     temperature=temperature, softcap=None,
   )  # fmt: skip
-  return np.asarray(logp[0])
+  return logp[0]
+
+
+def learner_logprobs(ids, temperature=1.0):
+  """log p of every token of one sequence, by the learner's own forward."""
+  padded = np.pad(ids, (0, worlds.CONTEXT - len(ids))).astype(np.int32)
+  return np.asarray(_logprobs(padded[None], temperature=temperature))[
+    : len(ids)
+  ]
 
 
 def conversation(engine, turns=4, temperature=1.0):
@@ -82,12 +90,22 @@ def test_each_token_of_a_conversation_is_read_once():
 
 
 def test_nothing_compiles_after_warm_up():
-  engine = worlds.engine()
+  engine = worlds.engine(num_slots=3)  # as no other test's
   engine.warm_up()
   before = engine.compiles
   assert before > 0
   conversation(engine, turns=6)
   assert engine.compiles == before
+
+
+def test_an_engine_like_one_before_compiles_nothing():
+  worlds.engine(num_slots=3).warm_up()
+  engine = worlds.engine(num_slots=3)
+  engine.warm_up()
+  assert engine.compiles == 0
+  other = worlds.engine(num_slots=3, seed=1)
+  other.warm_up()
+  assert other.compiles > 0
 
 
 def test_samples_depend_on_the_key_and_not_on_the_company():
