@@ -6,7 +6,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 # Test processes; 1 for none beside pytest's own.
 WORKERS ?= 2
 # A file's tests share what they compile, and run in one process.
-PARALLEL := -n $(WORKERS) --dist loadfile
+PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 BIN := .venv/bin
 READY := .venv/ready

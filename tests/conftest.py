@@ -36,7 +36,11 @@ if _JAXLIB <= 10:
 # after the 40 s that one of them may wait for another.
 if _JAXLIB >= 10:
   _FLAGS.append("--xla_cpu_collective_call_terminate_timeout_seconds=300")
-os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_FLAGS])
+# A worker of pytest finds them set: twice the flags would be another cache.
+_SET = os.environ.get("XLA_FLAGS", "").split()
+os.environ["XLA_FLAGS"] = " ".join(
+  [*_SET, *(flag for flag in _FLAGS if flag not in _SET)]
+)
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_ROOT / ".cache/jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
@@ -50,7 +54,28 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 
+# A file runs in one process: the longest are begun first, so that none is left
+# for the end, when the other process has nothing more to do.
+_LONGEST_FIRST = [
+  "processes/test_hosts.py", "test_notebook.py", "resume/test_crash.py",
+  "training/test_stops.py", "compare/test_compare.py",
+  "learner/test_learner.py", "learner/test_update_transforms.py",
+  "training/test_train.py", "learner/test_teacher.py",
+  "models/test_families.py", "learner/test_update.py",
+  "commands/test_model_commands.py", "storage/test_checkpoint_damage.py",
+  "rollout/test_retries.py", "packing/test_layouts.py",
+  "training/test_train_envs.py", "test_bench_peers.py",
+]  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+  places = {_ROOT / "tests" / x: i for i, x in enumerate(_LONGEST_FIRST)}
+  items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
 def pytest_configure(config):
+  # A tenth of a run is the search for cycles among what tracing makes.
+  gc.set_threshold(200_000, 50, 100)
   # Two workers may write one cache entry at a time; JAX then compiles anew.
   config.addinivalue_line(
     "filterwarnings", "ignore:Error (reading|writing) persistent compilation"
@@ -114,9 +139,13 @@ def _sgd(*_, **__):
 def sgd(monkeypatch):
   """SGD in place of Adam, which divides by the gradient's own size: rounding
   is magnified where a gradient is nearly zero."""
-  from steppo_jax.learner import optimizers
+  from steppo_jax.learner import learner, optimizers
 
   monkeypatch.setattr(optimizers, "adamw", _sgd)
+  # A learner with these options may have been compiled with Adam, or be later.
+  learner._shared.cache_clear()
+  yield
+  learner._shared.cache_clear()
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -66,6 +66,7 @@ def write(folder, **sides):
     (folder / f"{name}.json").write_text(json.dumps(found))
 
 
+@pytest.mark.slow
 def test_ours_plays_and_is_written_as_table_plot_and_json(
   run, tmp_path, monkeypatch, capfd
 ):

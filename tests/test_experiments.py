@@ -6,6 +6,7 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 EXPERIMENTS = pathlib.Path(__file__).parents[1] / "experiments" / "chain"
 
@@ -74,6 +75,7 @@ def test_the_gradient_in_lambda_passes_through_a_whole_update(load):
     np.testing.assert_allclose(slope(at), expected, rtol=0.02, atol=0.02)
 
 
+@pytest.mark.slow
 def test_lambda_tuned_by_gradient_is_the_best_of_a_sweep(load):
   tuning = load("differentiable_lambda")
   grid = np.linspace(0.0, 1.0, 11)

@@ -27,6 +27,8 @@ def small(folder, *, device_flags, **changes):
     "KILL_AT": 1, "EPISODES": 8, "EVALUATE_EVERY": 2, "EVALUATION_EPISODES": 4,
     "OPTIONS": [
       "checkpoint_every=1", "learner.num_minibatches=1", "sampler.num_slots=4",
+      "sampler.prefill_lengths=64", "rollout.max_steps=5",
+      "rollout.max_tokens=128", "packing.row_length=128",
     ],
   } | changes  # fmt: skip
   code = []
@@ -40,7 +42,11 @@ def small(folder, *, device_flags, **changes):
   return subprocess.run(
     [sys.executable, file], cwd=folder, text=True, capture_output=True,
     check=False, timeout=1800,
-    env=os.environ | {"MPLBACKEND": "Agg", "XLA_FLAGS": device_flags},
+    # The last of two equal flags holds.
+    env=os.environ | {
+      "MPLBACKEND": "Agg",
+      "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {device_flags}",
+    },
   )  # fmt: skip
 
 

@@ -82,23 +82,22 @@ def cells(folder):
 def test_a_smoke_matrix_runs_is_reported_and_is_not_run_twice(
   base, tmp_path, capsys
 ):
-  path = written(tmp_path, small(base))
+  path = written(tmp_path, small(base, seeds=(0,)))
   command = ["compare", path, "--output", str(tmp_path / "out"), "--jobs", "0"]
   assert cli.main(command) == 0
   found = cells(tmp_path)
   assert [(x["method"], x["seed"], x["status"]) for x in found] == [
     ("steppo", 0, "done"), ("grpo", 0, "done"),
-    ("steppo", 1, "done"), ("grpo", 1, "done"),
   ]  # fmt: skip
   assert all([u for u, _ in x["curve"]] == [0, 1, 2] for x in found)
   # Equal warm start and panel: one success before the first update.
   assert len({x["curve"][0][1] for x in found}) == 1
   page = (tmp_path / "out" / "summary.md").read_text()
   assert "| grpo |" in page
-  assert "2 of 2" in page
+  assert "1 of 1" in page
   assert (tmp_path / "out" / "report.png").stat().st_size > 5_000
   times = [f.stat().st_mtime_ns for f in tmp_path.rglob("metrics.jsonl")]
-  assert len(times) == 4
+  assert len(times) == 2
   assert cli.main(command) == 0
   assert times == [
     f.stat().st_mtime_ns for f in tmp_path.rglob("metrics.jsonl")
@@ -107,14 +106,15 @@ def test_a_smoke_matrix_runs_is_reported_and_is_not_run_twice(
   alone = tmp_path / "alone.jsonl"
   alone.write_text((tmp_path / "out" / "results.jsonl").read_text())
   # Nor do runs that are known from elsewhere take place, by whatever name.
-  other = small(base, methods=(dataclasses.replace(GRPO, name="again"),))
+  again = dataclasses.replace(GRPO, name="again")
+  other = small(base, methods=(again,), seeds=(0,))
   said = []
   compare.compare(
     written(tmp_path, other), output=tmp_path / "known", jobs=0,
     on_cell=said.append, known=[alone],
   )  # fmt: skip
-  assert [(x["method"], x["status"]) for x in said] == [("again", "done")] * 2
-  assert [x["curve"] for x in said] == [x["curve"] for x in found[1::2]]
+  assert [(x["method"], x["status"]) for x in said] == [("again", "done")]
+  assert said[0]["curve"] == found[1]["curve"]
   assert not list((tmp_path / "known").rglob("metrics.jsonl"))
   assert cli.main(["report", str(alone)]) == 0
   assert alone.with_suffix(".md").read_text() == page
@@ -141,6 +141,7 @@ def test_a_crashed_cell_is_a_line_and_the_others_go_on(base, tmp_path):
   assert bad["error"] in page
 
 
+@pytest.mark.slow
 def test_a_comparison_killed_by_kill_9_goes_on_where_it_was(base, tmp_path):
   path = written(tmp_path, small(base, methods=(GRPO,)))
   out = tmp_path / "out"

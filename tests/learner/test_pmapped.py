@@ -21,7 +21,13 @@ def run(batch, algorithm, *, devices=4, updates=1, config=learner_runs.CONFIG):
 
 
 # A critic on steps and on tokens, a centre over the whole mini-batch.
-@pytest.mark.parametrize("name", ["steppo", "capo", "ppo"])
+@pytest.mark.parametrize(
+  "name",
+  [
+    "steppo",
+    *(pytest.param(x, marks=pytest.mark.slow) for x in ("capo", "ppo")),
+  ],
+)
 def test_four_devices_under_pmap_are_the_learner(name, sgd):
   batch, algorithm = learner_runs.packed(), learner_runs.row(name)
   want, numbers = learner_runs.run(batch, algorithm, updates=2)
@@ -35,6 +41,7 @@ def test_four_devices_under_pmap_are_the_learner(name, sgd):
     learner_runs.close(found[key], value, 1e-4)
 
 
+@pytest.mark.slow
 def test_the_kernel_runs_within_pmap(sgd):
   batch, algorithm = learner_runs.packed(), learner_runs.row("grpo")
   config = dataclasses.replace(learner_runs.CONFIG, attention="pallas")

@@ -79,7 +79,15 @@ def slope(function, at, step):
   return found
 
 
-@pytest.mark.parametrize("name", ["steppo", "capo", "ppo", "gigpo"])
+@pytest.mark.parametrize(
+  "name",
+  [
+    "steppo",
+    *(
+      pytest.param(x, marks=pytest.mark.slow) for x in ("capo", "ppo", "gigpo")
+    ),
+  ],
+)
 def test_four_runs_in_one_vmap_are_four_runs(name):
   def one(seed, discount, lambda_, clip, rate):
     row = learner_runs.row(
@@ -113,6 +121,7 @@ def test_four_runs_in_one_vmap_are_four_runs(name):
   assert len(set(ends)) == 4
 
 
+@pytest.mark.slow
 def test_the_seed_alone_makes_another_run():
   row = learner_runs.row("grpo")
   step = lambda seed: run(row, seed=seed, learning_rate=0.2)[0].policy
@@ -144,6 +153,7 @@ def test_adamw_takes_a_traced_learning_rate():
   assert many[0][0] < 0 < many[0][1]
 
 
+@pytest.mark.slow
 def test_an_update_that_can_be_differentiated_is_the_same_update():
   row = learner_runs.row("steppo", clip_low=0.2, clip_high=0.2)
   kinds = [
@@ -164,6 +174,7 @@ def test_an_update_that_can_be_differentiated_is_the_same_update():
   )
 
 
+@pytest.mark.slow
 def test_parameters_after_an_update_have_gradients_in_its_constants():
   # Tokens clipped before they are pooled: the ratio depends on the clip.
   base = learner_runs.row("steppo", surrogate="log_clip", value_clip=None)
@@ -201,6 +212,7 @@ def test_steppo_has_gradients_in_discount_and_lambda_and_none_in_its_clip():
   assert near["clip_low"] == near["clip_high"] == 0
 
 
+@pytest.mark.slow
 def test_gradients_pass_through_adamw():
   base = learner_runs.row("steppo", clip_low=0.2, clip_high=0.2)
 
@@ -226,6 +238,7 @@ def test_without_the_option_the_update_has_no_reverse_gradient():
     jax.grad(result)(np.float32(0.2))
 
 
+@pytest.mark.slow
 def test_long_rows_are_differentiable_too():
   # Eight blocks a row, which an update that is not differentiated loops over.
   row = learner_runs.row("steppo")

@@ -25,8 +25,18 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("block", [64, 8], ids=["short", "long"])
-@pytest.mark.parametrize("layout", LAYOUTS)
+def _slow(*values):
+  return pytest.param(*values, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(
+  ("layout", "block"),
+  [
+    ("right", 64), ("left", 64), ("packed", 64), ("branched", 8),
+    _slow("right", 8), _slow("left", 8), _slow("packed", 8),
+    _slow("branched", 64),
+  ],
+)  # fmt: skip
 @pytest.mark.parametrize("name", families.NAMES)
 def test_logits_are_those_of_transformers(name, layout, block):
   model, params = families.checkpoint(name)
@@ -40,8 +50,13 @@ def test_logits_are_those_of_transformers(name, layout, block):
     np.testing.assert_allclose(got[row, at], want, atol=2e-5, rtol=0)
 
 
-@pytest.mark.parametrize("remat", ["dots", "full"])
-@pytest.mark.parametrize("name", ["qwen2", "gemma3"])
+@pytest.mark.parametrize(
+  ("name", "remat"),
+  [
+    ("qwen2", "full"), ("gemma3", "dots"),
+    _slow("qwen2", "dots"), _slow("gemma3", "full"),
+  ],
+)  # fmt: skip
 def test_computing_again_gives_the_same_gradient(name, remat):
   model, params = families.checkpoint(name)
   rows, _ = families.packed(families.recorded(name)[0])
@@ -70,7 +85,13 @@ def test_bfloat16_rounds_and_keeps_float32_logits(name):
     assert 1e-4 < gap < 0.1 * want.std()
 
 
-@pytest.mark.parametrize("name", families.NAMES)
+@pytest.mark.parametrize(
+  "name",
+  [
+    "qwen2", "gemma3",
+    *(_slow(x) for x in families.NAMES if x not in ("qwen2", "gemma3")),
+  ],
+)  # fmt: skip
 def test_parameters_of_half_the_bytes_run_in_float32(name):
   model, params = families.checkpoint(name)
   small = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
@@ -92,6 +113,14 @@ def slow_window(q, k, v, end, positions, window):
   return jnp.einsum("bhij,bjhd->bihd", weight, v)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def with_gradients(run, q, k, v, end, positions, window, dout):
+  out, back = jax.vjp(
+    lambda q, k, v: run(q, k, v, end, positions, window), q, k, v
+  )
+  return out, *back(dout)
+
+
 @pytest.mark.parametrize("block", [64, 8], ids=["short", "long"])
 @pytest.mark.parametrize("window", [1, 7, 30, 500])
 def test_windows_count_positions_and_have_the_right_gradient(window, block):
@@ -103,18 +132,12 @@ def test_windows_count_positions_and_have_the_right_gradient(window, block):
   q, k, v = draw(keys[0], 4), draw(keys[1], 2), draw(keys[2], 2)
   dout = draw(keys[3], 4)
 
-  def fast(q, k, v):
-    return attention.window_attention(
-      q, k, v, end, positions, window, block=block
-    )
-
-  slow = lambda q, k, v: slow_window(q, k, v, end, positions, window)
-  for run in (fast, slow):
-    out, back = jax.vjp(run, q, k, v)
-    found = (out, *back(dout))
-    if run is fast:
-      got = found
-  for x, y in zip(got, found, strict=True):
+  fast = functools.partial(attention.window_attention, block=block)
+  got, want = (
+    with_gradients(run, q, k, v, end, positions, np.int32(window), dout)
+    for run in (fast, slow_window)
+  )
+  for x, y in zip(got, want, strict=True):
     np.testing.assert_allclose(x, y, atol=2e-5)
 
 

@@ -1,6 +1,7 @@
 """Eight devices compute what one does, however the model is split over them."""
 
 import functools
+import itertools
 
 import families
 import jax
@@ -20,6 +21,8 @@ MESHES = {
   "data 2 x fsdp 4": dict(data=2, fsdp=4, tensor=1),
 }
 ROWS = 8
+# Each model and each kind of axis once; the other pairs are slow.
+FAST = {("llama3", "data 2 x fsdp 4"), ("gemma3", "fsdp 4 x tensor 2")}
 
 
 def rows():
@@ -57,8 +60,13 @@ def on_one(name):
   return jax.device_get(computed(model, params, *rows()))
 
 
-@pytest.mark.parametrize("name", ["llama3", "gemma3"])
-@pytest.mark.parametrize("shape", MESHES)
+@pytest.mark.parametrize(
+  ("name", "shape"),
+  [
+    pytest.param(*both, marks=[] if both in FAST else [pytest.mark.slow])
+    for both in itertools.product(("llama3", "gemma3"), MESHES)
+  ],
+)
 def test_devices_give_the_logits_loss_and_gradient_of_one(shape, name):
   mesh = mesh_lib.make_model_mesh(**MESHES[shape])
   model, params = hub.load(

@@ -28,10 +28,10 @@ CASES = [
   for name in kill_points.POINTS
   for count in ((1,) if name in ONCE else (1, 2))
 ]
-# One after the other: within a rollout, a checkpoint, an update, a line.
+# One after the other: after an update, within a rollout, a checkpoint, a line.
 FEW = (
-  "journal: half a frame=7", "checkpoint: files written=1",
-  "update: learned=2", "metrics: before a line=1",
+  "update: learned=2", "journal: half a frame=7",
+  "checkpoint: files written=1", "metrics: before a line=1",
 )  # fmt: skip
 INSTANTS = int(os.environ.get("STEPPO_CRASHES", "30"))
 
@@ -83,7 +83,11 @@ def test_a_kill_at_any_instant_changes_nothing(whole, tmp_path, seed):
   check(config, expected)
 
 
-def stopped_at(whole, tmp_path, case):
+@pytest.mark.crash
+@pytest.mark.parametrize(
+  "case", [c for c in CASES if c.rpartition("=")[0] not in SEALING]
+)
+def test_a_sigterm_at_any_place_ends_with_42(whole, tmp_path, case):
   folder, expected, _ = whole
   config = crashing.options(folder, str(tmp_path / "stopped"))
   code = crashing.session(config, f"{case}:SIGTERM")
@@ -93,28 +97,18 @@ def stopped_at(whole, tmp_path, case):
   check(config, expected)
 
 
-@pytest.mark.parametrize("case", ["rollout: an episode=6"])
-def test_a_sigterm_at_a_place_ends_with_42(whole, tmp_path, case):
-  stopped_at(whole, tmp_path, case)
-
-
-@pytest.mark.crash
 @pytest.mark.parametrize(
-  "case", [c for c in CASES if c.rpartition("=")[0] not in SEALING]
+  "places", [FEW[:1], pytest.param(FEW, marks=pytest.mark.crash)]
 )
-def test_a_sigterm_at_any_place_ends_with_42(whole, tmp_path, case):
-  stopped_at(whole, tmp_path, case)
-
-
-def test_a_run_that_dies_again_and_again_ends_as_well(whole, tmp_path):
+def test_a_run_that_dies_again_and_again_ends_as_well(whole, tmp_path, places):
   folder, expected, _ = whole
   config = crashing.options(folder, str(tmp_path / "killed"))
-  for case in FEW:
+  for case in places:
     assert crashing.session(config, case) == -signal.SIGKILL
   check(config, expected)
   lines = (pathlib.Path(config.run_dir) / "events.jsonl").read_text()
   starts = [line for line in lines.splitlines() if '"start"' in line]
-  assert len(starts) == 5
+  assert len(starts) == len(places) + 1
   assert all("at" in json.loads(line) for line in starts)
 
 

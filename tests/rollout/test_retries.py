@@ -186,7 +186,7 @@ def lengths(trajectories):
 
 
 def test_faults_change_no_episode_that_is_played_again():
-  episodes = worlds.episodes(30)
+  episodes = worlds.episodes(12)
   calm = play(episodes, household.HouseholdEnv)
   done, pool = survive(episodes, workers=4, retries=60)
   check_accounts(episodes, done, pool)

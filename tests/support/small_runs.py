@@ -44,7 +44,7 @@ def small_config(folder: pathlib.Path, **changes) -> config.RunConfig:
     ),
     env=config.EnvConfig(size="tiny"),
     rollout=dataclasses.replace(worlds.ROLLOUT, max_steps=4),
-    sampler=SamplerConfig(num_slots=2, prefill_lengths=(16, 64)),
+    sampler=SamplerConfig(num_slots=2, prefill_lengths=(64,)),
     packing=PackingConfig(row_length=worlds.CONTEXT),
     learner=LearnerConfig(
       num_minibatches=2, microbatch_rows=2, critic_warmup=1, critic_epochs=1

@@ -46,10 +46,10 @@ def options(folder, tmp_path, **changes):
       tasks_per_update=2,
       prompt=PromptConfig(layout="chat"),
       rollout=dataclasses.replace(
-        small.rollout, max_steps=2, max_tokens=2048, max_new_tokens=8
+        small.rollout, max_steps=2, max_tokens=1024, max_new_tokens=8
       ),
       sampler=SamplerConfig(num_slots=2, prefill_lengths=(512,)),
-      packing=PackingConfig(row_length=2048),
+      packing=PackingConfig(row_length=1024),
       learner=dataclasses.replace(
         small.learner, num_minibatches=1, critic_warmup=0,
         critic_trunk="policy", lora=LoraConfig(rank=2),

@@ -15,7 +15,9 @@ from steppo_jax.storage import checkpoint, metrics
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-  options = small_runs.small_config(tmp_path_factory.mktemp("whole"))
+  options = small_runs.small_config(
+    tmp_path_factory.mktemp("whole"), keep_checkpoints=3
+  )
   return options, small_runs.run(options)
 
 
@@ -42,7 +44,8 @@ def start(options, tmp_path, target):
     f"sys.path.insert(0, {str(pathlib.Path(small_runs.__file__).parent)!r})\n"
     "import small_runs\n"
     "CONFIG = small_runs.small_config(\n"
-    f"  pathlib.Path({str(pathlib.Path(options.weights).parent)!r}))\n"
+    f"  pathlib.Path({str(pathlib.Path(options.weights).parent)!r}),\n"
+    "  keep_checkpoints=3)\n"
   )
   command = [
     sys.executable, "-m", "steppo_jax", "train", str(experiment),
@@ -68,7 +71,10 @@ def finish(command):
   return done
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+  "number",
+  [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)],
+)
 def test_a_signal_ends_with_42_and_the_same_command_goes_on(
   finished, tmp_path, number
 ):
@@ -87,8 +93,10 @@ def test_a_signal_ends_with_42_and_the_same_command_goes_on(
   found = metrics.read_jsonl(target / "metrics.jsonl")
   with checkpoint.Checkpoints(target / "checkpoints", 3) as store:
     assert store.latest() == found[-1]["update"] >= 1
-  finish(command)
+  done = finish(command)
   assert small_runs.bits(folder) == small_runs.bits(target)
+  assert (target / "report.png").stat().st_size > 10_000
+  assert "unseen" in done.stdout or "success" in done.stdout
 
 
 def test_two_runs_in_one_folder_are_refused(finished, tmp_path):
@@ -104,6 +112,7 @@ def test_two_runs_in_one_folder_are_refused(finished, tmp_path):
   assert f"process {process.pid} on" in second.stderr
 
 
+@pytest.mark.slow
 def test_kill_9_and_the_same_command_end_with_the_same_bits(finished, tmp_path):
   options, folder = finished
   target = tmp_path / "killed"
@@ -112,19 +121,15 @@ def test_kill_9_and_the_same_command_end_with_the_same_bits(finished, tmp_path):
   process.send_signal(signal.SIGKILL)
   process.communicate()
   assert not (target / "policy.safetensors").exists()
-  done = finish(command)
+  finish(command)
   assert small_runs.bits(folder) == small_runs.bits(target)
-  assert (target / "report.png").stat().st_size > 10_000
-  assert "unseen" in done.stdout or "success" in done.stdout
 
 
 def test_a_truncated_checkpoint_falls_back_to_the_one_before(
   finished, tmp_path
 ):
   options, folder = finished
-  options = dataclasses.replace(
-    options, run_dir=str(tmp_path / "cut"), keep_checkpoints=3
-  )
+  options = dataclasses.replace(options, run_dir=str(tmp_path / "cut"))
   small_runs.run(options, stop_after=3)
   newest = tmp_path / "cut" / "checkpoints" / "2"
   store = checkpoint.Checkpoints(tmp_path / "cut" / "checkpoints", 3)

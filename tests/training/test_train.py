@@ -57,20 +57,20 @@ def test_a_run_writes_metrics_policy_and_facts(finished):
 
 
 def test_a_panel_can_be_sampled_as_training_samples(tmp_path):
-  made = small_config(tmp_path, num_updates=1, weights=str(WARM))
-  still = dataclasses.replace(made.learner, learning_rate=0.0)
-  options = dataclasses.replace(made, learner=still)
+  options = small_config(tmp_path, weights=str(WARM))
   found = []
   for temperature in (0.0, 1.0):
-    panel = dataclasses.replace(options.evaluation, temperature=temperature)
+    panel = config.EvalConfig(every=1, episodes=8, temperature=temperature)
     folder = run(
       dataclasses.replace(
         options, evaluation=panel, run_dir=str(tmp_path / str(temperature))
-      )
+      ),
+      # The critic's warm-up, which leaves the policy as it is.
+      stop_after=1,
     )
     start, end = metrics.read_jsonl(folder / "metrics.jsonl")
     for name in ("eval/reward", "eval/response_tokens"):
-      # The policy stays as it is, and an episode has the same keys each time.
+      # An episode has the same keys each time.
       assert start[name] == end[name]
     found.append((start["eval/reward"], start["eval/response_tokens"]))
   assert found[0] != found[1]
@@ -134,8 +134,8 @@ def test_episodes_that_break_are_counted_and_the_run_goes_on(
     return step(self, text)
 
   monkeypatch.setattr(household.HouseholdEnv, "step", breaks_sometimes)
-  options = small_config(tmp_path, num_updates=2)
-  lines = metrics.read_jsonl(run(options) / "metrics.jsonl")
+  folder = run(small_config(tmp_path), stop_after=2)
+  lines = metrics.read_jsonl(folder / "metrics.jsonl")
   shares = [line.get("rollout/error_share", 0) for line in lines[1:]]
   counts = [line.get("rollout/error/TimeoutError", 0) for line in lines[1:]]
   assert sum(counts) > 0
@@ -156,7 +156,11 @@ def test_an_update_in_which_everything_breaks_stops_the_run(
 
 
 @pytest.mark.parametrize(
-  ("name", "layout"), [("gigpo", "packed"), ("gagpo", "tree")]
+  ("name", "layout"),
+  [
+    ("gigpo", "packed"),
+    pytest.param("gagpo", "tree", marks=pytest.mark.slow),
+  ],
 )
 def test_a_method_of_groups_trains_on_small_games(name, layout, tmp_path):
   algorithm = AlgorithmConfig(name)
@@ -172,7 +176,10 @@ def test_a_method_of_groups_trains_on_small_games(name, layout, tmp_path):
 
 @pytest.mark.parametrize(
   ("layout", "history", "packed_as"),
-  [("official", None, "packed"), ("prefix_friendly", 1, "tree")],
+  [
+    ("official", None, "packed"),
+    pytest.param("prefix_friendly", 1, "tree", marks=pytest.mark.slow),
+  ],
 )
 def test_prompts_that_are_written_anew_train_too(
   layout, history, packed_as, tmp_path
@@ -186,7 +193,7 @@ def test_prompts_that_are_written_anew_train_too(
   )  # fmt: skip
   lines = metrics.read_jsonl(run(options) / "metrics.jsonl")
   assert lines[1]["policy/stepped"] == 1
-  assert lines[1]["compiles/learner"] == 1
+  assert lines[1]["compiles/learner"] <= 1
   assert 0 < lines[1]["batch/unique_over_row_tokens"] <= 1
   assert lines[1]["policy/sampler_gap"] < 1e-5
 

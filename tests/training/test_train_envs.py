@@ -16,15 +16,13 @@ ROLLOUT = dataclasses.replace(worlds.ROLLOUT, max_steps=4)
 @pytest.fixture(scope="module")
 def here(tmp_path_factory):
   """One update with the environments in this process."""
-  options = small_runs.small_config(
-    tmp_path_factory.mktemp("here"), num_updates=1
-  )
+  options = small_runs.small_config(tmp_path_factory.mktemp("here"))
   return small_runs.run(options)
 
 
 def test_workers_give_the_same_bits(here, tmp_path):
   options = small_runs.small_config(
-    tmp_path, num_updates=1, env=config.EnvConfig(size="tiny", workers=2)
+    tmp_path, env=config.EnvConfig(size="tiny", workers=2)
   )
   assert small_runs.bits(small_runs.run(options)) == small_runs.bits(here)
 
@@ -35,10 +33,11 @@ def test_a_run_goes_on_while_workers_crash_and_hang(tmp_path):
     options=("crash=0.1", "hang=0.05", "slow=0.05", "seed=3"),
   )  # fmt: skip
   options = small_runs.small_config(
-    tmp_path, num_updates=2, env=env,
+    tmp_path, env=env,
     rollout=dataclasses.replace(ROLLOUT, env_threads=2, retries=1),
   )  # fmt: skip
-  lines = metrics.read_jsonl(small_runs.run(options) / "metrics.jsonl")
+  folder = small_runs.run(options, stop_after=2)
+  lines = metrics.read_jsonl(folder / "metrics.jsonl")
   assert lines[-1]["policy/stepped"] > 0
   failed, retried = 0, 0
   for line in lines[1:]:
