@@ -13,6 +13,7 @@ from steppo_jax.algorithms import estimators, objective
 from steppo_jax.algorithms.table import Algorithm
 from steppo_jax.batch import Advantages, TokenBatch
 from steppo_jax.learner.spec import UpdateSpec
+from steppo_jax.learner.state import Batch
 from steppo_jax.ops import segments, shaping
 
 
@@ -28,7 +29,7 @@ class Credit(NamedTuple):
     metrics: (sum, weight) pairs by name.
   """
 
-  batch: Any
+  batch: Batch
   advantages: Advantages
   old_value: chex.Array | None
   ref_logp: chex.Array | None

@@ -103,7 +103,7 @@ def make_spec(
   )
 
 
-def init(spec: UpdateSpec, policy: Any) -> LearnerState:
+def init(spec: UpdateSpec, policy: chex.ArrayTree) -> LearnerState:
   """State before the first update, from copies of the policy's parameters.
 
   Adapters that the options ask for are added; those that the policy brings are
@@ -189,12 +189,14 @@ class Learner:
     """Programs compiled since this was made."""
     return len(self._traced) - self._traced_before
 
-  def init(self, policy: Any) -> LearnerState:
+  def init(self, policy: chex.ArrayTree) -> LearnerState:
     """State before the first update; `policy` is copied to the devices."""
     state = init(self._spec, policy)
     return mesh_lib.put(state, mesh_lib.placements(self._mesh, state))
 
-  def lower(self, policy: Any, reference: Any, batch: Batch) -> Any:
+  def lower(
+    self, policy: Any, reference: Any, batch: Batch
+  ) -> jax.stages.Lowered:
     """The update as JAX lowers it from shapes: nothing is put anywhere.
 
     Args:
@@ -211,7 +213,11 @@ class Learner:
     )
 
   def update(
-    self, state: LearnerState, reference: Any, batch: Batch, teacher: Any = None
+    self,
+    state: LearnerState,
+    reference: chex.ArrayTree | None,
+    batch: Batch,
+    teacher: chex.ArrayTree | None = None,
   ) -> tuple[LearnerState, dict[str, Any]]:
     """One update; `state` is donated.
 

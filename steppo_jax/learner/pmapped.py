@@ -11,6 +11,7 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
+import chex
 import jax
 import numpy as np
 
@@ -72,7 +73,7 @@ class PmapLearner:
       donate_argnums=0,
     )
 
-  def init(self, policy: Any) -> learner_state.LearnerState:
+  def init(self, policy: chex.ArrayTree) -> learner_state.LearnerState:
     """State before the first update; each array [D, ...], a copy a device."""
     state = learner.init(self._spec, policy)
     copy = jax.pmap(
@@ -83,9 +84,9 @@ class PmapLearner:
   def update(
     self,
     state: learner_state.LearnerState,
-    reference: Any,
+    reference: chex.ArrayTree | None,
     packed: packing.Packed,
-    teacher: Any = None,
+    teacher: chex.ArrayTree | None = None,
   ) -> tuple[learner_state.LearnerState, dict[str, Any]]:
     """One update; `state` is donated.
 
@@ -107,6 +108,6 @@ class PmapLearner:
     return state, one(found)
 
 
-def one(tree: Any) -> Any:
+def one(tree: chex.ArrayTree) -> chex.ArrayTree:
   """What the first device holds of arrays [D, ...]: all hold the same."""
   return jax.tree.map(lambda x: x[0], tree)

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import chex
 import jax
+import optax
 
 from steppo_jax.batch import StepTable, TeacherRows, TokenBatch
 from steppo_jax.models import mesh as mesh_lib
@@ -15,10 +16,10 @@ from steppo_jax.packing.rows import Packed
 class LearnerState:
   """Everything an update changes; critic and its optimizer may be None."""
 
-  policy: Any
-  policy_optimizer: Any
-  critic: Any
-  critic_optimizer: Any
+  policy: chex.ArrayTree
+  policy_optimizer: optax.OptState
+  critic: chex.ArrayTree | None
+  critic_optimizer: optax.OptState | None
   update: chex.Array
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import worlds
 from learner_runs import CONFIG, close, packed, row, run
+from marks import some
 
 from steppo_jax.learner import learner, options
 from steppo_jax.learner import state as learner_state
@@ -16,15 +17,7 @@ from steppo_jax.packing import options as packing_options
 from steppo_jax.packing import rows as packing
 
 
-def rows(*fast, slow=()):
-  """Each of them is compiled anew: those that show least are left to nights."""
-  return pytest.mark.parametrize(
-    "name",
-    [*fast, *(pytest.param(name, marks=pytest.mark.slow) for name in slow)],
-  )
-
-
-@rows("steppo", slow=["ppo"])
+@pytest.mark.parametrize("name", some("steppo", slow=["ppo"]))
 def test_eight_devices_give_the_update_of_one(name, sgd):
   a, _ = run(packed(), row(name), devices=1)
   b, _ = run(packed(), row(name), devices=8)
@@ -39,7 +32,7 @@ def test_the_kernel_gives_the_update_of_the_blocks(sgd):
   close(a.policy, b.policy)
 
 
-@rows("grpo", slow=["steppo", "capo", "ppo"])
+@pytest.mark.parametrize("name", some("grpo", slow=["steppo", "capo", "ppo"]))
 def test_microbatches_change_nothing(name, sgd):
   small = dataclasses.replace(CONFIG, microbatch_rows=2)
   a, _ = run(packed("rows"), row(name))
@@ -48,7 +41,7 @@ def test_microbatches_change_nothing(name, sgd):
   close(a.critic, b.critic)
 
 
-@rows("grpo", slow=["steppo", "capo", "ppo"])
+@pytest.mark.parametrize("name", some("grpo", slow=["steppo", "capo", "ppo"]))
 def test_padding_weighs_nothing(name, sgd):
   a, _ = run(packed(), row(name))
   b, _ = run(packed(num_steps=256, rows_per_part=32), row(name))
@@ -56,7 +49,7 @@ def test_padding_weighs_nothing(name, sgd):
   close(a.critic, b.critic)
 
 
-@rows("steppo", slow=["capo", "ppo", "grpo"])
+@pytest.mark.parametrize("name", some("steppo", slow=["capo", "ppo", "grpo"]))
 def test_poisoned_padding_changes_nothing(name, sgd):
   batch = packed()
   table, tokens = batch.table, batch.tokens
@@ -119,7 +112,7 @@ def test_the_target_kl_stops_the_policy_and_not_the_critic():
   assert int(state.update) == 1
 
 
-@rows("steppo", slow=["ppo"])
+@pytest.mark.parametrize("name", some("steppo", slow=["ppo"]))
 def test_the_critic_learns_the_returns_of_a_batch(name):
   config = dataclasses.replace(
     CONFIG,
@@ -152,9 +145,7 @@ def test_an_update_compiles_once_per_shape_and_once_for_equal_learners():
   assert [compiled(), compiled()] == [1, 0]
 
 
-@pytest.mark.parametrize(
-  "kl_coef", [0.1, pytest.param(0.0, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("kl_coef", some(0.1, slow=[0.0]))
 def test_the_reference_policy_pulls_the_policy_back(kl_coef, sgd):
   one = mesh.make_mesh(1)
   made = learner.Learner(

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import learner_runs
 import pytest
+from marks import some
 
 from steppo_jax.learner import pmapped
 
@@ -21,13 +22,7 @@ def run(batch, algorithm, *, devices=4, updates=1, config=learner_runs.CONFIG):
 
 
 # A critic on steps and on tokens, a centre over the whole mini-batch.
-@pytest.mark.parametrize(
-  "name",
-  [
-    "steppo",
-    *(pytest.param(x, marks=pytest.mark.slow) for x in ("capo", "ppo")),
-  ],
-)
+@pytest.mark.parametrize("name", some("steppo", slow=["capo", "ppo"]))
 def test_four_devices_under_pmap_are_the_learner(name, sgd):
   batch, algorithm = learner_runs.packed(), learner_runs.row(name)
   want, numbers = learner_runs.run(batch, algorithm, updates=2)

@@ -9,6 +9,7 @@ import learner_runs
 import numpy as np
 import pytest
 import worlds
+from marks import some
 from whole_updates import (
   CONFIG,
   batch,
@@ -32,18 +33,7 @@ CRITICS = [name for name in ALL if algorithms_table.get(name).critic]
 FAST = ("steppo", "sapo_segment", "serl")
 
 
-def rows(names):
-  """Each row is compiled anew: those that differ by credit alone are slow."""
-  return pytest.mark.parametrize(
-    "name",
-    [
-      pytest.param(name, marks=[] if name in FAST else [pytest.mark.slow])
-      for name in names
-    ],
-  )
-
-
-@rows(ALL)
+@pytest.mark.parametrize("name", some(*FAST, slow=ALL))
 def test_one_update_moves_the_policy_and_reports_finite_numbers(name):
   row = algorithms_table.get(name)
   made = learner.Learner(
@@ -66,7 +56,7 @@ def test_one_update_moves_the_policy_and_reports_finite_numbers(name):
     assert found["critic/value_target"][1] > 0
 
 
-@rows(ALL)
+@pytest.mark.parametrize("name", some(*FAST, slow=ALL))
 def test_no_token_that_was_not_sampled_has_a_gradient(name):
   # The credit of the update itself, with segments, teacher and reference.
   row = dataclasses.replace(algorithms_table.get(name), entropy_coef=0.01)
@@ -129,7 +119,7 @@ def test_rows_that_make_no_whole_microbatches_are_refused():
     update_lib.update(parts, start(parts), None, batch())
 
 
-@rows(["serl", "stepopsd", "agentopsd"])
+@pytest.mark.parametrize("name", some("serl", slow=["stepopsd", "agentopsd"]))
 def test_a_teacher_that_is_the_policy_leaves_grpo(name):
   row = dataclasses.replace(algorithms_table.get(name), kl_coef=0.0)
   plain, _ = updated(learner_runs.row("grpo"))
@@ -193,10 +183,7 @@ def test_segments_are_cut_where_the_policy_is_unsure():
   assert np.abs(credit_of(found) - whole).max() > 1e-2
 
 
-@pytest.mark.parametrize(
-  "name",
-  ["steppo", *(pytest.param(x, marks=pytest.mark.slow) for x in CRITICS[1:])],
-)
+@pytest.mark.parametrize("name", some("steppo", slow=CRITICS))
 def test_every_critic_knows_three_ends_of_a_truncated_episode(name):
   table = batch().table
   assert (table.truncated & table.live).sum() >= 10
@@ -226,9 +213,7 @@ def test_a_dropped_step_trains_nothing():
   assert cut["critic/value"][1] == live - ended
 
 
-@pytest.mark.parametrize(
-  "name", ["grpo", pytest.param("steppo", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("name", some("grpo", slow=["steppo"]))
 def test_each_weighting_counts_what_it_names(name):
   # Weights of one mini-batch each, summed over both.
   table, ids = batch().table, np.asarray(batch().tokens.step_ids)

@@ -11,6 +11,7 @@ import optax
 import pytest
 import whole_updates
 import worlds
+from marks import some
 
 from steppo_jax.learner import learner, optimizers
 from steppo_jax.learner import update as update_lib
@@ -79,15 +80,7 @@ def slope(function, at, step):
   return found
 
 
-@pytest.mark.parametrize(
-  "name",
-  [
-    "steppo",
-    *(
-      pytest.param(x, marks=pytest.mark.slow) for x in ("capo", "ppo", "gigpo")
-    ),
-  ],
-)
+@pytest.mark.parametrize("name", some("steppo", slow=["capo", "ppo", "gigpo"]))
 def test_four_runs_in_one_vmap_are_four_runs(name):
   def one(seed, discount, lambda_, clip, rate):
     row = learner_runs.row(

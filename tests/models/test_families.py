@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from marks import some
 
 from steppo_jax import types
 from steppo_jax.models import attend, presets, transformer
@@ -25,17 +26,12 @@ LAYOUTS = {
 }
 
 
-def _slow(*values):
-  return pytest.param(*values, marks=pytest.mark.slow)
-
-
 @pytest.mark.parametrize(
   ("layout", "block"),
-  [
+  some(
     ("right", 64), ("left", 64), ("packed", 64), ("branched", 8),
-    _slow("right", 8), _slow("left", 8), _slow("packed", 8),
-    _slow("branched", 64),
-  ],
+    slow=[("right", 8), ("left", 8), ("packed", 8), ("branched", 64)],
+  ),
 )  # fmt: skip
 @pytest.mark.parametrize("name", families.NAMES)
 def test_logits_are_those_of_transformers(name, layout, block):
@@ -52,10 +48,10 @@ def test_logits_are_those_of_transformers(name, layout, block):
 
 @pytest.mark.parametrize(
   ("name", "remat"),
-  [
+  some(
     ("qwen2", "full"), ("gemma3", "dots"),
-    _slow("qwen2", "dots"), _slow("gemma3", "full"),
-  ],
+    slow=[("qwen2", "dots"), ("gemma3", "full")],
+  ),
 )  # fmt: skip
 def test_computing_again_gives_the_same_gradient(name, remat):
   model, params = families.checkpoint(name)
@@ -85,13 +81,7 @@ def test_bfloat16_rounds_and_keeps_float32_logits(name):
     assert 1e-4 < gap < 0.1 * want.std()
 
 
-@pytest.mark.parametrize(
-  "name",
-  [
-    "qwen2", "gemma3",
-    *(_slow(x) for x in families.NAMES if x not in ("qwen2", "gemma3")),
-  ],
-)  # fmt: skip
+@pytest.mark.parametrize("name", some("qwen2", "gemma3", slow=families.NAMES))
 def test_parameters_of_half_the_bytes_run_in_float32(name):
   model, params = families.checkpoint(name)
   small = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)

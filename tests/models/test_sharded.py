@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from marks import some
 
 from steppo_jax import trees
 from steppo_jax.models import attend, transformer
@@ -21,8 +22,6 @@ MESHES = {
   "data 2 x fsdp 4": dict(data=2, fsdp=4, tensor=1),
 }
 ROWS = 8
-# Each model and each kind of axis once; the other pairs are slow.
-FAST = {("llama3", "data 2 x fsdp 4"), ("gemma3", "fsdp 4 x tensor 2")}
 
 
 def rows():
@@ -62,11 +61,11 @@ def on_one(name):
 
 @pytest.mark.parametrize(
   ("name", "shape"),
-  [
-    pytest.param(*both, marks=[] if both in FAST else [pytest.mark.slow])
-    for both in itertools.product(("llama3", "gemma3"), MESHES)
-  ],
-)
+  some(
+    ("llama3", "data 2 x fsdp 4"), ("gemma3", "fsdp 4 x tensor 2"),
+    slow=list(itertools.product(("llama3", "gemma3"), MESHES)),
+  ),
+)  # fmt: skip
 def test_devices_give_the_logits_loss_and_gradient_of_one(shape, name):
   mesh = mesh_lib.make_model_mesh(**MESHES[shape])
   model, params = hub.load(

@@ -14,6 +14,7 @@ import random_forests
 import whole_updates
 import worlds
 from hypothesis import given, settings
+from marks import some
 from ragged_episodes import LAYOUTS, episodes, packed
 
 from steppo_jax import types
@@ -77,20 +78,13 @@ def test_the_batch_is_stored_in_three_sizes():
   assert rows > 1.5 * chains > 1.5 * 1.1 * tree
 
 
-# The others differ by their credit and ratio, which know of no layout.
-FAST = ("steppo",)
-
-
 def row_of(name):
   return dataclasses.replace(algorithms_table.get(name), entropy_coef=0.01)
 
 
+# The others differ by their credit and ratio, which know of no layout.
 @pytest.mark.parametrize(
-  "name",
-  [
-    pytest.param(name, marks=[] if name in FAST else [pytest.mark.slow])
-    for name in algorithms_table.ALGORITHMS
-  ],
+  "name", some("steppo", slow=algorithms_table.ALGORITHMS)
 )
 def test_three_layouts_give_one_loss_and_one_gradient(name):
   row = row_of(name)

@@ -9,6 +9,7 @@ import time
 
 import pytest
 import small_runs
+from marks import some
 
 from steppo_jax.storage import checkpoint, metrics
 
@@ -71,10 +72,7 @@ def finish(command):
   return done
 
 
-@pytest.mark.parametrize(
-  "number",
-  [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)],
-)
+@pytest.mark.parametrize("number", some(signal.SIGTERM, slow=[signal.SIGINT]))
 def test_a_signal_ends_with_42_and_the_same_command_goes_on(
   finished, tmp_path, number
 ):

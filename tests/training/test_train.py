@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 import worlds
+from marks import some
 from small_runs import WARM, run, small_config
 
 from steppo_jax.algorithms.options import AlgorithmConfig
@@ -157,10 +158,7 @@ def test_an_update_in_which_everything_breaks_stops_the_run(
 
 @pytest.mark.parametrize(
   ("name", "layout"),
-  [
-    ("gigpo", "packed"),
-    pytest.param("gagpo", "tree", marks=pytest.mark.slow),
-  ],
+  some(("gigpo", "packed"), slow=[("gagpo", "tree")]),
 )
 def test_a_method_of_groups_trains_on_small_games(name, layout, tmp_path):
   algorithm = AlgorithmConfig(name)
@@ -176,10 +174,7 @@ def test_a_method_of_groups_trains_on_small_games(name, layout, tmp_path):
 
 @pytest.mark.parametrize(
   ("layout", "history", "packed_as"),
-  [
-    ("official", None, "packed"),
-    pytest.param("prefix_friendly", 1, "tree", marks=pytest.mark.slow),
-  ],
+  some(("official", None, "packed"), slow=[("prefix_friendly", 1, "tree")]),
 )
 def test_prompts_that_are_written_anew_train_too(
   layout, history, packed_as, tmp_path
