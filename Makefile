@@ -5,7 +5,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
   $$p -c '$(NEW_ENOUGH)' 2>/dev/null && echo $$p && break; done)
 # Test processes; 1 for none beside pytest's own.
 WORKERS ?= 2
-# A file's tests share what they compile, and run in one process.
+# A file's tests share what they compile, and run in one process; the longest
+# files come first (tests/conftest.py).
 PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 BIN := .venv/bin
@@ -18,7 +19,8 @@ FLOOR_PINS := constraints-jax-floor.txt
 
 .DEFAULT_GOAL := help
 .PHONY: help setup train test test-slow test-crash test-models test-jax-floor \
-  test-floor-ops test-newest test-nightly bench-peers tpu-check tpu-lint notebook check format clean
+  test-floor-ops test-newest test-nightly bench-peers tpu-check tpu-lint \
+  notebook check format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s%s\n", $$1, $$2 }' \
@@ -50,7 +52,7 @@ train: $(READY)  ## train an agent with StepPO on household games
 test: check  ## format, lint, layers, then every test that is not slow
 	$(BIN)/python -m pytest -q $(PARALLEL) --durations=30 --durations-min=1
 
-test-slow: $(READY)  ## the tests that train or run for minutes
+test-slow: $(READY)  ## those that train for minutes, or repeat a test for more methods
 	$(BIN)/python -m pytest -q -m slow
 
 test-nightly: test-slow test-crash test-jax-floor test-newest  ## what make test leaves out

@@ -195,7 +195,10 @@ class Engine(Protocol):
 
   @property
   def compiles(self) -> int:
-    """Programs compiled since it was made; constant after `warm_up`."""
+    """Programs compiled since it was made; constant after `warm_up`.
+
+    0 where one like it was warmed up in this process before.
+    """
 
   @property
   def version(self) -> int | None:

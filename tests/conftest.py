@@ -70,6 +70,8 @@ _LONGEST_FIRST = [
 
 def pytest_collection_modifyitems(items):
   places = {_ROOT / "tests" / x: i for i, x in enumerate(_LONGEST_FIRST)}
+  gone = [str(path) for path in places if not path.is_file()]
+  assert not gone, f"_LONGEST_FIRST names {gone}"
   items.sort(key=lambda item: places.get(item.path, len(places)))
 
 

@@ -141,6 +141,8 @@ def _shared(
 ) -> tuple[UpdateSpec, Callable, list[str]]:
   """The update of all learners with these options in this process.
 
+  Only what is compiled is kept, for the last four kinds; no parameters are.
+
   Returns:
     What the update is made of, the compiled update, and a list that grows
     whenever it is traced.
@@ -186,7 +188,7 @@ class Learner:
 
   @property
   def compiles(self) -> int:
-    """Programs compiled since this was made."""
+    """Programs compiled since this was made, for it or for its like."""
     return len(self._traced) - self._traced_before
 
   def init(self, policy: chex.ArrayTree) -> LearnerState:

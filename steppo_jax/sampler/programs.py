@@ -124,6 +124,9 @@ def _shared(
 ) -> tuple[Functions, list[str]]:
   """Compiled functions for all engines of one kind in this process.
 
+  A notebook, a comparison and a second panel make engine after engine of one
+  model; each would spend seconds to minutes on programs that are there.
+
   Returns:
     The functions, and a list that grows by a name whenever one is traced.
   """
@@ -196,7 +199,7 @@ class Programs:
 
   @property
   def compiles(self) -> int:
-    """Programs compiled since these were made."""
+    """Programs compiled since these were made, for them or for their like."""
     return len(self._traced) - self._traced_before
 
   def warm_up(self) -> None:

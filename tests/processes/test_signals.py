@@ -180,8 +180,8 @@ Late()
 
 
 def test_its_thread_does_not_outlive_it():
-  # A run of jax 0.10.2 that had ended was aborted at the interpreter's end, as
-  # the thread was still letting go of arrays (status 134, 2 of 7 runs).
+  # jax 0.10.2 aborts a process (status 134) whose thread is still letting go of
+  # arrays while the interpreter ends.
   before = set(threading.enumerate())
   with signals.Handler():
     (watcher,) = set(threading.enumerate()) - before

@@ -100,7 +100,7 @@ def test_a_sigterm_at_any_place_ends_with_42(whole, tmp_path, case):
 @pytest.mark.parametrize(
   "places", [FEW[:1], pytest.param(FEW, marks=pytest.mark.crash)]
 )
-def test_a_run_that_dies_again_and_again_ends_as_well(whole, tmp_path, places):
+def test_a_run_that_dies_once_or_often_ends_as_well(whole, tmp_path, places):
   folder, expected, _ = whole
   config = crashing.options(folder, str(tmp_path / "killed"))
   for case in places:

@@ -15,7 +15,7 @@ ROLLOUT = dataclasses.replace(worlds.ROLLOUT, max_steps=4)
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory):
-  """One update with the environments in this process."""
+  """A run with the environments in this process."""
   options = small_runs.small_config(tmp_path_factory.mktemp("here"))
   return small_runs.run(options)
 
