@@ -26,7 +26,7 @@ def small(folder, *, device_flags, **changes):
     "REPOSITORY": str(ROOT), "RUN": str(folder / "run"), "UPDATES": 2,
     "KILL_AT": 1, "EPISODES": 8, "EVALUATE_EVERY": 2, "EVALUATION_EPISODES": 4,
     "OPTIONS": [
-      "checkpoint_every=1", "learner.num_minibatches=1", "sampler.num_slots=4",
+      "checkpoint_every=1", "learner.num_minibatches=1", "sampler.num_slots=1",
       "sampler.prefill_lengths=64", "rollout.max_steps=5",
       "rollout.max_tokens=128", "packing.row_length=128",
     ],

@@ -81,6 +81,17 @@ def _frequency(config: ModelConfig, window) -> chex.Array:
   return jnp.where(window < FULL, table(True), table(False))
 
 
+def _param(module: nn.Module, name: str, start: Callable, shape: tuple):
+  """`module.param`, which is not compared with what `start` would make.
+
+  Flax traces the initializer for that comparison, every time that a layer is
+  traced; it takes longer than the rest of a matrix product.
+  """
+  if module.has_variable("params", name):
+    return module.get_variable("params", name)
+  return module.param(name, start, shape)
+
+
 class RMSNorm(nn.Module):
   """x / rms(x) * (offset + scale), in float32."""
 
@@ -90,7 +101,7 @@ class RMSNorm(nn.Module):
   @nn.compact
   def __call__(self, x):
     start = nn.initializers.constant(1.0 - self.offset)
-    scale = self.param("scale", start, (x.shape[-1],))
+    scale = _param(self, "scale", start, (x.shape[-1],))
     scale = scale.astype(jnp.float32)
     if self.offset:
       scale = self.offset + scale
@@ -126,7 +137,7 @@ class Linear(nn.Module):
       y = _by_turned(rows, turned, x.dtype)
     else:
       shape = (x.shape[-1], self.features)
-      kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+      kernel = _param(self, "kernel", nn.initializers.lecun_normal(), shape)
       y = rows @ kernel.astype(x.dtype)
     if self.has_variable("params", "lora_a"):  # see `lora`
       a, b, scale = (
@@ -135,7 +146,7 @@ class Linear(nn.Module):
       )
       y = y + scale * ((rows @ a) @ b)
     if self.bias:
-      bias = self.param("bias", nn.initializers.zeros, (self.features,))
+      bias = _param(self, "bias", nn.initializers.zeros, (self.features,))
       y = y + bias.astype(x.dtype)
     return y.reshape(*x.shape[:-1], self.features)
 
@@ -244,6 +255,9 @@ class Decoder(nn.Module):
       split_rngs={"params": True},
       length=c.num_layers,
       unroll=c.num_layers if c.num_layers <= 6 else 1,
+      # The check traces the layer once more. It also decides which numbers a
+      # seed draws, and stays where parameters are made.
+      check_constancy_invariants=self.is_initializing(),
     )
     windows = jnp.asarray(c.reach, jnp.int32) if c.windows else None
     x, _ = stack(Block(c, self.attend, name="layers"), x, windows)

@@ -48,7 +48,7 @@ def options(folder, tmp_path, **changes):
       rollout=dataclasses.replace(
         small.rollout, max_steps=2, max_tokens=1024, max_new_tokens=8
       ),
-      sampler=SamplerConfig(num_slots=2, prefill_lengths=(512,)),
+      sampler=SamplerConfig(num_slots=1, prefill_lengths=(512,)),
       packing=PackingConfig(row_length=1024),
       learner=dataclasses.replace(
         small.learner, num_minibatches=1, critic_warmup=0,
