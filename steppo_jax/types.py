@@ -208,7 +208,8 @@ class Engine(Protocol):
     """Takes new weights, which every later response is sampled with.
 
     Args:
-      params: The policy's parameters, as a tree of arrays.
+      params: The policy's parameters, as a tree of arrays on any devices;
+        adapters among them are merged. They are copied.
       version: Number of updates behind them.
 
     Raises:

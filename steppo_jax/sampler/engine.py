@@ -8,10 +8,8 @@ import numpy as np
 
 from steppo_jax import types
 from steppo_jax.models import transformer
-from steppo_jax.sampler import programs, slots
+from steppo_jax.sampler import hand_over, programs, slots
 from steppo_jax.sampler.options import SamplerConfig
-
-_by_layer = jax.jit(transformer.by_layer)
 
 
 class SlotEngine:
@@ -51,6 +49,7 @@ class SlotEngine:
     self.num_slots = n
     self.counters = types.EngineCounters()
     self._config = config
+    self._model = model
     self._end_of_turn = end_of_turn_id
     self._version: int | None = None
     self._context = context
@@ -74,6 +73,8 @@ class SlotEngine:
   def set_params(self, params: Any, version: int) -> None:
     """Takes new weights; caches made by other weights are dropped.
 
+    See `hand_over.for_sampler` for how they come here from the learner.
+
     Raises:
       RuntimeError: responses are under way.
     """
@@ -82,7 +83,10 @@ class SlotEngine:
         f"{len(self._under_way)} responses are under way: poll until they have "
         "ended before the weights change"
       )
-    self._device.params, self._version = _by_layer(params), version
+    # The old ones go first: a device may have no room for both.
+    self._device.params = self._version = None
+    self._device.params = hand_over.for_sampler(self._model, params)
+    self._version = version
     self._slots.clear()
 
   def warm_up(self) -> None:

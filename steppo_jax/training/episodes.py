@@ -22,7 +22,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
 from steppo_jax import types
 from steppo_jax.datasets import store
@@ -30,25 +29,23 @@ from steppo_jax.datasets import trajectories as trajectories_lib
 from steppo_jax.processes import kill_points
 from steppo_jax.rollout import gathering, loop
 from steppo_jax.rollout import journal as journal_lib
+from steppo_jax.sampler import hand_over
 from steppo_jax.storage import folder as run_folder
 from steppo_jax.training import config as config_lib
 from steppo_jax.training import players as players_lib
 
 _log = logging.getLogger(__name__)
 
-# Bytes of each array that a policy is told by: an update changes every array.
-_MARKED = 4096
-
 
 def mark(policy: Any) -> str:
   """Tells one policy from another.
 
   Args:
-    policy: Parameters as NumPy arrays.
+    policy: Parameters on any devices, or as NumPy arrays.
   """
   digest = hashlib.blake2b(digest_size=16)
-  for leaf in jax.tree.leaves(policy):
-    digest.update(np.ascontiguousarray(leaf.reshape(-1)[:_MARKED]).tobytes())
+  for numbers in jax.tree.leaves(hand_over.marked(policy)):
+    digest.update(numbers.tobytes())
   return digest.hexdigest()
 
 
@@ -82,14 +79,11 @@ class Rollouts:
     """Gives the engine weights.
 
     Args:
-      policy: Parameters as NumPy arrays.
+      policy: Parameters on any devices; they are copied.
       version: Updates behind them.
     """
     self._policy = mark(policy)
-    # On one device, as copies that the next update cannot take for its own.
-    self._players.engine.set_params(
-      jax.device_put(policy, jax.local_devices()[0]), version
-    )
+    self._players.engine.set_params(policy, version)
 
   def play(
     self, update: int, episodes: Sequence[loop.Episode]

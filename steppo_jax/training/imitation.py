@@ -102,9 +102,7 @@ def _train(config, folder, on_update):
     nonlocal mean
     minutes = clock.minutes
     with clock.paused():
-      players.engine.set_params(
-        jax.tree.map(jnp.copy, lora.merge(params)), done
-      )
+      players.engine.set_params(params, done)
       found = mean.result() | evaluator()[0] | {"minutes": minutes}
     mean = metrics.Mean()
     writer.write(done, found)

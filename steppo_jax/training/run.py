@@ -11,7 +11,6 @@ from steppo_jax import batch, types
 from steppo_jax.algorithms import options as algorithm_options
 from steppo_jax.algorithms import table as algorithms_table
 from steppo_jax.learner import learner as learner_lib
-from steppo_jax.models import lora
 from steppo_jax.models import mesh as mesh_lib
 from steppo_jax.packing import rows as packing
 from steppo_jax.packing import teacher_rows
@@ -114,7 +113,7 @@ class Run:
 
     Adapters are merged, so that sampling takes no longer.
     """
-    self.rollouts.set_policy(mesh_lib.to_host(lora.merge(policy)), version)
+    self.rollouts.set_policy(policy, version)
 
   def evaluate(self, update: int) -> dict[str, Any]:
     """Plays the panel with the weights that the sampler holds."""

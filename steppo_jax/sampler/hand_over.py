@@ -1,0 +1,105 @@
+"""Weights of the learner in the form that the sampler reads.
+
+They go from device to device. The host sees none of them, whatever the number
+of processes; it needs weights for checkpoints alone.
+"""
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+
+from steppo_jax.models import lora, transformer
+from steppo_jax.models import mesh as mesh_lib
+from steppo_jax.models.config import ModelConfig
+
+# Numbers of each array that a policy is told by: an update changes every array.
+_MARKED = 4096
+
+
+def for_sampler(config: ModelConfig, params: Any) -> dict[str, Any]:
+  """A copy of a policy for the sampler, on the first device of this process.
+
+  One program merges the adapters, turns and cuts the matrices
+  (`transformer.by_layer`) and puts together what was split over devices. Those
+  products whose type is `config.compute` get their matrices in that type, so
+  that they are not converted anew at every call.
+
+  Args:
+    config: Sizes of the decoder.
+    params: The policy, on any devices or as NumPy arrays. It is not kept, and
+      may be donated afterwards.
+  """
+  mesh = _mesh_of(params)
+  made = _program(config, mesh)(params)
+  return made if mesh is None else jax.tree.map(_here, made)
+
+
+def marked(params: Any) -> Any:
+  """The first 4,096 numbers of each array of a policy, as NumPy arrays.
+
+  They tell one policy of a run from another. Of an array that is split over
+  devices only these are put together.
+  """
+  return jax.device_get(_first(_mesh_of(params))(params))
+
+
+def _mesh_of(params: Any) -> Mesh | None:
+  """The devices that a policy is spread over; None if it lies on one."""
+  for leaf in jax.tree.leaves(params):
+    where = getattr(leaf, "sharding", None)
+    if isinstance(where, NamedSharding) and where.mesh.size > 1:
+      return where.mesh
+  return None
+
+
+@functools.lru_cache(maxsize=4)
+def _program(config: ModelConfig, mesh: Mesh | None):
+  # On CPU logits are float32 products whatever the type of activations.
+  table = "float32" if jax.default_backend() == "cpu" else config.compute
+  kinds = {transformer.TURNED: config.compute, "embedding": table}
+
+  def one(path, x):
+    narrow = kinds.get(path[-1].key, x.dtype)
+    if jnp.dtype(narrow).itemsize < x.dtype.itemsize:
+      return x.astype(narrow)
+    # An array that is returned as it came would be the learner's own, which the
+    # next update takes.
+    return jnp.copy(x)
+
+  def prepare(params):
+    by_layer = transformer.by_layer(lora.merge(params))
+    return jax.tree_util.tree_map_with_path(one, by_layer)
+
+  return jax.jit(prepare, out_shardings=_everywhere(mesh))
+
+
+@functools.lru_cache(maxsize=4)
+def _first(mesh: Mesh | None):
+  def one(x):
+    for axis in range(x.ndim):
+      inside = math.prod(x.shape[axis + 1 :])
+      needed = min(x.shape[axis], -(-_MARKED // inside))
+      x = jax.lax.slice_in_dim(x, 0, needed, axis=axis)
+      if needed > 1:
+        break
+    return x.reshape(-1)[:_MARKED]
+
+  first = lambda params: jax.tree.map(one, params)
+  return jax.jit(first, out_shardings=_everywhere(mesh))
+
+
+def _everywhere(mesh: Mesh | None) -> NamedSharding | None:
+  return None if mesh is None else mesh_lib.replicated(mesh)
+
+
+def _here(x: jax.Array) -> jax.Array:
+  """An array that is whole on each device, as it lies on the first of ours."""
+  first = jax.local_devices()[0]
+  for shard in x.addressable_shards:
+    if shard.device == first:
+      return shard.data
+  return jax.device_put(x.addressable_data(0), first)

@@ -1,0 +1,79 @@
+"""Weights go from the learner's devices to the sampler's, not by the host."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import worlds
+
+from steppo_jax.models import lora, mesh, transformer
+from steppo_jax.models.options import LoraConfig
+from steppo_jax.sampler import hand_over
+
+MESHES = {
+  "one device": lambda: mesh.make_mesh(1),
+  "data 8": lambda: mesh.make_mesh(8),
+  "data 2 x fsdp 2 x tensor 2": lambda: mesh.make_model_mesh(
+    data=2, fsdp=2, tensor=2
+  ),
+}
+
+
+def policy(where, *, adapters=False):
+  """A policy on a mesh, and the same on the host."""
+  made = jax.device_get(worlds.policy())
+  if adapters:
+    made = lora.add(made, LoraConfig(rank=2), jax.random.key(0))
+    # Adapters that change something.
+    made = jax.tree.map(lambda x: np.asarray(x) + np.float32(0.01), made)
+  return mesh.put(made, mesh.placements(where, made)), made
+
+
+def was_on_host(tree) -> bool:
+  """Whether NumPy has seen an array that is split over devices."""
+  return any(x._npy_value is not None for x in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize("name", MESHES)
+@pytest.mark.parametrize("adapters", [False, True])
+def test_the_sampler_gets_what_the_learner_has(name, adapters):
+  ours, host = policy(MESHES[name](), adapters=adapters)
+  found = hand_over.for_sampler(worlds.model(), ours)
+  want = transformer.by_layer(lora.merge(host))
+  assert jax.tree.structure(found) == jax.tree.structure(want)
+  same = np.testing.assert_array_equal
+  if adapters:
+    same = lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6)
+  jax.tree.map(same, found, jax.device_get(want))
+  (first,) = {d for x in jax.tree.leaves(found) for d in x.devices()}
+  assert first == jax.local_devices()[0]
+  # The next update takes the learner's arrays.
+  jax.tree.map(lambda x: x.delete(), ours)
+  jax.tree.map(same, found, jax.device_get(want))
+
+
+def test_a_policy_is_told_by_its_first_numbers_and_stays_on_its_devices():
+  where = MESHES["data 2 x fsdp 2 x tensor 2"]()
+  ours, host = policy(where, adapters=True)
+  found = hand_over.marked(ours)
+  jax.tree.map(
+    lambda x, y: np.testing.assert_array_equal(x, y.reshape(-1)[:4096]),
+    found,
+    host,
+  )
+  hand_over.for_sampler(worlds.model(), ours)
+  assert not was_on_host(ours)
+  jax.device_get(ours)
+  assert was_on_host(ours)
+
+
+def test_matrices_are_converted_once_and_norms_never():
+  model = dataclasses.replace(worlds.model(), compute="bfloat16")
+  found = hand_over.for_sampler(model, worlds.policy())
+  layer = found["layers"][0]
+  assert layer["q"][transformer.TURNED].dtype == jnp.bfloat16
+  assert layer["attention_norm"]["scale"].dtype == jnp.float32
+  # On CPU logits are float32 products.
+  assert found["embed"]["embedding"].dtype == jnp.float32
