@@ -7,6 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import optax
+from jax.extend import core as jax_core
 
 from steppo_jax.algorithms.table import Algorithm
 from steppo_jax.batch import TokenBatch
@@ -133,14 +134,16 @@ class UpdateSpec(NamedTuple):
       return batch.tokens.tokens.shape[1] // size
     return (batch.rows_used[m] + size - 1) // size
 
-  def sum_over(self, batch, m, function, like):
+  def sum_over(self, batch, m, function):
     """Adds function(rows of microbatch i, i) over the microbatches of part m.
 
     Unused rows hold no action token, so that they add nothing.
     """
+    each = lambda i: function(self.rows(batch, m, i), i)
+    each, like = _traced(each, jax.ShapeDtypeStruct((), jnp.int32))
 
     def body(i, total):
-      found = function(self.rows(batch, m, i), i)
+      found = each(i)
       # Sums of gradients are split as the parameters are.
       return mesh_lib.constrain(self.mesh, jax.tree.map(jnp.add, total, found))
 
@@ -168,3 +171,18 @@ class UpdateSpec(NamedTuple):
     out = jax.tree.map(lambda x: jnp.zeros(shape, x.dtype), like)
     # Each row is computed by one device, and 0 at the others.
     return self.added(jax.lax.fori_loop(0, shape[0], part, out))
+
+
+def _traced(function: Callable, *args) -> tuple[Callable, chex.ArrayTree]:
+  """The function as it was traced once, and the shapes of what it returns.
+
+  A loop that adds up needs the shapes before it begins, and would else be
+  traced twice, which is most of the time that an update takes to trace.
+  """
+  closed, like = jax.make_jaxpr(function, return_shape=True)(*args)
+  run, tree = jax_core.jaxpr_as_fun(closed), jax.tree.structure(like)
+
+  def again(*args):
+    return jax.tree.unflatten(tree, run(*jax.tree.leaves(args)))
+
+  return again, like

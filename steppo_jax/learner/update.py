@@ -145,8 +145,7 @@ def _critic_epochs(spec, state, credit: credit_lib.Credit):
     def one(rows, i):
       return jax.value_and_grad(loss, has_aux=True)(critic, rows, m, i)
 
-    like = jax.eval_shape(one, spec.rows(batch, m, 0), 0)
-    (_, (weight, metrics)), grads = spec.sum_over(batch, m, one, like)
+    (_, (weight, metrics)), grads = spec.sum_over(batch, m, one)
     grads = jax.tree.map(lambda g: g / jnp.maximum(weight, 1.0), grads)
     updates, optimizer_state = spec.critic_optimizer.update(
       grads, optimizer_state, critic
@@ -199,12 +198,12 @@ def _policy_loss(spec, batch, fixed: _Fixed, mu, policy, rows, m, i):
 def _mean_log_ratio(spec, batch, policy, m):
   """Mean token log-ratio of a whole mini-batch, which centred ratios need."""
 
-  def sums(rows):
+  def sums(rows, i):
+    del i
     z, count = _log_ratios(spec.logp(policy, rows)[0], rows)
     return jnp.sum(z), count
 
-  like = jax.eval_shape(sums, spec.rows(batch, m, 0))
-  z, count = spec.sum_over(batch, m, lambda rows, i: sums(rows), like)
+  z, count = spec.sum_over(batch, m, sums)
   return z / jnp.maximum(count, 1.0)
 
 
@@ -223,8 +222,7 @@ def _policy_step(spec, batch, fixed: _Fixed, carry, m):
     of = lambda trained: loss(lora.join(trained, frozen), rows, m, i)
     return jax.value_and_grad(of, has_aux=True)(trained)
 
-  like = jax.eval_shape(one, spec.rows(batch, m, 0), 0)
-  (_, (weight, metrics)), grads = spec.sum_over(batch, m, one, like)
+  (_, (weight, metrics)), grads = spec.sum_over(batch, m, one)
   grads = jax.tree.map(lambda g: g / jnp.maximum(weight, 1.0), grads)
   updates, new_state = spec.policy_optimizer.update(
     grads, optimizer_state, trained
