@@ -143,6 +143,7 @@ def _spell_glm(name, arguments, kinds) -> str:
 GLM = Form(opening=_CALL, read=_read_glm, spell=_spell_glm)
 
 _GEMMA_HEAD = re.compile(r"\s*call:([^\s{<]+)\s*(?=\{)")
+_NEVER = re.compile(r"(?!)")
 _GEMMA_KEY = re.compile(r"[A-Za-z_][\w.-]*")
 
 
@@ -154,6 +155,11 @@ def _marked(opening: str, closing: str, quote: str, dialect: str) -> Form:
     if head is None:
       raise ValueError(f"no call:NAME{{...}} behind {opening}")
     arguments, at = loose_json.read(text, head.end(), ends=0)
+    # FunctionGemma's template writes every argument as a string.
+    for key, value in arguments.items():
+      kind = _kinds_of(kinds, head[1], key)
+      if isinstance(value, str) and kind and not kind & STRING:
+        arguments[key] = tool_call.value_of(value, kind, _NEVER)
     if not strict and not text.startswith(closing, loose_json.skip(text, at)):
       return [ToolCall(head[1], arguments)], at
     at = tool_call.closed(text, at, closing)

@@ -70,9 +70,7 @@ _FORMS: dict[str, tool_call.Form] = {
   "harmony": json_dialects.HARMONY,
 }
 _OUTSIDE = "text outside of the calls"
-_OBJECT = re.compile(
-  r"""\{\s*["']?(?:name|function|type|id|arguments|parameters)\b"""
-)
+_OBJECT = r"""\{\s*["']?(?:name|function|type|id|arguments|parameters)\b"""
 _ARGUMENTS = re.compile(r"""["']?(?:arguments|parameters)["']?\s*:""")
 # After so many calls that cannot be understood no other is read: time stays
 # linear in the text, whatever is in it.
@@ -112,33 +110,40 @@ def parse(
   if which not in get_args(Which):
     raise ValueError(f"which={which!r} is none of {', '.join(get_args(Which))}")
   kinds = tool_call.kinds_of(tools)
+  opening, start = form.opening, form.strict_start
+  if not strict:
+    start = form.start
+    opening += f"|{_OBJECT}" if form.untagged else ""
   faults = 0
 
   def read(text: str, mark: re.Match):
     nonlocal faults
     if faults >= _MOST_FAULTS:
       return [], mark.end()
+    tagged = mark.re is start or not re.match(_OBJECT, mark[0])
     try:
-      return form.read(text, mark, strict, kinds)
+      if tagged:
+        got = form.read(text, mark, strict, kinds)
+      else:
+        got = _untagged(text, mark.start())
     except (ValueError, RecursionError) as error:
       faults += 1
+      if not tagged and not _described(text, mark):
+        return None
       # All that stands behind a quote that is never closed is in the string.
       cut = isinstance(error, loose_json.Unclosed)
       end = len(text) if cut else mark.end()
-      return [ToolCall(None, {}, str(error))], end
+      got = [ToolCall(None, {}, str(error))], end
+    return got and ([(call, tagged) for call in got[0]], got[1])
 
-  start = form.strict_start if strict else form.start
-  calls, rest = envs_calls.scan(
-    text, form.opening, read, start=start, opened=opened
-  )
-  outside = "\n".join(rest)
-  if form.around:
-    outside = re.sub(form.around, "", outside)
-  if strict and outside.strip():
+  found, rest = envs_calls.scan(text, opening, read, start=start, opened=opened)
+  # Without a mark an object is a call only where there is no other.
+  sure = any(tagged for _, tagged in found)
+  calls = [call for call, tagged in found if tagged or not sure]
+  outside = re.sub(form.around, "", "".join(rest)) if form.around else rest
+  if strict and "".join(outside).strip():
     told = [call for call in calls if call.error]
     return told[:1] or [ToolCall(None, {}, _OUTSIDE)]
-  if not calls and not strict and form.untagged:
-    calls = _untagged(outside)
   good = [call for call in calls if call.name is not None] or calls
   return {"all": calls, "first": good[:1], "last": good[-1:]}[which]
 
@@ -191,22 +196,16 @@ def canonical(calls: Sequence[ToolCall]) -> str:
   return "\n".join(found)
 
 
-def _untagged(text: str) -> list[ToolCall]:
-  """Objects that describe calls, without any mark."""
-  calls, at, tried = [], 0, 0
-  while tried < _MOST_FAULTS and (found := _OBJECT.search(text, at)):
-    at = found.end()
-    try:
-      record, at = tool_call.value_at(text, found.start())
-    except ValueError as error:
-      tried += 1
-      next_one = _OBJECT.search(text, at)
-      end = next_one.start() if next_one else len(text)
-      if _ARGUMENTS.search(text, found.start(), end):
-        calls.append(ToolCall(None, {}, str(error)))
-      if isinstance(error, loose_json.Unclosed):
-        break
-      continue
-    if tool_call.is_call(record):
-      calls += tool_call.of_records(record, "arguments")
-  return calls
+def _untagged(text: str, at: int) -> tuple[list[ToolCall], int]:
+  """The call that an object describes, without any mark; [] for another."""
+  record, end = tool_call.value_at(text, at)
+  if not tool_call.is_call(record):
+    return [], end
+  return tool_call.of_records(record, "arguments"), end
+
+
+def _described(text: str, mark: re.Match) -> bool:
+  """Whether a broken object was meant as a call: it has arguments."""
+  again = re.compile(_OBJECT).search(text, mark.end())
+  end = again.start() if again else len(text)
+  return _ARGUMENTS.search(text, mark.start(), end) is not None
