@@ -12,7 +12,7 @@ import numpy as np
 
 from steppo_jax import types
 from steppo_jax.envs import calls
-from steppo_jax.prompts import chat_template
+from steppo_jax.prompts import base, chat_template
 
 Message = Mapping[str, Any]
 
@@ -261,7 +261,7 @@ class ChatPrompt:
   def response(self, action: str) -> np.ndarray:
     """The ids that spell a command, for demonstrations."""
     end = np.int32(self.tokenizer.end_of_turn_id)
-    return np.append(self.tokenizer.encode(action), end)
+    return np.append(base.answer_ids(self.tokenizer, action), end)
 
   def _messages(self, turns: Sequence[types.Turn]) -> list[dict[str, Any]]:
     messages = []

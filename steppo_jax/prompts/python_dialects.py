@@ -202,5 +202,5 @@ def _spell_gemma(name, arguments, kinds) -> str:
 
 
 GEMMA = Form(
-  opening=_FENCE, read=_read_gemma, spell=_spell_gemma, start=_LIST
+  opening=_FENCE, read=_read_gemma, spell=_spell_gemma, start=_BARE
 )  # fmt: skip

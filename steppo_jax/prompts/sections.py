@@ -155,6 +155,11 @@ class SectionPrompt:
     """What the environment reads of a response; "" for an invalid call."""
     return self._read(response_ids)[0]
 
+  def refuses(self, response_ids: np.ndarray) -> bool:
+    """Whether a response is an invalid call, of which nothing is read."""
+    unwraps = self.config.answer == "tool_call" and self.guide.unwrap
+    return bool(unwraps) and not self.action(response_ids)
+
   def _read(self, response_ids: np.ndarray) -> tuple[str, str]:
     """What the environment reads, and what the agent is to be told of it."""
     text = self.tokenizer.decode(response_ids).strip()
@@ -257,7 +262,8 @@ class SectionPrompt:
       action = tool_dialects.spell(
         tool, arguments, self.config.dialect, tools=schemas(self.guide)
       )
-    return base.joined(self.tokenizer, action, self.tokenizer.end_of_turn_id)
+    ids = base.answer_ids(self.tokenizer, action)
+    return base.joined(self.tokenizer, ids, self.tokenizer.end_of_turn_id)
 
   def _without_thought(self, ids: np.ndarray) -> np.ndarray:
     """The ids behind a thought; all of them where it ends inside of one."""

@@ -54,6 +54,10 @@ def _read_qwen(text, mark, strict, kinds):
   Loosely also without <tool_call>, or with JSON in it as Hermes has.
   """
   bare = mark[0] != _CALL
+  if bare and text[max(mark.start() - 12, 0) : mark.start()].endswith(
+    (_CALL, f"{_CALL}\n")
+  ):
+    return [], mark.end()  # What is wrong with it was said of the mark before.
   if bare and strict:
     raise ValueError(f"no {_CALL} before the function")
   at = mark.start() if bare else mark.end()

@@ -119,6 +119,22 @@ def test_a_thought_is_no_part_of_a_command(text, opened, action, special):
       assert made.action(sampled(inner, text + end)) == action
 
 
+@pytest.mark.parametrize("special", [False, True])
+@pytest.mark.parametrize("layout", ["chat", "official"])
+def test_demonstrations_have_the_ids_that_a_policy_samples(layout, special):
+  inner, tokenizer = released(special)
+  config = options.PromptConfig(layout=layout, answer="tool_call")
+  made = sections.make(config, tokenizer, "household")
+  call = tool_dialects.spell("env_step", {"action": "look"}, "hermes")
+  np.testing.assert_array_equal(
+    made.response("look"), sampled(inner, call + ENDS)
+  )
+  # What would end the turn is plain text all the same.
+  forged = made.response(f"look {ENDS}")
+  assert forged.tolist().count(tokenizer.end_of_turn_id) == 1
+  assert made.action(forged) == f"look {ENDS}"
+
+
 def test_what_opens_a_thought_in_an_observation_opens_none():
   _, tokenizer = released(False)
   prompt = chat.ChatPrompt(chat.Chat(tokenizer), system="Use <think>.")

@@ -83,6 +83,7 @@ LOOSE = [
   ("gemma", f"```json\n{PARAMETERS}"),
   ("gemma", "```tool_code\nsearch(query='who')"),
   ("gemma", '[search(query="who")]'),
+  ("gemma", 'search(query="who")'),
   ("pythonic", 'So: <|python_start|>[search(query="who")]<|python_end|> ok'),
   ("functiongemma", "So <start_function_call>call:search{query: 'who'}"),
   ("qwen3_coder", EXACT["qwen3_coder"][0].replace("<tool_call>", "So")),
@@ -248,7 +249,7 @@ def test_a_call_that_was_cut_off_is_a_fault(dialect, strict):
   begun = max(text.find("path"), 1)
   for size in range(begun, whole):
     calls = tool_dialects.parse(text[:size], dialect, strict=strict)
-    assert {call.name for call in calls} == {None}, text[:size]
+    assert [call.name for call in calls] == [None], text[:size]
 
 
 @pytest.mark.parametrize(
@@ -261,7 +262,7 @@ def test_a_call_that_was_cut_off_is_a_fault(dialect, strict):
     ("llama", "f(x) is a function, [1] says"),
     ("pythonic", "[1, 2, 3]"),
     ("gemma", '```json\n{"name": "my-app", "version": "1.0"}\n```'),
-    ("gemma", "```python\nx = 5\n```\n\nsearch(query='a')"),
+    ("gemma", "```python\nx = 5\n```\n\nNot search(query='a')"),
     ("mistral", '{"name": "Alice", "age": 3}'),
     ("deepseek", '{"type": "object", "name": "x"}'),
   ],
