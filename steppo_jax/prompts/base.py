@@ -5,6 +5,7 @@ order of a prompt: nothing is decoded and encoded again.
 """
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -92,6 +93,31 @@ def closed(tokenizer: types.Tokenizer, response_ids: np.ndarray) -> np.ndarray:
   if len(response_ids) > 0 and response_ids[-1] == end:
     return response_ids
   return np.append(response_ids, np.int32(end))
+
+
+def answer_ids(tokenizer: types.Tokenizer, text: str) -> np.ndarray:
+  """The ids of an answer as a policy samples it: a mark is its one id.
+
+  Marks are control tokens that are part of an answer, such as <think> and
+  <tool_call>. What ends and begins turns stays plain text.
+
+  Args:
+    tokenizer: Encodes what is between the marks.
+    text: An answer of the program's own, such as a demonstration.
+  """
+  controls = getattr(tokenizer, "controls", {})
+  marks = [
+    mark
+    for mark in sorted(controls, key=len, reverse=True)
+    if mark in text and tokenizer.decode([controls[mark]])
+  ]
+  if not marks:
+    return tokenizer.encode(text)
+  parts = re.split(f"({'|'.join(map(re.escape, marks))})", text)
+  return joined(
+    tokenizer,
+    *(controls.get(x, x) if i % 2 else x for i, x in enumerate(parts)),
+  )
 
 
 def joined(

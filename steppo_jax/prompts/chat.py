@@ -12,7 +12,7 @@ import numpy as np
 
 from steppo_jax import types
 from steppo_jax.envs import calls
-from steppo_jax.prompts import chat_template
+from steppo_jax.prompts import base, chat_template
 
 Message = Mapping[str, Any]
 
@@ -215,16 +215,24 @@ class ChatPrompt:
     role: Whose messages later observations are: "user", or "tool" where the
       template knows it.
     append_only: Whether the template leaves what came before as it was.
+    opens_thought: Whether prompts end inside of a thought, so that an answer
+      begins in it.
   """
 
   chat: Chat
   system: str | None = None
   role: str = "user"
   append_only: bool = dataclasses.field(init=False)
+  opens_thought: bool = dataclasses.field(init=False)
 
   def __post_init__(self):
     turns = [types.Turn("a"), types.Turn("b")]
-    first = self.first(turns[0])
+    prompt = self.chat.prompt(self._messages(turns[:1]))
+    first = prompt.ids
+    # What the template writes behind the last content.
+    behind = first[max((end for _, end, _ in prompt.spans), default=0) :]
+    opens = calls.opens_thought(self.tokenizer.decode(behind))
+    object.__setattr__(self, "opens_thought", opens)
     answer = "<think>\nc\n</think>\n\nd"
     turns[0] = turns[0]._replace(response_ids=self.response(answer))
     second = self.chat.extend(first, self._messages(turns))
@@ -248,12 +256,12 @@ class ChatPrompt:
   def action(self, response_ids: np.ndarray) -> str:
     """The command that a response spells, without its thoughts."""
     text = self.tokenizer.decode(response_ids)
-    return calls.without_thoughts(text).strip()
+    return calls.without_thoughts(text, opened=self.opens_thought).strip()
 
   def response(self, action: str) -> np.ndarray:
     """The ids that spell a command, for demonstrations."""
     end = np.int32(self.tokenizer.end_of_turn_id)
-    return np.append(self.tokenizer.encode(action), end)
+    return np.append(base.answer_ids(self.tokenizer, action), end)
 
   def _messages(self, turns: Sequence[types.Turn]) -> list[dict[str, Any]]:
     messages = []

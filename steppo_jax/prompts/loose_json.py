@@ -1,16 +1,22 @@
-"""JSON as models write it: other quotes, spare commas, missing ends."""
+"""JSON and Python values as models write them: spare commas, other quotes."""
 
 import re
 from typing import Any
 
+from steppo_jax.envs import calls
+
 # Deeper than any call, and shallow enough for Python's stack.
 DEEPEST = 64
 _SPACE = re.compile(r"\s*")
-_NUMBER = re.compile(r"-?\d{1,300}(\.\d+)?([eE][-+]?\d{1,3})?(?![\w.])")
+# The most digits that Python makes an integer of.
+_NUMBER = re.compile(r"-?\d{1,4300}(\.\d*)?([eE][-+]?\d{1,3})?(?![\w.])")
 _WORD = re.compile(r"[A-Za-z_][\w.-]*")
 _PLAIN = {'"': re.compile(r'[^"\\]*'), "'": re.compile(r"[^'\\]*")}
-_ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f"}
-_HEX = re.compile(r"[0-9a-fA-F]{4}")
+# What FunctionGemma and Gemma 4 write in place of quotes.
+_QUOTE_MARK = re.compile(r'<escape>|<\|"\|>')
+_ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "\n": ""}
+_ITSELF = ("\\", '"', "'", "/", "")
+_HEX = re.compile(r"u([0-9a-fA-F]{4})|x([0-9a-fA-F]{2})|U([0-9a-fA-F]{8})")
 _CONSTANTS = {
   "true": True, "True": True, "false": False, "False": False, "null": None,
   "None": None,
@@ -18,24 +24,33 @@ _CONSTANTS = {
 _CLOSERS = {"{": "}", "[": "]", "(": ")"}
 
 
-def read(text: str, at: int = 0) -> tuple[Any, int]:
+class Unclosed(ValueError):
+  """The text ends inside of a value, so that all of it belongs to the value."""
+
+
+def read(text: str, at: int = 0, *, ends: int = 1) -> tuple[Any, int]:
   """The value that begins at a place of a text.
 
-  Strings may stand between single quotes, keys without quotes, a comma before
-  a closing bracket, True for true and None for null; brackets that are missing
-  at the end of the text are taken to be there. A string must be closed.
+  Strings may stand between single quotes, three quotes or the marks of Gemma,
+  keys without quotes, a comma before a closing bracket, True for true and None
+  for null. A backslash that escapes nothing is a backslash.
 
   Args:
     text: Any text.
     at: Where the value begins; white space is passed over.
+    ends: How many of the outermost brackets may be missing at the end of the
+      text. The inner ones must be there, and a string must be closed: what was
+      cut off could have held more.
 
   Returns:
     The value, and the place behind it.
 
   Raises:
-    ValueError: there is no value, or one nested more than `DEEPEST` times.
+    Unclosed: the text ends before the value does.
+    ValueError: there is no value, one nested more than `DEEPEST` times, a key
+      that occurs twice, or a number that is too large.
   """
-  return _value(text, at, 0)
+  return _value(text, at, 0, ends)
 
 
 def skip(text: str, at: int) -> int:
@@ -43,94 +58,131 @@ def skip(text: str, at: int) -> int:
   return _SPACE.match(text, at).end()
 
 
-def _value(text, at, depth):
+def _value(text, at, depth, ends):
   if depth > DEEPEST:
     raise ValueError(f"nested more than {DEEPEST} times")
   at = skip(text, at)
   first = text[at : at + 1]
   if first == "{":
-    return _items(text, at, depth, _member, dict)
+    pairs, at = _items(text, at, depth, _member, ends)
+    return calls.unique(pairs), at
   if first == "[":
-    return _items(text, at, depth, _value, list)
+    return _items(text, at, depth, _value, ends)
   if first in _PLAIN:
     return _string(text, at)
+  if first == "<" and (mark := _QUOTE_MARK.match(text, at)):
+    end = text.find(mark[0], mark.end())
+    if end < 0:
+      raise Unclosed("a string is not closed")
+    return text[mark.end() : end], end + len(mark[0])
   number = _NUMBER.match(text, at)
   if number:
     whole = number[1] is None and number[2] is None
-    return (int if whole else float)(number[0]), number.end()
+    return (int if whole else calls.finite)(number[0]), number.end()
   word = _WORD.match(text, at)
   if word and word[0] in _CONSTANTS:
     return _CONSTANTS[word[0]], word.end()
+  if not first:
+    raise Unclosed("the value is cut off")
   raise ValueError(f"no value at character {at}")
 
 
-def _items(text, at, depth, read_one, make):
+def _items(text, at, depth, read_one, ends):
   """What stands between brackets, separated by commas."""
   close, found = _CLOSERS[text[at]], []
   at = skip(text, at + 1)
   while at < len(text) and text[at] != close:
-    one, at = read_one(text, at, depth + 1)
+    one, at = read_one(text, at, depth + 1, ends)
     found.append(one)
     at = skip(text, at)
     if text[at : at + 1] == ",":
       at = skip(text, at + 1)
     elif at < len(text) and text[at] != close:
       raise ValueError(f"no comma at character {at}")
-  return make(found), min(at + 1, len(text))
+  if at >= len(text) and depth >= ends:
+    raise Unclosed(f"cut off before a {close!r}")
+  return found, min(at + 1, len(text))
 
 
-def _member(text, at, depth, sign=":"):
-  if text[at] in _PLAIN:
-    key, at = _string(text, at)
+def _member(text, at, depth, ends, sign=":"):
+  if text[at] in _PLAIN or text[at] == "<":
+    key, at = _value(text, at, depth, ends)
   else:
     word = _WORD.match(text, at)
     if not word:
       raise ValueError(f"no key at character {at}")
     key, at = word[0], word.end()
   at = skip(text, at)
-  if text[at : at + 1] != sign:
+  if at >= len(text):
+    raise Unclosed(f"cut off behind {key!r}")
+  if text[at] != sign:
     raise ValueError(f"no {sign!r} at character {at}")
-  value, at = _value(text, at + 1, depth)
+  value, at = _value(text, at + 1, depth, ends)
   return (key, value), at
 
 
-def read_call(text: str, at: int = 0) -> tuple[str, dict[str, Any], int]:
+def _keyword(text, at, depth, ends):
+  """One argument of a Python call; a list of pairs for **{...}."""
+  if text.startswith("**", at):
+    more, at = _value(text, at + 2, depth, ends)
+    if not isinstance(more, dict):
+      raise ValueError(f"no keywords at character {at}")
+    return list(more.items()), at
+  pair, at = _member(text, at, depth, ends, "=")
+  return [pair], at
+
+
+def read_call(
+  text: str, at: int = 0, *, ends: int = 0
+) -> tuple[str, dict[str, Any], int]:
   """A call such as `search(query="who", limit=3)`.
+
+  Args:
+    text: Any text.
+    at: Where the call begins; white space is passed over.
+    ends: See `read`.
 
   Returns:
     Name, arguments, and the place behind it.
 
   Raises:
-    ValueError: there is no such call.
+    Unclosed: the text ends before the call does.
+    ValueError: there is no such call, or one with arguments without a name.
   """
   at = skip(text, at)
   word = _WORD.match(text, at)
   if not word or text[word.end() : word.end() + 1] != "(":
     raise ValueError(f"no call at character {at}")
-  keyword = lambda text, at, depth: _member(text, at, depth, "=")
-  arguments, end = _items(text, word.end(), 0, keyword, dict)
-  return word[0].removesuffix(".call"), arguments, end
+  found, end = _items(text, word.end(), 0, _keyword, ends)
+  return word[0], calls.unique([pair for pairs in found for pair in pairs]), end
 
 
 def _string(text, at):
   quote, parts = text[at], []
   plain = _PLAIN[quote]
-  at += 1
+  if text.startswith(quote * 3, at):
+    quote *= 3
+  at += len(quote)
   while True:
     found = plain.match(text, at)
     parts.append(found[0])
     at = found.end()
     if at >= len(text):
-      raise ValueError("a string is not closed")
-    if text[at] == quote:
-      return _paired("".join(parts)), at + 1
-    letter = text[at + 1 : at + 2]
-    code = _HEX.match(text, at + 2) if letter == "u" else None
-    if code:
-      parts.append(chr(int(code[0], 16)))
+      raise Unclosed("a string is not closed")
+    if text.startswith(quote, at):
+      return _paired("".join(parts)), at + len(quote)
+    if text[at] != "\\":
+      parts.append(text[at])
+      at += 1
+      continue
+    code = _HEX.match(text, at + 1)
+    if code and int(code[code.lastindex], 16) < 0x110000:
+      parts.append(chr(int(code[code.lastindex], 16)))
       at = code.end()
     else:
-      parts.append(_ESCAPES.get(letter, letter))
+      letter = text[at + 1 : at + 2]
+      kept = letter if letter in _ITSELF else f"\\{letter}"
+      parts.append(_ESCAPES.get(letter, kept))
       at += 2
 
 

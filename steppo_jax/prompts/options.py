@@ -25,8 +25,8 @@ class PromptConfig:
     answer: "command": the answer is what the environment reads. "tool_call":
       it holds a call such as <tool_call>{"name": "env_step", "arguments":
       {"action": "go to desk 1"}}</tool_call>; see `guides`.
-    think: Whether the agent is told to think before it answers, and what it
-      wrote inside <think> is no part of the answer.
+    think: Whether the agent is told to think before it answers, and its
+      thoughts are no part of the answer; in calls and chats they never are.
     dialect: How calls are spelt; see `tool_dialects`. "action" is for
       environments that read commands.
     strict: Whether nothing but thoughts and white space may stand outside of a

@@ -4,6 +4,7 @@ import bisect
 import dataclasses
 import importlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -20,9 +21,10 @@ THINK = (
 ONE_CALL = "Then make exactly one call of a tool."
 SEVERAL_CALLS = "Then make one or several calls of tools."
 INVALID_CALL = "Your last answer was no valid call. A call is written "
+WRONG = "What was wrong: "
+ONLY_FIRST = "Only the first call of your last answer was made."
 
 _TASK = "Your task is to: "
-_THOUGHT_END = "</think>"
 
 # Takes the turns that a prompt leaves out; gives what stands for them.
 Summary = Callable[[Sequence[types.Turn]], Sequence[str | np.ndarray]]
@@ -144,25 +146,47 @@ class SectionPrompt:
     answer = base.closed(tokenizer, before.response_ids)
     return base.joined(tokenizer, prompt_ids, answer, *self._shown(now, before))
 
+  @property
+  def opens_thought(self) -> bool:
+    """Whether an answer begins inside of a thought: here it never does."""
+    return False
+
   def action(self, response_ids: np.ndarray) -> str:
     """What the environment reads of a response; "" for an invalid call."""
+    return self._read(response_ids)[0]
+
+  def refuses(self, response_ids: np.ndarray) -> bool:
+    """Whether a response is an invalid call, of which nothing is read."""
+    unwraps = self.config.answer == "tool_call" and self.guide.unwrap
+    return bool(unwraps) and not self.action(response_ids)
+
+  def _read(self, response_ids: np.ndarray) -> tuple[str, str]:
+    """What the environment reads, and what the agent is to be told of it."""
     text = self.tokenizer.decode(response_ids).strip()
-    if self.config.answer == "command":
-      read = envs_calls.without_thoughts(text) if self.config.think else text
-      return read.strip()
+    config, opened = self.config, self.opens_thought
+    if config.answer == "command":
+      # Some environments read thoughts that nobody was told to write.
+      if config.think or config.layout == "chat":
+        text = envs_calls.without_thoughts(text, opened=opened).strip()
+      return text, ""
     calls = tool_dialects.parse(
-      text, self.config.dialect, strict=self.config.strict
-    )
+      text, config.dialect, strict=config.strict, opened=opened,
+      tools=schemas(self.guide),
+    )  # fmt: skip
     tool = self.guide.unwrap
     if tool is None:
-      return tool_dialects.canonical(calls)
-    key = self.guide.tools[tool].key
-    found = next((call for call in calls if call.name), None)
+      return tool_dialects.canonical(calls), ""
+    fault = next((call.error for call in calls if call.error), "")
+    if fault or not calls:
+      return "", fault
+    call, key = calls[0], self.guide.tools[tool].key
     # The dialect "action" names no tool: it has but one.
-    if found is None or found.name not in (tool, "action"):
-      return ""
-    value = found.arguments.get(key)
-    return value.strip() if isinstance(value, str) else ""
+    if call.name not in (tool, "action"):
+      return "", f"there is no tool {call.name!r}"
+    value = call.arguments.get(key)
+    if not isinstance(value, str):
+      return "", f"{tool} needs a string {key!r}"
+    return value.strip(), ONLY_FIRST if len(calls) > 1 else ""
 
   def _build(self, turns):
     task, seen = _split(turns[0].observation)
@@ -222,28 +246,37 @@ class SectionPrompt:
   def _seen(self, turn, before) -> str:
     """What is seen, after a word on an answer that was no call."""
     unwraps = self.config.answer == "tool_call" and self.guide.unwrap
-    if before is None or not unwraps or self.action(before.response_ids):
+    if before is None or not unwraps:
       return turn.observation
-    form = example(self.guide, self.config.dialect)
-    return f"{INVALID_CALL}{form}\n{turn.observation}"
+    action, told = self._read(before.response_ids)
+    if not action:
+      told = f"{WRONG}{told}" if told else ""
+      told = f"{INVALID_CALL}{example(self.guide, self.config.dialect)}\n{told}"
+    return f"{told.strip()}\n{turn.observation}" if told else turn.observation
 
   def response(self, action: str) -> np.ndarray:
     """The ids of an answer that is read as `action`, for demonstrations."""
     tool = self.guide.unwrap
     if self.config.answer == "tool_call" and tool is not None:
       arguments = {self.guide.tools[tool].key: action}
-      action = tool_dialects.spell(tool, arguments, self.config.dialect)
-    return base.joined(self.tokenizer, action, self.tokenizer.end_of_turn_id)
+      action = tool_dialects.spell(
+        tool, arguments, self.config.dialect, tools=schemas(self.guide)
+      )
+    ids = base.answer_ids(self.tokenizer, action)
+    return base.joined(self.tokenizer, ids, self.tokenizer.end_of_turn_id)
 
   def _without_thought(self, ids: np.ndarray) -> np.ndarray:
     """The ids behind a thought; all of them where it ends inside of one."""
     decode = self.tokenizer.decode
-    if not self.config.think or _THOUGHT_END not in decode(ids):
+    text = decode(ids)
+    end = envs_calls.behind_thought(text)
+    if not self.config.think or not end:
       return ids
-    ends = lambda count: _THOUGHT_END in decode(ids[:count])
-    first = bisect.bisect_left(range(len(ids) + 1), True, key=ends)
-    left = decode(ids[:first]).rstrip()  # A piece may hold the space behind it.
-    return ids[first:] if left.endswith(_THOUGHT_END) else ids
+    size = lambda count: len(decode(ids[:count]))
+    first = bisect.bisect_left(range(len(ids) + 1), end, key=size)
+    # A piece may hold the space behind the mark, but no more.
+    left = decode(ids[:first]).rstrip()
+    return ids[first:] if left == text[:end].rstrip() else ids
 
   def _without_end(self, part):
     """An answer without its end-of-turn; anything else as it is."""
@@ -270,6 +303,11 @@ class ChatSections(SectionPrompt):
   def append_only(self) -> bool:
     """Whether the template leaves what came before as it was."""
     return self.chat.append_only
+
+  @property
+  def opens_thought(self) -> bool:
+    """Whether the template begins a thought, which the answer goes on with."""
+    return self.chat.opens_thought
 
   def first(self, turn: types.Turn) -> np.ndarray:
     """Prompt of the first step: [P] int32."""
@@ -307,7 +345,24 @@ def describe_tools(guide: guides.Guide, dialect: tool_dialects.Dialect) -> str:
 def example(guide: guides.Guide, dialect: tool_dialects.Dialect) -> str:
   """A call of the first tool of a guide as the dialect writes it."""
   name, tool = next(iter(guide.tools.items()))
-  return tool_dialects.spell(name, {tool.key: tool.example}, dialect)
+  arguments = {tool.key: tool.example}
+  return tool_dialects.spell(name, arguments, dialect, tools=schemas(guide))
+
+
+def schemas(guide: guides.Guide) -> list[dict[str, Any]]:
+  """The tools of a guide as chat templates take them."""
+  return [
+    {
+      "name": name,
+      "description": tool.purpose,
+      "parameters": {
+        "type": "object",
+        "properties": {tool.key: {"type": "string"}},
+        "required": [tool.key],
+      },
+    }
+    for name, tool in guide.tools.items()
+  ]
 
 
 def how(guide: guides.Guide, config: options.PromptConfig) -> str:

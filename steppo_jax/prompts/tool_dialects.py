@@ -1,57 +1,90 @@
-"""Reads tool calls in the dialects of model families.
+"""Reads and writes tool calls in the dialects of model families.
 
-    hermes   <tool_call>{"name": "search", "arguments": {"query": "who"}}
-             </tool_call>                       (Qwen, Hermes, SmolLM)
-    llama    <|python_tag|>{"name": "search", "parameters": {"query": "who"}}
-             or search.call(query="who"), several behind each other with ";"
-    gemma    ```tool_code
-             search(query="who")
-             ```                                or JSON in such a fence
-    action   <action>go to desk 1</action>
+    hermes         <tool_call>{"name": "search", "arguments": {"query": "who"}}
+                   </tool_call>
+    llama          <|python_tag|>{"name": "search", "parameters": {...}}
+                   or search.call(query="who"), with ";" between calls
+    pythonic       [search(query="who"), look()]
+    gemma          a code fence tool_code with search(query="who")
+    functiongemma  <start_function_call>call:search{query:<escape>who<escape>}
+                   <end_function_call>
+    gemma4         <|tool_call>call:search{query:<|"|>who<|"|>}<tool_call|>
+    qwen3_coder    <tool_call><function=search><parameter=query>who</parameter>
+                   </function></tool_call>
+    glm            <tool_call>search<arg_key>query</arg_key>
+                   <arg_value>who</arg_value></tool_call>
+    deepseek       <｜tool▁call▁begin｜>search<｜tool▁sep｜>{"query": "who"}
+                   <｜tool▁call▁end｜>
+    kimi           <|tool_call_begin|>functions.search:0
+                   <|tool_call_argument_begin|>{"query": "who"}<|tool_call_end|>
+    mistral        [TOOL_CALLS][{"name": "search", "arguments": {...}}]
+                   or [TOOL_CALLS]search[ARGS]{"query": "who"}
+    harmony        <|channel|>commentary to=functions.search
+                   <|constrain|>json<|message|>{"query": "who"}<|call|>
+    action         <action>go to desk 1</action>
 
-What stands in `<think>...</think>` is never a call. Strict reading takes
-exactly these forms. Otherwise text around calls is passed over, closing tags,
-fences and brackets may be missing, and JSON may have single quotes, spare
-commas and `arguments` for `parameters`; see `loose_json`.
+`docs/models.md` says which models write which. What stands in a thought is
+never a call (`envs.calls.scan`), and a mark inside of a string ends nothing.
+
+Strict reading takes exactly these forms. Otherwise text around calls is passed
+over, closing tags, fences and outermost brackets may be missing, JSON may have
+single quotes, spare commas and `arguments` for `parameters` (`loose_json`), and
+one mark may hold several calls. A call that cannot be understood is never left
+out: it comes back with what is wrong with it. That includes one whose arguments
+are cut off, which may have had more of them, and one with a key twice.
 """
 
-import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 from steppo_jax.envs import calls as envs_calls
-from steppo_jax.prompts import loose_json
+from steppo_jax.prompts import (
+  json_dialects,
+  loose_json,
+  python_dialects,
+  text_dialects,
+  tool_call,
+)
+from steppo_jax.prompts.tool_call import ToolCall
 
-Dialect = Literal["hermes", "llama", "gemma", "action"]
+Dialect = Literal[
+  "hermes", "llama", "gemma", "action", "pythonic", "functiongemma", "gemma4",
+  "qwen3_coder", "glm", "deepseek", "kimi", "mistral", "harmony",
+]  # fmt: skip
 Which = Literal["all", "first", "last"]
 
+_FORMS: dict[str, tool_call.Form] = {
+  "hermes": json_dialects.HERMES,
+  "llama": python_dialects.LLAMA,
+  "gemma": python_dialects.GEMMA,
+  "action": text_dialects.ACTION,
+  "pythonic": python_dialects.PYTHONIC,
+  "functiongemma": text_dialects.FUNCTIONGEMMA,
+  "gemma4": text_dialects.GEMMA4,
+  "qwen3_coder": text_dialects.QWEN3_CODER,
+  "glm": text_dialects.GLM,
+  "deepseek": json_dialects.DEEPSEEK,
+  "kimi": json_dialects.KIMI,
+  "mistral": json_dialects.MISTRAL,
+  "harmony": json_dialects.HARMONY,
+}
 _OUTSIDE = "text outside of the calls"
-_OPEN = {"hermes": "<tool_call>", "action": "<action>"}
-_PYTHON_TAG = "<|python_tag|>"
-_FENCE = re.compile(r"```(tool_code|tool_call|json|python)?[^\S\n]*\n?")
-_OBJECT = re.compile(r"""\{\s*["']?(name|function)\b""")
-# Objects without a tag that are tried in a text.
-_TRIED = 8
-
-
-class ToolCall(NamedTuple):
-  """One call.
-
-  Attributes:
-    name: The tool, None for a call that cannot be understood. "action" in the
-      dialect of that name.
-    arguments: By name.
-    error: What is wrong with it, "" without a fault.
-  """
-
-  name: str | None
-  arguments: Mapping[str, Any]
-  error: str = ""
+_OBJECT = r"""\{\s*["']?(?:name|function|type|id|arguments|parameters)\b"""
+_ARGUMENTS = re.compile(r"""["']?(?:arguments|parameters)["']?\s*:""")
+# After so many calls that cannot be understood no other is read: time stays
+# linear in the text, whatever is in it.
+_MOST_FAULTS = 16
 
 
 def parse(
-  text: str, dialect: Dialect, *, strict: bool = False, which: Which = "all"
+  text: str,
+  dialect: Dialect,
+  *,
+  strict: bool = False,
+  which: Which = "all",
+  tools: Sequence[Mapping[str, Any]] | None = None,
+  opened: bool = False,
 ) -> list[ToolCall]:
   """The calls of a text, in their order; [] without any.
 
@@ -64,240 +97,115 @@ def parse(
       it; a text that breaks it is one call that cannot be understood.
     which: "first" or "last" keeps one of those that can be understood, or of
       all where none can.
+    tools: Schemas as chat templates take them. The dialects whose strings have
+      no quotes ("qwen3_coder", "glm") read arguments by their types; see
+      `tool_call.value_of` for what is read without.
+    opened: Whether the prompt opened a thought; see
+      `envs.calls.without_thoughts`.
 
   Raises:
     ValueError: there is no such dialect or choice.
   """
-  for name, value, known in (
-    ("dialect", dialect, Dialect), ("which", which, Which)
-  ):  # fmt: skip
-    if value not in get_args(known):
-      raise ValueError(
-        f"{name}={value!r} is none of {', '.join(get_args(known))}"
-      )
-  text = envs_calls.without_thoughts(text)
-  read = {"llama": _llama, "gemma": _gemma}.get(dialect)
-  if read is None:
-    calls = _tagged(text, dialect, strict)
-  else:
-    calls = read(text, strict)
-  if strict and any(call.error == _OUTSIDE for call in calls):
-    return [ToolCall(None, {}, _OUTSIDE)]
+  form = _form(dialect)
+  if which not in get_args(Which):
+    raise ValueError(f"which={which!r} is none of {', '.join(get_args(Which))}")
+  kinds = tool_call.kinds_of(tools)
+  opening, start = form.opening, form.strict_start
+  if not strict:
+    start = form.start
+    opening += f"|{_OBJECT}" if form.untagged else ""
+  faults = 0
+
+  def read(text: str, mark: re.Match):
+    nonlocal faults
+    if faults >= _MOST_FAULTS:
+      return [], mark.end()
+    tagged = mark.re is start or not re.match(_OBJECT, mark[0])
+    try:
+      if tagged:
+        got = form.read(text, mark, strict, kinds)
+      else:
+        got = _untagged(text, mark.start())
+    except (ValueError, RecursionError) as error:
+      faults += 1
+      if not tagged and not _described(text, mark):
+        return None
+      # All that stands behind a quote that is never closed is in the string.
+      cut = isinstance(error, loose_json.Unclosed)
+      end = len(text) if cut else mark.end()
+      got = [ToolCall(None, {}, str(error))], end
+    return got and ([(call, tagged) for call in got[0]], got[1])
+
+  found, rest = envs_calls.scan(text, opening, read, start=start, opened=opened)
+  # Without a mark an object is a call only where there is no other.
+  sure = any(tagged for _, tagged in found)
+  calls = [call for call, tagged in found if tagged or not sure]
+  outside = re.sub(form.around, "", "".join(rest)) if form.around else rest
+  if strict and "".join(outside).strip():
+    told = [call for call in calls if call.error]
+    return told[:1] or [ToolCall(None, {}, _OUTSIDE)]
   good = [call for call in calls if call.name is not None] or calls
   return {"all": calls, "first": good[:1], "last": good[-1:]}[which]
 
 
-def spell(name: str, arguments: Mapping[str, Any], dialect: Dialect) -> str:
+def spell(
+  name: str,
+  arguments: Mapping[str, Any],
+  dialect: Dialect,
+  *,
+  tools: Sequence[Mapping[str, Any]] | None = None,
+) -> str:
   """A call in the exact form of a dialect; "action" tells one argument alone.
 
+  `parse` reads it back, given the same `tools` or none, if the arguments are
+  JSON and of the types that the schemas name.
+
   Raises:
-    ValueError: there is no such dialect, or "action" with several arguments.
+    ValueError: there is no such dialect; "action" with several arguments; or
+      the dialect cannot spell the name, or JSON an argument (NaN).
   """
-  body = lambda key: json.dumps(
-    {"name": name, key: dict(arguments)}, ensure_ascii=False
-  )
-  if dialect == "hermes":
-    return f"<tool_call>{body('arguments')}</tool_call>"
-  if dialect == "llama":
-    return f"{_PYTHON_TAG}{body('parameters')}"
-  if dialect == "gemma":
-    listed = ", ".join(f"{k}={json.dumps(v)}" for k, v in arguments.items())
-    return f"```tool_code\n{name}({listed})\n```"
-  if dialect != "action":
+  return _form(dialect).spell(name, arguments, tool_call.kinds_of(tools))
+
+
+def _form(dialect) -> tool_call.Form:
+  if dialect not in _FORMS:
     raise ValueError(
       f"dialect={dialect!r} is none of {', '.join(get_args(Dialect))}"
     )
-  (value,) = arguments.values()
-  return f"<action>{value}</action>"
+  return _FORMS[dialect]
 
 
 def canonical(calls: Sequence[ToolCall]) -> str:
-  """The calls as environments read them; those with a fault are left out.
+  """The calls as environments read them, faults included.
 
-  An action is its text alone; other calls are JSON in <tool_call>.
+  An action is its text alone; other calls are JSON in <tool_call>. One that
+  cannot be understood is an object without a name, which environments count as
+  invalid and answer so.
   """
   found = []
   for call in calls:
     if call.name == "action" and isinstance(call.arguments.get("action"), str):
       found.append(call.arguments["action"])
-    elif call.name is not None:
-      record = {"name": call.name, "arguments": dict(call.arguments)}
-      body = json.dumps(record, ensure_ascii=False)
-      # A tag inside of a string must not close the call.
-      body = body.replace("<", "\\u003c")
-      found.append(f"<tool_call>{body}</tool_call>")
+      continue
+    record = {"name": call.name, "arguments": dict(call.arguments)}
+    if call.name is None:
+      record = {"error": call.error}
+    # A tag inside of a string must not close the call.
+    body = tool_call.without_marks(tool_call.to_json(record))
+    found.append(f"<tool_call>{body}</tool_call>")
   return "\n".join(found)
 
 
-def _tagged(text: str, dialect: str, strict: bool) -> list[ToolCall]:
-  """Calls between an opening and a closing tag."""
-  opening = _OPEN[dialect]
-  closing = opening.replace("<", "</")
-  before, *bodies = text.split(opening)
-  calls = []
-  if strict and before.strip():
-    return [ToolCall(None, {}, _OUTSIDE)]
-  for body in bodies:
-    body, closed, behind = body.partition(closing)
-    if strict and not closed:
-      calls.append(ToolCall(None, {}, f"{opening} is never closed"))
-    elif strict and behind.strip():
-      return [ToolCall(None, {}, _OUTSIDE)]
-    elif dialect == "action":
-      action = body.strip()
-      fault = ToolCall(None, {}, f"{opening} is empty")
-      calls.append(ToolCall("action", {"action": action}) if action else fault)
-    else:
-      calls.append(_json_call(body, "arguments", strict))
-  if not bodies and not strict and dialect == "hermes":
-    return _untagged(text)
-  return calls
+def _untagged(text: str, at: int) -> tuple[list[ToolCall], int]:
+  """The call that an object describes, without any mark; [] for another."""
+  record, end = tool_call.value_at(text, at)
+  if not tool_call.is_call(record):
+    return [], end
+  return tool_call.of_records(record, "arguments"), end
 
 
-def _llama(text: str, strict: bool) -> list[ToolCall]:
-  """Calls behind each other, all JSON or all Python."""
-  before, tag, body = text.partition(_PYTHON_TAG)
-  if not tag:
-    before, body = "", text
-  if strict and before.strip():
-    return [ToolCall(None, {}, _OUTSIDE)]
-  if strict:
-    return _strict_sequence(body)
-  calls, at = [], 0
-  while True:
-    at = loose_json.skip(body, at)
-    try:
-      if body[at : at + 1] == "{":
-        record, at = loose_json.read(body, at)
-        calls.append(_call_of(record, "parameters", False))
-      else:
-        name, arguments, at = loose_json.read_call(body, at)
-        calls.append(ToolCall(name, arguments))
-    except ValueError as error:
-      if calls:
-        return calls
-      found = _untagged(body)
-      fault = [ToolCall(None, {}, f"no call behind the tag: {error}")]
-      return found or (fault if tag else [])
-    at = loose_json.skip(body, at)
-    if body[at : at + 1] != ";":
-      return calls
-    at += 1
-
-
-def _strict_sequence(body: str) -> list[ToolCall]:
-  """JSON objects or Python calls with ";" between them, and nothing else."""
-  calls, at = [], loose_json.skip(body, 0)
-  decoder = json.JSONDecoder()
-  while at < len(body):
-    try:
-      if body[at] == "{":
-        record, at = decoder.raw_decode(body, at)
-        calls.append(_call_of(record, "parameters", True))
-      else:
-        name, arguments, at = loose_json.read_call(body, at)
-        calls.append(ToolCall(name, arguments))
-    except (ValueError, RecursionError):
-      return [ToolCall(None, {}, _OUTSIDE)]
-    at = loose_json.skip(body, at)
-    if at < len(body):
-      if body[at] != ";":
-        return [ToolCall(None, {}, _OUTSIDE)]
-      at = loose_json.skip(body, at + 1)
-  return calls
-
-
-def _gemma(text: str, strict: bool) -> list[ToolCall]:
-  """Calls in fences of code, one a line or one JSON object."""
-  calls, at, last = [], 0, 0
-  while opening := _FENCE.search(text, at):
-    end = text.find("```", opening.end())
-    named = opening[1] in (("tool_code",) if strict else ("tool_code",
-                           "tool_call", "json", "python", None))  # fmt: skip
-    if strict and (
-      not named or end < 0 or text[last : opening.start()].strip()
-    ):
-      return [ToolCall(None, {}, _OUTSIDE)]
-    body = text[opening.end() : end if end >= 0 else len(text)]
-    calls += _fenced(body, strict)
-    if end < 0:
-      return calls
-    at = last = end + 3
-  if strict and text[last:].strip():
-    return [ToolCall(None, {}, _OUTSIDE)]
-  return calls or ([] if strict else _untagged(text))
-
-
-def _fenced(body: str, strict: bool) -> list[ToolCall]:
-  if body.lstrip().startswith(("{", "[")):
-    return [_json_call(body, "arguments", strict)]
-  calls, at = [], loose_json.skip(body, 0)
-  while at < len(body):
-    try:
-      # Printing the result of a call is how the family was shown to call.
-      inner = at + 6 if body.startswith("print(", at) and not strict else at
-      name, arguments, at = loose_json.read_call(body, inner)
-    except ValueError as error:
-      return [*calls, ToolCall(None, {}, f"the fence holds no call: {error}")]
-    calls.append(ToolCall(name, arguments))
-    at = loose_json.skip(body, at)
-    if inner != at and body[at : at + 1] in (")", ";"):
-      at = loose_json.skip(body, at + 1)
-  return calls
-
-
-def _json_call(body: str, key: str, strict: bool) -> ToolCall:
-  """The call of one body, in JSON or, where that is allowed, nearly so."""
-  try:
-    return _call_of(json.loads(body), key, strict)
-  except (ValueError, RecursionError):
-    if strict:
-      return ToolCall(None, {}, "the tool call is not JSON")
-  start = body.find("{")
-  try:
-    if start < 0:
-      raise ValueError("no object")
-    return _call_of(loose_json.read(body, start)[0], key, False)
-  except ValueError as error:
-    return ToolCall(None, {}, f"the tool call is not JSON: {error}")
-
-
-def _untagged(text: str) -> list[ToolCall]:
-  """Objects that name a tool, without any tag."""
-  calls, at = [], 0
-  for _ in range(_TRIED):
-    found = _OBJECT.search(text, at)
-    if not found:
-      break
-    try:
-      record, at = loose_json.read(text, found.start())
-      calls.append(_call_of(record, "arguments", False))
-    except ValueError:
-      at = found.end()
-  return [call for call in calls if call.name is not None]
-
-
-def _call_of(record: Any, key: str, strict: bool) -> ToolCall:
-  """The call that a JSON object describes."""
-  fault = lambda text: ToolCall(None, {}, text)
-  if not strict:
-    if isinstance(record, list) and len(record) == 1:
-      record = record[0]
-    if isinstance(record, dict) and isinstance(record.get("function"), dict):
-      record = record["function"]
-  if not isinstance(record, dict) or not isinstance(record.get("name"), str):
-    return fault(f'expected {{"name": ..., "{key}": {{...}}}}')
-  if strict and set(record) != {"name", key}:
-    return fault("unknown keys")
-  arguments = record.get(key)
-  if not strict and arguments is None:
-    other = "parameters" if key == "arguments" else "arguments"
-    arguments = record.get(other, {})
-  if isinstance(arguments, str) and not strict:
-    try:
-      arguments = loose_json.read(arguments)[0]
-    except ValueError:
-      return fault("the arguments are not JSON")
-  if not isinstance(arguments, dict):
-    return fault(f"{key} of {record['name']} are no object")
-  return ToolCall(record["name"], arguments)
+def _described(text: str, mark: re.Match) -> bool:
+  """Whether a broken object was meant as a call: it has arguments."""
+  again = re.compile(_OBJECT).search(text, mark.end())
+  end = again.start() if again else len(text)
+  return _ARGUMENTS.search(text, mark.start(), end) is not None

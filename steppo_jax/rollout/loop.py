@@ -264,6 +264,10 @@ def _advance(
     scores = {k: float(v) for k, v in out.info.get("scores", {}).items()}
     answered = state.turns[-1]._replace(response_ids=response.response_ids)
     state.turns[-1:] = [answered, _turn(out)]
+    # Counted whatever the environment makes of it; only prompts with calls can
+    # tell.
+    tells = getattr(prompt, "refuses", None)
+    refused = tells is not None and tells(response.response_ids)
     next_ids = prompt.extend(state.prompt_ids, state.turns)
   except Exception as error:
     return _failed(episode, state.steps, error)
@@ -285,7 +289,7 @@ def _advance(
       truncated=truncated,
       stop_reason=response.stop_reason,
       anchor_obs=state.anchor,
-      metadata={"invalid": bool(out.info.get("invalid", False))},
+      metadata={"invalid": bool(out.info.get("invalid", False) or refused)},
     )
   )
   state.prompt_ids = next_ids

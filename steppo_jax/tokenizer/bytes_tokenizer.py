@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from steppo_jax.tokenizer import token_bytes
+from steppo_jax.tokenizer import rules, token_bytes
 
 SPECIAL = ("<pad>", "<bos>", "<end_of_turn>")
 
@@ -49,6 +49,10 @@ class BytesTokenizer:
     }  # fmt: skip
     self.chat_template = chat_template
     self.digest = hashlib.sha256("\0".join(names).encode()).hexdigest()
+    self._bytes = [bytes([i]) for i in range(256)]
+    for name in names:
+      silent = name in SPECIAL or rules.of_turns(name)
+      self._bytes.append(b"" if silent else name.encode())
     spelt = sorted(names, key=len, reverse=True)
     self._spelt = re.compile(f"({'|'.join(map(re.escape, spelt))})")
 
@@ -82,10 +86,13 @@ class BytesTokenizer:
     return np.concatenate(parts)
 
   def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-    """Returns the text of any ids; control tokens are the empty string.
+    """Returns the text of any ids.
+
+    Control tokens are as they are spelt, but for those of turns, which are the
+    empty string.
 
     Raises:
       ValueError: an id is not in the vocabulary.
     """
     flat = token_bytes.checked(ids, self.vocab_size)
-    return token_bytes.text_of(bytes(index for index in flat if index < 256))
+    return token_bytes.text_of(b"".join([self._bytes[i] for i in flat]))

@@ -71,12 +71,7 @@ class HuggingFaceTokenizer:
     self._control_spellings = tokenizer_rules.controls(rules, chat_template)
     without_prefix = tokenizer_rules.without_prefix
     self._full = tokenizer_rules.build(without_prefix(rules), where)
-    plain = dict(rules)
-    plain["added_tokens"] = [
-      token
-      for token in rules.get("added_tokens") or ()
-      if token["content"] not in self._control_spellings
-    ]
+    plain = tokenizer_rules.without_added(rules, self._control_spellings)
     self._plain = tokenizer_rules.build(without_prefix(plain), where)
     vocabulary = self._full.get_vocab(with_added_tokens=True)
     self._piece = {index: piece for piece, index in vocabulary.items()}
@@ -91,7 +86,13 @@ class HuggingFaceTokenizer:
       text: vocabulary[text] for text in sorted(self._control_spellings)
     }
     self._control_ids = set(self.controls.values())
-    self._added = {t["id"] for t in rules.get("added_tokens") or ()}
+    added = rules.get("added_tokens") or ()
+    self._added = {token["id"] for token in added}
+    self._of_turns = {
+      token["id"]
+      for token in added
+      if token.get("special") and tokenizer_rules.of_turns(token["content"])
+    }
     self._by_letters = "ByteLevel" in tokenizer_rules.types(
       rules.get("decoder")
     )
@@ -172,6 +173,7 @@ class HuggingFaceTokenizer:
     self.end_of_turn_id = ends[0]
     self.pad_id = ids.get("pad", ids.get("eos", ends[0]))
     self.bos_id = ids.get("bos", self.pad_id)
+    self._silent = {*ids.values(), *self.stop_ids}
 
   def token_id(self, text: str) -> int:
     """Id of a control token by its spelling.
@@ -238,9 +240,12 @@ class HuggingFaceTokenizer:
     return ids
 
   def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-    """Returns the text of any ids; control tokens are the empty string.
+    """Returns the text of any ids.
 
-    Bytes that are not UTF-8, which a policy can sample, become U+FFFD.
+    Added tokens, such as the marks of thoughts and calls, are as they are
+    spelt, but for those that end a response or stand around turns, which are
+    the empty string. Bytes that are not UTF-8, which a policy can sample,
+    become U+FFFD.
 
     Raises:
       ValueError: an id is not in the vocabulary.
@@ -257,10 +262,9 @@ class HuggingFaceTokenizer:
 
   def _read(self, index: int) -> bytes:
     piece = self._piece.get(index, "")
-    if index in self._control_ids:
-      return b""
-    if index in self._added:
-      return piece.encode()
+    if index in self._control_ids or index in self._added:
+      silent = index in self._of_turns or index in self._silent
+      return b"" if silent else piece.encode()
     if self._by_letters:
       # A letter outside of the table is of a piece that was never merged.
       letters = (tokenizer_rules.LETTER_BYTE.get(x) for x in piece)

@@ -1,7 +1,20 @@
 """What `tokenizer.json` says, read and changed before anything is built."""
 
+import hashlib
 import json
+import re
 from typing import Any
+
+# Special tokens that begin and end texts, turns and what names whose turn it
+# is. What other special tokens spell belongs to an answer: marks of thoughts
+# and calls, and whatever a policy should not have written.
+_TURNS = re.compile(
+  r"<[|｜]?(?:im_(?:start|end|sep|middle|user|assistant|system)|turn"
+  r"|(?:start|end|begin)[_▁]of[_▁](?:turn|text|sentence|role|message)"
+  r"|(?:start|end)_header_id|role_(?:start|end|sep)|message_sep|endoftext"
+  r"|end|eo[tm]_id|eo[tms]|bos|pad|unk|user|assistant|system|User|Assistant|System"
+  r")[|｜]?>|</?s>|\[/?INST\]"
+)
 
 
 def byte_letters() -> dict[int, str]:
@@ -78,6 +91,32 @@ def controls(rules: dict[str, Any], template: str | None) -> set[str]:
     if token.get("special") or (mark and text in (template or "")):
       found.add(text)
   return found
+
+
+def without_added(rules: dict[str, Any], left_out: set[str]) -> dict[str, Any]:
+  """The rules without some added tokens, in which all others keep their ids.
+
+  The package numbers added tokens that the vocabulary does not hold in their
+  order, whatever ids the file gives. In the place of one that is left out is a
+  spelling that no text has: it begins with a code point that is no character.
+  """
+  vocabulary = rules["model"].get("vocab") or {}
+  if not isinstance(vocabulary, dict):
+    vocabulary = {piece for piece, _ in vocabulary}
+  added = rules.get("added_tokens") or ()
+  salt = hashlib.sha256(repr(added).encode("utf-8", "replace")).hexdigest()
+  kept = []
+  for token in added:
+    if token["content"] not in left_out:
+      kept.append(token)
+    elif token["content"] not in vocabulary:
+      kept.append({**token, "content": f"\ufdd0{salt}{token['id']}\ufdd1"})
+  return {**rules, "added_tokens": kept}
+
+
+def of_turns(text: str) -> bool:
+  """Whether a special token is of the turns and no part of an answer's text."""
+  return _TURNS.fullmatch(text) is not None
 
 
 def types(part: Any) -> set[str]:

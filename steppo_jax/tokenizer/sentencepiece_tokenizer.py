@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import sentencepiece
 
-from steppo_jax.tokenizer import token_bytes
+from steppo_jax.tokenizer import rules, token_bytes
 
 _ASSETS = pathlib.Path(__file__).parent / "assets"
 HOUSEHOLD_MODEL = _ASSETS / "household.model"
@@ -96,8 +96,12 @@ class SentencePieceTokenizer:
     piece = self._processor.id_to_piece(index)
     if self._processor.is_byte(index):
       return bytes([int(piece[3:5], 16)])
-    if self._processor.is_control(index) or self._processor.is_unknown(index):
+    if self._processor.is_unknown(index):
       return b""
+    if self._processor.is_control(index):
+      ids = (self.pad_id, self.bos_id, self.end_of_turn_id)
+      silent = index in ids or rules.of_turns(piece)
+      return b"" if silent else piece.encode()
     return piece.replace(_SPACE, " ").encode()
 
   def encode(self, text: str) -> np.ndarray:
@@ -116,9 +120,11 @@ class SentencePieceTokenizer:
     return np.array(ids, np.int32)
 
   def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-    """Returns the text of any ids; control tokens are the empty string.
+    """Returns the text of any ids.
 
-    Bytes that are not UTF-8, which a policy can sample, become U+FFFD.
+    Control tokens are as they are spelt, but for those of turns, which are the
+    empty string. Bytes that are not UTF-8, which a policy can sample, become
+    U+FFFD.
 
     Raises:
       ValueError: an id is not in the vocabulary.

@@ -121,6 +121,14 @@ def test_one_bad_call_among_good_ones_is_paid_once():
   ]
 
 
+def test_a_bad_call_beside_the_answer_is_counted():
+  env = _started(invalid_penalty=0.25)
+  step = env.step("<search></search><answer>Burbank</answer>")
+  assert step.info["won"]
+  assert step.info["invalid"]
+  assert step.reward == 0.75
+
+
 def test_strict_calls_forgive_nothing():
   env = _started(strict=True)
   assert env.step("answer Burbank").info["invalid"]

@@ -34,8 +34,14 @@ def _json(name, **arguments):
     ("<search>a < b & <i>c</i></search>", [("search", "a < b & <i>c</i>")]),
     ("", []),
     ("<think>never ends <search>a</search>", []),
+    ("<search>a</search> or not</think><search>b</search>", [("search", "b")]),
+    ("<think>a<think>b</think><search>a</search></think>", []),
+    ("[THINK]<search>a</search>[/THINK]<search>b</search>", [("search", "b")]),
+    (_json("search", query="a </tool_call> b"),
+     [("search", "a </tool_call> b")]),
+    (_json("search", query="a <think> b"), [("search", "a <think> b")]),
   ],
-)
+)  # fmt: skip
 def test_calls_with_tags_are_read_in_order(text, calls, strict):
   assert _parse(text, strict=strict) == calls
 
@@ -52,6 +58,16 @@ def test_calls_with_tags_are_read_in_order(text, calls, strict):
       '<tool_call>{"name": "search", "id": 1, "arguments": '
       '"{\\"query\\": \\"a\\", \\"top\\": 3}"}</tool_call>',
       [("search", "a")],
+    ),
+    (
+      '<tool_call>{"name": "search", "arguments": {"query": "a"}}\n'
+      '{"name": "answer", "arguments": {"text": "b"}}</tool_call>',
+      [("search", "a"), ("answer", "b")],
+    ),
+    (
+      '<tool_call>[{"name": "search", "arguments": {"query": "a"}}, '
+      '{"name": "answer", "arguments": {"text": "b"}}]</tool_call>',
+      [("search", "a"), ("answer", "b")],
     ),
   ],
 )
@@ -70,6 +86,11 @@ def test_only_the_lenient_rules_forgive(text, calls):
     "<tool_call>[]</tool_call>",
     "<tool_call>" + "[" * 5000 + "</tool_call>",
     _json("fly", query="a"),
+    '<tool_call>{"name": "search", "arguments": {"query": "a", "query": "b"}}'
+    "</tool_call>",
+    '<tool_call>{"name": "search", "arguments": {"query": NaN}}</tool_call>',
+    '<tool_call>{"name": "search", "arguments": {"query": "cut </tool_call> '
+    "<search>a</search>",
     _json("search", text="a"),
     _json("search", query=1706.03762),
     _json("search", query=" "),

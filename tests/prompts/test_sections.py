@@ -170,6 +170,32 @@ def test_an_answer_without_a_call_is_refused_and_explained(env, layout):
   assert sections.INVALID_CALL not in TOKENIZER.decode(prompt)
 
 
+def test_an_invalid_call_is_counted_whatever_the_environment_says():
+  made = builder("mine", answer="tool_call")
+  answers = ["<tool_call>{", LOOK]
+  engine = worlds.ScriptedEngine(lambda uid, turn: answers[turn])
+  limits = rollout_options.RolloutConfig(
+    max_steps=2, max_tokens=4_000, max_new_tokens=200
+  )
+  task = types.Task("t", "mine", "f", {})
+  episode = loop.Episode("u", task, 0, (0,))
+  (found,) = loop.run(engine, _Patient, [episode], made, limits)
+  assert [step.metadata["invalid"] for step in found.steps] == [True, False]
+
+
+class _Patient:
+  """An environment that takes any answer."""
+
+  def reset(self, task, seed):
+    return types.TimeStep("A room.", 0.0, False, False, {})
+
+  def step(self, text):
+    return types.TimeStep("A room.", 0.0, False, False, {})
+
+  def close(self):
+    pass
+
+
 def test_a_shop_is_played_by_calls_of_the_tool():
   task = TASKS["webshop"]()
   plan = webshop_env.plan(task)

@@ -1,6 +1,5 @@
 """Tool calls in the dialects of model families, tolerant and strict."""
 
-import json
 import typing
 
 import hypothesis
@@ -8,7 +7,7 @@ import pytest
 from hypothesis import strategies as st
 
 from steppo_jax.envs import calls as envs_calls
-from steppo_jax.prompts import loose_json, tool_dialects
+from steppo_jax.prompts import tool_dialects
 
 DIALECTS = typing.get_args(tool_dialects.Dialect)
 CALL = tool_dialects.ToolCall
@@ -26,6 +25,42 @@ EXACT = {
   ),
   "gemma": ('```tool_code\nsearch(query="who")\n```', WHO),
   "action": ("<action>go to desk 1</action>", GO),
+  "pythonic": ('[search(query="who")]', WHO),
+  "functiongemma": (
+    "<start_function_call>call:search{query:<escape>who<escape>}"
+    "<end_function_call>",
+    WHO,
+  ),
+  "gemma4": ('<|tool_call>call:search{query:<|"|>who<|"|>}<tool_call|>', WHO),
+  "qwen3_coder": (
+    "<tool_call>\n<function=search>\n<parameter=query>\nwho\n</parameter>\n"
+    "</function>\n</tool_call>",
+    WHO,
+  ),
+  "glm": (
+    "<tool_call>search\n<arg_key>query</arg_key>\n<arg_value>who</arg_value>\n"
+    "</tool_call>",
+    WHO,
+  ),
+  "deepseek": (
+    "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>search<｜tool▁sep｜>"
+    '{"query": "who"}<｜tool▁call▁end｜><｜tool▁calls▁end｜>',
+    WHO,
+  ),
+  "kimi": (
+    "<|tool_calls_section_begin|><|tool_call_begin|>functions.search:0"
+    '<|tool_call_argument_begin|>{"query": "who"}<|tool_call_end|>'
+    "<|tool_calls_section_end|>",
+    WHO,
+  ),
+  "mistral": (
+    '[TOOL_CALLS][{"name": "search", "arguments": {"query": "who"}}]', WHO
+  ),
+  "harmony": (
+    "<|channel|>commentary to=functions.search <|constrain|>json<|message|>"
+    '{"query": "who"}<|call|>',
+    WHO,
+  ),
 }  # fmt: skip
 
 JSON = '{"name": "search", "arguments": {"query": "who"}}'
@@ -46,7 +81,38 @@ LOOSE = [
   ("llama", f"I will call {PARAMETERS}."),
   ("gemma", "See:\n```tool_code\nprint(search(query='who'))\n```\nDone."),
   ("gemma", f"```json\n{PARAMETERS}"),
-  ("gemma", "```tool_code\nsearch(query='who'"),
+  ("gemma", "```tool_code\nsearch(query='who')"),
+  ("gemma", '[search(query="who")]'),
+  ("gemma", 'search(query="who")'),
+  ("pythonic", 'So: <|python_start|>[search(query="who")]<|python_end|> ok'),
+  ("functiongemma", "So <start_function_call>call:search{query: 'who'}"),
+  ("qwen3_coder", EXACT["qwen3_coder"][0].replace("<tool_call>", "So")),
+  ("qwen3_coder", f"<tool_call>{JSON}</tool_call>!"),
+  ("glm", f"<tool_call>{JSON}</tool_call>!"),
+  ("deepseek", "So " + EXACT["deepseek"][0].replace('"', "'")),
+  ("mistral", f"So [TOOL_CALLS]{JSON}"),
+  ("harmony", "Hm." + EXACT["harmony"][0].removesuffix("<|call|>")),
+]
+
+# Other forms that templates or models of the family write.
+ALSO_EXACT = [
+  ("llama", "<|python_tag|>search.call(query='who')"),
+  ("llama", PARAMETERS),
+  ("llama", "[search(query='who')]"),
+  ("pythonic", "<|python_start|>[search(query='who')]<|python_end|>"),
+  ("mistral", '[TOOL_CALLS]search[ARGS]{"query": "who"}'),
+  ("mistral", '[TOOL_CALLS]search[CALL_ID]a1b2[ARGS]{"query": "who"}'),
+  (
+    "deepseek",
+    "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>search\n"
+    '```json\n{"query": "who"}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>',
+  ),
+  (
+    "harmony",
+    "<|channel|>analysis<|message|>no: to=functions.f {}<|end|>"
+    "<|start|>assistant to=functions.search<|channel|>"
+    'commentary json<|message|>{"query": "who"}',
+  ),
 ]
 
 
@@ -65,10 +131,10 @@ def test_what_models_write_is_understood_unless_strict(dialect, text):
   assert all(call.name is None for call in calls)
 
 
-def test_llama_calls_in_python_and_without_a_tag():
-  for text in ("<|python_tag|>search.call(query='who')", PARAMETERS):
-    for strict in (False, True):
-      assert tool_dialects.parse(text, "llama", strict=strict) == [WHO]
+@pytest.mark.parametrize(("dialect", "text"), ALSO_EXACT)
+def test_other_forms_of_a_family_are_exact_too(dialect, text):
+  for strict in (False, True):
+    assert tool_dialects.parse(text, dialect, strict=strict) == [WHO]
 
 
 def test_an_action_is_read_though_it_is_never_closed():
@@ -106,10 +172,15 @@ def test_one_call_of_several_is_kept_by_choice():
     ("{]", "not JSON"),
     ("", "not JSON: no object"),
     ('{"name": 3}', 'expected {"name": ..., "arguments": {...}}'),
+    ('{"name": "f"}', 'expected {"name": ..., "arguments": {...}}'),
+    ('{"name": "f", "arguments": {"a": 1, "a": 2}}', "'a' occurs twice"),
+    ('{"name": "f", "arguments": {"a": NaN}}', "no value at character"),
+    ('{"name": "f", "arguments": {"a": 1e999}}', "too large for a number"),
     ('{"name": "f", "arguments": [1]}', "arguments of f are no object"),
     ('{"name": "f", "arguments": "x"}', "the arguments are not JSON"),
     ('{"name": "f" "arguments": {}}', "no comma at character"),
     ('{"name": "f', "a string is not closed"),
+    ("[]", 'expected {"name": ..., "arguments": {...}}'),
     ("{" + '"a": {' * 80, "nested more than 64 times"),
   ],
 )
@@ -128,39 +199,133 @@ def test_what_is_wrong_with_a_call_is_said(body, error):
     tool_dialects.parse("", "hermes", which="best")
 
 
-def anything():
-  marks = st.sampled_from(
-    ["<tool_call>", "</tool_call>", "<action>", "</action>", "<|python_tag|>",
-     "```tool_code\n", "```", "<think>", "</think>", '{"name": "f"', "'name'",
-     '"arguments": {', "}", "]", "[", ",", ":", "f(", "x=", ")", ";", "\\",
-     '"', "'", "\\u12", "1e9", "-", "None", "\n", "{", "print("]
-  )  # fmt: skip
-  text = st.text(st.characters(codec=None), max_size=6)
-  return st.lists(marks | text, max_size=25).map("".join)
+def several(dialect, separator="\n"):
+  """Two calls of one answer."""
+  one = lambda query: tool_dialects.spell("search", {"query": query}, dialect)
+  return separator.join([one("a"), one("b")])
 
 
-@hypothesis.settings(max_examples=300)
-@hypothesis.given(text=anything(), strict=st.booleans())
-def test_no_text_raises(text, strict):
-  for dialect in DIALECTS:
-    for which in typing.get_args(tool_dialects.Which):
-      calls = tool_dialects.parse(text, dialect, strict=strict, which=which)
-      assert len(calls) <= 1 or which == "all"
-      assert all((call.name is None) == bool(call.error) for call in calls)
-      tool_dialects.canonical(calls)
+BOTH = [CALL("search", {"query": "a"}), CALL("search", {"query": "b"})]
+A, B = (f'{{"name": "search", "arguments": {{"query": "{x}"}}}}' for x in "ab")
 
 
-def json_values():
-  leaves = st.none() | st.booleans() | st.integers() | st.text(max_size=8)
-  return st.recursive(
-    leaves, lambda x: st.lists(x) | st.dictionaries(st.text(), x), max_leaves=8
+@pytest.mark.parametrize(
+  ("dialect", "text"),
+  [
+    *((d, several(d, "")) for d in set(DIALECTS) - {"action", "llama"}),
+    ("hermes", f"<tool_call>\n{A}\n{B}\n</tool_call>"),
+    ("hermes", f"<tool_call>{A}{B}</tool_call>"),
+    ("hermes", f"<tool_call>[{A}, {B}]</tool_call>"),
+    ("hermes", f"{A}\nand\n{B}"),
+    ("hermes", f"[{A}, {B}]"),
+    ("llama", f"{A}; {B}"),
+    ("llama", f"{A}\n{B}"),
+    ("llama", f"<|python_tag|>{A}{B}"),
+    ("llama", f"[{A}, {B}]"),
+    ("llama", '[search(query="a"), search(query="b")]'),
+    ("pythonic", 'So.\n<|python_start|>[search(query="a"), search(query="b")]'),
+    ("gemma", "```tool_code\n[search(query='a'), search(query='b')]\n```"),
+    ("gemma", "```tool_code\nsearch(query='a')\nsearch(query='b')\n```"),
+    ("gemma", f"```json\n[{A}, {B}]\n```"),
+    ("gemma", f"```json\n{A}\n{B}\n```"),
+    ("mistral", f"[TOOL_CALLS][{A}, {B}]"),
+    ("qwen3_coder", several("qwen3_coder").replace(
+      "</tool_call>\n<tool_call>\n", "")),
+  ],
+)  # fmt: skip
+def test_no_call_of_several_is_lost(dialect, text):
+  assert tool_dialects.parse(text, dialect) == BOTH
+  strict = tool_dialects.parse(text, dialect, strict=True)
+  assert strict == BOTH or strict[-1].error
+
+
+@pytest.mark.parametrize("dialect", sorted(set(DIALECTS) - {"action"}))
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_call_that_was_cut_off_is_a_fault(dialect, strict):
+  arguments = {"path": "a", "mode": {"w": [1, 12]}}
+  text = tool_dialects.spell("f", arguments, dialect)
+  # Up to where all that follows is the end of the call.
+  whole = text.rindex("12" if "12" in text else "]") + 2
+  begun = max(text.find("path"), 1)
+  for size in range(begun, whole):
+    calls = tool_dialects.parse(text[:size], dialect, strict=strict)
+    assert [call.name for call in calls] == [None], text[:size]
+
+
+@pytest.mark.parametrize(
+  ("dialect", "text"),
+  [
+    ("hermes", 'The result is {"name": "Alice", "age": 3}.'),
+    ("hermes", '{"name": "Alice", "age": '),
+    ("llama", '{"name": "Alice", "age": 3}'),
+    ("llama", '[{"name": "Alice"}, {"name": "Bob"}]'),
+    ("llama", "f(x) is a function, [1] says"),
+    ("pythonic", "[1, 2, 3]"),
+    ("gemma", '```json\n{"name": "my-app", "version": "1.0"}\n```'),
+    ("gemma", "```python\nx = 5\n```\n\nNot search(query='a')"),
+    ("mistral", '{"name": "Alice", "age": 3}'),
+    ("deepseek", '{"type": "object", "name": "x"}'),
+  ],
+)
+def test_an_answer_in_json_or_code_is_no_call(dialect, text):
+  assert tool_dialects.parse(text, dialect) == []
+
+
+THOUGHT = '<tool_call>{"name": "f", "arguments": {}}</tool_call>'
+CALLED = EXACT["hermes"][0]
+
+
+@pytest.mark.parametrize(
+  ("text", "opened"),
+  [
+    (f"<think>{THOUGHT}</think>{CALLED}", False),
+    (f"{THOUGHT}</think>\n\n{CALLED}", False),
+    (f"{THOUGHT}</think>\n\n{CALLED}", True),
+    (f"<think>{THOUGHT}</think>{CALLED}", True),
+    (f"<think>a<think>{THOUGHT}</think>{THOUGHT}</think>{CALLED}", False),
+    (f"<think>use <think> tags {THOUGHT}</think>{CALLED}", False),
+    (f"[THINK]{THOUGHT}[/THINK]{CALLED}", False),
+    (f"<|START_THINKING|>{THOUGHT}<|END_THINKING|>{CALLED}", False),
+    (f"<|channel>thought\n{THOUGHT}<channel|>{CALLED}", False),
+    (f"<seed:think>{THOUGHT}</seed:think>{CALLED}", False),
+    (f"<think>{THOUGHT}</think>{CALLED}<think>{THOUGHT}</think>", False),
+    (f"{CALLED}<think>{THOUGHT}", False),
+    (f"{THOUGHT}</think>{THOUGHT}</think>{CALLED}", False),
+  ],
+)
+def test_a_thought_never_acts(text, opened):
+  for strict in (False, True):
+    found = tool_dialects.parse(text, "hermes", strict=strict, opened=opened)
+    assert found == [WHO]
+
+
+def test_a_thought_that_the_prompt_opened_and_none_closed_is_all_there_is():
+  assert tool_dialects.parse(CALLED, "hermes", opened=True) == []
+  assert envs_calls.without_thoughts("go to desk 1", opened=True) == ""
+  assert envs_calls.opens_thought("<|im_start|>assistant\n<think>\n")
+  assert not envs_calls.opens_thought("assistant\n<think>\n\n</think>\n\n")
+  final = (
+    "<|channel|>analysis<|message|>look<|end|><|start|>assistant<|channel|>"
+    "final<|message|>go<|return|>"
   )
+  assert envs_calls.without_thoughts(final) == "go"
 
 
-@hypothesis.given(value=json_values())
-def test_json_is_read_as_json(value):
-  text = json.dumps(value)
-  assert loose_json.read(text) == (value, len(text))
+def test_a_string_that_is_never_closed_holds_no_call():
+  inner = "<tool_call>{'name': 'f', 'arguments': {}}</tool_call>"
+  text = f'<tool_call>{{"name": "g", "arguments": {{"text": "{inner}'
+  (call,) = tool_dialects.parse(text, "hermes")
+  assert call.error == "the tool call is not JSON: a string is not closed"
+  (call,) = tool_dialects.parse("```tool_code\ng(x='```tool_code\nf()", "gemma")
+  assert "a string is not closed" in call.error
+
+
+def test_what_cannot_be_spelt_is_refused():
+  with pytest.raises(ValueError, match="not JSON compliant"):
+    tool_dialects.spell("f", {"x": float("nan")}, "hermes")
+  for dialect in ("glm", "qwen3_coder", "gemma", "kimi", "harmony"):
+    with pytest.raises(ValueError, match="cannot spell the tool 'a b'"):
+      tool_dialects.spell("a b", {}, dialect)
 
 
 @hypothesis.given(query=st.text(min_size=1).filter(str.strip))
@@ -169,17 +334,19 @@ def test_environments_read_what_every_dialect_says(query):
   found = envs_calls.parse(
     tool_dialects.canonical(calls), {"search": "query"}, most=3, strict=True
   )
-  assert found == [envs_calls.Call("search", query.strip())]
+  assert found[0] == envs_calls.Call("search", query.strip())
+  # A fault is told to the environment, which counts it.
+  assert [call.name for call in found] == ["search", None]
   assert tool_dialects.canonical([GO]) == "go to desk 1"
 
 
 @pytest.mark.parametrize(
   "unit",
-  ["<tool_call>", "{", '{"name', "```", "<action>", "f(", "\\", "'{name"],
+  ["<tool_call>", "<tool_call>{}", "{", '{"name', "```", "f(", "\\", "'{name"],
 )
 def test_long_texts_of_openings_are_read_to_their_end(unit):
   # Anything but linear time in the text would show as minutes.
   for dialect in DIALECTS:
     for strict in (False, True):
-      calls = tool_dialects.parse(unit * 50_000, dialect, strict=strict)
+      calls = tool_dialects.parse(unit * 5_000, dialect, strict=strict)
       assert all(call.name in (None, "action") for call in calls)

@@ -86,7 +86,9 @@ def test_a_template_spells_control_tokens(made, kind):
     ids = tokenizer.encode_template(f"the{text}the").tolist()
     the = tokenizer.encode("the").tolist()
     assert ids == [*the, index, *the]
-    assert tokenizer.decode([index]) == ""
+    # What ends and begins turns is no text; a mark of an answer is.
+    mark = text == "<tool_response>"
+    assert tokenizer.decode([index]) == (text if mark else "")
     assert tokenizer.token_id(text) == index
   with pytest.raises(ValueError, match="'<none>' is no control token"):
     tokenizer.token_id("<none>")
@@ -106,6 +108,14 @@ def test_marks_of_the_template_are_controls_though_not_special(made):
   # The template writes <tool_response>; </tool_response> it never does.
   controls = made["folder"].controls
   assert set(controls) == {*vocabularies.SPECIAL, "<tool_response>"}
+
+
+def test_added_tokens_keep_their_ids_beside_controls(made):
+  # </tool_response> is added behind the controls, and is none itself.
+  inner, tokenizer = made["inner"], made["folder"]
+  text = "the</tool_response>the"
+  assert tokenizer.encode(text).tolist() == inner.encode(text).ids
+  assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
 def test_a_vocabulary_that_holds_its_controls_does_not_give_them(tmp_path):

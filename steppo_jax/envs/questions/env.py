@@ -157,25 +157,25 @@ class SearchQAEnv:
     answers = [call.argument for call in calls if call.name == "answer"]
     if not calls or len(answers) > 1:
       return self._time_step(INVALID, 0.0 - self._penalty, invalid=True)
+    invalid = any(call.name is None for call in calls)
+    reward = 0.0 - self._penalty if invalid else 0.0
     if answers:
-      return self._answer(answers[0])
+      return self._answer(answers[0], reward, invalid)
     parts = [
       self._search(call.argument) if call.name else INVALID
       for call in calls[: self._searches]
     ]
-    invalid = any(call.name is None for call in calls)
     if len(calls) > self._searches:
       parts.append(MORE_CALLS.format(self._searches))
-    reward = 0.0 - self._penalty if invalid else 0.0
     return self._time_step("\n\n".join(parts), reward, invalid=invalid)
 
-  def _answer(self, answer):
+  def _answer(self, answer, reward, invalid):
     self._scores = {
       "exact_match": scoring.exact_match(answer, self._golds),
       "f1": scoring.f1(answer, self._golds),
     }
-    reward = self._scores[self._reward]
-    return self._time_step("The episode is over.", reward, invalid=False)
+    reward += self._scores[self._reward]
+    return self._time_step("The episode is over.", reward, invalid=invalid)
 
   def _search(self, query):
     hits = self._corpus.retriever.search(query, self._top)
