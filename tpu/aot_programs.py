@@ -154,9 +154,7 @@ def lower_sampler(setting: Setting, mesh: Any) -> Any:
     shaped(cache.k, heads), shaped(cache.v, heads), shaped(cache.hidden,
                                                            at(rows))
   )  # fmt: skip
-  run = programs.jitted(
-    programs.functions(model, num_slots=slots, end_of_turn_id=0, seed=0)
-  )
+  run = programs.jitted(programs.functions(model, num_slots=slots, seed=0))
   whole = lambda shape, kind=np.int32: shaped(np.zeros(shape, kind), at())
   if setting.program == "prefill":
     read = max(1, slots // 8)

@@ -75,7 +75,7 @@ class UpdateSpec(NamedTuple):
     )
     return logprobs.next_token_logprobs(
       hidden,
-      transformer.unembedding(policy),
+      transformer.unembedding(policy, self.model.num_ids),
       rows.tokens,
       rows.parent,
       rows.step_ids > 0,

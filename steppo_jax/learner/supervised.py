@@ -80,7 +80,7 @@ def make_step(
     )
     logp, _ = logprobs.next_token_logprobs(
       hidden,
-      transformer.unembedding(params),
+      transformer.unembedding(params, model.num_ids),
       rows.tokens,
       rows.parent,
       mask,

@@ -48,7 +48,7 @@ class ModelConfig:
   """Sizes of the decoder and the choices of its family.
 
   Attributes:
-    vocab_size: Number of token ids.
+    vocab_size: Rows of the embedding.
     width: Width D of the residual stream.
     num_layers: Number of blocks.
     num_heads: Query heads H; a multiple of `num_kv_heads`.
@@ -76,6 +76,8 @@ class ModelConfig:
       logits and log-probs are float32 either way.
     remat: What the backward pass computes again: "none"; "dots" all but
       products with weights; "full" every layer.
+    num_ids: Rows that stand for a token, where the embedding has more of them;
+      the policy gives the others no probability. None for all.
   """
 
   vocab_size: int
@@ -102,6 +104,7 @@ class ModelConfig:
   softcap: float | None = None
   compute: str = "float32"
   remat: str = "none"
+  num_ids: int | None = None
 
   def __post_init__(self):
     # As JSON brings them.
@@ -113,6 +116,13 @@ class ModelConfig:
       raise ValueError(
         f"num_heads={self.num_heads} is not a multiple of "
         f"num_kv_heads={self.num_kv_heads}"
+      )
+    if self.num_ids == self.vocab_size:  # One config for one computation.
+      object.__setattr__(self, "num_ids", None)
+    if not 0 < (self.num_ids or self.vocab_size) <= self.vocab_size:
+      raise ValueError(
+        f"num_ids={self.num_ids} is not between 1 and "
+        f"vocab_size={self.vocab_size}"
       )
     if self.head_dim % 2:
       raise ValueError(f"head_dim={self.head_dim} must be even for RoPE")

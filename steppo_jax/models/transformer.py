@@ -343,9 +343,16 @@ def apply_layerwise(
   return norm.apply({"params": params["final_norm"]}, x)
 
 
-def unembedding(params: dict[str, Any]) -> chex.Array:
-  """[V, D], the table that turns hidden states into logits."""
-  return params.get("unembed", params["embed"])["embedding"]
+def unembedding(
+  params: dict[str, Any], num_ids: int | None = None
+) -> chex.Array:
+  """[V, D], the table that turns hidden states into logits.
+
+  Args:
+    params: Decoder parameters.
+    num_ids: V, the number of rows that stand for a token; None for all.
+  """
+  return params.get("unembed", params["embed"])["embedding"][:num_ids]
 
 
 def capped(logits: chex.Array, softcap: float | None) -> chex.Array:
@@ -356,12 +363,13 @@ def capped(logits: chex.Array, softcap: float | None) -> chex.Array:
 def logits(
   config: ModelConfig, params: dict[str, Any], hidden: chex.Array
 ) -> chex.Array:
-  """[..., D] hidden states to [..., V] float32 logits."""
+  """[..., D] hidden states to [..., V] float32 logits of `num_ids` tokens."""
   if jax.default_backend() == "cpu":  # jaxlib 0.7.2 has no such product there
     hidden = hidden.astype(jnp.float32)
   table = unembedding(params).astype(hidden.dtype)
   rows = hidden.reshape(-1, hidden.shape[-1])
-  found = _by_turned(rows, table, jnp.float32)
+  # Cut behind the product, where a row's logits are less than the table.
+  found = _by_turned(rows, table, jnp.float32)[:, : config.num_ids]
   return capped(found.reshape(*hidden.shape[:-1], -1), config.softcap)
 
 

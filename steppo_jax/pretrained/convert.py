@@ -4,7 +4,7 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from steppo_jax import types
@@ -18,6 +18,10 @@ _TEXT_FILES = (
   "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
   "chat_template.jinja", "generation_config.json", "tokenizer.model",
 )  # fmt: skip
+
+
+# Where a folder keeps chat templates beside the default one.
+_TEMPLATES = "additional_chat_templates"
 
 
 def convert(
@@ -92,7 +96,7 @@ def _add(path: pathlib.Path, context, words) -> None:
   if context is not None:
     config["max_position_embeddings"] = context
   if words is not None:
-    stops = getattr(words, "stop_ids", (words.end_of_turn_id,))
+    stops = words.stop_ids
     config["eos_token_id"] = stops[0] if len(stops) == 1 else list(stops)
     config["bos_token_id"] = words.bos_id
     config["pad_token_id"] = words.pad_id
@@ -107,11 +111,16 @@ def _write_tokenizer(source, folder: pathlib.Path, words) -> None:
     for name in _TEXT_FILES:
       if (beside / name).is_file():
         shutil.copyfile(beside / name, folder / name)
+    if (beside / _TEMPLATES).is_dir():
+      shutil.copytree(beside / _TEMPLATES, folder / _TEMPLATES)
   elif isinstance(words, hf_tokenizer.HuggingFaceTokenizer):
     (folder / "tokenizer.json").write_text(words.description, encoding="utf-8")
     settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
     settings |= words.special
-    if words.chat_template is not None:
-      settings["chat_template"] = words.chat_template
+    template = words.chat_template
+    if isinstance(template, Mapping):
+      template = [{"name": n, "template": t} for n, t in template.items()]
+    if template is not None:
+      settings["chat_template"] = template
     text = json.dumps(settings, indent=1, ensure_ascii=False)
     (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")

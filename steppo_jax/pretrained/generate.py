@@ -1,5 +1,6 @@
 """Text from a model, token by token, for people who read it."""
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 
 from steppo_jax import types
 from steppo_jax.models.config import ModelConfig
+from steppo_jax.prompts import base
 from steppo_jax.sampler import engine as engine_lib
 from steppo_jax.sampler import options
 
@@ -39,9 +41,9 @@ class Generator:
     Raises:
       ValueError: the tokenizer has more ids than the model.
     """
-    if tokenizer.vocab_size > model.vocab_size:
+    if tokenizer.num_ids > model.vocab_size:
       raise ValueError(
-        f"the tokenizer has {tokenizer.vocab_size} ids and the model "
+        f"the tokenizer has {tokenizer.num_ids} ids and the model "
         f"{model.vocab_size}: take the model's own tokenizer"
       )
     self._tokenizer = tokenizer
@@ -50,7 +52,7 @@ class Generator:
     # Runs of a prompt are whole powers of two, up to its length.
     lengths = [size for size in (16, 64, 256, 1024) if size <= context]
     self._engine = engine_lib.SlotEngine(
-      model,
+      dataclasses.replace(model, num_ids=tokenizer.num_ids),
       options.SamplerConfig(
         num_slots=1, prefill_lengths=tuple(lengths) or (8,), burst=1
       ),
@@ -75,22 +77,18 @@ class Generator:
       ValueError: the prompt is empty, or does not fit the context.
     """
     request = types.Request(
-      _SESSION, prompt_ids, (self._turn,), self._max_new_tokens, temperature
-    )
+      _SESSION, prompt_ids, (self._turn,), self._max_new_tokens, temperature,
+      self._tokenizer.stop_ids,
+    )  # fmt: skip
     self._engine.submit([request])
     self._turn += 1
-    stops = set(getattr(self._tokenizer, "stop_ids", ()))
     shown, done = "", []
     while not done:
       done = self._engine.poll()
       ids = done[0][1].response_ids if done else self._engine.so_far(_SESSION)
-      ended = [i for i, x in enumerate(ids.tolist()) if x in stops]
-      if ended and not done:
-        # One of several ends, of which the engine knows but the first.
-        ids = ids[: ended[0] + 1]
-        done = [None]
       self.response_ids = ids
-      text = self._tokenizer.decode(ids[ids < self._tokenizer.vocab_size])
+      shown_ids = base.without_end(self._tokenizer.stop_ids, ids)
+      text = self._tokenizer.decode(shown_ids)
       if not done:
         # The last character may have bytes to come.
         text = text.rstrip("\ufffd")

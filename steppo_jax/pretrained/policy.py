@@ -62,12 +62,12 @@ def load_policy(
   found = sources.find(path)
   if found.kind in ("folder", "gguf"):
     model, params = sources.load(found, dtype=jnp.float32)
-    if tokenizer.vocab_size > model.vocab_size:
+    if tokenizer.num_ids > model.vocab_size:
       raise ValueError(
         f"{path} knows {model.vocab_size} tokens, the tokenizer has "
-        f"{tokenizer.vocab_size}: use tokenizer={loading.OWN_TOKENIZER}"
+        f"{tokenizer.num_ids}: use tokenizer={loading.OWN_TOKENIZER}"
       )
-    return model, params
+    return dataclasses.replace(model, num_ids=tokenizer.num_ids), params
   path = str(found.path)
   params, metadata = weights.load_params(path, dtype="float32")
   if "model" not in metadata or "tokenizer" not in metadata:

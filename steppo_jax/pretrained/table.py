@@ -14,6 +14,7 @@ from steppo_jax import trees, types
 from steppo_jax.models import mesh as mesh_lib
 from steppo_jax.models import transformer
 from steppo_jax.models.config import ModelConfig
+from steppo_jax.models.formats import chat_templates
 from steppo_jax.pretrained import sources
 
 # Weights, gradient, and two moments of Adam.
@@ -119,8 +120,8 @@ def show(
     out.print("no tokenizer")
     return
   out.print(_tokens(tokenizer, model))
-  template = getattr(tokenizer, "chat_template", None)
-  if template is None:
+  template = chat_templates.source_of(getattr(tokenizer, "chat_template", None))
+  if not template:
     out.print("no chat template")
   else:
     out.rule("chat template")
@@ -173,8 +174,9 @@ def _tokens(tokenizer: types.Tokenizer, model: ModelConfig) -> rich.table.Table:
   table.add_row("vocabulary", f"{tokenizer.vocab_size:,}", "")
   if model.vocab_size != tokenizer.vocab_size:
     table.add_row("rows of the model", f"{model.vocab_size:,}", "")
-  for name in ("bos_id", "end_of_turn_id", "pad_id"):
-    index = getattr(tokenizer, name)
+  ends = [("stop_ids", index) for index in tokenizer.stop_ids]
+  named = [(n, getattr(tokenizer, n)) for n in ("bos_id", "pad_id")]
+  for name, index in (*ends, *named):
     table.add_row(name, str(index), repr(spelt.get(index, ""))[1:-1])
   for index, text in sorted(spelt.items())[:12]:
     table.add_row("control", str(index), repr(text)[1:-1])

@@ -21,10 +21,12 @@ class Prompt(Protocol):
 
   Attributes:
     tokenizer: What it encodes with.
+    stop_ids: The tokens that end an answer.
     append_only: Whether each prompt extends the one before and its answer.
   """
 
   tokenizer: types.Tokenizer
+  stop_ids: tuple[int, ...]
   append_only: bool
 
   def first(self, turn: types.Turn) -> np.ndarray:
@@ -59,6 +61,11 @@ class CompactPrompt:
   tokenizer: types.Tokenizer
   append_only = True
 
+  @property
+  def stop_ids(self) -> tuple[int, ...]:
+    """The tokens that end an answer: the tokenizer's."""
+    return self.tokenizer.stop_ids
+
   def first(self, turn: types.Turn) -> np.ndarray:
     """Prompt of the first step: [P] int32."""
     text = turn.observation.removeprefix(BANNER)
@@ -77,7 +84,8 @@ class CompactPrompt:
 
   def action(self, response_ids: np.ndarray) -> str:
     """The command that a response spells."""
-    return self.tokenizer.decode(response_ids).strip()
+    shown = without_end(self.stop_ids, response_ids)
+    return self.tokenizer.decode(shown).strip()
 
   def response(self, action: str) -> np.ndarray:
     """The ids that spell a command, for demonstrations."""
@@ -88,11 +96,26 @@ class CompactPrompt:
 
 
 def closed(tokenizer: types.Tokenizer, response_ids: np.ndarray) -> np.ndarray:
-  """An answer that the limit cut off is closed outside of what was sampled."""
-  end = tokenizer.end_of_turn_id
-  if len(response_ids) > 0 and response_ids[-1] == end:
+  """An answer that the limit cut off is closed outside of what was sampled.
+
+  Any of the tokens that end an answer closes it: one that was sampled stays,
+  and none is written behind it.
+  """
+  if ended(tokenizer.stop_ids, response_ids):
     return response_ids
-  return np.append(response_ids, np.int32(end))
+  return np.append(response_ids, np.int32(tokenizer.end_of_turn_id))
+
+
+def ended(stop_ids: Sequence[int], response_ids: np.ndarray) -> bool:
+  """Whether the last token of an answer is one that ends it."""
+  return len(response_ids) > 0 and int(response_ids[-1]) in stop_ids
+
+
+def without_end(
+  stop_ids: Sequence[int], response_ids: np.ndarray
+) -> np.ndarray:
+  """An answer without the token that ended it, if one did."""
+  return response_ids[:-1] if ended(stop_ids, response_ids) else response_ids
 
 
 def answer_ids(tokenizer: types.Tokenizer, text: str) -> np.ndarray:

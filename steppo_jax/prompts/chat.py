@@ -16,12 +16,16 @@ from steppo_jax.prompts import base, chat_template
 
 Message = Mapping[str, Any]
 
+# Tokens of the end of a turn, where it is more than one.
+_LONGEST_END = 16
+
 
 class ChatTokenizer(types.Tokenizer, Protocol):
   """A tokenizer that knows the control tokens of a chat template."""
 
   special: Mapping[str, str]
-  chat_template: str | None
+  controls: Mapping[str, int]
+  chat_template: str | Mapping[str, str] | None
 
   def encode_template(self, text: str) -> np.ndarray:
     """Returns int32 ids; control tokens spelt in `text` become their ids."""
@@ -34,7 +38,8 @@ class Prompted(NamedTuple):
     ids: [P] int32.
     spans: (first, behind the last, message) of each content, in order.
     dropped: Messages of whose content a part is not shown, such as thoughts.
-    faithful: Whether it reads as the template writes it by itself.
+    differs: Where it does not read as the template writes it by itself, and
+      how; "" where it does.
     extends: Whether it begins with the prompt before and what was answered;
       True for a first prompt. Where the template rewrites what came before, the
       step has a prompt of its own.
@@ -43,18 +48,42 @@ class Prompted(NamedTuple):
   ids: np.ndarray
   spans: tuple[tuple[int, int, int], ...]
   dropped: tuple[int, ...]
-  faithful: bool
+  differs: str = ""
   extends: bool = True
+
+  @property
+  def faithful(self) -> bool:
+    """Whether it reads as the template writes it by itself."""
+    return not self.differs
+
+
+class _Sampled(NamedTuple):
+  """An answer of the policy, in the place of its text.
+
+  Attributes:
+    message: Index of the message.
+    ids: [R] int32, as they were sampled.
+  """
+
+  message: int
+  ids: np.ndarray
 
 
 class Chat:
-  """Prompts of one tokenizer in the form of one chat template."""
+  """Prompts of one tokenizer in the form of one chat template.
+
+  Attributes:
+    tokenizer: What it encodes with.
+    end_id: The token that ends a turn: what the template writes behind an
+      assistant's, or the tokenizer's where it writes none.
+    stop_ids: All tokens that end an answer, `end_id` first.
+  """
 
   def __init__(
     self,
     tokenizer: ChatTokenizer,
     *,
-    template: str | None = None,
+    template: str | Mapping[str, str] | None = None,
     where: str = "the tokenizer",
     **options: Any,
   ):
@@ -62,7 +91,8 @@ class Chat:
 
     Args:
       tokenizer: Encodes contents and the texts of the template.
-      template: Jinja source; None for that of the tokenizer.
+      template: Jinja source, or several by their names; None for that of the
+        tokenizer.
       where: The file, for errors.
       options: Further variables of the template, such as tools or
         enable_thinking. They are the program's own and may hold control tokens.
@@ -81,6 +111,11 @@ class Chat:
     self._template = chat_template.ChatTemplate(
       source, tokenizer.special, where=where
     )
+    known = (tokenizer.end_of_turn_id, *tokenizer.stop_ids)
+    found = self._template.end_ids(tokenizer, known)
+    self._closing = found.closing
+    self.end_id = known[0] if found.stop is None else found.stop
+    self.stop_ids = tuple(dict.fromkeys((self.end_id, *known)))
 
   def prompt(
     self, messages: Sequence[Message], *, generate: bool = True
@@ -99,24 +134,108 @@ class Chat:
     found = self._template.render(
       shown, **({"add_generation_prompt": generate} | self._options)
     )
-    parts, spans, at, closed = [], [], 0, False
-    for piece in found.pieces:
+    answers = {
+      i: message["ids"]
+      for i, message in enumerate(messages)
+      if message.get("ids") is not None
+    }
+    pieces, differs = list(found.pieces), found.differs
+    for index, ids in answers.items():
+      pieces, told = self._as_sampled(pieces, index, ids)
+      differs = differs or told
+    parts, spans, at = [], [], 0
+    for k, piece in enumerate(pieces):
       if isinstance(piece, str):
-        ids = self.tokenizer.encode_template(piece)
-        # The end of the turn that the policy sampled is not written twice.
-        if closed and len(ids) and ids[0] == self.tokenizer.end_of_turn_id:
-          ids = ids[1:]
-        closed = False
+        before = pieces[k - 1] if k else None
+        if isinstance(before, _Sampled):
+          ids, told = self._behind(before.ids, piece)
+          differs = differs or told
+        else:
+          ids = self.tokenizer.encode_template(piece)
       else:
-        ids = messages[piece.message].get("ids") if piece.whole else None
-        if ids is None:
-          ids = self.tokenizer.encode(piece.text)
-        closed = len(ids) > 0 and ids[-1] == self.tokenizer.end_of_turn_id
+        sampled = isinstance(piece, _Sampled)
+        ids = piece.ids if sampled else self.tokenizer.encode(piece.text)
         spans.append((at, at + len(ids), piece.message))
       parts.append(np.asarray(ids, np.int32))
       at += len(ids)
     ids = np.concatenate(parts) if parts else np.zeros(0, np.int32)
-    return Prompted(ids, tuple(spans), found.dropped, found.faithful)
+    return Prompted(ids, tuple(spans), found.dropped, differs)
+
+  def _as_sampled(self, pieces, index: int, ids: np.ndarray):
+    """The pieces with the ids of an answer in the place of its text.
+
+    A template may write an answer in several pieces, thoughts and the rest,
+    with marks of its own between them. Where all of it reads as the answer
+    does, it is the answer; where it does not, the template has rewritten it,
+    and its text is encoded as any other.
+
+    Returns:
+      The pieces, and how they differ from what the template writes.
+    """
+    at = [
+      k
+      for k, piece in enumerate(pieces)
+      if isinstance(piece, chat_template.Slot) and piece.message == index
+    ]
+    if not at:
+      return pieces, ""
+    first, last = at[0], at[-1] + 1
+    text, sampled = self._text(ids), _Sampled(index, ids)
+    if last - first == 1 and pieces[first].whole:
+      told = ""
+      if pieces[first].text != text:
+        told = f"the template strips white space of an answer: {text!r}"
+      return [*pieces[:first], sampled, *pieces[last:]], told
+    run = "".join(
+      piece if isinstance(piece, str) else piece.text
+      for piece in pieces[first:last]
+    ).strip()
+    # What opens a thought may stand in the template's text before it.
+    opening, found, rest = text.rpartition(run or "\0")
+    before = pieces[first - 1] if first else ""
+    if not (found and not rest.strip() and isinstance(before, str)):
+      return pieces, ""
+    if not before.endswith(opening):
+      return pieces, ""
+    before = before.removesuffix(opening)
+    kept = [*pieces[: max(first - 1, 0)], *([before] if before else [])]
+    return [*kept, sampled, *pieces[last:]], ""
+
+  def _behind(self, ids: np.ndarray, piece: str) -> tuple[np.ndarray, str]:
+    """The template's ids behind an answer without the end it has already.
+
+    Args:
+      ids: [R] int32, the answer.
+      piece: What the template writes behind it.
+
+    Returns:
+      The ids that are left, and how they differ from what the template writes.
+    """
+    behind = self.tokenizer.encode_template(piece)
+    if not base.ended(self.stop_ids, ids):
+      return behind, ""
+    # Where the end is several tokens, all of them were sampled.
+    for size in range(min(len(behind), len(ids), _LONGEST_END), 0, -1):
+      if np.array_equal(ids[-size:], behind[:size]):
+        return behind[size:], ""
+    names = {i: text for text, i in self.tokenizer.controls.items()}
+    last = names.get(int(ids[-1]))
+    # Some templates put a space before the end.
+    space = piece[: len(piece) - len(piece.lstrip())]
+    skip = len(self.tokenizer.encode_template(space))
+    written = behind[skip : skip + 1].tolist()
+    if not written or written[0] not in (int(ids[-1]), *self._closing):
+      return behind, (
+        f"an answer ended with {last}, which the template does not write"
+      )
+    return behind[skip + 1 :], (
+      f"an answer ended with {last}, where the template writes "
+      f"{space + names[written[0]]!r}"
+    )
+
+  def _text(self, ids: np.ndarray) -> str:
+    """The text of an answer, without the token that ended it."""
+    return self.tokenizer.decode(base.without_end(self.stop_ids, ids))
 
   def extend(
     self, prompt_ids: np.ndarray, messages: Sequence[Message]
@@ -141,7 +260,7 @@ class Chat:
 
   def answer(self, response_ids: np.ndarray) -> dict[str, Any]:
     """What the policy wrote, as a message."""
-    text = self.tokenizer.decode(response_ids)
+    text = self._text(response_ids)
     return {"role": "assistant", "content": text, "ids": response_ids}
 
 
@@ -243,6 +362,11 @@ class ChatPrompt:
     """What it encodes with."""
     return self.chat.tokenizer
 
+  @property
+  def stop_ids(self) -> tuple[int, ...]:
+    """The tokens that end an answer, the template's among them."""
+    return self.chat.stop_ids
+
   def first(self, turn: types.Turn) -> np.ndarray:
     """Prompt of the first step: [P] int32."""
     return self.chat.prompt(self._messages([turn])).ids
@@ -255,12 +379,12 @@ class ChatPrompt:
 
   def action(self, response_ids: np.ndarray) -> str:
     """The command that a response spells, without its thoughts."""
-    text = self.tokenizer.decode(response_ids)
+    text = self.chat.answer(response_ids)["content"]
     return calls.without_thoughts(text, opened=self.opens_thought).strip()
 
   def response(self, action: str) -> np.ndarray:
     """The ids that spell a command, for demonstrations."""
-    end = np.int32(self.tokenizer.end_of_turn_id)
+    end = np.int32(self.chat.end_id)
     return np.append(base.answer_ids(self.tokenizer, action), end)
 
   def _messages(self, turns: Sequence[types.Turn]) -> list[dict[str, Any]]:

@@ -6,13 +6,14 @@ text. Whether a template strips a content, or writes it as a JSON string, shows
 on marks of white space that surround each word.
 """
 
-import datetime
-import functools
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
+
+from steppo_jax.models.formats import chat_templates
 
 Message = Mapping[str, Any]
 
@@ -20,6 +21,7 @@ Message = Mapping[str, Any]
 # are more than a template itself would write beside a content.
 _NEWLINES = "\n" * 7
 _LEFT, _RIGHT = f"{_NEWLINES}\t \n", f"\n \t{_NEWLINES}"
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _TAGS = re.compile("(<think>|</think>)")
 
 
@@ -44,14 +46,19 @@ class Rendered(NamedTuple):
   Attributes:
     pieces: In order: texts of the template, and slots of contents.
     dropped: Indices of messages of whose content a part is not shown.
-    faithful: Whether the pieces are what the template writes by itself. Else
-      it changes a content in a way that is not followed here, or a content
-      tries to change the template.
+    differs: Where the pieces are not what the template writes by itself, and
+      how; "" where they are. It may change a content in a way that is not
+      followed here, or a content may try to change the template.
   """
 
   pieces: tuple[str | Slot, ...]
   dropped: tuple[int, ...]
-  faithful: bool
+  differs: str = ""
+
+  @property
+  def faithful(self) -> bool:
+    """Whether the pieces are what the template writes by itself."""
+    return not self.differs
 
   @property
   def text(self) -> str:
@@ -61,75 +68,8 @@ class Rendered(NamedTuple):
     )
 
 
-class ChatTemplate:
-  """A Jinja template in a sandbox.
-
-  Templates see what those of Hugging Face see: messages, tools,
-  add_generation_prompt, the special tokens, and the functions raise_exception,
-  strftime_now and tojson.
-  """
-
-  def __init__(self, source: str, variables: Mapping[str, Any], *, where: str):
-    """Compiles a template.
-
-    Args:
-      source: Jinja source.
-      variables: What it can read beside messages, such as bos_token.
-      where: The file, for errors.
-
-    Raises:
-      ValueError: the source is no template.
-      RuntimeError: the package jinja2 is missing.
-    """
-    try:
-      import jinja2
-      from jinja2 import ext, sandbox
-    except ImportError as error:
-      raise RuntimeError(
-        "chat templates are rendered by the package jinja2: "
-        "pip install 'steppo_jax[chat]'"
-      ) from error
-    environment = sandbox.ImmutableSandboxedEnvironment(
-      trim_blocks=True, lstrip_blocks=True, extensions=[ext.loopcontrols]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = functools.partial(_refuse, jinja2)
-    environment.globals["strftime_now"] = _now
-    self._where, self._source = where, source
-    self._variables = dict(variables)
-    self._error = jinja2.TemplateError
-    try:
-      # A template whose nodes nest too deep overflows the compiler's stack.
-      self._template = environment.from_string(source)
-    except (jinja2.TemplateError, RecursionError, SyntaxError) as error:
-      line = getattr(error, "lineno", None)
-      raise ValueError(
-        f"{where}: the chat template is broken"
-        f"{f' in line {line}' if line else ''} ({error})"
-      ) from error
-
-  def write(self, messages: Sequence[Message], **options: Any) -> str:
-    """What the template writes by itself, contents unguarded.
-
-    Args:
-      messages: With `role` and `content`.
-      options: Further variables: tools, add_generation_prompt and others.
-
-    Raises:
-      ValueError: the template refuses the messages or fails on them.
-    """
-    try:
-      return self._template.render(
-        messages=messages, **(self._variables | options)
-      )
-    except (
-      self._error, TypeError, ValueError, AttributeError, LookupError,
-      ArithmeticError, RecursionError,
-    ) as error:  # fmt: skip
-      raise ValueError(
-        f"{self._where}: the chat template does not take these messages "
-        f"({', '.join(str(m.get('role')) for m in messages)}): {error}"
-      ) from error
+class ChatTemplate(chat_templates.Template):
+  """A template that is also rendered with its contents kept apart."""
 
   def render(self, messages: Sequence[Message], **options: Any) -> Rendered:
     """The template's texts and, in their places, the contents.
@@ -138,32 +78,60 @@ class ChatTemplate:
     the template's to see, so that it can leave the thoughts out.
 
     Args:
-      messages: With `role` and `content`, a text or None; an assistant's may
-        have `tool_calls`.
+      messages: With `role` and `content`, a text, None, or a list of parts
+        such as `{"type": "text", "text": ...}`; an assistant's may have
+        `tool_calls` and `reasoning_content`.
       options: See `write`.
 
     Raises:
       ValueError: see `write`; also a message without a role, or with a content
-        that is not a text.
+        that is neither text nor a list of parts.
     """
     _check(messages)
-    words = _Words(self._source + repr(options))
-    hidden = [words.hide(i, message) for i, message in enumerate(messages)]
-    written = self.write(hidden, **options)
-    pieces = _put_in(written, words)
-    rendered = Rendered(tuple(pieces), words.missing(written), True)
     try:
       alone = self.write(messages, **options)
-    except ValueError:
+      differs = ""
+    except ValueError as error:
       # A content made it fail, which it must not decide.
-      return rendered._replace(faithful=False)
-    return rendered._replace(faithful=rendered.text == alone)
+      alone, differs = None, str(error)
+    found = []
+    for margins in ((_LEFT, _RIGHT), ("", "")):
+      words = _Words(self._source + repr(options), margins)
+      hidden = [words.hide(i, message) for i, message in enumerate(messages)]
+      written = self.write(hidden, **options)
+      rendered = Rendered(_put_in(written, words), words.missing(written))
+      if alone is not None:
+        differs = _difference(rendered.text, alone)
+      found.append(rendered._replace(differs=differs))
+      # A template may look at the white space: once more, without.
+      if not differs or alone is None:
+        return found[-1]
+    return found[0]
+
+
+def _difference(ours: str, alone: str) -> str:
+  """Where two texts differ first, in words; "" for equal ones."""
+  if ours == alone:
+    return ""
+  pairs = enumerate(itertools.zip_longest(ours, alone))
+  at = next(i for i, (a, b) in pairs if a != b)
+  near = slice(max(0, at - 20), at + 40)
+  return (
+    f"the template by itself writes {alone[near]!r} at character {at}, and "
+    f"with its contents put in as plain text {ours[near]!r}"
+  )
 
 
 class _Words:
-  """Unique words, and what each stands for."""
+  """Unique words, and what each stands for.
 
-  def __init__(self, taken: str):
+  Args:
+    taken: Text in which the words must not occur.
+    margins: What stands around each word.
+  """
+
+  def __init__(self, taken: str, margins: tuple[str, str]):
+    self._margins = margins
     salt = 0
     while True:
       digest = hashlib.sha256(f"{salt}{taken}".encode("utf-8", "replace"))
@@ -180,16 +148,21 @@ class _Words:
     self.parts[word] = (message, content)
     return word
 
+  def _hidden(self, message: int, content: str) -> str:
+    return self._word(message, content).join(self._margins)
+
   def hide(self, index: int, message: Message) -> dict[str, Any]:
     """The message with words for its contents."""
     hidden = dict(message)
     content = message.get("content")
     thinks = message["role"] == "assistant"
-    if content or (content == "" and not thinks):
+    if isinstance(content, list):
+      hidden["content"] = [self._part(index, part) for part in content]
+    elif content or (content == "" and message["role"] in ("user", "tool")):
       hidden["content"] = self._content(index, content, thinks)
-    if message.get("reasoning_content"):
-      word = self._word(index, message["reasoning_content"])
-      hidden["reasoning_content"] = f"{_LEFT}{word}{_RIGHT}"
+    for name in chat_templates.THOUGHTS:
+      if message.get(name):
+        hidden[name] = self._hidden(index, message[name])
     if message.get("tool_calls"):
       hidden["tool_calls"] = self._values(index, message["tool_calls"])
     return hidden
@@ -199,28 +172,42 @@ class _Words:
     if len(parts) == 1:
       word = self._word(index, content)
       self.wholes[word] = (index, content)
-      return f"{_LEFT}{word}{_RIGHT}"
+      return word.join(self._margins)
     found = [
-      part if at % 2 else f"{_LEFT}{self._word(index, part)}{_RIGHT}"
+      part if at % 2 else self._hidden(index, part)
       for at, part in enumerate(parts)
       if part
     ]
     text = "".join(found)
-    core = text.removeprefix(_LEFT).removesuffix(_RIGHT)
+    left, right = self._margins
+    core = text.removeprefix(left).removesuffix(right)
     self.wholes[core] = (index, content)
     return text
 
-  def _values(self, index, value):
-    """Strings inside of tool calls; keys are the program's."""
+  def _part(self, index, part):
+    """A part of a content; its kind is the program's."""
+    if not isinstance(part.get("text"), str):
+      return part
+    return {**part, "text": self._hidden(index, part["text"])}
+
+  def _values(self, index, value, named=True):
+    """Strings inside of tool calls; keys are the program's.
+
+    So are kinds, and names and numbers of calls that can hold no mark: a
+    template may compare them with each other.
+    """
     if isinstance(value, str):
-      return f"{_LEFT}{self._word(index, value)}{_RIGHT}"
+      return self._hidden(index, value)
     if isinstance(value, Mapping):
       return {
-        key: x if key == "type" else self._values(index, x)
+        key: x
+        if key == "type"
+        or (named and key in ("id", "name") and _is_plain_name(x))
+        else self._values(index, x, named and key == "function")
         for key, x in value.items()
       }
     if isinstance(value, list | tuple):
-      return [self._values(index, x) for x in value]
+      return [self._values(index, x, named) for x in value]
     return value
 
   def missing(self, written: str) -> tuple[int, ...]:
@@ -229,10 +216,14 @@ class _Words:
     return tuple(sorted(found))
 
 
-def _put_in(written: str, words: _Words) -> list[str | Slot]:
+def _is_plain_name(value: Any) -> bool:
+  return isinstance(value, str) and bool(_PLAIN_NAME.fullmatch(value))
+
+
+def _put_in(written: str, words: _Words) -> tuple[str | Slot, ...]:
   """Splits at the words; marks beside them tell how contents are written."""
   if not words.parts:
-    return [written] if written else []
+    return (written,) if written else ()
   every = {**words.parts, **words.wholes}
   # The longest first: a whole with its thoughts before the first of them.
   pattern = "|".join(map(re.escape, sorted(every, key=len, reverse=True)))
@@ -253,7 +244,7 @@ def _put_in(written: str, words: _Words) -> list[str | Slot]:
     at = found.end() + skip
   if written[at:]:
     pieces.append(written[at:])
-  return pieces
+  return tuple(pieces)
 
 
 _SAME = lambda text: text
@@ -295,24 +286,10 @@ def _check(messages) -> None:
     if not isinstance(message.get("role"), str):
       raise ValueError(f"message {i} has no role")
     content = message.get("content")
-    if content is not None and not isinstance(content, str):
+    parts = isinstance(content, list) and all(
+      isinstance(part, Mapping) for part in content
+    )
+    if not (content is None or isinstance(content, str) or parts):
       raise ValueError(
         f"the content of message {i} is a {type(content).__name__}: give text"
       )
-
-
-def _refuse(jinja2, message):
-  raise jinja2.TemplateError(message)
-
-
-def _now(form: str) -> str:
-  return datetime.datetime.now().strftime(form)
-
-
-def _to_json(value, ensure_ascii=False, indent=None, separators=None,
-             sort_keys=False):  # fmt: skip
-  # Not Jinja's own, which escapes for HTML.
-  return json.dumps(
-    value, ensure_ascii=ensure_ascii, indent=indent, separators=separators,
-    sort_keys=sort_keys,
-  )  # fmt: skip

@@ -127,6 +127,11 @@ class SectionPrompt:
   summary: Summary | None = None
 
   @property
+  def stop_ids(self) -> tuple[int, ...]:
+    """The tokens that end an answer: the tokenizer's."""
+    return self.tokenizer.stop_ids
+
+  @property
   def append_only(self) -> bool:
     """Whether each prompt extends the one before and its answer."""
     config = self.config
@@ -162,7 +167,8 @@ class SectionPrompt:
 
   def _read(self, response_ids: np.ndarray) -> tuple[str, str]:
     """What the environment reads, and what the agent is to be told of it."""
-    text = self.tokenizer.decode(response_ids).strip()
+    shown = base.without_end(self.stop_ids, response_ids)
+    text = self.tokenizer.decode(shown).strip()
     config, opened = self.config, self.opens_thought
     if config.answer == "command":
       # Some environments read thoughts that nobody was told to write.
@@ -280,9 +286,8 @@ class SectionPrompt:
 
   def _without_end(self, part):
     """An answer without its end-of-turn; anything else as it is."""
-    end = self.tokenizer.end_of_turn_id
-    if isinstance(part, np.ndarray) and len(part) and part[-1] == end:
-      return part[:-1]
+    if isinstance(part, np.ndarray):
+      return base.without_end(self.stop_ids, part)
     return part
 
 
@@ -298,6 +303,11 @@ class ChatSections(SectionPrompt):
 
   chat: chat_lib.ChatPrompt = dataclasses.field(kw_only=True)
   preface: str = ""
+
+  @property
+  def stop_ids(self) -> tuple[int, ...]:
+    """The tokens that end an answer, the template's among them."""
+    return self.chat.stop_ids
 
   @property
   def append_only(self) -> bool:

@@ -114,7 +114,7 @@ class _Rollout:
           for index, found in calls.finished(wait=len(calls) == len(live)):
             if isinstance(found, _Live):
               live[index] = found
-              requests.append(_request(found, self._config))
+              requests.append(self._request(found))
             elif again := self._end(index, found):
               waiting.appendleft((index, again))
           engine.submit(requests)
@@ -126,6 +126,16 @@ class _Rollout:
       for env in [*self._idle, *(s.env for s in live.values() if s)]:
         _close(env)
     return [self._done[index] for index in range(len(self._done))]
+
+  def _request(self, state: _Live) -> types.Request:
+    return types.Request(
+      state.episode.uid,
+      state.prompt_ids,
+      (*state.episode.key, len(state.steps)),
+      self._config.max_new_tokens,
+      self._config.temperature,
+      self._prompt.stop_ids,
+    )
 
   def _end(self, index, found) -> Episode | None:
     """Takes in how an attempt ended; the episode if it is played again."""
@@ -240,16 +250,6 @@ def _failed(episode, steps, error) -> _Ended:
     episode.uid, episode.task, tuple(steps), None, False, f"{cause}: {error}"
   )
   return _Ended(broken, episode)
-
-
-def _request(state: _Live, config: RolloutConfig) -> types.Request:
-  return types.Request(
-    state.episode.uid,
-    state.prompt_ids,
-    (*state.episode.key, len(state.steps)),
-    config.max_new_tokens,
-    config.temperature,
-  )
 
 
 def _advance(

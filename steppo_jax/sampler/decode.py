@@ -269,10 +269,9 @@ def decode(
   limit: chex.Array,
   temperature: chex.Array,
   keys: chex.Array,
+  stop_ids: chex.Array,
   stop_at: chex.Array,
   max_steps: chex.Array,
-  *,
-  end_of_turn_id: int,
 ) -> tuple[Cache, Responses, chex.Array, chex.Array]:
   """Samples in all live slots side by side until enough of them have ended.
 
@@ -289,9 +288,9 @@ def decode(
     limit: [N] int32 tokens each response may have.
     temperature: [N] float32; 0 takes the most likely token.
     keys: [N] PRNG keys.
+    stop_ids: [N, K] int32, the tokens that end each response; -1 for none.
     stop_at: Number of live slots at which to stop.
     max_steps: Tokens after which to stop.
-    end_of_turn_id: The token that ends a response.
 
   Returns:
     The cache, the responses, and two int32 counts: tokens read side by side
@@ -306,7 +305,8 @@ def decode(
     token, logp = draw.tokens(logits, keys, turns.count, temperature)
     at = jnp.where(where, turns.count, turns.ids.shape[1])
     count = turns.count + where
-    ended = where & ((token == end_of_turn_id) | (count >= limit))
+    stopped = jnp.any(token[:, None] == stop_ids, axis=1)
+    ended = where & (stopped | (count >= limit))
     return Responses(
       turns.ids.at[row, at].set(token, mode="drop"),
       turns.behaviour_logp.at[row, at].set(logp, mode="drop"),

@@ -42,7 +42,8 @@ class SlotEngine:
       config: Shapes.
       context: Longest trajectory in tokens.
       max_new_tokens: Longest response in tokens, end-of-turn included.
-      end_of_turn_id: The token that ends a response.
+      end_of_turn_id: The token that ends every response; a request may name
+        more of them. -1 for none.
       seed: Root of all keys.
     """
     n = config.num_slots
@@ -61,7 +62,6 @@ class SlotEngine:
       context=context,
       max_new_tokens=max_new_tokens,
       prefill_lengths=config.prefill_lengths,
-      end_of_turn_id=end_of_turn_id,
       seed=seed,
     )
     self._slots = slots.Slots(n, context)
@@ -119,7 +119,7 @@ class SlotEngine:
       self._queue.append(read)
       self._under_way[slot] = request
       self._count[slot] = 0
-      self._asked.take(slot, request)
+      self._asked.take(slot, request, self._stops(request))
       self.counters.prompt_tokens += len(request.prompt_ids)
       self.counters.prefill_tokens += len(read.ids)
       self.counters.copied_tokens += read.start * (read.source is not None)
@@ -190,10 +190,11 @@ class SlotEngine:
       n = self._count[slot]
       response = ids[slot, :n].copy()
       self._slots.wrote(slot, response[:-1])
-      stopped = response[-1] == self._end_of_turn
+      request = self._under_way.pop(slot)
+      stopped = response[-1] in self._stops(request)
       found.append(
         (
-          self._under_way.pop(slot),
+          request,
           types.Response(
             response,
             behaviour_logp[slot, :n].copy(),
@@ -203,6 +204,10 @@ class SlotEngine:
         )
       )
     return found
+
+  def _stops(self, request: types.Request) -> tuple[int, ...]:
+    """The tokens that end the response to a request."""
+    return tuple(dict.fromkeys((self._end_of_turn, *request.stop_ids)))
 
   @property
   def version(self) -> int | None:
@@ -235,6 +240,11 @@ class SlotEngine:
         raise ValueError(
           f"session {r.session}: a key of {len(r.key)} integers, at most "
           f"{programs.KEY_LENGTH} are taken"
+        )
+      if len(self._stops(r)) > programs.MAX_STOPS:
+        raise ValueError(
+          f"session {r.session}: {len(self._stops(r))} tokens end the "
+          f"response, at most {programs.MAX_STOPS} may"
         )
       if len(r.prompt_ids) == 0:
         raise ValueError(f"session {r.session}: empty prompt")

@@ -14,6 +14,8 @@ from steppo_jax.sampler import decode, draw, slots
 
 # Most integers in a request's key; the shape must not vary.
 KEY_LENGTH = 7
+# Most tokens that end a response; the shape must not vary either.
+MAX_STOPS = 16
 
 
 class SlotRequests(NamedTuple):
@@ -24,12 +26,14 @@ class SlotRequests(NamedTuple):
     limit: [N] int32 tokens that the response may have.
     temperature: [N] float32.
     numbers: [N, 1 + KEY_LENGTH] uint32, the length of the key and the key.
+    stop_ids: [N, MAX_STOPS] int32 tokens that end the response, -1 behind them.
   """
 
   length: np.ndarray
   limit: np.ndarray
   temperature: np.ndarray
   numbers: np.ndarray
+  stop_ids: np.ndarray
 
   @classmethod
   def none(cls, num_slots: int) -> "SlotRequests":
@@ -40,16 +44,21 @@ class SlotRequests(NamedTuple):
       zeros.copy(),
       np.zeros(num_slots, np.float32),
       np.zeros((num_slots, 1 + KEY_LENGTH), np.uint32),
+      np.full((num_slots, MAX_STOPS), -1, np.int32),
     )
 
-  def take(self, slot: int, request: types.Request) -> None:
-    """Writes one request down."""
+  def take(
+    self, slot: int, request: types.Request, stop_ids: Sequence[int]
+  ) -> None:
+    """Writes one request down, and what ends its response."""
     key = request.key
     self.length[slot] = len(request.prompt_ids)
     self.limit[slot] = request.max_new_tokens
     self.temperature[slot] = request.temperature
     self.numbers[slot] = 0
     self.numbers[slot, : 1 + len(key)] = (len(key), *key)
+    self.stop_ids[slot] = -1
+    self.stop_ids[slot, : len(stop_ids)] = stop_ids
 
 
 class Functions(NamedTuple):
@@ -71,7 +80,6 @@ def functions(
   model: transformer.ModelConfig,
   *,
   num_slots: int,
-  end_of_turn_id: int,
   seed: int,
 ) -> Functions:
   """The sampler's functions; arguments are those of `Programs`."""
@@ -90,9 +98,9 @@ def functions(
       asked.limit,
       asked.temperature,
       draw.request_keys(seed, asked.numbers),
+      asked.stop_ids,
       stop_at,
       max_steps,
-      end_of_turn_id=end_of_turn_id,
     )
     return *decode.put(cache, turns, slots, *part), steps, tokens
 
@@ -119,7 +127,6 @@ def jitted(made: Functions) -> Functions:
 def _shared(
   model: transformer.ModelConfig,
   num_slots: int,
-  end_of_turn_id: int,
   seed: int,
 ) -> tuple[Functions, list[str]]:
   """Compiled functions for all engines of one kind in this process.
@@ -140,17 +147,15 @@ def _shared(
 
     return run
 
-  made = functions(
-    model, num_slots=num_slots, end_of_turn_id=end_of_turn_id, seed=seed
-  )
+  made = functions(model, num_slots=num_slots, seed=seed)
   return jitted(Functions(*map(noted, made))), traced
 
 
 class Programs:
   """Copy, prefill and decode, each compiled once per shape.
 
-  What was compiled for an engine serves a later one of the same model, slots,
-  end of turn and seed in the same process.
+  What was compiled for an engine serves a later one of the same model, slots
+  and seed in the same process.
 
   Attributes:
     params: Decoder parameters by layer, set by the owner.
@@ -165,7 +170,6 @@ class Programs:
     context: int,
     max_new_tokens: int,
     prefill_lengths: Sequence[int],
-    end_of_turn_id: int,
     seed: int,
   ):
     """Allocates the cache; nothing is compiled yet.
@@ -177,7 +181,6 @@ class Programs:
       max_new_tokens: M, longest response in tokens.
       prefill_lengths: Sizes into which runs of prompt tokens are cut,
         ascending.
-      end_of_turn_id: The token that ends a response.
       seed: Root of all keys.
     """
     self.params: Any = None
@@ -193,7 +196,7 @@ class Programs:
     self._row_sizes = sorted({max(1, num_slots // k) for k in (8, 4, 2, 1)})
 
     (self._prefill, self._copy, self._sample), self._traced = _shared(
-      model, num_slots, end_of_turn_id, seed
+      model, num_slots, seed
     )
     self._traced_before = len(self._traced)
 

@@ -16,10 +16,10 @@ class BytesTokenizer:
 
   Attributes:
     vocab_size: 256 and the number of control tokens.
+    num_ids: The same.
     pad_id: Fills unused slots.
     bos_id: Starts a prompt.
     end_of_turn_id: Ends a response.
-    stop_ids: The same, as a tuple.
     prefix_ids: Empty: nothing stands in front of every text.
     controls: Ids by spelling that `encode` never gives.
     special: Spellings by the name that chat templates know.
@@ -41,9 +41,8 @@ class BytesTokenizer:
     if len(set(names)) < len(names) or "" in names:
       raise ValueError(f"control tokens {names} must differ and not be empty")
     self.controls = {name: 256 + i for i, name in enumerate(names)}
-    self.vocab_size = 256 + len(names)
+    self.vocab_size = self.num_ids = 256 + len(names)
     self.pad_id, self.bos_id, self.end_of_turn_id = 256, 257, 258
-    self.stop_ids = (258,)
     self.special = {
       "pad_token": names[0], "bos_token": names[1], "eos_token": names[2]
     }  # fmt: skip
@@ -55,6 +54,11 @@ class BytesTokenizer:
       self._bytes.append(b"" if silent else name.encode())
     spelt = sorted(names, key=len, reverse=True)
     self._spelt = re.compile(f"({'|'.join(map(re.escape, spelt))})")
+
+  @property
+  def stop_ids(self) -> tuple[int, ...]:
+    """All ids that end a response: the end of a turn alone."""
+    return (self.end_of_turn_id,)
 
   def token_id(self, text: str) -> int:
     """Id of a control token by its spelling.

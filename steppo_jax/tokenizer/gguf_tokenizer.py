@@ -10,7 +10,7 @@ from steppo_jax.tokenizer import hf_tokenizer
 
 _KEY = "tokenizer.ggml."
 # Kinds of tokens, by the numbers of the format.
-_NORMAL, _UNKNOWN, _CONTROL, _USER = 1, 2, 3, 4
+_NORMAL, _UNKNOWN, _CONTROL, _USER, _UNUSED = 1, 2, 3, 4, 5
 
 # How text is split before merges, by the name that the file gives. The
 # expressions are those of the models' own tokenizers.
@@ -61,7 +61,8 @@ def load(path: str | os.PathLike) -> hf_tokenizer.HuggingFaceTokenizer:
   ]  # fmt: skip
   facts: dict[str, Any] = {}
   for role, key in (
-    ("bos", "bos"), ("eos", "eos"), ("pad", "padding"), ("unk", "unknown")
+    ("bos", "bos"), ("eos", "eos"), ("pad", "padding"), ("unk", "unknown"),
+    ("sep", "seperator"), ("cls", "cls"), ("mask", "mask"),
   ):  # fmt: skip
     index = value(f"{key}_token_id")
     if index is not None and not 0 <= index < len(tokens):
@@ -70,8 +71,13 @@ def load(path: str | os.PathLike) -> hf_tokenizer.HuggingFaceTokenizer:
         f"{len(tokens)}"
       )
     facts[f"{role}_token"] = None if index is None else tokens[index]
-  more = (value("eot_token_id"), value("eos_token_id"))
-  facts["eos_ids"] = [i for i in more if i is not None]
+  # What ends a text, a turn, and a message that is a call of a tool.
+  ends = [value(f"{name}_token_id") for name in ("eot", "eos", "eom")]
+  facts["eos_ids"] = [i for i in ends if i is not None]
+  # Rows that only fill the table up are called unused.
+  used = [i for i, kind in enumerate(kinds) if kind != _UNUSED]
+  facts["num_ids"] = used[-1] + 1 if used else None
+  facts["rows"] = gguf_reader.rows(reader)
   # Written by every converter for SentencePiece, and only where it holds else.
   if value("add_bos_token", kind == "llama") and facts["bos_token"]:
     rules["post_processor"] = _starting_with(
@@ -79,8 +85,19 @@ def load(path: str | os.PathLike) -> hf_tokenizer.HuggingFaceTokenizer:
     )
   return hf_tokenizer.HuggingFaceTokenizer(
     json.dumps(rules), facts, where=str(path),
-    chat_template=gguf_reader.value(reader, "tokenizer.chat_template"),
+    chat_template=_template(reader),
   )  # fmt: skip
+
+
+def _template(reader) -> str | dict[str, str] | None:
+  """The chat template; several by their names, where there are more."""
+  key = "tokenizer.chat_template"
+  default = gguf_reader.value(reader, key)
+  names = gguf_reader.value(reader, f"{key}s") or ()
+  named = {n: gguf_reader.value(reader, f"{key}.{n}") for n in names}
+  if default is None or not named:
+    return default
+  return {**named, "default": default}
 
 
 def _byte_level(path, tokens: Sequence[str], merges, pre: str):

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from steppo_jax import files
+from steppo_jax.models.formats import chat_templates
 from steppo_jax.tokenizer import rules as tokenizer_rules
 from steppo_jax.tokenizer import token_bytes
 
@@ -19,7 +20,7 @@ from steppo_jax.tokenizer import token_bytes
 _PROBE = " a  \n\n b\tﬁ½😀 "
 _SURROGATES = re.compile("([\ud800-\udfff]+)")
 _BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
-_ROLES = ("bos", "eos", "pad", "unk")
+_ROLES = ("bos", "eos", "pad", "unk", "sep", "cls", "mask")
 
 
 class HuggingFaceTokenizer:
@@ -27,17 +28,21 @@ class HuggingFaceTokenizer:
 
   Attributes:
     vocab_size: Number of ids: those of the vocabulary, gaps, and rows that only
-      the model has, which are the empty string.
+      the model has, which are the empty string. Where the vocabulary names more
+      ids than the model has rows, such as the place of an image, it is the
+      number of rows, and what is behind is left out.
+    num_ids: Number of ids that the vocabulary knows, without rows behind them.
     pad_id: Fills unused slots; the end of a text where the vocabulary has none.
     bos_id: Starts a prompt; `pad_id` where the vocabulary has none.
-    end_of_turn_id: Ends a response. Of the ids that end a text, the one that
-      the chat template writes.
-    stop_ids: All ids that end a response, `end_of_turn_id` first.
+    end_of_turn_id: Ends a turn: what the chat template writes behind an
+      assistant's, or the first id that ends a text where it writes none.
+    stop_ids: All ids that end a response, `end_of_turn_id` first: that, and
+      those which the files say end a text or a turn.
     prefix_ids: What stands in front of every text of the model, such as the
       id that starts one; often empty.
     controls: Ids by spelling that `encode` never gives.
     special: Spellings by the name that chat templates know, such as bos_token.
-    chat_template: Jinja source, None without.
+    chat_template: Jinja source, or several by their names; None without.
     description: Contents of `tokenizer.json`.
     digest: SHA-256 of vocabulary and rules, hexadecimal.
   """
@@ -48,7 +53,7 @@ class HuggingFaceTokenizer:
     facts: Mapping[str, Any],
     *,
     where: str,
-    chat_template: str | None = None,
+    chat_template: str | Mapping[str, str] | None = None,
   ):
     """Builds the tokenizer.
 
@@ -58,7 +63,7 @@ class HuggingFaceTokenizer:
         None without, `eos_ids`, more ids that end a text, and `rows`, how many
         ids the model has.
       where: The file, for errors.
-      chat_template: Jinja source.
+      chat_template: Jinja source, or several by their names.
 
     Raises:
       ValueError: the description is broken or of a kind that changes text, or
@@ -67,8 +72,13 @@ class HuggingFaceTokenizer:
     """
     self._where, self.description = where, description
     self.digest = hashlib.sha256(description.encode()).hexdigest()
-    rules = tokenizer_rules.parse(description, where)
-    self._control_spellings = tokenizer_rules.controls(rules, chat_template)
+    rows = facts.get("rows")
+    rules, left_out = tokenizer_rules.within(
+      tokenizer_rules.parse(description, where), rows, where
+    )
+    self._control_spellings = tokenizer_rules.controls(
+      rules, chat_templates.source_of(chat_template)
+    )
     without_prefix = tokenizer_rules.without_prefix
     self._full = tokenizer_rules.build(without_prefix(rules), where)
     plain = tokenizer_rules.without_added(rules, self._control_spellings)
@@ -76,12 +86,8 @@ class HuggingFaceTokenizer:
     vocabulary = self._full.get_vocab(with_added_tokens=True)
     self._piece = {index: piece for piece, index in vocabulary.items()}
     known = max(self._piece) + 1
-    self.vocab_size = facts.get("rows") or known
-    if self.vocab_size < known:
-      raise ValueError(
-        f"{where} has {known} ids and the model beside it {self.vocab_size}: "
-        "one of them is of another model"
-      )
+    self.num_ids = min(known, facts.get("num_ids") or known)
+    self.vocab_size = rows or known
     self.controls = {
       text: vocabulary[text] for text in sorted(self._control_spellings)
     }
@@ -99,7 +105,7 @@ class HuggingFaceTokenizer:
     self._byte_id = self._bytes_of(vocabulary)
     self._known: dict[int, bytes] = {}
     self.chat_template = chat_template
-    self._set_special(facts, vocabulary)
+    self._set_special(facts, vocabulary, left_out)
     self.prefix_ids = tuple(self._full.encode("").ids)
     if self.decode(self.encode(_PROBE)) != _PROBE:
       raise ValueError(
@@ -148,32 +154,49 @@ class HuggingFaceTokenizer:
       names = {byte: f"<0x{byte:02X}>" for byte in range(256)}
     return {b: vocabulary[n] for b, n in names.items() if n in vocabulary}
 
-  def _set_special(self, facts, vocabulary) -> None:
+  def _set_special(self, facts, vocabulary, left_out) -> None:
     self.special, ids = {}, {}
     for role in _ROLES:
       text = facts.get(f"{role}_token")
-      if text is None:
+      if text is None or (text in left_out and role not in ("bos", "eos")):
         continue
       if text not in vocabulary:
         raise ValueError(
           f"{self._where}: {role}_token={text!r} is not in the vocabulary"
+          f"{', or the model has no row for it' if left_out else ''}"
         )
       self.special[f"{role}_token"], ids[role] = text, vocabulary[text]
     ends = [ids["eos"]] if "eos" in ids else []
     ends += [i for i in facts.get("eos_ids", ()) if i in self._piece]
-    ends = list(dict.fromkeys(ends))
+    if self.chat_template is not None:
+      # Where rendering shows none, one that the template spells comes first.
+      source = chat_templates.source_of(self.chat_template)
+      ends.sort(key=lambda i: self._piece[i] not in source)  # stable
+      ends = [*self._ends_of_template(ends), *ends]
     if not ends:
       raise ValueError(
         f"{self._where}: nothing says which token ends a text; name eos_token "
         "in tokenizer_config.json"
       )
-    template = self.chat_template or ""
-    ends.sort(key=lambda i: self._piece[i] not in template)  # stable
-    self.stop_ids = tuple(ends)
-    self.end_of_turn_id = ends[0]
     self.pad_id = ids.get("pad", ids.get("eos", ends[0]))
     self.bos_id = ids.get("bos", self.pad_id)
+    self.stop_ids = tuple(dict.fromkeys(ends))
+    self.end_of_turn_id = ends[0]
     self._silent = {*ids.values(), *self.stop_ids}
+
+  def _ends_of_template(self, known: list[int]) -> list[int]:
+    """The id that the chat template writes behind an assistant's turn, if any.
+
+    A template that is broken says so where a chat is made of it.
+    """
+    try:
+      template = chat_templates.Template(
+        self.chat_template, self.special, where=self._where
+      )
+    except ValueError:
+      return []
+    stop = template.end_ids(self, known).stop
+    return [] if stop is None else [stop]
 
   def token_id(self, text: str) -> int:
     """Id of a control token by its spelling.
@@ -287,13 +310,28 @@ def _spelling(token) -> str | None:
   return token if isinstance(token, str) else None
 
 
-def _template(folder: pathlib.Path, settings) -> str | None:
-  """The chat template, of a file of its own or of the settings."""
-  path = folder / "chat_template.jinja"
-  if path.is_file():
-    return path.read_text(encoding="utf-8")
+def _template(folder: pathlib.Path, settings) -> str | dict[str, str] | None:
+  """The chat template, of files of their own or of the settings.
+
+  Where there are several, they are found by name: in the settings as a list,
+  or as files of the folder `additional_chat_templates`.
+  """
+  named: dict[str, str] = {}
   found = settings.get("chat_template")
-  if isinstance(found, list):
-    by_name = {one.get("name"): one.get("template") for one in found}
-    found = by_name.get("default")
-  return found if isinstance(found, str) else None
+  if isinstance(found, str):
+    named["default"] = found
+  elif isinstance(found, list):
+    named |= {
+      one["name"]: one["template"]
+      for one in found
+      if isinstance(one, dict)
+      and isinstance(one.get("name"), str)
+      and isinstance(one.get("template"), str)
+    }
+  of_files = {"default": folder / "chat_template.jinja"}
+  more = (folder / "additional_chat_templates").glob("*.jinja")
+  of_files |= {path.stem: path for path in sorted(more)}
+  for name, path in of_files.items():
+    if path.is_file():
+      named[name] = path.read_text(encoding="utf-8")
+  return named.get("default") if named.keys() <= {"default"} else named

@@ -56,6 +56,45 @@ def parse(description: str, where: str) -> dict[str, Any]:
   return rules
 
 
+def within(
+  rules: dict[str, Any], rows: int | None, where: str
+) -> tuple[dict[str, Any], set[str]]:
+  """The rules without tokens that the model has no row for, and those tokens.
+
+  Some tokenizers name a token that the text model never sees: that of Gemma 3
+  1B has 262,145 ids, the place of an image last, and the model 262,144 rows.
+  Only tokens that were added to a vocabulary can be such.
+
+  Args:
+    rules: As `parse` gives them.
+    rows: Ids that the model has; None where that is not known.
+    where: The file, for errors.
+
+  Raises:
+    ValueError: an id of the vocabulary itself has no row.
+  """
+  if rows is None:
+    return rules, set()
+  added = rules.get("added_tokens") or ()
+  left_out = {token["content"] for token in added if token["id"] >= rows}
+  vocabulary = rules["model"].get("vocab")
+  if isinstance(vocabulary, dict):
+    vocabulary = {t: i for t, i in vocabulary.items() if t not in left_out}
+    last = max(vocabulary.values(), default=-1)
+  else:  # Of Unigram models: a list, whose places are the ids.
+    last = len(vocabulary or ()) - 1
+  if last >= rows:
+    raise ValueError(
+      f"{where} has {last + 1} ids and the model beside it {rows}: one of them "
+      "is of another model"
+    )
+  if not left_out:
+    return rules, left_out
+  kept = [token for token in added if token["id"] < rows]
+  model = {**rules["model"], "vocab": vocabulary}
+  return {**rules, "model": model, "added_tokens": kept}, left_out
+
+
 def build(rules: dict[str, Any], where: str):
   """The tokenizer of the package that follows the rules.
 

@@ -36,9 +36,11 @@ class SentencePieceTokenizer:
 
   Attributes:
     vocab_size: Number of ids.
+    num_ids: The same.
     pad_id: Fills unused slots.
     bos_id: Starts a prompt.
     end_of_turn_id: Ends a response.
+    stop_ids: The same, as a tuple.
     digest: SHA-256 of the model file, hexadecimal.
   """
 
@@ -69,7 +71,7 @@ class SentencePieceTokenizer:
         "short; copy it again or make it with "
         "`python -m steppo_jax.datasets.vocabulary`"
       ) from error
-    self.vocab_size = len(self._processor)
+    self.vocab_size = self.num_ids = len(self._processor)
     self.pad_id = self._processor.pad_id()
     self.bos_id = self._processor.bos_id()
     self.end_of_turn_id = self._processor.eos_id()
@@ -79,6 +81,7 @@ class SentencePieceTokenizer:
           f"the tokenizer model {path} has no {name}; train it with pad, bos "
           "and eos ids of at least 0"
         )
+    self.stop_ids = (self.end_of_turn_id,)
     self._bytes = [self._piece_bytes(i) for i in range(self.vocab_size)]
     self._byte_id = {
       piece[0]: i

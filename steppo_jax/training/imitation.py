@@ -52,6 +52,7 @@ def _start(config: config_lib.SupervisedRun, tokenizer):
   """Sizes and parameters to start from: a file's, or fresh ones."""
   if config.weights is None:
     model = presets.get(config.model, tokenizer.vocab_size)
+    model = dataclasses.replace(model, num_ids=tokenizer.num_ids)
     return model, transformer.init(model, jax.random.key(config.seed))
   model, params = policy.load_policy(config.weights, tokenizer)
   return model, jax.tree.map(jnp.asarray, params)

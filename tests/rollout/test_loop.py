@@ -239,3 +239,29 @@ def test_rollouts_do_not_depend_on_the_number_of_slots():
 def test_errors_are_reported_with_a_reason_for_every_episode():
   with pytest.raises(ZeroDivisionError):
     run(lambda uid, turn: 1 / 0, worlds.episodes(1))  # the engine's fault
+
+
+def test_every_token_that_ends_an_answer_ends_it_in_a_rollout():
+  episodes = worlds.episodes(4)
+  config = dataclasses.replace(worlds.ROLLOUT, max_steps=2)
+
+  def play(tokenizer):
+    prompt = prompt_base.CompactPrompt(tokenizer)
+    done = loop.run(
+      worlds.engine(), household.HouseholdEnv, episodes, prompt, config
+    )
+    return [step for trajectory in done for step in trajectory.steps]
+
+  class Tokenizer(type(worlds.tokenizer())):
+    """One that has more ends: what answers begin with."""
+
+    def __init__(self):
+      super().__init__()
+      self.stop_ids = (*self.stop_ids, *begins)
+
+  begins = {int(step.response_ids[0]) for step in play(worlds.tokenizer())}
+  stopped = [s for s in play(Tokenizer()) if s.response_ids[-1] in begins]
+  assert len(stopped) >= len(episodes)
+  for step in stopped:
+    assert step.stop_reason == "stop"
+    assert not begins.intersection(step.response_ids[:-1].tolist())

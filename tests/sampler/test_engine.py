@@ -12,8 +12,8 @@ import worlds
 from steppo_jax import types
 from steppo_jax.models import transformer
 from steppo_jax.ops import attention, logprobs
+from steppo_jax.sampler import draw, options
 from steppo_jax.sampler import engine as engine_lib
-from steppo_jax.sampler import options
 
 
 def request(session, prompt, *, key=(0,), new=6, temperature=1.0):
@@ -320,3 +320,72 @@ def test_model_sizes_that_do_not_fit_are_refused():
   assert jax.tree.structure(
     transformer.abstract_params(worlds.model())
   ) == jax.tree.structure(worlds.policy())
+
+
+def test_every_stop_id_of_a_request_ends_its_response():
+  engine = worlds.engine(refill=8)  # Always all slots: one program.
+  plain = [request(str(i), [9, 10, 11], key=(i,), new=8) for i in range(8)]
+  whole = engine.generate(plain)
+  compiled = engine.compiles
+  rng = np.random.default_rng(0)
+  # By request none to fifteen ids; some of them are sampled, most are not.
+  stops = [
+    tuple(
+      map(int, rng.permutation([*r.response_ids[2:], *range(400, 415)])[:n])
+    )
+    for n, r in zip((0, 1, 2, 4, 6, 8, 12, 15), whole, strict=True)
+  ]
+  engine.set_params(worlds.policy(), 0)
+  found = engine.generate(
+    [
+      dataclasses.replace(p, stop_ids=s)
+      for p, s in zip(plain, stops, strict=True)
+    ]
+  )
+  assert engine.compiles == compiled
+  cut = 0
+  for before, after, ids in zip(whole, found, stops, strict=True):
+    at = np.flatnonzero(np.isin(before.response_ids, ids))
+    size = at[0] + 1 if at.size else len(before.response_ids)
+    cut += size < len(before.response_ids)
+    # The same draws up to the end.
+    np.testing.assert_array_equal(
+      after.response_ids, before.response_ids[:size]
+    )
+    np.testing.assert_allclose(
+      after.behaviour_logp, before.behaviour_logp[:size], atol=1e-5
+    )
+    assert after.stop_reason == ("stop" if at.size else before.stop_reason)
+  assert cut >= 3
+
+
+def test_more_stop_ids_than_fit_are_refused():
+  wanted = dataclasses.replace(request("a", [9]), stop_ids=tuple(range(5, 21)))
+  with pytest.raises(ValueError, match="17 tokens end the response"):
+    worlds.engine().generate([wanted])
+
+
+def test_rows_without_a_token_are_never_sampled():
+  # Their logits are the largest by far.
+  model = transformer.ModelConfig(vocab_size=70, num_ids=64, width=8)
+  table = jax.random.normal(jax.random.key(0), (70, 8))
+  hidden = jax.random.normal(jax.random.key(1), (5, 8))
+  params = {"embed": {"embedding": table.at[64:].set(50 * hidden[0])}}
+  logits = transformer.logits(model, params, hidden)
+  assert logits.shape == (5, 64)
+  tokens = jnp.arange(59, 64)[None]
+  logp, entropy = logprobs.next_token_logprobs(
+    hidden[None], transformer.unembedding(params, model.num_ids), tokens,
+    jnp.arange(5)[None], jnp.ones((1, 5), bool), chunk=4, temperature=1.0,
+    softcap=None,
+  )  # fmt: skip
+  expected = jax.nn.log_softmax(logits)[jnp.arange(5), tokens[0]]
+  np.testing.assert_allclose(logp[0], expected, atol=1e-5)
+  assert np.isfinite(entropy).all()
+  token, _ = draw.tokens(
+    logits, jax.random.split(jax.random.key(2), 5), jnp.zeros(5, int),
+    jnp.array([0.0, 1.0, 9.0, 99.0, 0.0]),
+  )  # fmt: skip
+  assert token.max() < 64
+  with pytest.raises(ValueError, match="num_ids=71"):
+    dataclasses.replace(model, num_ids=71)

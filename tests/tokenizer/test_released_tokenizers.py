@@ -149,6 +149,57 @@ def test_the_end_of_a_turn_is_what_the_template_writes(tmp_path):
   assert tokenizer.bos_id == tokenizer.pad_id == ends[0]
 
 
+def test_what_the_template_writes_ends_a_response_of_a_base_model(tmp_path):
+  inner = vocabularies.byte_level()
+  text_end, end = map(inner.token_to_id, ("<|end|>", "<|im_end|>"))
+  folder = vocabularies.write_folder(
+    tmp_path / "hf", inner, eos_token="<|end|>", template=vocabularies.CHATML
+  )
+  tokenizer = loading.load(folder)
+  assert tokenizer.end_of_turn_id == end
+  assert tokenizer.stop_ids == (end, text_end)
+  # A file for generation names more.
+  start = inner.token_to_id("<|im_start|>")
+  facts = json.dumps({"eos_token_id": [text_end, start]})
+  (folder / "generation_config.json").write_text(facts)
+  stops = loading.load(folder).stop_ids
+  assert stops[0] == end
+  assert set(stops) == {end, text_end, start}
+
+
+def test_all_ends_of_a_gguf_file_are_taken(tmp_path):
+  inner = vocabularies.byte_level()
+  ids = [inner.token_to_id(x) for x in vocabularies.SPECIAL]
+  names = ("eos_token_id", "eom_token_id", "eot_token_id")
+  fields = vocabularies.byte_level_fields(inner, "gpt-2")
+  fields |= dict(zip(names, ids, strict=True))
+  # Rows that only fill the table up come last, and are of the kind unused.
+  fields["tokens"] = [*fields["tokens"], "[PAD0]", "[PAD1]"]
+  fields["token_type"] = [*fields["token_type"], 5, 5]
+  path = vocabularies.write_gguf(
+    tmp_path / "a.gguf", fields, template=vocabularies.CHATML
+  )
+  tokenizer = loading.load(path)
+  assert tokenizer.end_of_turn_id == inner.token_to_id("<|im_end|>")
+  assert set(tokenizer.stop_ids) == set(ids)
+  assert tokenizer.num_ids == tokenizer.vocab_size - 2 == inner.get_vocab_size()
+
+
+def test_templates_by_name_are_all_kept(tmp_path):
+  inner = vocabularies.byte_level()
+  named = {"default": vocabularies.CHATML, "tool_use": "{{ tools | tojson }}"}
+  listed = [{"name": n, "template": t} for n, t in named.items()]
+  folder = vocabularies.write_folder(tmp_path / "a", inner, template=listed)
+  assert loading.load(folder).chat_template == named
+  # Newer folders have them as files.
+  folder = vocabularies.write_folder(tmp_path / "b", inner)
+  (folder / "chat_template.jinja").write_text(named["default"])
+  more = folder / "additional_chat_templates"
+  more.mkdir()
+  (more / "tool_use.jinja").write_text(named["tool_use"])
+  assert loading.load(folder).chat_template == named
+
+
 def test_no_space_and_no_id_is_put_in_front(tmp_path):
   inner = vocabularies.starts_with(vocabularies.byte_level(), "<|im_start|>")
   inner.pre_tokenizer.add_prefix_space = True
@@ -229,10 +280,39 @@ def test_rows_that_only_the_model_has_are_ids_without_text(tmp_path):
   (folder / "config.json").write_text(json.dumps({"vocab_size": known + 5}))
   tokenizer = loading.load(folder)
   assert tokenizer.vocab_size == known + 5
+  assert tokenizer.num_ids == known
   assert tokenizer.decode([known + 4]) == ""
-  (folder / "config.json").write_text(json.dumps({"vocab_size": known - 1}))
-  with pytest.raises(ValueError, match=f"{known} ids and the model beside it"):
+  # 2 marks and 3 special tokens were added to the vocabulary.
+  (folder / "config.json").write_text(json.dumps({"vocab_size": known - 6}))
+  with pytest.raises(ValueError, match=f"{known - 5} ids and the model beside"):
     loading.load(folder)
+
+
+def test_a_token_without_a_row_is_never_given(tmp_path):
+  inner = vocabularies.byte_level()
+  folder = vocabularies.write_folder(tmp_path / "hf", inner)
+  known = inner.get_vocab_size()
+  text = "an <tool_response> and </tool_response>"
+  for rows in (known - 1, known - 2):
+    (folder / "config.json").write_text(json.dumps({"vocab_size": rows}))
+    tokenizer = loading.load(folder)
+    assert tokenizer.vocab_size == tokenizer.num_ids == rows
+    for ids in (tokenizer.encode(text), tokenizer.encode_template(text)):
+      assert ids.max() < rows
+      assert tokenizer.decode(ids) == text
+    with pytest.raises(ValueError, match="vocabulary of"):
+      tokenizer.decode([rows])
+  # The end of a turn would have to be sampled.
+  (folder / "config.json").write_text(json.dumps({"vocab_size": known - 3}))
+  with pytest.raises(ValueError, match="no row for it"):
+    loading.load(folder)
+
+
+def test_tokens_that_are_no_controls_keep_their_ids(made):
+  tokenizer, inner = made["folder"], made["inner"]
+  # <tool_response> is a control and left out of what encodes contents.
+  mark = "</tool_response>"
+  assert tokenizer.encode(f"a{mark}").tolist()[-1] == inner.token_to_id(mark)
 
 
 def test_a_vocabulary_that_changes_text_is_refused(tmp_path):

@@ -49,6 +49,14 @@ def _open(path: pathlib.Path, size: int, modified: int):
   return reader
 
 
+def rows(reader) -> int | None:
+  """Rows of the embedding, which are the model's ids; None without one."""
+  for tensor in reader.tensors:
+    if tensor.name == "token_embd.weight":
+      return int(tensor.shape[-1])  # The file names the width first.
+  return None
+
+
 def value(reader, key: str, default: Any = None) -> Any:
   """What the file says under a key, as Python's own types."""
   return reader.fields[key].contents() if key in reader.fields else default
