@@ -84,10 +84,17 @@ def our_logits(model, params):
 
 
 def distance(folder, logits):
-  """Largest difference to what transformers recorded, in parts of it."""
-  want = safetensors.numpy.load_file(folder / "logits.safetensors")["logits"]
+  """Largest difference to what transformers recorded, in parts of it.
+
+  It is at fault beyond 2e-5, or where scores are so sharp that rounding alone
+  takes transformers' own float32 further from its float64, beyond three times
+  that.
+  """
+  found = safetensors.numpy.load_file(folder / "logits.safetensors")
+  want = found["logits"]
   assert np.ptp(want) > 1e-2
-  return np.abs(want - logits).max() / np.abs(want).max()
+  gap = np.abs(want - logits).max() / np.abs(want).max()
+  return gap, gap > max(2e-5, 3 * found["rounding"][0])
 
 
 def field_of(message):
@@ -107,6 +114,7 @@ def test_random_configurations_are_computed_or_refused(
     folder = tmp_path / "theirs" / f"{number:04}"
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config))
+  (tmp_path / "ours").mkdir()
   releases = run_peer(peer, tmp_path / "theirs")
 
   outcome, refused = collections.Counter(), collections.Counter()
@@ -125,9 +133,9 @@ def test_random_configurations_are_computed_or_refused(
       continue
     found, params = hub.load(folder)
     assert found == model
-    gap = distance(folder, our_logits(model, params))
+    gap, fault = distance(folder, our_logits(model, params))
     largest = max(largest, gap)
-    if gap > 2e-5:
+    if fault:
       wrong.append((gap, text))
       continue
     outcome["equal"] += 1
@@ -143,8 +151,8 @@ def test_random_configurations_are_computed_or_refused(
     want = safetensors.numpy.load_file(
       tmp_path / "theirs" / folder.name / "logits.safetensors"
     )["logits"]
-    gap = distance(folder, want)
-    if gap > 2e-5:
+    gap, fault = distance(folder, want)
+    if fault:
       wrong.append(("written back", gap, (folder / "config.json").read_text()))
   print(
     f"\n{model_type}: {dict(outcome)}, {len(wrong)} differ; largest distance "

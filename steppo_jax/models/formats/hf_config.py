@@ -205,8 +205,7 @@ class _Reader:
     self._refuse()
     width = self._number("hidden_size")
     heads = self._number("num_attention_heads", row.heads)
-    # Null stands for as many as heads in every family but Gemma 3, where it is
-    # an error of transformers, too.
+    # Null stands for as many as heads; an absent key has the family's number.
     kv_heads = row.kv_heads
     if self._config.get("num_key_value_heads", _ABSENT) is None:
       kv_heads = None

@@ -4,8 +4,9 @@
 
 Every folder in FOLDER holds a config.json. Where it holds a model.safetensors,
 too, that checkpoint is loaded; otherwise a random model is made and saved so.
-Its logits of the ids in `tokens` go to logits.safetensors, and what
-transformers raises goes to error.txt.
+Its logits of the ids in `tokens` go to logits.safetensors, and with them how
+far they are from those of the same model in float64. What transformers raises
+goes to error.txt.
 """
 
 import json
@@ -48,8 +49,9 @@ def record(folder: pathlib.Path, seed: int) -> None:
     )
   else:
     model = random_model(json.loads((folder / "config.json").read_text()), seed)
+  ids = tokens(model.config.vocab_size)
   with torch.no_grad():
-    logits = model.eval()(tokens(model.config.vocab_size)).logits[0]
+    logits = model.eval()(ids).logits[0]
   if not torch.isfinite(logits).all():
     raise ValueError("the logits are not finite")
   if not weights.exists():
@@ -58,8 +60,12 @@ def record(folder: pathlib.Path, seed: int) -> None:
       state.pop("lm_head.weight")
     state = {name: value.contiguous() for name, value in state.items()}
     safetensors.torch.save_file(state, weights)
+  with torch.no_grad():
+    exact = model.double()(ids).logits[0]
+  rounding = (exact - logits).abs().max() / exact.abs().max()
   safetensors.torch.save_file(
-    {"logits": logits.contiguous()}, folder / "logits.safetensors"
+    {"logits": logits.contiguous(), "rounding": rounding.reshape(1)},
+    folder / "logits.safetensors",
   )
 
 

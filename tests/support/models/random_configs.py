@@ -25,7 +25,7 @@ def draw(model_type: str, rng: random.Random) -> dict[str, Any]:
     "model_type": model_type, "vocab_size": 64, "hidden_size": 32,
     "intermediate_size": 48, "num_hidden_layers": rng.choice([1, 3, 5]),
     "num_attention_heads": heads,
-    "num_key_value_heads": rng.choice([1, 2, heads]),
+    "num_key_value_heads": rng.choice([1, 2, heads]), "pad_token_id": 0,
   }  # fmt: skip
   maybe = lambda chance, key, *values: config.update(
     {key: rng.choice(values)} if rng.random() < chance else {}
