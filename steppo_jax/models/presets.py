@@ -43,6 +43,12 @@ PRESETS = {
     width=576, num_layers=30, num_heads=9, num_kv_heads=3, head_dim=64,
     mlp_width=1536, rope_theta=100_000.0, norm_eps=1e-5,
   ),
+  "smollm3_3b": dict(
+    width=2048, num_layers=36, num_heads=16, num_kv_heads=4, head_dim=128,
+    mlp_width=11_008, rope_theta=5e6, family="smollm3",
+    # Every fourth layer.
+    unrotated=tuple(not (i + 1) % 4 for i in range(36)),
+  ),
   "llama3_2_1b": dict(
     width=2048, num_layers=16, num_heads=32, num_kv_heads=8, head_dim=64,
     mlp_width=8192, rope_theta=500_000.0, norm_eps=1e-5,
@@ -77,6 +83,7 @@ PRESETS = {
 # Of the released checkpoints, rows of padding included.
 VOCABULARIES = {
   "smollm2_135m": 49_152,
+  "smollm3_3b": 128_256,
   "llama3_2_1b": 128_256,
   "qwen2_5_0_5b": 151_936,
   "qwen3_0_6b": 151_936,

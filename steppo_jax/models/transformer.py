@@ -1,7 +1,7 @@
 """A decoder-only transformer: RMSNorm, RoPE, grouped attention, gated MLP.
 
-One decoder for Llama, SmolLM2, Qwen 2.5 and 3 and Gemma 3: what tells them
-apart is in `ModelConfig`.
+One decoder for Llama, Mistral, SmolLM 2 and 3, Qwen 2.5 and 3, OLMo 2 and 3 and
+Gemma 3: what tells them apart is in `ModelConfig`.
 
 The decoder never decides who sees whom: the caller passes `attend`, so that
 the learner (interval mask over packed rows) and the sampler (key-value cache)
@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from steppo_jax.models.config import FULL, ModelConfig
+from steppo_jax.models.config import FULL, ModelConfig, RopeScaling
 
 # A kernel that lies as [out, in], in the trees of `by_layer`.
 TURNED = "turned"
@@ -35,26 +35,59 @@ def frequencies(config: ModelConfig, *, local: bool) -> chex.Array:
     config: Sizes of the decoder.
     local: True for a layer with a window.
 
-  Source of "llama3": the reference code of Llama 3.1 (`apply_scaling`).
+  Source of "llama3": the reference code of Llama 3.1 (`apply_scaling`); of
+  "yarn": Peng et al. 2023, arXiv:2309.00071, section 3.2.
   """
   half = config.head_dim // 2
-  theta = config.rope_theta
-  if local and config.local_rope_theta is not None:
-    theta = config.local_rope_theta
+  theta, scaling = _base(config, local=local)
   found = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-  scaling = config.rope_scaling
-  if scaling is None or local:
+  if scaling is None:
     return found
   if scaling.kind == "linear":
     return found / scaling.factor
+  if scaling.kind == "factors":
+    return found / jnp.asarray(scaling.factors, jnp.float32)
+  if scaling.kind == "yarn":
+    keep = _kept_by_yarn(theta, half, scaling)
+    return found * (keep + (1 - keep) / scaling.factor)
   low, high = scaling.low_freq_factor, scaling.high_freq_factor
   turns = scaling.original_context * found / (2 * math.pi)
   keep = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
   return found * (keep + (1 - keep) / scaling.factor)
 
 
+def _base(
+  config: ModelConfig, *, local: bool
+) -> tuple[float, RopeScaling | None]:
+  """The rotation of the layers with a window, or of the others."""
+  if local and config.local_rope_theta is not None:
+    return config.local_rope_theta, config.local_rope_scaling
+  return config.rope_theta, config.rope_scaling
+
+
+def _kept_by_yarn(theta: float, half: int, scaling: RopeScaling) -> chex.Array:
+  """[D / 2] by frequency, 1 where it stays and 0 where it is divided."""
+  # The frequency that turns so many times over the context, as a number.
+  number = lambda turns: (
+    half
+    * math.log(scaling.original_context / (turns * 2 * math.pi))
+    / math.log(theta)
+  )
+  first, last = number(scaling.beta_fast), number(scaling.beta_slow)
+  if scaling.truncate:
+    first, last = math.floor(first), math.ceil(last)
+  # The released code bounds the last by the head's width, not by half of it.
+  first, last = max(first, 0), min(last, 2 * half - 1)
+  last += 0.001 * (first == last)
+  ramp = (jnp.arange(half, dtype=jnp.float32) - first) / (last - first)
+  return 1 - jnp.clip(ramp, 0.0, 1.0)
+
+
 def rope(
-  x: chex.Array, positions: chex.Array, frequency: chex.Array
+  x: chex.Array,
+  positions: chex.Array,
+  frequency: chex.Array,
+  scale: chex.Array | float | None = None,
 ) -> chex.Array:
   """Rotates [B, T, H, D] by position; halves are paired as in Llama.
 
@@ -62,10 +95,13 @@ def rope(
     x: Queries or keys.
     positions: [B, T] int32.
     frequency: [D / 2] radians per position.
+    scale: Multiplies what was rotated; None for 1.
   """
   half = x.shape[-1] // 2
   angle = positions[..., None, None].astype(jnp.float32) * frequency
   sin, cos = jnp.sin(angle), jnp.cos(angle)
+  if scale is not None:
+    sin, cos = sin * scale, cos * scale
   # One product with each of two full-width factors: on CPU the backward pass of
   # two halves put side by side takes longer.
   cos = jnp.concatenate([cos, cos], axis=-1)
@@ -73,12 +109,34 @@ def rope(
   return (x * cos + jnp.roll(x, half, axis=-1) * sin).astype(x.dtype)
 
 
-def _frequency(config: ModelConfig, window) -> chex.Array:
-  """[D / 2] of a layer whose window may be traced."""
-  table = lambda local: frequencies(config, local=local)
-  if not config.windows or window is None:
-    return table(False)
-  return jnp.where(window < FULL, table(True), table(False))
+def _rotation(config: ModelConfig, window, rotates):
+  """Frequencies [D / 2] and scale of a layer, for `rope`.
+
+  Args:
+    config: Sizes of the decoder.
+    window: How many tokens the layer sees, which may be traced; None in a
+      model without windows.
+    rotates: Does the layer rotate? May be traced; None where every layer does.
+  """
+  scales = [
+    1.0 if scaling is None else scaling.attention_factor
+    for _, scaling in (_base(config, local=x) for x in (False, True))
+  ]
+  if window is None or config.local_rope_theta is None:
+    frequency, scale = frequencies(config, local=False), scales[0]
+  else:
+    local = window < FULL
+    frequency = jnp.where(
+      local, frequencies(config, local=True), frequencies(config, local=False)
+    )
+    scale = scales[0]
+    if scales[0] != scales[1]:
+      scale = jnp.where(local, scales[1], scales[0])
+  if rotates is not None:
+    frequency = frequency * rotates
+    scale = jnp.where(rotates, scale, 1.0)
+  plain = isinstance(scale, float) and scale == 1.0
+  return frequency, None if plain else scale
 
 
 def _param(module: nn.Module, name: str, start: Callable, shape: tuple):
@@ -151,6 +209,14 @@ class Linear(nn.Module):
     return y.reshape(*x.shape[:-1], self.features)
 
 
+_ACTIVATIONS = {
+  "silu": nn.silu,
+  "gelu": functools.partial(nn.gelu, approximate=False),
+  "gelu_tanh": nn.gelu,
+  "relu": nn.relu,
+}
+
+
 class Block(nn.Module):
   """Attention and gated MLP, each behind a norm and a residual."""
 
@@ -160,46 +226,57 @@ class Block(nn.Module):
   def _norm(self, name):
     return RMSNorm(self.config.norm_eps, self.config.norm_offset, name=name)
 
-  def _attention(self, h, positions, window):
+  def _attention(self, h, positions, window, rotates):
     c = self.config
     lead = h.shape[:-1]
-    project = lambda name, heads: Linear(
-      heads * c.head_dim, c.qkv_bias, name=name
-    )(h).reshape(*lead, heads, c.head_dim)
+
+    def project(name, heads):
+      y = Linear(heads * c.head_dim, c.qkv_bias, name=name)(h)
+      if c.qk_norm_joint and name != "v":
+        y = self._norm(f"{name}_norm")(y)
+      return y.reshape(*lead, heads, c.head_dim)
+
     q = project("q", c.num_heads)
     k = project("k", c.num_kv_heads)
     v = project("v", c.num_kv_heads)
-    if c.qk_norm:
+    if c.qk_norm and not c.qk_norm_joint:
       q, k = self._norm("q_norm")(q), self._norm("k_norm")(k)
     # Frequencies shared by two rotations are fused in another way, which would
     # change the last bits of what older weights sample.
-    turn = lambda x: rope(x, positions, _frequency(c, window))
+    turn = lambda x: rope(x, positions, *_rotation(c, window, rotates))
     q, k = turn(q), turn(k)
     if c.query_scale is not None:
       # `attend` divides by the root of the width.
       q = q * jnp.asarray(c.query_scale * c.head_dim**0.5, q.dtype)
     options = {} if window is None else {"window": window}
     out = self.attend(q, k, v, **options)
-    return Linear(c.width, name="o")(out.reshape(*lead, -1))
+    return Linear(c.width, c.o_bias, name="o")(out.reshape(*lead, -1))
 
   def _mlp(self, h):
     c = self.config
-    act = nn.silu if c.activation == "silu" else nn.gelu  # tanh by default
-    gate = act(Linear(c.mlp_width, name="gate")(h))
-    up = Linear(c.mlp_width, name="up")(h)
-    return Linear(c.width, name="down")(gate * up)
+    linear = lambda name, width: Linear(width, c.mlp_bias, name=name)
+    gate = _ACTIVATIONS[c.activation](linear("gate", c.mlp_width)(h))
+    up = linear("up", c.mlp_width)(h)
+    return linear("down", c.width)(gate * up)
 
   @nn.compact
-  def __call__(self, x, positions, window=None):
-    """One layer; `window` is None in a model without windows."""
-    h = self._attention(self._norm("attention_norm")(x), positions, window)
-    if self.config.sandwich_norms:
-      h = self._norm("post_attention_norm")(h)
-    x = x + h
-    h = self._mlp(self._norm("mlp_norm")(x))
-    if self.config.sandwich_norms:
-      h = self._norm("post_mlp_norm")(h)
-    return x + h
+  def __call__(self, x, positions, window=None, rotates=None):
+    """One layer.
+
+    Args:
+      x: [B, T, D] residual stream.
+      positions: [B, T] int32.
+      window: How many tokens it sees; None in a model without windows.
+      rotates: Does it rotate? None in a model whose layers all do.
+    """
+    c = self.config
+    before = lambda name: self._norm(name) if c.pre_norms else lambda h: h
+    behind = lambda name: self._norm(name) if c.sandwich_norms else lambda h: h
+    h = before("attention_norm")(x)
+    h = self._attention(h, positions, window, rotates)
+    x = x + behind("post_attention_norm")(h)
+    h = self._mlp(before("mlp_norm")(x))
+    return x + behind("post_mlp_norm")(h)
 
 
 def _embed(config: ModelConfig, rows: chex.Array) -> chex.Array:
@@ -244,8 +321,8 @@ class Decoder(nn.Module):
     if not c.tied and self.is_initializing():
       table("unembed")(tokens)
 
-    def body(block, carry, window):
-      return block(carry, positions, window), None
+    def body(block, carry, layer):
+      return block(carry, positions, *layer), None
 
     # Small stacks are unrolled: a rolled scan costs 10 % on CPU and saves
     # compile time only from seven layers on.
@@ -260,7 +337,8 @@ class Decoder(nn.Module):
       check_constancy_invariants=self.is_initializing(),
     )
     windows = jnp.asarray(c.reach, jnp.int32) if c.windows else None
-    x, _ = stack(Block(c, self.attend, name="layers"), x, windows)
+    rotates = ~jnp.asarray(c.unrotated) if c.unrotated else None
+    x, _ = stack(Block(c, self.attend, name="layers"), x, (windows, rotates))
     return RMSNorm(c.norm_eps, c.norm_offset, name="final_norm")(x)
 
 
@@ -337,8 +415,9 @@ def apply_layerwise(
   pairs = zip(params["layers"], attends, strict=True)
   for layer, (weights, attend) in enumerate(pairs):
     window = config.reach[layer] if config.windows else None
+    rotates = not config.unrotated[layer] if config.unrotated else None
     block = Block(config, attend)
-    x = block.apply({"params": weights}, x, positions, window)
+    x = block.apply({"params": weights}, x, positions, window, rotates)
   norm = RMSNorm(config.norm_eps, config.norm_offset)
   return norm.apply({"params": params["final_norm"]}, x)
 
@@ -378,6 +457,7 @@ def num_params(params: Any) -> int:
   return sum(x.size for x in jax.tree.leaves(params))
 
 
+@functools.lru_cache(maxsize=4)
 def abstract_params(config: ModelConfig) -> dict[str, Any]:
   """Shapes and types of `init`'s parameters, without making them."""
   return jax.eval_shape(lambda: init(config, jax.random.key(0)))

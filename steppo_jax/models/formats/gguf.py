@@ -1,7 +1,6 @@
 """Checkpoints in one GGUF file, quantised or not, read through `gguf`."""
 
 import collections
-import functools
 import os
 import pathlib
 from collections.abc import Callable, Mapping
@@ -13,33 +12,16 @@ import numpy as np
 
 from steppo_jax import trees
 from steppo_jax.models.config import ModelConfig
-from steppo_jax.models.formats import gguf_reader, hf_config, names, placing
+from steppo_jax.models.formats import gguf_config, gguf_reader, names, placing
 
-_FAMILIES = {
-  "llama": "llama",
-  "qwen2": "qwen2",
-  "qwen3": "qwen3",
-  "gemma3": "gemma3_text",
-}
 _TYPES = (
   "F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K",
   "Q6_K",
 )  # fmt: skip
-# GGUF key behind the architecture's name -> key of config.json.
-_KEYS = {
-  "block_count": "num_hidden_layers",
-  "embedding_length": "hidden_size",
-  "feed_forward_length": "intermediate_size",
-  "attention.head_count": "num_attention_heads",
-  "attention.head_count_kv": "num_key_value_heads",
-  "attention.key_length": "head_dim",
-  "attention.layer_norm_rms_epsilon": "rms_norm_eps",
-  "attention.sliding_window": "sliding_window",
-  "rope.freq_base": "rope_theta",
-  "rope.freq_base_swa": "rope_local_base_freq",
-  "final_logit_softcapping": "final_logit_softcapping",
-}
-_OUTPUT = "output.weight"
+# By which number Llama 3's rotation divides each frequency.
+_FACTORS = "rope_freqs.weight"
+# Whose rotation llama.cpp divides so.
+_WITH_FACTORS = ("llama", "smollm3")
 
 
 class _File:
@@ -76,36 +58,19 @@ class _File:
     return found.astype(np.float32, copy=False)[(slice(None), *index[1:])]
 
 
-def _model(reader, path: pathlib.Path, shapes) -> ModelConfig:
-  """Sizes from the metadata, through the keys of config.json."""
-  value = functools.partial(gguf_reader.value, reader)
-  kind = value("general.architecture")
-  if kind not in _FAMILIES:
-    raise ValueError(
-      f"{path}: general.architecture={kind!r} is none of {', '.join(_FAMILIES)}"
-    )
-  config = {theirs: value(f"{kind}.{ours}") for ours, theirs in _KEYS.items()}
-  for key, number in config.items():
-    # Written as float32: the shortest decimal is the one that was meant.
-    if isinstance(number, float):
-      config[key] = float(str(np.float32(number)))
-  scaling = value(f"{kind}.rope.scaling.type")
-  if scaling not in (None, "none"):
-    factor = value(f"{kind}.rope.scaling.factor")
-    config["rope_scaling"] = {"type": scaling, "factor": factor}
-  embed = shapes.get("token_embd.weight")
-  config |= {
-    "model_type": _FAMILIES[kind],
-    "vocab_size": embed.shape[0] if embed is not None else None,
-    "tie_word_embeddings": _OUTPUT not in shapes,
-    "use_sliding_window": False,
-  }
-  if kind == "gemma3":
-    config["query_pre_attn_scalar"] = config["head_dim"]
+def _model(reader, path: pathlib.Path, file: _File) -> ModelConfig:
+  """Sizes from the metadata and the tensors."""
   try:
-    return hf_config.from_config(config)
+    shapes, factors = file.shapes(), None
+    if _FACTORS in shapes and _architecture(reader) in _WITH_FACTORS:
+      factors = tuple(float(x) for x in file.read(_FACTORS, (slice(None),)))
+    return gguf_config.read(reader, shapes, factors)
   except ValueError as error:
-    raise ValueError(f"{path}, read as {error}") from error
+    raise ValueError(f"{path}: {error}") from error
+
+
+def _architecture(reader) -> str | None:
+  return gguf_reader.value(reader, "general.architecture")
 
 
 class Facts(NamedTuple):
@@ -131,15 +96,11 @@ def describe(path: str | os.PathLike) -> Facts:
   """
   path = pathlib.Path(path)
   reader = gguf_reader.open_reader(path)
-  file = _File(reader)
-  try:
-    shapes = file.shapes()
-  except ValueError as error:
-    raise ValueError(f"{path}: {error}") from error
-  kind = gguf_reader.value(reader, "general.architecture")
+  model = _model(reader, path, _File(reader))
   types = collections.Counter(t.tensor_type.name for t in reader.tensors)
+  kind = _architecture(reader)
   context = gguf_reader.value(reader, f"{kind}.context_length")
-  return Facts(_model(reader, path, shapes), types, context)
+  return Facts(model, types, context)
 
 
 def load(
@@ -173,16 +134,10 @@ def load(
   path = pathlib.Path(path)
   reader = gguf_reader.open_reader(path)
   file = _File(reader)
-  try:
-    have = file.shapes()
-  except ValueError as error:
-    raise ValueError(f"{path}: {error}") from error
-  if "rope_freqs.weight" in have:
-    raise ValueError(
-      f"{path}: the scaled rotation of rope_freqs.weight is not read from "
-      "GGUF; take the checkpoint in safetensors"
-    )
-  model = _model(reader, path, have)
+  model = _model(reader, path, file)
+  have = file.shapes()
+  if _architecture(reader) in _WITH_FACTORS:
+    have.pop(_FACTORS, None)  # it is in the sizes
   rows = names.table(model, gguf=True)
   try:
     trees.check_like(have, names.expected(model, rows))

@@ -53,10 +53,6 @@ _NORMS = _rows(
   _LAYER, AS_IS, attention_norm="input_layernorm",
   mlp_norm="post_attention_layernorm",
 )  # fmt: skip
-_BIASES = tuple(
-  TensorName(f"layers/{x}/bias", f"{_LAYER}self_attn.{x}_proj.bias", AS_IS)
-  for x in "qkv"
-)
 _HEAD_NORMS = _rows(
   _LAYER, AS_IS, q_norm="self_attn.q_norm", k_norm="self_attn.k_norm"
 )
@@ -66,13 +62,24 @@ _SANDWICH = _rows(
   mlp_norm="pre_feedforward_layernorm",
   post_mlp_norm="post_feedforward_layernorm",
 )  # fmt: skip
+_POST_NORMS = _rows(
+  _LAYER, AS_IS, post_attention_norm="post_attention_layernorm",
+  post_mlp_norm="post_feedforward_layernorm",
+)  # fmt: skip
 _UNEMBED = TensorName("unembed/embedding", "lm_head.weight", AS_IS)
 
+# Without biases, which `table` adds: families have them or not by size.
+_LIKE_LLAMA = (*_ENDS, *_NORMS, *_MATRICES)
+_LIKE_OLMO = (*_ENDS, *_POST_NORMS, *_MATRICES, *_HEAD_NORMS)
 SAFETENSORS = {
-  "llama": (*_ENDS, *_NORMS, *_MATRICES),
-  "qwen2": (*_ENDS, *_NORMS, *_MATRICES, *_BIASES),
-  "qwen3": (*_ENDS, *_NORMS, *_MATRICES, *_HEAD_NORMS),
+  "llama": _LIKE_LLAMA,
+  "mistral": _LIKE_LLAMA,
+  "smollm3": _LIKE_LLAMA,
+  "qwen2": _LIKE_LLAMA,
+  "qwen3": (*_LIKE_LLAMA, *_HEAD_NORMS),
   "gemma3": (*_ENDS, *_SANDWICH, *_MATRICES, *_HEAD_NORMS),
+  "olmo2": _LIKE_OLMO,
+  "olmo3": _LIKE_OLMO,
 }
 
 _BLOCK = "blk.{}."
@@ -91,21 +98,27 @@ _GGUF_HEAD_NORMS = dict(q_norm="attn_q_norm", k_norm="attn_k_norm")
 _GGUF_UNEMBED = TensorName("unembed/embedding", "output.weight", AS_IS)
 _GGUF_COMMON = (_GGUF_EMBED, _GGUF_NORM, *_GGUF_NORMS, *_GGUF_MATRICES)
 
-GGUF = {
-  "llama": (*_GGUF_COMMON, *_GGUF_ROTATED),
-  "qwen2": (
-    *_GGUF_COMMON,
-    *_GGUF_PLAIN,
-    *(
-      TensorName(f"layers/{x}/bias", f"{_BLOCK}attn_{x}.bias", AS_IS)
-      for x in "qkv"
-    ),
+_GGUF_LIKE_LLAMA = (*_GGUF_COMMON, *_GGUF_ROTATED)
+_GGUF_LIKE_OLMO = (
+  _GGUF_EMBED, _GGUF_NORM, *_GGUF_MATRICES, *_GGUF_PLAIN,
+  *_rows(
+    _BLOCK, AS_IS, post_attention_norm="post_attention_norm",
+    post_mlp_norm="post_ffw_norm", **_GGUF_HEAD_NORMS,
   ),
+)  # fmt: skip
+# Mistral is a Llama there, and OLMo 3 an OLMo 2 with windows.
+GGUF = {
+  "llama": _GGUF_LIKE_LLAMA,
+  "mistral": _GGUF_LIKE_LLAMA,
+  "smollm3": _GGUF_LIKE_LLAMA,
+  "qwen2": (*_GGUF_COMMON, *_GGUF_PLAIN),
   "qwen3": (
     *_GGUF_COMMON,
     *_GGUF_PLAIN,
     *_rows(_BLOCK, AS_IS, **_GGUF_HEAD_NORMS),
   ),
+  "olmo2": _GGUF_LIKE_OLMO,
+  "olmo3": _GGUF_LIKE_OLMO,
   "gemma3": (
     _GGUF_EMBED,
     _GGUF_NORM._replace(how=WITH_OFFSET),
@@ -120,14 +133,37 @@ GGUF = {
 }  # fmt: skip
 
 
+def _with_biases(
+  rows: tuple[TensorName, ...], model: ModelConfig
+) -> tuple[TensorName, ...]:
+  """The rows, and one for each bias beside its matrix."""
+  biased = dict.fromkeys("qkv", model.qkv_bias) | {"o": model.o_bias}
+  biased |= dict.fromkeys(("gate", "up", "down"), model.mlp_bias)
+  found = []
+  for row in rows:
+    owner, _, leaf = row.ours.removeprefix("layers/").rpartition("/")
+    if leaf == "kernel" and biased[owner]:
+      theirs = row.theirs.removesuffix("weight") + "bias"
+      if row.how == INTERLEAVED:
+        raise ValueError(
+          f"family={model.family!r} has no name for the bias of {owner!r} in "
+          "GGUF, where its rows would be interleaved"
+        )
+      found.append(TensorName(f"layers/{owner}/bias", theirs, AS_IS))
+  return (*rows, *found)
+
+
 def table(model: ModelConfig, *, gguf: bool = False) -> tuple[TensorName, ...]:
-  """Rows of a model: those of its family, and "unembed" where it has one.
+  """Rows of a model: those of its family, its biases, "unembed" if it has one.
 
   Raises:
     ValueError: the model has not the parameters of its family, such as norms of
       heads in a Llama.
   """
-  rows = (GGUF if gguf else SAFETENSORS)[model.family]
+  known = GGUF if gguf else SAFETENSORS
+  if model.family not in known:
+    raise ValueError(f"family={model.family!r} is none of {', '.join(known)}")
+  rows = _with_biases(known[model.family], model)
   if not model.tied:
     rows = (*rows, _GGUF_UNEMBED if gguf else _UNEMBED)
   like = trees.flatten(transformer.abstract_params(model))

@@ -12,7 +12,9 @@ from steppo_jax.models import attend, transformer
 from steppo_jax.models.formats import hub
 
 ROOT = pathlib.Path(__file__).parents[2] / "fixtures" / "checkpoints"
-NAMES = ("smollm2", "llama3", "qwen2", "qwen3", "gemma3")
+NAMES = (
+  "smollm2", "llama3", "qwen2", "qwen3", "gemma3", "smollm3", "olmo3"
+)  # fmt: skip
 # As in fixtures/make_checkpoints.py.
 SHARED, LENGTHS = 18, (40, 33)
 
@@ -89,3 +91,8 @@ def branched(ids):
     (0, np.concatenate([np.arange(SHARED), branch])),
   ]
   return [tokens, positions, end], slots
+
+
+def peer_tokens(vocab_size):
+  """[1, T], the ids of `peer_logits.tokens`."""
+  return (np.arange(40, dtype=np.int32)[None] * 37 + 11) % vocab_size

@@ -18,6 +18,20 @@ def add_sizes(writer, model):
   writer.add_rope_freq_base(model.rope_theta)
 
 
+def add(writer, architecture, keys):
+  """Writes keys of an architecture by the type of their values."""
+  for key, value in keys.items():
+    key = f"{architecture}.{key}"
+    if isinstance(value, list):
+      writer.add_array(key, value)
+    elif isinstance(value, str):
+      writer.add_string(key, value)
+    elif isinstance(value, float):
+      writer.add_float32(key, value)
+    else:
+      writer.add_uint32(key, value)
+
+
 def tensors(model, params):
   """Our parameters by GGUF's names, turned and permuted as it has them."""
   found, flat = {}, trees.flatten(params)
