@@ -380,6 +380,8 @@ def to_config(model: ModelConfig) -> dict[str, Any]:
   if model.family == "smollm3":
     rotates = model.unrotated or (False,) * model.num_layers
     config["no_rope_layers"] = [int(not x) for x in rotates]
+    # Transformers has one by default, which small vocabularies do not have.
+    config["pad_token_id"] = None
   if gemma:
     config["final_logit_softcapping"] = model.softcap
     scalar = round((model.query_scale or model.head_dim**-0.5) ** -2, 6)
