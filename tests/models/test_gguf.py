@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from steppo_jax import trees
-from steppo_jax.models import transformer
+from steppo_jax.models import rotary
 from steppo_jax.models.config import RopeScaling
 from steppo_jax.models.formats import gguf as formats_gguf
 from steppo_jax.models.formats import hf_config
@@ -315,8 +315,8 @@ def test_the_factors_of_a_rotation_are_those_of_its_description(tmp_path):
   scaled, params = families.checkpoint("llama3")
   plain, _ = checkpoint("llama3")
   factors = np.asarray(
-    transformer.frequencies(plain, local=False)
-    / transformer.frequencies(scaled, local=False)
+    rotary.frequencies(plain, local=False)
+    / rotary.frequencies(scaled, local=False)
   )
 
   def change(tensors):
@@ -329,8 +329,8 @@ def test_the_factors_of_a_rotation_are_those_of_its_description(tmp_path):
   )
   assert hf_config.from_config(hf_config.to_config(found)) == found
   np.testing.assert_allclose(
-    transformer.frequencies(found, local=False),
-    transformer.frequencies(scaled, local=False),
+    rotary.frequencies(found, local=False),
+    rotary.frequencies(scaled, local=False),
     rtol=1e-6,
   )
   assert trees.flatten(loaded).keys() == trees.flatten(params).keys()

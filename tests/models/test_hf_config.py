@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steppo_jax.models import presets, transformer
+from steppo_jax.models import presets, rotary
 from steppo_jax.models.config import ModelConfig, RopeScaling
 from steppo_jax.models.formats import hf_config
 
@@ -207,7 +207,7 @@ def test_yarn_divides_slow_frequencies_and_sharpens_scores():
     QWEN | {"head_dim": 64, "rope_scaling": YARN | {"factor": 8.0}}
   )
   np.testing.assert_allclose(
-    transformer.frequencies(found, local=False),
+    rotary.frequencies(found, local=False),
     slow_yarn(32, 1e6, 8.0, 32),
     rtol=1e-5,
   )
@@ -231,8 +231,8 @@ def test_one_set_of_long_factors_divides_each_frequency():
   found = hf_config.from_config(QWEN | {"rope_scaling": even})
   plain = dataclasses.replace(found, rope_scaling=None)
   np.testing.assert_allclose(
-    transformer.frequencies(plain, local=False)
-    / transformer.frequencies(found, local=False),
+    rotary.frequencies(plain, local=False)
+    / rotary.frequencies(found, local=False),
     even["short_factor"],
     rtol=1e-6,
   )
@@ -255,8 +255,8 @@ def test_layers_with_a_window_are_scaled_like_the_others_in_qwen():
     | {"rope_scaling": LINEAR}
   )
   np.testing.assert_array_equal(
-    transformer.frequencies(found, local=True),
-    transformer.frequencies(found, local=False),
+    rotary.frequencies(found, local=True),
+    rotary.frequencies(found, local=False),
   )
 
 
@@ -338,8 +338,8 @@ def test_a_layer_that_does_not_rotate_knows_no_positions(rotates):
   scaling = RopeScaling("linear", 2.0, attention_factor=1.5)
   model = ModelConfig(vocab_size=8, head_dim=8, rope_scaling=scaling)
   x = np.random.default_rng(0).normal(size=(1, 5, 2, 8)).astype(np.float32)
-  turn = lambda flag: transformer.rope(
-    x, np.arange(5)[None], *transformer._rotation(model, None, flag)
+  turn = lambda flag: rotary.rotate(
+    x, np.arange(5)[None], *rotary.of_layer(model, None, flag)
   )
   found = np.asarray(turn(rotates))
   if not rotates:
