@@ -140,15 +140,19 @@ class Run:
         "rows_per_part": math.ceil(self._num_episodes / parts) * self._paths,
       }
     part = rng.permutation(len(trajectories)) % parts
-    return packing.pack(
-      trajectories,
-      [int(p) for p in part],
-      config.packing,
-      num_parts=parts,
-      rows_multiple=config.learner.microbatch_rows,
-      pad_id=self.tokenizer.pad_id,
-      **shape,
-    )
+    try:
+      return packing.pack(
+        trajectories,
+        [int(p) for p in part],
+        config.packing,
+        num_parts=parts,
+        rows_multiple=config.learner.microbatch_rows,
+        pad_id=self.tokenizer.pad_id,
+        vocab_size=self.model.vocab_size,
+        **shape,
+      )
+    except ValueError as error:
+      raise ValueError(f"update {update}: {error}") from error
 
   def pack_peers(
     self, trajectories: Sequence[types.Trajectory], packed: packing.Packed
