@@ -63,7 +63,7 @@ def _start(config: config_lib.SupervisedRun, tokenizer):
   if config.weights is None:
     model = presets.get(config.model, tokenizer.vocab_size)
     return model, transformer.init(model, jax.random.key(config.seed))
-  model, params = policy.load_policy(config.weights, tokenizer)
+  model, params = policy.load_policy(config.weights, tokenizer, config.base)
   return model, jax.tree.map(jnp.asarray, params)
 
 
@@ -92,15 +92,18 @@ def train(
 
 
 def _train(config, folder, on_update):
-  tokenizer = policy.load_tokenizer(config.tokenizer, config.weights)
+  tokenizer = policy.load_tokenizer(
+    config.tokenizer, config.weights, config.base
+  )
   prompt = sections.make(config.prompt, tokenizer, config.env.name)
   model, params = _start(config, tokenizer)
   rows, cut = load_rows(config, prompt, tokenizer.pad_id, model.vocab_size)
   # Refuses too few rows before anything is compiled.
   batches = supervised.batches(rows, config.training, config.seed)
-  panel = players_lib.make_tasks(config.env).panel(
-    config.evaluation.split, config.evaluation.episodes
-  )
+  panel = players_lib.panel(
+    players_lib.make_tasks(config.env), config.env.name,
+    config.evaluation.split, config.evaluation.episodes,
+  )  # fmt: skip
   players = players_lib.make(config, model, tokenizer)
   evaluator = evaluate.Evaluator(players, panel, config.evaluation.temperature)
   optimizer, step = supervised.make_step(model, config.training)
@@ -141,13 +144,18 @@ def _train(config, folder, on_update):
 
 
 def _save(config, folder, model, params, tokenizer, done) -> None:
-  """Writes the policy, adapters merged."""
+  """Writes the policy, adapters merged, and adapters by themselves."""
   facts = {
     "steps": done,
     "seed": config.seed,
     "commit": run_folder.commit(),
     "command": run_folder.command_line(),
   }
+  if lora.has(params):
+    policy.save_adapters(
+      folder / run_folder.ADAPTER_NAME, model, jax.device_get(params),
+      config.weights, config.base,
+    )  # fmt: skip
   targets = [folder / run_folder.POLICY_NAME, config.save_weights]
   for target in filter(None, targets):
     policy.save_policy(

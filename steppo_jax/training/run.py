@@ -53,12 +53,19 @@ class Run:
     self.folder = folder
     self.log = log
     self.tokenizer = pretrained_policy.load_tokenizer(
-      config.tokenizer, config.weights
+      config.tokenizer, config.weights, config.base
     )
     self.model, self.policy = players_lib.load_model(config, self.tokenizer)
     row = config.algorithm.row()
     algorithms_table.check_needs(row, _provided(config))
-    # Adapters off is the policy before training, without a copy of it.
+    brought = lora.has(self.policy)
+    if brought and config.learner.lora.rank:
+      raise ValueError(
+        f"weights={config.weights} brings adapters, which are trained on: "
+        f"leave learner.lora.rank={config.learner.lora.rank} out, or merge "
+        "them with `python -m steppo_jax convert` first"
+      )
+    # Fresh adapters off is the policy before training, without a copy of it.
     copied = row.reads_reference and not config.learner.lora.rank
     self.mesh = mesh_lib.of_run(config.mesh, config.num_devices)
     if hosts.count > 1:
@@ -78,9 +85,10 @@ class Run:
       seed=config.seed,
       temperature=config.rollout.temperature,
     )
-    panel = self.tasks.panel(
-      config.evaluation.split, config.evaluation.episodes
-    )
+    panel = players_lib.panel(
+      self.tasks, config.env.name,
+      config.evaluation.split, config.evaluation.episodes,
+    )  # fmt: skip
     self.players = players_lib.make(
       config, self.model, self.tokenizer, hosts=hosts, waiting=log.waiting
     )
@@ -103,6 +111,10 @@ class Run:
     tasks = self.tasks.sample(
       config.tasks_per_update, seed=config.seed, update=update
     )
+    if not tasks:
+      raise ValueError(
+        f"update {update}: env.name={config.env.name} has no task to train on"
+      )
     return [
       loop.Episode(f"{update}-{g}-{j}", task, j, (_EPISODES, update, g, j))
       for g, task in enumerate(tasks)

@@ -95,6 +95,12 @@ def train(
     kill_points.passed("train: updates done")
     with log.span(events.CHECKPOINT):
       policy = mesh_lib.to_host(lora.merge(state.policy))
+      adapted = lora.has(state.policy) and mesh_lib.to_host(state.policy)
+      if first and adapted:
+        pretrained_policy.save_adapters(
+          folder / run_folder.ADAPTER_NAME, run.model, adapted, config.weights,
+          config.base,
+        )  # fmt: skip
       if first:
         pretrained_policy.save_policy(
           folder / run_folder.POLICY_NAME,
