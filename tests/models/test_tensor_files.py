@@ -74,13 +74,8 @@ def test_a_single_file_counts_before_an_index_that_was_left_behind(tmp_path):
     {k: v + 1 for k, v in tensors().items()}, ["a.safetensors", "b.safetensors"]
   )
   folder = written(tmp_path / "x", old, index)
-  same_as_old = hub.load(folder)[1]
-  np.testing.assert_array_equal(
-    same_as_old["embed"]["embedding"],
-    families.checkpoint(NAME)[1]["embed"]["embedding"] + 1,
-  )
   safetensors.numpy.save_file(tensors(), folder / tensor_files.ONE)
-  same(hub.load(folder)[1])
+  same_files(folder)
   for path in old:  # Nor are the old ones needed.
     (folder / path).unlink()
   same(hub.load(folder)[1])

@@ -30,6 +30,14 @@ def scores(x, group, live):
   )
 
 
+@jax.jit
+def credits(reward, value, last, after):
+  gain, _ = returns.step_gae(
+    reward, value, last, after, discount=0.9, lambda_=0.8
+  )
+  return returns.discounted_returns(reward, last, after, discount=0.9), gain
+
+
 @pytest.mark.parametrize(
   "x", [[np.nan, 1, 2], [np.inf, 1, 2], [-np.inf, 1], [np.inf] * 3, [np.nan]]
 )
@@ -96,14 +104,13 @@ def test_a_recursion_ends_with_its_trajectory(seed, poison):
   starts = np.flatnonzero(np.roll(last, 1))
   first = starts[starts <= at].max()
   end = at + int(np.argmax(last[at:]))
-  for of in (
-    lambda r: returns.discounted_returns(r, last, after, discount=0.9),
-    lambda r: returns.step_gae(
-      r, value, last, after, discount=0.9, lambda_=0.8
-    )[0],
+  spoilt = np.where(np.arange(SIZE) == at, f32(poison), reward)
+  for plain, got in zip(
+    credits(reward, value, last, after),
+    credits(spoilt, value, last, after),
+    strict=True,
   ):
-    plain = np.asarray(of(reward))
-    got = np.asarray(of(np.where(np.arange(SIZE) == at, f32(poison), reward)))
+    plain, got = np.asarray(plain), np.asarray(got)
     assert not np.isfinite(got[first : at + 1]).any()
     rest = np.ones(SIZE, bool)
     rest[first : end + 1] = False
