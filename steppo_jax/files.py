@@ -65,12 +65,30 @@ def _sync(path):
     os.close(handle)
 
 
+def refuse_pointer(path: pathlib.Path) -> None:
+  """Refuses a file that only says which file belongs in its place.
+
+  A clone of a repository with Git LFS has such texts of some 130 bytes where
+  its large files were not fetched.
+
+  Raises:
+    ValueError: it is one.
+  """
+  with open(path, "rb") as file:
+    if file.read(32).startswith(b"version https://git-lfs"):
+      raise ValueError(
+        f"{path} is a pointer of Git LFS and not the file itself: fetch it "
+        "with `git lfs pull`"
+      )
+
+
 def read_object(path: pathlib.Path) -> dict[str, Any]:
   """The object that a file holds.
 
   Raises:
     ValueError: it is not JSON, or no object; the file is named.
   """
+  refuse_pointer(path)
   try:
     found = json.loads(path.read_text(encoding="utf-8"))
   except ValueError as error:

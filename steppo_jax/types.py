@@ -8,6 +8,9 @@ import numpy as np
 
 StopReason = Literal["stop", "length"]
 
+# Rewards are stored as float32, in which a larger one would be infinite.
+LARGEST_REWARD = float(np.finfo(np.float32).max)
+
 
 def common_prefix(a: np.ndarray, b: np.ndarray) -> int:
   """Length of the longest common prefix of two arrays of token ids."""

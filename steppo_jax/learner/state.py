@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import chex
 import jax
+import numpy as np
 import optax
 
 from steppo_jax.batch import StepTable, TeacherRows, TokenBatch
@@ -60,6 +61,43 @@ def put_batch(
     mesh_lib.put(packed.table, whole),
     mesh_lib.put(packed.rows_used, whole),
     teacher,
+  )
+
+
+# What to look at, by the first part of a metric's name; causes come first.
+_CAUSES = {
+  "batch": "look at the rewards of the environment",
+  "reference": "look at the weights that the run began with",
+  "teacher": "look at algorithm.teacher",
+  "critic": "lower learner.critic_learning_rate",
+  "policy": "lower learner.learning_rate, or look at the batch's log-ratios",
+}
+
+
+def check_finite(pairs: dict[str, tuple[Any, Any]], update: int) -> None:
+  """Refuses an update of which something is not finite.
+
+  Every loss, gradient, log-probability, value, reward and parameter of an
+  update is part of a metric, so that looking at them costs nothing: a NaN or an
+  infinity shows in a sum.
+
+  Args:
+    pairs: (sum, weight) by name, on the host.
+    update: Number of the update, for the error.
+
+  Raises:
+    RuntimeError: it names what is not finite, and what to change.
+  """
+  wrong = [name for name, (total, _) in pairs.items() if not np.isfinite(total)]
+  if not wrong:
+    return
+  order = {cause: at for at, cause in enumerate(_CAUSES)}
+  part = lambda name: name.partition("/")[0]
+  wrong.sort(key=lambda name: (order[part(name)], name))
+  advice = _CAUSES[part(wrong[0])]
+  raise RuntimeError(
+    f"update {update}: not finite: {', '.join(wrong)}; nothing of this update "
+    f"is kept, the last checkpoint is from before it; {advice}"
   )
 
 

@@ -56,7 +56,8 @@ def make_step(
   Returns:
     The optimizer, whose state is that of the trained part of the parameters
     (`lora.split`), and step(params, optimizer_state, rows) -> (params,
-    optimizer_state, loss in nats per action token).
+    optimizer_state, loss in nats per action token). The loss is NaN where the
+    gradient or the new parameters are not finite.
   """
   schedule = optax.warmup_cosine_decay_schedule(
     0.0, config.learning_rate, config.warmup_steps, config.num_steps
@@ -98,6 +99,9 @@ def make_step(
     value, grads = jax.value_and_grad(of)(trained)
     updates, state = optimizer.update(grads, state, trained)
     trained = optax.apply_updates(trained, updates)
+    # One number tells of all three: nothing more has to leave the device.
+    norms = jnp.stack([optax.tree.norm(grads), optax.tree.norm(trained)])
+    value = jnp.where(jnp.isfinite(norms).all(), value, jnp.nan)
     return lora.join(trained, frozen), state, value
 
   return optimizer, step

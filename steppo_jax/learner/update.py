@@ -67,8 +67,9 @@ def update(spec: UpdateSpec, state, reference, batch, teacher=None):
     critic, critic_optimizer, critic_metrics = _critic_epochs(
       spec, state, credit
     )
-    metrics |= critic_metrics
+    metrics |= critic_metrics | {"critic/param_norm": _norm(critic)}
   policy, policy_optimizer, policy_metrics = _policy_epochs(spec, state, credit)
+  metrics["policy/param_norm"] = _norm(lora.split(policy)[0])
   return (
     state.replace(
       policy=policy,
@@ -79,6 +80,11 @@ def update(spec: UpdateSpec, state, reference, batch, teacher=None):
     ),
     metrics | policy_metrics,
   )
+
+
+def _norm(tree):
+  """Norm of all in a tree, as (sum, weight): not finite if one entry is not."""
+  return optax.tree.norm(tree), jnp.ones(())
 
 
 def _check(spec: UpdateSpec, state, reference, batch, teacher) -> None:
@@ -150,7 +156,7 @@ def _critic_epochs(spec, state, credit: credit_lib.Credit):
     updates, optimizer_state = spec.critic_optimizer.update(
       grads, optimizer_state, critic
     )
-    metrics["grad_norm"] = (optax.tree.norm(grads), jnp.ones(()))
+    metrics["grad_norm"] = _norm(grads)
     return (optax.apply_updates(critic, updates), optimizer_state), metrics
 
   order = _order(spec, state, 1, config.critic_epochs)
@@ -234,7 +240,7 @@ def _policy_step(spec, batch, fixed: _Fixed, carry, m):
   stepped = jax.tree.map(keep, optax.apply_updates(trained, updates), trained)
   policy = lora.join(stepped, frozen)
   optimizer_state = jax.tree.map(keep, new_state, optimizer_state)
-  metrics["grad_norm"] = (optax.tree.norm(grads), jnp.ones(()))
+  metrics["grad_norm"] = _norm(grads)
   metrics["stepped"] = (live.astype(jnp.float32), jnp.ones(()))
   return (policy, optimizer_state, live), metrics
 

@@ -2,7 +2,8 @@
 
 A member is an entry of `x_n` where `live_n` holds; `group_n` numbers its group,
 0 .. num_groups-1. A group of one, and a group whose members are equal within
-float32, gives exactly 0.
+float32, gives exactly 0. A member that is not finite makes all of its group NaN
+or infinite, and no other group.
 """
 
 import chex
@@ -73,18 +74,16 @@ def group_spread(
     num_groups: G.
 
   Returns:
-    [G] bool; False for empty groups and groups of one.
+    [G] bool; False for empty groups and groups of one. True for a group with a
+    member that is not finite, which a filter is not to hide.
 
   Raises:
     AssertionError: the shapes differ, or `x_n` is not floating point.
   """
   x_n, group_n, live_n = _check(x_n, group_n, live_n)
-  low = jax.ops.segment_min(
-    jnp.where(live_n, x_n, jnp.inf), group_n, num_segments=num_groups
-  )
-  high = jax.ops.segment_max(
-    jnp.where(live_n, x_n, -jnp.inf), group_n, num_segments=num_groups
-  )
+  low_n, high_n = stats.bounds(x_n, live_n)
+  low = jax.ops.segment_min(low_n, group_n, num_segments=num_groups)
+  high = jax.ops.segment_max(high_n, group_n, num_segments=num_groups)
   return ~stats.nearly_equal(low, high)
 
 
@@ -165,8 +164,8 @@ def group_zscore(
   )
   count_g = group_count(group_n, live_n, num_groups=num_groups)
   variance_g = square_g / jnp.maximum(count_g - 1, 1)
-  std_g = jnp.sqrt(jnp.where(variance_g > 0, variance_g, 1.0))
-  result_n = centered_n / (std_g[group_n] + eps)
+  result_n = centered_n / (stats.deviation(variance_g)[group_n] + eps)
+  result_n = jnp.where(live_n, result_n, 0.0)
   if singleton == "raw":
     alone_n = live_n & (count_g[group_n] == 1)
     result_n = jnp.where(alone_n, x_n / (1 + eps), result_n)

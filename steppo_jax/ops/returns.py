@@ -11,20 +11,24 @@ import jax.numpy as jnp
 from steppo_jax.ops import runs, segments
 
 
-def _reverse_affine(offset_k, slope_k):
+def _reverse_affine(offset_k, slope_k, last_k):
   """Solves yₖ = offsetₖ + slopeₖ yₖ₊₁ from the last slot to the first.
+
+  Where `last_k` holds, yₖ₊₁ is of another trajectory and is not read.
 
   A plain scan: on CPU it takes 28 µs for 8,192 slots, an associative scan three
   times that, and it rounds the way a loop does.
   """
 
   def body(y, x):
-    offset, slope = x
-    y = offset + slope * y
+    offset, slope, last = x
+    # A slope of 0 would not keep a NaN out.
+    y = offset + slope * jnp.where(last, 0.0, y)
     return y, y
 
   start = _zero(offset_k[0] + slope_k[0])
-  return jax.lax.scan(body, start, (offset_k, slope_k), reverse=True)[1]
+  parts = offset_k, slope_k, last_k
+  return jax.lax.scan(body, start, parts, reverse=True)[1]
 
 
 def _zero(like):
@@ -82,6 +86,7 @@ def discounted_returns(
   return _reverse_affine(
     reward_k.astype(jnp.float32) + discount * tail_k,
     jnp.where(last_k, 0.0, discount).astype(jnp.float32),
+    last_k,
   )
 
 
@@ -138,6 +143,7 @@ def step_gae(
   advantage_k = _reverse_affine(
     delta_k.astype(jnp.float32),
     jnp.where(last_k, 0.0, discount * lambda_).astype(jnp.float32),
+    last_k,
   )
   return advantage_k, advantage_k + value_k
 
@@ -268,6 +274,7 @@ def _unbroken_gae(
   inflow_k = _reverse_affine(
     reward_k.astype(jnp.float32) + (discount * after_k).astype(jnp.float32),
     jnp.where(last_k, 0.0, jnp.roll(power[count_k], -1)),
+    last_k,
   )
   index = jnp.arange(rows * columns, dtype=jnp.int32).reshape(rows, columns)
   left_t = segments.to_tokens(final_k, step_ids) - index

@@ -121,7 +121,7 @@ def token_weight(
   weight_t = jnp.maximum(jnp.where(mask, weight_t, 0), 0).astype(jnp.float32)
   mean_k = segments.step_mean(weight_t, step_ids, num_steps=num_steps)
   mean_t = segments.to_tokens(mean_k, step_ids)
-  share_t = jnp.where(mean_t > 0, weight_t / jnp.maximum(mean_t, 1e-30), 1.0)
+  share_t = jnp.where(mean_t == 0, 1.0, weight_t / jnp.maximum(mean_t, 1e-30))
   return _mixed(advantage_t, share_t, mask, mix)
 
 

@@ -1,4 +1,8 @@
-"""Masked moments and whitening, in float32 and in two passes."""
+"""Masked moments and whitening, in float32 and in two passes.
+
+A NaN or an infinity inside a mask makes the moments NaN, so that whoever reads
+them learns of it; one outside is not read.
+"""
 
 import chex
 import jax
@@ -41,7 +45,8 @@ def masked_moments(
 
   Returns:
     Mean and variance, float32 scalars: 0 for an empty mask, and variance 0 for
-    one entry and for entries that are equal within float32.
+    one entry and for entries that are equal within float32. The variance is
+    NaN if an entry is not finite.
 
   Raises:
     AssertionError: the shapes differ, or `x` is not floating point.
@@ -62,13 +67,9 @@ def _range_and_count(x, mask):
   All three in one pass over the input: on CPU each reduction by itself first
   writes out what it reduces. No gradient goes through them.
   """
-  x = jax.lax.stop_gradient(x).astype(jnp.float32)
+  low, high = bounds(jax.lax.stop_gradient(x).astype(jnp.float32), mask)
   low, high, count = jax.lax.reduce(
-    (
-      jnp.where(mask, x, jnp.inf),
-      jnp.where(mask, x, -jnp.inf),
-      mask.astype(jnp.int32),
-    ),
+    (low, high, mask.astype(jnp.int32)),
     (jnp.float32(jnp.inf), jnp.float32(-jnp.inf), jnp.int32(0)),
     lambda a, b: (
       jnp.minimum(a[0], b[0]),
@@ -80,6 +81,26 @@ def _range_and_count(x, mask):
   return low, high, count.astype(jnp.float32)
 
 
+def bounds(x: chex.Array, mask: chex.Array) -> tuple[chex.Array, chex.Array]:
+  """What a minimum and a maximum over the mask are to be taken of.
+
+  An entry that is not finite counts as both -inf and +inf: whether a minimum
+  passes a NaN on is left to the compiler's flags.
+
+  Args:
+    x: Any shape, float; not read where `mask` is False.
+    mask: Same shape, bool.
+
+  Returns:
+    Two arrays in the same shape: `x`, and +inf (-inf) outside the mask.
+  """
+  finite = jnp.isfinite(x)
+  return (
+    jnp.where(mask, jnp.where(finite, x, -jnp.inf), jnp.inf),
+    jnp.where(mask, jnp.where(finite, x, jnp.inf), -jnp.inf),
+  )
+
+
 def nearly_equal(low: chex.Array, high: chex.Array) -> chex.Array:
   """Whether numbers between `low` and `high` are equal within float32.
 
@@ -88,10 +109,23 @@ def nearly_equal(low: chex.Array, high: chex.Array) -> chex.Array:
     high: Largest of the numbers, -inf if there are none.
 
   Returns:
-    bool in the common shape; True if there are none.
+    bool in the common shape; True if there are none, False if one is not
+    finite.
   """
   magnitude = jnp.maximum(jnp.abs(low), jnp.abs(high))
-  return high - low <= EQUAL_WITHIN * magnitude
+  span = high - low
+  # Of an infinite magnitude any share is infinite.
+  return (span <= EQUAL_WITHIN * magnitude) & (span < jnp.inf)
+
+
+def deviation(variance: chex.Array) -> chex.Array:
+  """Square root of a variance to divide by: 1 where the variance is 0.
+
+  NaN where the variance is NaN or has overflowed: a division by an infinite
+  deviation would make zeros of numbers that are not equal.
+  """
+  std = jnp.sqrt(jnp.where(variance != 0, variance, 1.0))
+  return jnp.where(variance < jnp.inf, std, jnp.nan)
 
 
 def whiten(x: chex.Array, mask: chex.Array) -> chex.Array:
@@ -112,14 +146,15 @@ def whiten(x: chex.Array, mask: chex.Array) -> chex.Array:
 
   Returns:
     Same shape, float32; 0 outside the mask, for a mask with one entry, and for
-    entries that are equal within float32.
+    entries that are equal within float32. All of the mask is NaN if one entry
+    is not finite, or if their squares overflow.
 
   Raises:
     AssertionError: the shapes differ, or `x` is not floating point.
   """
   x, mask = jnp.asarray(x), jnp.asarray(mask)
   mean, variance = masked_moments(x, mask)
-  spread = variance > 0
-  std = jnp.sqrt(jnp.where(spread, variance, 1.0))
+  spread = variance != 0
+  std = deviation(variance)
   x = jnp.where(mask, x, mean).astype(jnp.float32)
   return jnp.where(mask & spread, (x - mean) / (std + 1e-8), 0.0)

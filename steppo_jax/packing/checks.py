@@ -11,13 +11,20 @@ import numpy as np
 from steppo_jax import types
 
 
-def validate(trajectories: Sequence[types.Trajectory]) -> None:
+def validate(
+  trajectories: Sequence[types.Trajectory], *, vocab_size: int | None = None
+) -> None:
   """Refuses records that cannot be trained on.
+
+  Args:
+    trajectories: The records.
+    vocab_size: Ids that the model knows; None where it is not known.
 
   Raises:
     ValueError: an episode marked with an error, an empty trajectory or
       prompt, a duplicate trajectory, steps that are missing, doubled or out of
-      order, or a reward that is no finite float.
+      order, a reward that is no finite float, a log-probability of a sampled
+      token that is not finite, or a token id that the model does not know.
   """
   seen = set()
   for trajectory in trajectories:
@@ -45,7 +52,11 @@ def validate(trajectories: Sequence[types.Trajectory]) -> None:
           f"step {index} of trajectory {uid}: response_ids, response_mask "
           f"and behaviour_logp have lengths {sorted(lengths)}"
         )
-      _check_reward(step.reward, f"step {index} of trajectory {uid}")
+      where = f"step {index} of trajectory {uid}"
+      _check_reward(step.reward, where)
+      _check_logp(step, where)
+      _check_ids(step.prompt_ids, vocab_size, f"{where}: prompt_ids")
+      _check_ids(step.response_ids, vocab_size, f"{where}: response_ids")
       is_last = index == len(trajectory.steps) - 1
       if (step.terminated or step.truncated) != is_last:
         raise ValueError(
@@ -58,6 +69,34 @@ def validate(trajectories: Sequence[types.Trajectory]) -> None:
         f"trajectory {uid} is truncated and has no final_prompt_ids to "
         "bootstrap from"
       )
+    if trajectory.final_prompt_ids is not None:
+      where = f"trajectory {uid}: final_prompt_ids"
+      _check_ids(trajectory.final_prompt_ids, vocab_size, where)
+
+
+def _check_logp(step: types.Step, where: str) -> None:
+  # Those of tokens that the policy did not sample are not read.
+  sampled = np.asarray(step.response_mask, bool)
+  wrong = np.flatnonzero(sampled & ~np.isfinite(step.behaviour_logp))
+  if wrong.size:
+    raise ValueError(
+      f"{where}: behaviour_logp of token {wrong[0]} is "
+      f"{step.behaviour_logp[wrong[0]]}, not finite: look at the weights that "
+      "sampled it"
+    )
+
+
+def _check_ids(ids: Sequence[int], vocab_size: int | None, where: str) -> None:
+  ids = np.asarray(ids)
+  if not ids.size:
+    return
+  low, high = ids.min(), ids.max()
+  if low < 0 or (vocab_size is not None and high >= vocab_size):
+    known = "" if vocab_size is None else f", the model knows {vocab_size}"
+    raise ValueError(
+      f"{where} holds the token id {low if low < 0 else high}{known}: take the "
+      "tokenizer of the model"
+    )
 
 
 def _check_order(trajectory: types.Trajectory) -> None:
@@ -93,8 +132,8 @@ def _check_reward(reward: float, where: str) -> None:
       f"{where}: reward {reward!r} is of type {type(reward).__name__}: rewards "
       "are floats"
     )
-  if not np.isfinite(reward):
-    raise ValueError(f"{where}: reward {reward} is not finite")
+  if not abs(reward) <= types.LARGEST_REWARD:  # Nor is a NaN.
+    raise ValueError(f"{where}: reward {reward} is not finite in float32")
 
 
 def fit(

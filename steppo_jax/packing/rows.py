@@ -180,6 +180,7 @@ def pack(
   num_parts: int,
   rows_multiple: int,
   pad_id: int,
+  vocab_size: int | None = None,
   num_steps: int | None = None,
   rows_per_part: int | None = None,
 ) -> Packed:
@@ -192,6 +193,8 @@ def pack(
     num_parts: M, the number of parts.
     rows_multiple: The number of rows of a part is a multiple of this.
     pad_id: Token id for unused slots.
+    vocab_size: Ids that the model knows, above which none may be; None where
+      it is not known.
     num_steps: Length S of the step axis, slot 0 included; None picks the
       bucket that fits.
     rows_per_part: Rows R of each part; None picks the bucket that fits.
@@ -203,7 +206,7 @@ def pack(
   Raises:
     ValueError: a record cannot be trained on, or does not fit.
   """
-  checks.validate(trajectories)
+  checks.validate(trajectories, vocab_size=vocab_size)
   cut = 0
   if config.too_long == "truncate":
     kept, cut = checks.fit(trajectories, config.row_length)

@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from steppo_jax import types
-from steppo_jax.models.formats import hub
+from steppo_jax.models.formats import hub, peft, tensor_files
 from steppo_jax.pretrained import policy, sources
 from steppo_jax.tokenizer import hf_tokenizer
 
-Form = Literal["folder", "orbax", "weights"]
+Form = Literal["folder", "orbax", "weights", "peft"]
 
 _TEXT_FILES = (
   "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
@@ -33,6 +33,7 @@ def convert(
   tokenizer: str | None = None,
   progress: Callable[[int, int], None] | None = None,
   like: sources.Found | None = None,
+  base: str | None = None,
 ) -> None:
   """Writes a model in another form, with its tokenizer where it has one.
 
@@ -40,14 +41,19 @@ def convert(
     source: The model.
     target: Folder or file to make; must not exist.
     form: "folder" as Hugging Face writes it, "orbax" for a checkpoint,
-      "weights" for a file that training starts from.
-    dtype: Of the parameters; None for the stored one, float32 for GGUF.
+      "weights" for a file that training starts from, "peft" for adapters
+      alone.
+    dtype: Of the parameters; None for the stored one, float32 for GGUF. Between
+      folders each tensor keeps its own.
     tokenizer: Name or path, for models that have none beside them.
     progress: Called with (arrays done, arrays in all) while reading.
     like: A model of the same sizes, for checkpoints that do not name theirs.
+    base: What adapters are to name as the model they belong to; None for the
+      source's, or for `like`.
 
   Raises:
-    ValueError: the target exists, or the source is broken; nothing is left.
+    ValueError: the target exists, the source is broken, or it has no adapters
+      to write; nothing is left.
     RuntimeError: a package is missing, or a checkpoint is broken.
   """
   if target.exists():
@@ -55,7 +61,7 @@ def convert(
   context = sources.sizes(source, like=like).context
   words = _tokenizer(source, tokenizer, needed=form == "weights")
   model, params = sources.load(
-    source, dtype=dtype, progress=progress, like=like
+    source, dtype=dtype, progress=progress, like=like, merged=form != "peft"
   )
   if form == "weights":
     policy.save_policy(target, model, params, words, {})
@@ -65,12 +71,15 @@ def convert(
     shutil.rmtree(new)
   target.parent.mkdir(parents=True, exist_ok=True)
   try:
-    if form == "folder":
-      hub.save(new, model, params)
+    if form == "peft":
+      of = source.base or like
+      peft.save(new, model, params, base=base or (of and str(of.path)))
+    elif form == "folder":
+      hub.save(new, model, params, dtype=dtype or _types(source))
       _add(new / "config.json", context, words)
     else:
       sources.save_checkpoint(new, model, params, context)
-    _write_tokenizer(source, new, words)
+    _write_tokenizer(_speaker(source), new, words)
     os.replace(new, target)
   finally:
     shutil.rmtree(new, ignore_errors=True)
@@ -103,11 +112,25 @@ def _add(path: pathlib.Path, context, words) -> None:
   path.write_text(json.dumps(config, indent=1))
 
 
+def _types(source: sources.Found):
+  """The type of each tensor of a folder: of mixed ones each keeps its own."""
+  if source.kind != "folder":
+    return None
+  stored = hub.stored_types(source.path)
+  return {name: tensor_files.TYPES[kind] for name, kind in stored.items()}
+
+
+def _speaker(source: sources.Found) -> sources.Found:
+  """Whose tokenizer it is: that of the base where adapters bring none."""
+  own = (source.path / "tokenizer.json").is_file()
+  return source.base if source.kind == "adapter" and not own else source
+
+
 def _write_tokenizer(source, folder: pathlib.Path, words) -> None:
   """The files of the source, or those that say what its own file said."""
   at = source.path
   beside = at.parent if at.name == sources.CHECKPOINTS else at
-  if source.kind in ("folder", "checkpoint"):
+  if source.kind in ("folder", "checkpoint", "adapter"):
     for name in _TEXT_FILES:
       if (beside / name).is_file():
         shutil.copyfile(beside / name, folder / name)

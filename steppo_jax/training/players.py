@@ -37,7 +37,7 @@ def load_model(
   Raises:
     ValueError: see `pretrained.policy.load_policy`.
   """
-  model, params = policy.load_policy(config.weights, tokenizer)
+  model, params = policy.load_policy(config.weights, tokenizer, config.base)
   options = {"compute": config.compute, "remat": config.remat}
   given = {name: v for name, v in options.items() if v is not None}
   return dataclasses.replace(model, **given), params
@@ -67,6 +67,22 @@ def make_tasks(env_config: config_lib.EnvConfig) -> base.TaskList:
       its folder, or an unknown size.
   """
   return recipes(env_config).tasks.make()
+
+
+def panel(
+  tasks: base.TaskList, env: str, split: str, count: int
+) -> list[types.Task]:
+  """At most `count` tasks of a split to evaluate on.
+
+  Raises:
+    ValueError: tasks are wanted, and the split of that environment has none.
+  """
+  found = tasks.panel(split, count)
+  if count and not found:
+    raise ValueError(
+      f"split {split!r} of {env} holds no task: choose another evaluation.split"
+    )
+  return found
 
 
 def make_env(env_config: config_lib.EnvConfig) -> base.Makers:

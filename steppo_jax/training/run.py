@@ -11,6 +11,7 @@ from steppo_jax import batch, types
 from steppo_jax.algorithms import options as algorithm_options
 from steppo_jax.algorithms import table as algorithms_table
 from steppo_jax.learner import learner as learner_lib
+from steppo_jax.models import lora
 from steppo_jax.models import mesh as mesh_lib
 from steppo_jax.packing import rows as packing
 from steppo_jax.packing import teacher_rows
@@ -52,12 +53,19 @@ class Run:
     self.folder = folder
     self.log = log
     self.tokenizer = pretrained_policy.load_tokenizer(
-      config.tokenizer, config.weights
+      config.tokenizer, config.weights, config.base
     )
     self.model, self.policy = players_lib.load_model(config, self.tokenizer)
     row = config.algorithm.row()
     algorithms_table.check_needs(row, _provided(config))
-    # Adapters off is the policy before training, without a copy of it.
+    brought = lora.has(self.policy)
+    if brought and config.learner.lora.rank:
+      raise ValueError(
+        f"weights={config.weights} brings adapters, which are trained on: "
+        f"leave learner.lora.rank={config.learner.lora.rank} out, or merge "
+        "them with `python -m steppo_jax convert` first"
+      )
+    # Fresh adapters off is the policy before training, without a copy of it.
     copied = row.reads_reference and not config.learner.lora.rank
     self.mesh = mesh_lib.of_run(config.mesh, config.num_devices)
     if hosts.count > 1:
@@ -77,9 +85,10 @@ class Run:
       seed=config.seed,
       temperature=config.rollout.temperature,
     )
-    panel = self.tasks.panel(
-      config.evaluation.split, config.evaluation.episodes
-    )
+    panel = players_lib.panel(
+      self.tasks, config.env.name,
+      config.evaluation.split, config.evaluation.episodes,
+    )  # fmt: skip
     self.players = players_lib.make(
       config, self.model, self.tokenizer, hosts=hosts, waiting=log.waiting
     )
@@ -102,6 +111,10 @@ class Run:
     tasks = self.tasks.sample(
       config.tasks_per_update, seed=config.seed, update=update
     )
+    if not tasks:
+      raise ValueError(
+        f"update {update}: env.name={config.env.name} has no task to train on"
+      )
     return [
       loop.Episode(f"{update}-{g}-{j}", task, j, (_EPISODES, update, g, j))
       for g, task in enumerate(tasks)
@@ -139,15 +152,19 @@ class Run:
         "rows_per_part": math.ceil(self._num_episodes / parts) * self._paths,
       }
     part = rng.permutation(len(trajectories)) % parts
-    return packing.pack(
-      trajectories,
-      [int(p) for p in part],
-      config.packing,
-      num_parts=parts,
-      rows_multiple=config.learner.microbatch_rows,
-      pad_id=self.tokenizer.pad_id,
-      **shape,
-    )
+    try:
+      return packing.pack(
+        trajectories,
+        [int(p) for p in part],
+        config.packing,
+        num_parts=parts,
+        rows_multiple=config.learner.microbatch_rows,
+        pad_id=self.tokenizer.pad_id,
+        vocab_size=self.model.vocab_size,
+        **shape,
+      )
+    except ValueError as error:
+      raise ValueError(f"update {update}: {error}") from error
 
   def pack_peers(
     self, trajectories: Sequence[types.Trajectory], packed: packing.Packed

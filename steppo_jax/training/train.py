@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 
 from steppo_jax import types
 from steppo_jax.learner import state as learner_state
@@ -66,8 +65,9 @@ def train(
 
   Raises:
     ValueError: options, weights or data that do not fit.
-    RuntimeError: every episode of an update failed, the loss is not finite, no
-      checkpoint is intact, or another process runs in the folder.
+    RuntimeError: every episode of an update failed, something of an update is
+      not finite (`learner.state.check_finite`), no checkpoint is intact, or
+      another process runs in the folder.
     signals.Stopped: a signal came, to this process or another, or one is lost
       (`exchange.Lost`); the same call goes on.
   """
@@ -95,6 +95,12 @@ def train(
     kill_points.passed("train: updates done")
     with log.span(events.CHECKPOINT):
       policy = mesh_lib.to_host(lora.merge(state.policy))
+      adapted = lora.has(state.policy) and mesh_lib.to_host(state.policy)
+      if first and adapted:
+        pretrained_policy.save_adapters(
+          folder / run_folder.ADAPTER_NAME, run.model, adapted, config.weights,
+          config.base,
+        )  # fmt: skip
       if first:
         pretrained_policy.save_policy(
           folder / run_folder.POLICY_NAME,
@@ -206,6 +212,8 @@ def _one_update(run: Run, state, update: int, held):
       run.teacher,
     )
     pairs, plain = learner_state.split_metrics(mesh_lib.to_host(found))
+    # Before anything is handed over or saved.
+    learner_state.check_finite(pairs, update)
   kill_points.passed("update: learned")
   learned = time.monotonic()
   with run.log.span(events.WEIGHTS, update):
@@ -218,11 +226,6 @@ def _one_update(run: Run, state, update: int, held):
   if "critic/unexplained_variance" in result:
     unexplained = result["critic/unexplained_variance"]
     result["critic/explained_variance"] = 1.0 - unexplained
-  if not np.isfinite(result["policy/grad_norm"]):
-    raise RuntimeError(
-      f"update {update}: the policy's gradient is not finite; lower "
-      "learner.learning_rate, or look at the batch's log-ratios"
-    )
   engine = run.players.engine
   result |= {
     "compiles/sampler": engine.compiles,

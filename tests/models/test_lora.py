@@ -2,6 +2,7 @@
 
 import dataclasses
 import fnmatch
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,9 @@ from steppo_jax.learner import options as learner_options
 from steppo_jax.learner import state as learner_state
 from steppo_jax.models import attend, heads, lora, mesh, transformer
 from steppo_jax.models import options as models_options
-from steppo_jax.models.formats import weights
+from steppo_jax.models.formats import peft, weights
+from steppo_jax.pretrained import policy
+from steppo_jax.storage import metrics
 
 CONFIG = models_options.LoraConfig(rank=2, alpha=6.0)
 
@@ -211,3 +214,47 @@ def test_a_run_exports_a_policy_of_low_rank_change(tmp_path):
       assert size[1] > 1e-4 > 10 * size[2]
     else:
       assert not change.any()
+  # The adapters by themselves, as PEFT has them, are the same policy...
+  _, again = policy.load_policy(str(folder / "adapter"), worlds.tokenizer())
+  assert lora.has(again)
+  for path, value in trees.flatten(lora.merge(again)).items():
+    np.testing.assert_allclose(value, trained[path], atol=1e-6)
+  # ... and start a run, which trains on them and not on others.
+  start = dataclasses.replace(
+    options, weights=str(folder / "adapter"), run_dir=str(tmp_path / "next")
+  )
+  with pytest.raises(ValueError, match=r"brings adapters.*lora\.rank=2 out"):
+    small_runs.run(start)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_from_adapters_and_leaves_their_base(tmp_path):
+  options = small_runs.small_config(tmp_path, num_updates=1)
+  params = with_adapters()
+  peft.save(
+    tmp_path / "brought", worlds.model(), params,
+    base=str(pathlib.Path(options.weights).absolute()),
+  )  # fmt: skip
+  options = dataclasses.replace(
+    options,
+    weights=str(tmp_path / "brought"),
+    # A KL to the policy that it begins with, adapters included.
+    algorithm=dataclasses.replace(options.algorithm, kl_coef=0.1),
+    learner=dataclasses.replace(
+      options.learner,
+      critic_warmup=0,
+      learning_rate=1e-2,
+      warmup_steps=0,
+      num_minibatches=1,
+    ),
+  )
+  folder = small_runs.run(options)
+  _, after = policy.load_policy(str(folder / "adapter"), worlds.tokenizer())
+  before, after = trees.flatten(params), trees.flatten(after)
+  assert before.keys() == after.keys()
+  for path, value in before.items():
+    moved = not np.allclose(value, after[path], atol=1e-6)
+    assert moved == path.endswith(("lora_a", "lora_b")), path
+  line = metrics.read_jsonl(folder / "metrics.jsonl")[-1]
+  # One step, taken where the policy is the one that it began with.
+  assert 0 <= line["policy/kl_reference"] < 1e-6

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import worlds
 from hand_records import TWO_STEPS, step, trajectory
+from hypothesis import given
+from hypothesis import strategies as st
 
 from steppo_jax.packing import options as packing_options
 from steppo_jax.packing import rows as packing
@@ -224,12 +226,45 @@ def test_a_step_of_another_trajectory_is_refused():
     (True, "of type bool"),
     (float("nan"), "reward nan is not finite"),
     (np.float32("inf"), "reward inf is not finite"),
+    (-1e39, r"reward -1e\+39 is not finite in float32"),
   ],
 )
 def test_a_reward_is_a_finite_float(reward, message):
   with pytest.raises(ValueError, match=message):
     pack([trajectory([step([1], [2], end="terminated", reward=reward)])])
   pack([trajectory([step([1], [2], end="terminated", reward=np.float32(1))])])
+
+
+@given(st.sampled_from([np.nan, np.inf, -np.inf]), st.integers(0, 1))
+def test_a_log_prob_is_finite_where_a_token_was_sampled(poison, at):
+  made = step([1], [2, 3], end="terminated")
+  logp = np.array([-1, -1], np.float32)
+  logp[at] = poison
+  spoilt = dataclasses.replace(made, behaviour_logp=logp)
+  with pytest.raises(
+    ValueError, match=f"step 0 of trajectory a: behaviour_logp of token {at} is"
+  ):
+    pack([trajectory([spoilt])])
+  given = dataclasses.replace(spoilt, response_mask=np.arange(2) != at)
+  assert pack([trajectory([given])]).table.num_tokens[1] == 1
+
+
+@pytest.mark.parametrize(
+  ("prompt", "response", "final", "message"),
+  [
+    ([1, 9], [2], None, "step 0 of trajectory a: prompt_ids holds the token id "
+     "9, the model knows 9"),
+    ([1], [-1], None, "step 0 of trajectory a: response_ids .* id -1"),
+    ([1], [2], [1, 2, 12], "trajectory a: final_prompt_ids .* id 12"),
+  ],
+)  # fmt: skip
+def test_a_token_id_is_one_of_the_model(prompt, response, final, message):
+  end = "terminated" if final is None else "truncated"
+  made = trajectory([step(prompt, response, end=end)], final=final)
+  with pytest.raises(ValueError, match=message):
+    pack([made], vocab_size=9)
+  if response[0] > 0:
+    pack([made], vocab_size=13)
 
 
 def test_ragged_response_records_are_refused():

@@ -161,3 +161,19 @@ def test_the_version_is_that_of_the_weights(options):
     for version in (0, 7):
       playing.engine.set_params(worlds.policy(), version)
       assert playing.engine.version == version
+
+
+class NoTasks:
+  """The tasks of an environment whose files held none that were wanted."""
+
+  def sample(self, count, *, seed, update):
+    return []
+
+  def panel(self, split, count):
+    return []
+
+
+def test_a_split_without_tasks_is_refused():
+  with pytest.raises(ValueError, match="split 'test' of mine holds no task"):
+    players.panel(NoTasks(), "mine", "test", 5)
+  assert players.panel(NoTasks(), "mine", "test", 0) == []

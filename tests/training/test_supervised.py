@@ -79,6 +79,14 @@ def test_fewer_rows_than_a_batch_are_refused():
     supervised.batches(token_rows(3), config, 0)
 
 
+def test_demonstrations_of_which_none_is_left_are_refused():
+  rows = imitation.pack_rows(
+    [], packing_options.PackingConfig(row_length=32), pad_id=0
+  )
+  with pytest.raises(ValueError, match=r"0 rows of demonstrations are fewer"):
+    supervised.batches(rows, options.SupervisedConfig(), 0)
+
+
 def test_batches_go_on_in_another_order_and_leave_out_what_fills_none():
   config = options.SupervisedConfig(rows_per_step=2)
   found = supervised.batches(token_rows(5), config, 0)

@@ -176,7 +176,9 @@ def hgpo(batch, table, value_bt, extras, *, discount, lambda_, alpha, history):
     centered = groups.group_center(return_k, key_k, acted_k, num_groups=num)
     size_k = groups.group_count(key_k, acted_k, num_groups=num)[key_k]
     peers = acted_k & (size_k > 1)
-    total = total + jnp.where(peers, weight * centered, 0.0)
+    # A step that is alone has 0, unless its return is not finite.
+    told = peers | ~jnp.isfinite(centered)
+    total = total + jnp.where(told, weight * centered, 0.0)
     weights = weights + jnp.where(peers, weight, 0.0)
   advantage_k = total / jnp.where(weights > 0, weights, 1.0)
   return Advantages(advantage=advantage_k, target=None)

@@ -1,5 +1,6 @@
 """Checkpoint folders as Hugging Face writes them: config.json, safetensors."""
 
+import collections
 import contextlib
 import json
 import os
@@ -7,91 +8,15 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import safetensors
 import safetensors.numpy
 
 from steppo_jax import trees
 from steppo_jax.models import transformer
 from steppo_jax.models.config import ModelConfig
-from steppo_jax.models.formats import hf_config, names, placing
+from steppo_jax.models.formats import hf_config, names, placing, tensor_files
 
-_ONE = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
-_TYPES = {"F32": jnp.float32, "F16": jnp.float16, "BF16": jnp.bfloat16}
-# Old files hold what the configuration says already.
-_DERIVED = ".rotary_emb.inv_freq"
 _TIED = "lm_head.weight"
-
-
-class _Files:
-  """The tensors of a folder, of one file or many, opened and not yet read."""
-
-  def __init__(self, folder: pathlib.Path, stack: contextlib.ExitStack):
-    self._of: dict[str, Any] = {}
-    self._name: dict[str, pathlib.Path] = {}
-    listed = _weight_map(folder)
-    for path in sorted({folder / file for file in listed.values()}):
-      if not path.is_file():
-        raise ValueError(
-          f"{folder / _INDEX} names {path.name}, which is absent"
-        )
-      try:
-        file = stack.enter_context(
-          safetensors.safe_open(path, framework="numpy")
-        )
-      except safetensors.SafetensorError as error:
-        raise ValueError(
-          f"{path} ({path.stat().st_size} bytes) is cut short or is not a "
-          f"safetensors file ({error}); copy it again"
-        ) from error
-      for name in file.keys():  # noqa: SIM118
-        self._of[name], self._name[name] = file, path
-    if (folder / _INDEX).is_file():
-      wrong = [
-        f"{name} is not in {file}"
-        for name, file in listed.items()
-        if self._name.get(name) != folder / file
-      ]
-      if wrong:
-        raise ValueError(f"{folder / _INDEX}: {'; '.join(wrong[:8])}")
-
-  def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shape and type of every tensor but derived ones."""
-    found = {}
-    for name, file in self._of.items():
-      if name.endswith(_DERIVED):
-        continue
-      part = file.get_slice(name)
-      kind = part.get_dtype()
-      if kind not in _TYPES:
-        raise ValueError(
-          f"{self._name[name]}: {name} is {kind}, and only "
-          f"{', '.join(_TYPES)} are read"
-        )
-      found[name] = jax.ShapeDtypeStruct(part.get_shape(), _TYPES[kind])
-    return found
-
-  def dtype(self, name: str) -> Any:
-    return _TYPES[self._of[name].get_slice(name).get_dtype()]
-
-  def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
-    return self._of[name].get_slice(name)[index]
-
-
-def _weight_map(folder: pathlib.Path) -> dict[str, str]:
-  """File of each tensor; {"": file} where there is but one."""
-  if (folder / _INDEX).is_file():
-    try:
-      found = json.loads((folder / _INDEX).read_text())["weight_map"]
-    except (ValueError, KeyError, TypeError) as error:
-      raise ValueError(f"{folder / _INDEX} is no index ({error!r})") from error
-    return dict(found)
-  if (folder / _ONE).is_file():
-    return {"": _ONE}
-  raise ValueError(f"no {_ONE} and no {_INDEX} in {folder}")
 
 
 def load(
@@ -107,10 +32,12 @@ def load(
 
   Args:
     folder: Holds config.json and model.safetensors, or the files that
-      model.safetensors.index.json names.
+      model.safetensors.index.json names; see `tensor_files.Folder`.
     placement: Where each parameter goes, by path and shape; None for the first
       device.
-    dtype: Of the parameters; None for the stored one.
+    dtype: Of the parameters; None for the stored one. A matrix is one array of
+      all layers: where they are stored in different types, in the one that
+      holds all of them.
     progress: Called with (arrays done, arrays in all) after each.
 
   Returns:
@@ -127,7 +54,7 @@ def load(
   model = hf_config.from_config(folder)
   rows = names.table(model)
   with contextlib.ExitStack() as stack:
-    files = _Files(folder, stack)
+    files = tensor_files.Folder(folder, stack)
     have, need = files.shapes(), names.expected(model, rows)
     twice = model.tied and _TIED in have and have.pop(_TIED)
     try:
@@ -142,6 +69,16 @@ def load(
   return model, params
 
 
+def stored_types(folder: str | os.PathLike) -> dict[str, str]:
+  """The type that each tensor of a folder is stored in, such as BF16, by name.
+
+  Raises:
+    ValueError: a file is missing or broken.
+  """
+  with contextlib.ExitStack() as stack:
+    return tensor_files.Folder(pathlib.Path(folder), stack).types()
+
+
 def _check_tied(files, head, model, folder):
   """Some tied checkpoints hold the table twice; it must be the same."""
   rows = max(1, placing.PIECE_BYTES // (4 * model.width))
@@ -152,7 +89,9 @@ def _check_tied(files, head, model, folder):
     same &= np.array_equal(files.read(_TIED, part), files.read(table, part))
   if not same:
     raise ValueError(
-      f"{folder}: tie_word_embeddings holds, but {_TIED} is not the embedding"
+      f"{folder}: tie_word_embeddings holds, but {_TIED} is not the embedding: "
+      "set tie_word_embeddings to false in config.json to read both, as "
+      f"transformers 5 does, or remove {_TIED} to tie them"
     )
 
 
@@ -172,7 +111,8 @@ def save(
     folder: Made; must not exist.
     model: Sizes of the decoder.
     params: Its parameters.
-    dtype: Of the tensors; None for that of the parameters.
+    dtype: Of the tensors, or the type of each by its name; None for that of the
+      parameters.
     max_file_bytes: Tensors are split over files of about this size.
 
   Raises:
@@ -186,26 +126,25 @@ def save(
   new.mkdir(parents=True, exist_ok=True)
   for left in new.iterdir():  # of a save that was killed
     left.unlink()
-  files = _write(new, model, params, dtype, max_file_bytes)
+  files, kinds = _write(new, model, params, dtype, max_file_bytes)
   if len(files) == 1:
-    (new / files[0][0]).rename(new / _ONE)
+    (new / files[0][0]).rename(new / tensor_files.ONE)
   else:
     index = {"metadata": {}, "weight_map": {}}
     for number, (path, held) in enumerate(files, 1):
       name = f"model-{number:05}-of-{len(files):05}.safetensors"
       (new / path).rename(new / name)
       index["weight_map"] |= dict.fromkeys(held, name)
-    (new / _INDEX).write_text(json.dumps(index, indent=1))
+    (new / tensor_files.INDEX).write_text(json.dumps(index, indent=1))
   config = hf_config.to_config(model)
-  kind = jax.tree.leaves(params)[0].dtype if dtype is None else dtype
-  config["dtype"] = jnp.dtype(kind).name
+  config["dtype"] = kinds.most_common(1)[0][0]
   (new / "config.json").write_text(json.dumps(config, indent=1))
   os.replace(new, folder)
 
 
 def _write(folder, model, params, dtype, limit):
-  """Files of about `limit` bytes: [(name, names of tensors)]."""
-  files, part, size = [], {}, 0
+  """Files of about `limit` bytes: [(name, names of tensors)]; bytes by type."""
+  files, part, size, kinds = [], {}, 0, collections.Counter()
 
   def flush():
     name = f"part-{len(files)}.safetensors"
@@ -213,10 +152,12 @@ def _write(folder, model, params, dtype, limit):
     files.append((name, list(part)))
 
   for name, value in placing.tensors(params, model, names.table(model)):
-    value = value if dtype is None else value.astype(dtype)
+    kind = dtype.get(name) if isinstance(dtype, Mapping) else dtype
+    value = value if kind is None else value.astype(kind)
+    kinds[value.dtype.name] += value.nbytes
     if part and size + value.nbytes > limit:
       flush()
       part, size = {}, 0
     part[name], size = value, size + value.nbytes
   flush()
-  return files
+  return files, kinds

@@ -50,7 +50,8 @@ def place(
     model: Sizes of the decoder.
     rows: What the parameters are called there.
     placement: Where each goes; None for the first device.
-    dtype: Of the parameters; None for the stored one.
+    dtype: Of the parameters; None for the stored one, for a matrix whose
+      layers have several the one that holds them all.
     progress: Called with (arrays done, arrays in all) after each.
 
   Returns:
@@ -63,7 +64,10 @@ def place(
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     if placement is not None:
       sharding = placement(row.ours, shape)
-    kind = dtype or source.dtype(row.theirs.format(0))
+    layers = model.num_layers if row.ours.startswith("layers/") else 1
+    kind = dtype or jnp.result_type(
+      *(source.dtype(row.theirs.format(layer)) for layer in range(layers))
+    )
     flat[row.ours] = _array(source, model, row, shape, sharding, kind)
     if progress is not None:
       progress(len(flat), len(rows))

@@ -7,10 +7,10 @@ from typing import Any
 
 import jax
 import numpy as np
-import safetensors
 import safetensors.numpy
 
 from steppo_jax import files, trees
+from steppo_jax.models.formats import tensor_files
 
 
 def save_params(
@@ -74,15 +74,9 @@ def load_params(
   path = pathlib.Path(path)
   if not path.is_file():
     raise ValueError(f"no weights at {path}; give a .safetensors file")
-  try:
-    with safetensors.safe_open(path, framework="numpy") as file:
-      metadata = dict(file.metadata() or {})
-      flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-  except safetensors.SafetensorError as error:
-    raise ValueError(
-      f"{path} ({path.stat().st_size} bytes) is cut short or is not a "
-      f"safetensors file ({error}); copy it again or make it again"
-    ) from error
+  with tensor_files.opened(path) as file:
+    metadata = dict(file.metadata() or {})
+    flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
   if dtype is not None:
     flat = {
       name: array.astype(dtype)
