@@ -200,7 +200,7 @@ def parse(base: str, assignments: tuple[str, ...]) -> config.RunConfig:
 
 # Options that came after results were kept, with the value at which a run is
 # what it was without them.
-_LATER = (("evaluation", "temperature", 0.0),)
+_LATER = ((("evaluation", "temperature"), 0.0), (("base",), None))
 
 
 def digest(matrix: Matrix, cell: Cell) -> str:
@@ -213,9 +213,10 @@ def digest(matrix: Matrix, cell: Cell) -> str:
   options = dataclasses.asdict(run)
   if run.weights and pathlib.Path(run.weights).is_file():
     options["weights"] = _digest_file(run.weights)
-  for group, name, value in _LATER:
-    if options[group][name] == value:
-      del options[group][name]
+  for (*groups, name), value in _LATER:
+    group = functools.reduce(dict.get, groups, options)
+    if group[name] == value:
+      del group[name]
   text = json.dumps(options, sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 

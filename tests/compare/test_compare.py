@@ -304,6 +304,24 @@ def test_every_committed_matrix_is_fair(path):
   assert isinstance(config.load(made.base), config.RunConfig)
 
 
+@pytest.mark.parametrize("name", ["household", "horizon", "updates"])
+def test_options_that_are_new_leave_kept_results_to_be_found(name):
+  kept = COMPARE.parents[1] / "docs" / "compare" / f"{name}.jsonl"
+  known = {json.loads(x)["options"] for x in kept.read_text().splitlines()}
+  made = matrix.load(str(COMPARE / f"{name}.py"))
+  cells = [*matrix.search_cells(made)][:4] or [
+    *matrix.final_cells(
+      made,
+      {
+        (world.name, method.name): matrix.AS_WRITTEN
+        for world in made.worlds
+        for method in made.methods
+      },
+    )
+  ][:4]
+  assert {matrix.digest(made, cell) for cell in cells} <= known
+
+
 def test_equal_options_are_the_same_run_wherever_the_weights_lie(
   base, tmp_path
 ):
