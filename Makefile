@@ -65,8 +65,8 @@ test-crash: $(READY)  ## kill runs everywhere and compare what comes of them
 	  -m crash tests/resume tests/processes/test_hosts.py
 
 # Chat templates of released models lie in the source of llama-cpp-python, which
-# is not built. What they write is compared with transformers, in an environment
-# of its own.
+# is not built. What they write, configurations and adapters are compared with
+# transformers and peft, in an environment of its own (6 GB, most of it torch).
 TEMPLATES := .cache/templates/llama_cpp_python-0.3.36.tar.gz
 TRANSFORMERS_READY := .venv-transformers/ready
 
@@ -79,7 +79,8 @@ $(TRANSFORMERS_READY):
 	@test -x .venv-transformers/bin/python || \
 	  $(PYTHON) -m venv .venv-transformers
 	.venv-transformers/bin/python -m pip install --quiet \
-	  --disable-pip-version-check transformers==5.24.0 "jinja2>=3.1.6"
+	  --disable-pip-version-check torch transformers==5.24.0 peft==0.21.2 \
+	  "jinja2>=3.1.6"
 	touch $@
 
 # The first alone: what it asks for would be compiled, and is not needed.

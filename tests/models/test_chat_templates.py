@@ -10,7 +10,6 @@ import os
 import pathlib
 import re
 import subprocess
-import tarfile
 import types
 
 import hypothesis
@@ -22,8 +21,6 @@ from steppo_jax.prompts import chat_template
 pytestmark = pytest.mark.models
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
-SOURCES = ROOT / ".cache" / "templates"
-PYTHON = ROOT / ".venv-transformers" / "bin" / "python"
 SCRIPT = ROOT / "tests" / "support" / "transformers_chats.py"
 
 SPECIAL = {
@@ -75,26 +72,10 @@ ENDS = {
 
 
 @pytest.fixture(scope="module")
-def templates():
-  found = {}
-  for path in sorted(SOURCES.glob("*.tar.gz")):
-    with tarfile.open(path) as file:
-      for member in file:
-        if member.name.endswith(".jinja"):
-          name = pathlib.PurePath(member.name).stem
-          found[name] = file.extractfile(member).read().decode()
-  if not found:
-    pytest.skip(f"no templates in {SOURCES}: make test-models gets them")
-  return found
-
-
-@pytest.fixture(scope="module")
-def transformers():
+def transformers(peer):
   """Asks transformers what it writes."""
-  if not PYTHON.exists():
-    pytest.skip(f"no {PYTHON}: make test-models makes it")
   with subprocess.Popen(
-    [PYTHON, SCRIPT, json.dumps(SPECIAL)],
+    [peer, SCRIPT, json.dumps(SPECIAL)],
     stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     env={**os.environ, "PYTHONPATH": "", "TRANSFORMERS_VERBOSITY": "error"},
     stderr=subprocess.DEVNULL,
@@ -197,12 +178,12 @@ def drawn(text, count):
 
 @pytest.mark.parametrize(("kind", "text"), [("plain", PLAIN), ("odd", ODD)])
 def test_templates_write_what_transformers_writes(
-  kind, text, templates, transformers
+  kind, text, released_templates, transformers
 ):
   chats = drawn(text, 40)
   counted = collections.Counter()
   different, unfaithful = [], collections.Counter()
-  for name, source in templates.items():
+  for name, source in released_templates.items():
     one = chat_template.ChatTemplate(source, SPECIAL, where=name)
     for messages, options in chats:
       theirs = transformers(source, messages, options)
@@ -221,18 +202,20 @@ def test_templates_write_what_transformers_writes(
       unfaithful[name] += not rendered.faithful
   of = {name: n for name, n in unfaithful.items() if n}
   print(
-    f"{kind}: {len(templates)} templates, {dict(counted)}; not followed, and "
-    f"said so: {sum(of.values())}, {of}"
+    f"{kind}: {len(released_templates)} templates, {dict(counted)}; not "
+    f"followed, and said so: {sum(of.values())}, {of}"
   )
-  assert len(templates) >= 40
+  assert len(released_templates) >= 40
   assert not different, f"{len(different)}: {different[0]}"
   assert set(of) <= set(PLAIN_NOT_FOLLOWED if kind == "plain" else NOT_FOLLOWED)
 
 
-def test_the_end_of_an_answer_is_found_in_each(templates):
+def test_the_end_of_an_answer_is_found_in_each(released_templates):
   for name, end in ENDS.items():
-    one = chat_template.ChatTemplate(templates[name], SPECIAL, where=name)
-    source = "".join([templates[name], *SPECIAL.values()])
+    one = chat_template.ChatTemplate(
+      released_templates[name], SPECIAL, where=name
+    )
+    source = "".join([released_templates[name], *SPECIAL.values()])
     marks = set(re.findall(r"<[^<>\s'\"{}]{1,40}>|\[e~\[|\]~b\]", source))
     assert end is None or end in marks
     made = types.SimpleNamespace(controls={m: i for i, m in enumerate(marks)})

@@ -1,9 +1,7 @@
 """Random configurations of every family compute what transformers computes.
 
-    make test-models
-
-makes an environment of their own for the newest torch and transformers, in
-.cache; STEPPO_PEER_PYTHON names an interpreter that has them.
+`make test-models`; STEPPO_PEER_PYTHON names another interpreter that has torch
+and transformers.
 STEPPO_CONFIGURATIONS is the number of configurations of each family, and
 STEPPO_SEED what they are drawn with.
 """
@@ -15,7 +13,6 @@ import pathlib
 import random
 import re
 import subprocess
-import venv
 
 import families
 import jax
@@ -34,23 +31,6 @@ COUNT = int(os.environ.get("STEPPO_CONFIGURATIONS", "200"))
 SEED = os.environ.get("STEPPO_SEED", "0")
 ROOT = pathlib.Path(__file__).parents[2]
 PEER = ROOT / "tests" / "support" / "models" / "peer_logits.py"
-
-
-@pytest.fixture(scope="session")
-def peer():
-  """An interpreter with transformers, which is installed at first."""
-  if given := os.environ.get("STEPPO_PEER_PYTHON"):
-    return given
-  home = ROOT / ".cache" / "peer-venv"
-  if not (home / "ready").exists():
-    venv.create(home, with_pip=True, clear=True)
-    subprocess.run(
-      [home / "bin" / "python", "-m", "pip", "install", "--quiet",
-       "--disable-pip-version-check", "torch", "transformers", "safetensors"],
-      check=True,
-    )  # fmt: skip
-    (home / "ready").touch()
-  return str(home / "bin" / "python")
 
 
 def run_peer(python, folder):

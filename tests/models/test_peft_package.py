@@ -5,7 +5,6 @@ import os
 import pathlib
 import shutil
 import subprocess
-import venv
 
 import families
 import jax
@@ -48,23 +47,6 @@ READ = {
     "target_modules": MODULES, "init_lora_weights": "gaussian",
   },
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def peer():
-  """An interpreter with peft, which is installed at first."""
-  if given := os.environ.get("STEPPO_PEFT_PYTHON"):
-    return given
-  home = ROOT / ".cache" / "peft-venv"
-  if not (home / "ready").exists():
-    venv.create(home, with_pip=True, clear=True)
-    subprocess.run(
-      [home / "bin" / "python", "-m", "pip", "install", "--quiet",
-       "--disable-pip-version-check", "torch", "transformers", "peft"],
-      check=True,
-    )  # fmt: skip
-    (home / "ready").touch()
-  return str(home / "bin" / "python")
 
 
 def run_peer(python, folder):

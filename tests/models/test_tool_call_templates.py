@@ -1,13 +1,16 @@
 """Calls as the chat templates of released models write them are read back.
 
-`make test-models`; the templates are downloaded then.
+`make test-models`; the templates are downloaded then. `STEPPO_TEMPLATES_DIR`
+names folders of more, separated by colons, such as the `examples` of the source
+package of vllm, which pip alone cannot fetch without building it.
 """
 
 import json
+import os
+import pathlib
 import re
 
 import pytest
-import real_templates
 
 from steppo_jax.prompts import chat_template, tool_dialects
 
@@ -113,8 +116,13 @@ ENDS = (
 
 
 @pytest.fixture(scope="module")
-def templates(tmp_path_factory):
-  return real_templates.read(tmp_path_factory.mktemp("templates"))
+def templates(released_templates):
+  """Those of the package, and those of the folders that are named."""
+  found = dict(released_templates)
+  for folder in os.environ.get("STEPPO_TEMPLATES_DIR", "").split(":"):
+    for path in pathlib.Path(folder).glob("*.jinja") if folder else ():
+      found[path.stem] = path.read_text(encoding="utf-8")
+  return found
 
 
 def written(source, name, calls):
