@@ -2,8 +2,9 @@
 
   python benchmarks/hand_over.py [--quick] [--model NAME] [--repeats 5]
 
-A policy with adapters lies on 8 host devices (2 data x 2 fsdp x 2 tensor), as a
-learner holds it. Each way gives the sampler its copy in a process of its own:
+A policy with adapters lies on 8 host devices as a learner holds it, whole on
+each ("data") or split (2 data x 2 fsdp x 2 tensor, "split"). Each way gives the
+sampler its copy in a process of its own:
 
   devices   sampler.hand_over, one program that merges, cuts and puts together;
   host      merged, fetched whole by the host and put on the first device, as
@@ -11,8 +12,9 @@ learner holds it. Each way gives the sampler its copy in a process of its own:
 
 Seconds are medians over repeats, the first one (which compiles) left out; peak
 memory is that of the process above what it held before, where the devices'
-memory is the host's. `host_bytes` are those of parameters that NumPy sees. The
-last line is one JSON object. Compare within one run only.
+memory is the host's: what chips do side by side, each in its own memory, these
+devices do one after the other in one. `host_bytes` are those of parameters that
+NumPy sees. The last line is one JSON object. Compare within one run only.
 """
 
 import argparse
@@ -27,7 +29,7 @@ import time
 FLAG = "--xla_force_host_platform_device_count=8"
 
 
-def measure(way: str, name: str, repeats: int) -> dict:
+def measure(way: str, split: bool, name: str, repeats: int) -> dict:
   """Seconds, bytes over the host and peak memory of one way."""
   import jax
 
@@ -37,7 +39,9 @@ def measure(way: str, name: str, repeats: int) -> dict:
   from steppo_jax.sampler import hand_over
 
   model = presets.get(name, 4096)
-  where = mesh.make_model_mesh(data=2, fsdp=2, tensor=2)
+  where = mesh.make_mesh(8)
+  if split:
+    where = mesh.make_model_mesh(data=2, fsdp=2, tensor=2)
   make = lambda key: lora.add(
     transformer.init(model, key), LoraConfig(rank=16), key
   )
@@ -80,26 +84,32 @@ def main() -> None:
   parser.add_argument("--model", default="smollm2_135m")
   parser.add_argument("--repeats", type=int, default=5)
   parser.add_argument("--way", choices=["devices", "host"])
+  parser.add_argument("--split", action="store_true")
   args = parser.parse_args()
   name = "nano" if args.quick else args.model
   if args.way:
-    print(json.dumps(measure(args.way, name, args.repeats)))
+    print(json.dumps(measure(args.way, args.split, name, args.repeats)))
     return
   flags = f"{os.environ.get('XLA_FLAGS', '')} {FLAG}"
-  found = {}
-  for way in ("host", "devices"):
-    said = subprocess.run(
-      [sys.executable, __file__, "--way", way, "--model", name,
-       "--repeats", str(args.repeats)],
-      env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-      check=True, stdout=subprocess.PIPE, text=True,
-    ).stdout  # fmt: skip
-    found[way] = json.loads(said.splitlines()[-1])
-    print(f"{way:8} {found[way]}")
-  ours, before = found["devices"], found["host"]
-  result = {"model": name} | ours
-  result |= {f"{key}_before": before[key] for key in ours}
-  result["ratio"] = before["seconds"] / ours["seconds"]
+  result = {"model": name}
+  for mesh in ("data", "split"):
+    found = {}
+    for way in ("host", "devices"):
+      command = [sys.executable, __file__, "--way", way, "--model", name,
+                 "--repeats", str(args.repeats)]  # fmt: skip
+      said = subprocess.run(
+        command + ["--split"] * (mesh == "split"),
+        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        check=True, stdout=subprocess.PIPE, text=True,
+      ).stdout  # fmt: skip
+      found[way] = json.loads(said.splitlines()[-1])
+      print(f"{mesh:6}{way:8} {found[way]}")
+    ours, before = found["devices"], found["host"]
+    result[mesh] = (
+      ours
+      | {f"{key}_before": value for key, value in before.items()}
+      | {"ratio": before["seconds"] / ours["seconds"]}
+    )
   print(json.dumps(result))
 
 

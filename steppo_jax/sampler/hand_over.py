@@ -34,8 +34,9 @@ def for_sampler(config: ModelConfig, params: Any) -> dict[str, Any]:
       may be donated afterwards.
   """
   mesh = _mesh_of(params)
-  made = _program(config, mesh)(params)
-  return made if mesh is None else jax.tree.map(_here, made)
+  if mesh is None:
+    return _program(config, None)(jax.tree.map(_here, params))
+  return jax.tree.map(_here, _program(config, mesh)(params))
 
 
 def marked(params: Any) -> Any:
@@ -44,15 +45,17 @@ def marked(params: Any) -> Any:
   They tell one policy of a run from another. Of an array that is split over
   devices only these are put together.
   """
-  return jax.device_get(_first(_mesh_of(params))(params))
+  mesh = _mesh_of(params)
+  if mesh is None:
+    params = jax.tree.map(_here, params)
+  return jax.device_get(_first(mesh)(params))
 
 
 def _mesh_of(params: Any) -> Mesh | None:
-  """The devices that a policy is spread over; None if it lies on one."""
+  """The devices that a policy is split over; None if each has all of it."""
   for leaf in jax.tree.leaves(params):
-    where = getattr(leaf, "sharding", None)
-    if isinstance(where, NamedSharding) and where.mesh.size > 1:
-      return where.mesh
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_replicated:
+      return leaf.sharding.mesh
   return None
 
 
@@ -96,8 +99,10 @@ def _everywhere(mesh: Mesh | None) -> NamedSharding | None:
   return None if mesh is None else mesh_lib.replicated(mesh)
 
 
-def _here(x: jax.Array) -> jax.Array:
+def _here(x: Any) -> Any:
   """An array that is whole on each device, as it lies on the first of ours."""
+  if not isinstance(x, jax.Array):
+    return x
   first = jax.local_devices()[0]
   for shard in x.addressable_shards:
     if shard.device == first:
