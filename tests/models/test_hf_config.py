@@ -47,7 +47,8 @@ LONG = {
      "hidden_size is missing"),
     (QWEN | {"vocab_size": "96"}, "vocab_size='96' must be a number"),
     (QWEN | {"vocab_size": 0}, "vocab_size=0 must be above 0"),
-    (QWEN | {"num_key_value_heads": 3}, "num_heads=4 is not a multiple"),
+    (QWEN | {"num_key_value_heads": 3},
+     "heads=4 is not a multiple of num_key_value_heads=3"),
     (QWEN | {"head_dim": None}, "head_dim=None must be a number"),
     (SIZES | {"model_type": "llama", "head_dim": None, "hidden_size": 33},
      "head_dim is missing"),
@@ -106,18 +107,22 @@ def test_a_configuration_that_cannot_be_is_explained(config, message):
 # nothing: its class of configurations.
 ABSENT = {
   "llama": dict(rope_theta=1e4, num_kv_heads=4, head_dim=8, tied=False),
-  "mistral": dict(num_kv_heads=8, windows=(4096, 4096), tied=False),
+  "mistral": dict(num_kv_heads=8, windows=(4096,) * 8, tied=False),
   "qwen2": dict(rope_theta=1e4, windows=(), qkv_bias=True, o_bias=False),
   "qwen3": dict(head_dim=128, num_kv_heads=32, norm_eps=1e-6),
   "gemma3_text": dict(
     rope_theta=1e6, local_rope_theta=1e4, head_dim=256, num_kv_heads=4,
-    query_scale=1 / 16, windows=(4096, 4096), tied=True,
+    query_scale=1 / 16, windows=(4096,) * 5 + (0,) + (4096,) * 2, tied=True,
     activation="gelu_tanh", softcap=None,
   ),
-  "smollm3": dict(rope_theta=2e6, num_kv_heads=4, tied=True, unrotated=()),
+  "smollm3": dict(
+    rope_theta=2e6, num_kv_heads=4, tied=True, windows=(),
+    unrotated=(False, False, False, True) * 2,
+  ),
   "olmo2": dict(norm_eps=1e-5, num_kv_heads=4, rope_theta=1e4),
   "olmo3": dict(
-    norm_eps=1e-5, rope_theta=5e5, local_rope_theta=5e5, windows=(4096, 4096)
+    norm_eps=1e-5, rope_theta=5e5, local_rope_theta=5e5,
+    windows=(4096, 4096, 4096, 0) * 2,
   ),
 }  # fmt: skip
 
@@ -127,7 +132,7 @@ def test_what_a_file_leaves_out_is_what_its_family_means(model_type):
   heads = max(ABSENT[model_type].get("num_kv_heads", 4), 4)
   sizes = {
     "model_type": model_type, "vocab_size": 96, "hidden_size": 8 * heads,
-    "num_attention_heads": heads, "num_hidden_layers": 2,
+    "num_attention_heads": heads, "num_hidden_layers": 8,
     "intermediate_size": 48,
   }  # fmt: skip
   if "num_kv_heads" not in ABSENT[model_type]:
