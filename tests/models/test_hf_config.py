@@ -66,6 +66,8 @@ LONG = {
      "factor='2' must be a number"),
     (QWEN | {"rope_scaling": {"type": "dynamic", "factor": 2}}, "'dynamic'"),
     (QWEN | {"rope_scaling": LONG}, "long_factor"),
+    (QWEN | {"rope_scaling": LONG, "max_position_embeddings": 32},
+     "long_factor"),
     (QWEN | {"rope_parameters": {"rope_type": "mrope"}}, "rope_type='mrope'"),
     (QWEN | {"rope_parameters": {"partial_rotary_factor": 0.5}},
      "partial_rotary_factor=0.5"),
@@ -244,13 +246,14 @@ def test_one_set_of_long_factors_divides_each_frequency():
   assert found.rope_scaling.attention_factor == math.sqrt(
     1 + math.log(4) / math.log(32)
   )
-  # No text is longer than the short factors are for.
-  short = LONG | {"short_factor": [1.5] * 8}
+  # Without a factor it is the ratio of the lengths.
+  del even["factor"]
   found = hf_config.from_config(
-    QWEN | {"rope_scaling": short, "max_position_embeddings": 32}
+    QWEN | {"rope_scaling": even, "max_position_embeddings": 32}
   )
-  assert found.rope_scaling.factors == (1.5,) * 8
   assert found.rope_scaling.attention_factor == 1.0
+  with pytest.raises(ValueError, match="max_position_embeddings"):
+    hf_config.from_config(QWEN | {"rope_scaling": even})
 
 
 def test_layers_with_a_window_are_scaled_like_the_others_in_qwen():
