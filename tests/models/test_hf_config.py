@@ -47,7 +47,8 @@ LONG = {
      "hidden_size is missing"),
     (QWEN | {"vocab_size": "96"}, "vocab_size='96' must be a number"),
     (QWEN | {"vocab_size": 0}, "vocab_size=0 must be above 0"),
-    (QWEN | {"num_key_value_heads": 3}, "num_heads=4 is not a multiple"),
+    (QWEN | {"num_key_value_heads": 3},
+     "heads=4 is not a multiple of num_key_value_heads=3"),
     (QWEN | {"head_dim": None}, "head_dim=None must be a number"),
     (SIZES | {"model_type": "llama", "head_dim": None, "hidden_size": 33},
      "head_dim is missing"),
@@ -65,6 +66,8 @@ LONG = {
      "factor='2' must be a number"),
     (QWEN | {"rope_scaling": {"type": "dynamic", "factor": 2}}, "'dynamic'"),
     (QWEN | {"rope_scaling": LONG}, "long_factor"),
+    (QWEN | {"rope_scaling": LONG, "max_position_embeddings": 32},
+     "long_factor"),
     (QWEN | {"rope_parameters": {"rope_type": "mrope"}}, "rope_type='mrope'"),
     (QWEN | {"rope_parameters": {"partial_rotary_factor": 0.5}},
      "partial_rotary_factor=0.5"),
@@ -106,18 +109,22 @@ def test_a_configuration_that_cannot_be_is_explained(config, message):
 # nothing: its class of configurations.
 ABSENT = {
   "llama": dict(rope_theta=1e4, num_kv_heads=4, head_dim=8, tied=False),
-  "mistral": dict(num_kv_heads=8, windows=(4096, 4096), tied=False),
+  "mistral": dict(num_kv_heads=8, windows=(4096,) * 8, tied=False),
   "qwen2": dict(rope_theta=1e4, windows=(), qkv_bias=True, o_bias=False),
   "qwen3": dict(head_dim=128, num_kv_heads=32, norm_eps=1e-6),
   "gemma3_text": dict(
     rope_theta=1e6, local_rope_theta=1e4, head_dim=256, num_kv_heads=4,
-    query_scale=1 / 16, windows=(4096, 4096), tied=True,
+    query_scale=1 / 16, windows=(4096,) * 5 + (0,) + (4096,) * 2, tied=True,
     activation="gelu_tanh", softcap=None,
   ),
-  "smollm3": dict(rope_theta=2e6, num_kv_heads=4, tied=True, unrotated=()),
+  "smollm3": dict(
+    rope_theta=2e6, num_kv_heads=4, tied=True, windows=(),
+    unrotated=(False, False, False, True) * 2,
+  ),
   "olmo2": dict(norm_eps=1e-5, num_kv_heads=4, rope_theta=1e4),
   "olmo3": dict(
-    norm_eps=1e-5, rope_theta=5e5, local_rope_theta=5e5, windows=(4096, 4096)
+    norm_eps=1e-5, rope_theta=5e5, local_rope_theta=5e5,
+    windows=(4096, 4096, 4096, 0) * 2,
   ),
 }  # fmt: skip
 
@@ -127,7 +134,7 @@ def test_what_a_file_leaves_out_is_what_its_family_means(model_type):
   heads = max(ABSENT[model_type].get("num_kv_heads", 4), 4)
   sizes = {
     "model_type": model_type, "vocab_size": 96, "hidden_size": 8 * heads,
-    "num_attention_heads": heads, "num_hidden_layers": 2,
+    "num_attention_heads": heads, "num_hidden_layers": 8,
     "intermediate_size": 48,
   }  # fmt: skip
   if "num_kv_heads" not in ABSENT[model_type]:
@@ -239,13 +246,14 @@ def test_one_set_of_long_factors_divides_each_frequency():
   assert found.rope_scaling.attention_factor == math.sqrt(
     1 + math.log(4) / math.log(32)
   )
-  # No text is longer than the short factors are for.
-  short = LONG | {"short_factor": [1.5] * 8}
+  # Without a factor it is the ratio of the lengths.
+  del even["factor"]
   found = hf_config.from_config(
-    QWEN | {"rope_scaling": short, "max_position_embeddings": 32}
+    QWEN | {"rope_scaling": even, "max_position_embeddings": 32}
   )
-  assert found.rope_scaling.factors == (1.5,) * 8
   assert found.rope_scaling.attention_factor == 1.0
+  with pytest.raises(ValueError, match="max_position_embeddings"):
+    hf_config.from_config(QWEN | {"rope_scaling": even})
 
 
 def test_layers_with_a_window_are_scaled_like_the_others_in_qwen():

@@ -209,6 +209,12 @@ class _Reader:
     kv_heads = row.kv_heads
     if self._config.get("num_key_value_heads", _ABSENT) is None:
       kv_heads = None
+    kv_heads = self._number("num_key_value_heads", kv_heads) or heads
+    if heads % kv_heads:
+      raise ValueError(
+        f"num_attention_heads={heads} is not a multiple of "
+        f"num_key_value_heads={kv_heads}"
+      )
     head_dim = self._number("head_dim", row.head_dim)
     if head_dim is None and width % heads:
       raise ValueError(
@@ -222,7 +228,7 @@ class _Reader:
       width=width,
       num_layers=layers,
       num_heads=heads,
-      num_kv_heads=self._number("num_key_value_heads", kv_heads) or heads,
+      num_kv_heads=kv_heads,
       head_dim=head_dim or width // heads,
       mlp_width=self._number("intermediate_size"),
       norm_eps=self._number("rms_norm_eps", row.eps, kind=float),

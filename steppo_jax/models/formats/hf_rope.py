@@ -204,9 +204,9 @@ def _longrope(
   """The one set of factors that holds for every length, if there is one."""
   context = int(_number(found, _CONTEXT))
   longest = config.get("max_position_embeddings")
-  if found["short_factor"] != found["long_factor"] and (
-    longest is None or longest > context
-  ):
+  if found["short_factor"] != found["long_factor"]:
+    # Not even where max_position_embeddings is no more than that: nothing
+    # keeps a text from growing longer.
     raise ValueError(
       f"rope_type='longrope' has a long_factor that turns every token anew "
       f"beyond {_CONTEXT}={context}, which keys that are kept cannot follow"
