@@ -330,6 +330,40 @@ def test_what_is_written_is_read_back(model):
   assert ModelConfig(**dataclasses.asdict(model)) == model
 
 
+JUNK = st.recursive(
+  st.none() | st.booleans() | st.integers(-2, 9) | st.text(max_size=2)
+  | st.floats(allow_nan=True),
+  lambda inner: st.lists(inner, max_size=3)
+  | st.dictionaries(st.sampled_from(["rope_type", "factor"]), inner),
+  max_leaves=4,
+)  # fmt: skip
+ROPE_KEYS = (
+  "rope_type", "rope_theta", "factor", "original_max_position_embeddings",
+  "attention_factor", "beta_fast", "mscale", "truncate", "short_factor",
+  "long_factor", "low_freq_factor", "partial_rotary_factor", "type",
+)  # fmt: skip
+
+
+@given(model=models(), data=st.data())
+def test_junk_is_refused_and_never_breaks_the_reader(model, data):
+  config = hf_config.to_config(model)
+  rope = config["rope_parameters"]
+  if "full_attention" in rope:
+    rope = rope[data.draw(st.sampled_from(sorted(rope)))]
+  where, keys = data.draw(
+    st.sampled_from(
+      [(config, (*config, "rope_scaling", "layer_types")), (rope, ROPE_KEYS)]
+    )
+  )
+  where[data.draw(st.sampled_from(sorted(keys)))] = data.draw(JUNK)
+  try:
+    found = hf_config.from_config(config)
+  except ValueError:
+    return
+  assert isinstance(found, ModelConfig)
+  assert hf_config.from_config(hf_config.to_config(found)) == found
+
+
 def test_a_choice_that_a_family_cannot_say_is_not_lost():
   llama = presets.get("llama3_2_1b")
   for change in (

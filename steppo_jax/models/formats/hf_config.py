@@ -88,19 +88,19 @@ _FAMILIES = {
 }  # fmt: skip
 _TYPES = {row.model_type: family for family, row in _FAMILIES.items()}
 _LINEAR = (
-  "has layers of linear attention (gated delta net), whose state a row with "
+  "it has layers of linear attention (gated delta net), whose state a row with "
   "branches would have to keep for each of them"
 )
 # Known, and why they are not here.
 _UNREAD = {
   "gemma3": "the text model inside is gemma3_text",
-  "gemma2": "caps the scores of attention (attn_logit_softcapping)",
+  "gemma2": "it caps the scores of attention (attn_logit_softcapping)",
   "gemma4": "the text model inside is gemma4_text, which is not read either",
   "gemma4_text": (
-    "has layers of two head widths, shared keys and embeddings by layer"
+    "it has layers of two head widths, shared keys and embeddings by layer"
   ),
-  "phi3": "stores queries, keys and values in one matrix (qkv_proj)",
-  "granite": "scales its residual stream and its logits",
+  "phi3": "it stores queries, keys and values in one matrix (qkv_proj)",
+  "granite": "it scales its residual stream and its logits",
   "qwen3_5": _LINEAR,
   "qwen3_5_text": _LINEAR,
   "qwen3_next": _LINEAR,
@@ -159,11 +159,10 @@ class _Reader:
   def __init__(self, config: Mapping[str, Any]):
     self._config = config
     kind = config.get("model_type", _ABSENT)
-    if kind not in _TYPES:
+    if not isinstance(kind, str) or kind not in _TYPES:
       had = "is missing" if kind is _ABSENT else f"{kind!r} is not known"
-      if kind in _UNREAD:
-        had = f"{kind!r} is not read: it {_UNREAD[kind]}"
-        had = had.replace("it the", "the")
+      if isinstance(kind, str) and kind in _UNREAD:
+        had = f"{kind!r} is not read: {_UNREAD[kind]}"
       raise ValueError(f"model_type {had}; one of {', '.join(_TYPES)}")
     self._family = _TYPES[kind]
     self._row = _FAMILIES[self._family]
@@ -271,7 +270,7 @@ class _Reader:
     gemma = self._family == "gemma3"
     key = "hidden_activation" if gemma else "hidden_act"
     name = self._config.get(key, "gelu_pytorch_tanh" if gemma else "silu")
-    if name not in _ACTIVATIONS:
+    if not isinstance(name, str) or name not in _ACTIVATIONS:
       raise ValueError(f"{key}={name!r} is none of {', '.join(_ACTIVATIONS)}")
     return _ACTIVATIONS[name]
 

@@ -138,7 +138,7 @@ def _scaling(
       "rope_type='dynamic' turns every token anew as a text grows, which keys "
       "that are kept cannot follow"
     )
-  if kind not in _NEEDED:
+  if not isinstance(kind, str) or kind not in _NEEDED:
     raise ValueError(
       f"rope_type={kind!r} is none of default, {', '.join(_NEEDED)}"
     )
@@ -203,7 +203,6 @@ def _longrope(
 ) -> RopeScaling:
   """The one set of factors that holds for every length, if there is one."""
   context = int(_number(found, _CONTEXT))
-  longest = config.get("max_position_embeddings")
   if found["short_factor"] != found["long_factor"]:
     # Not even where max_position_embeddings is no more than that: nothing
     # keeps a text from growing longer.
@@ -214,19 +213,23 @@ def _longrope(
   if found.get("attention_factor") is not None:
     attention = _number(found, "attention_factor")
   else:
-    if found.get("factor") is None and longest is None:
-      raise ValueError(
-        "rope_type='longrope' has none of attention_factor, factor and "
-        "max_position_embeddings"
-      )
-    factor = found.get("factor") or longest / context
+    if found.get("factor") is not None:
+      factor = _number(found, "factor")
+    else:
+      factor = _number(config, "max_position_embeddings") / context
     attention = 1.0
-    if factor > 1:
+    if factor > 1 and context > 1:
       attention = math.sqrt(1 + math.log(factor) / math.log(context))
+  factors = found["short_factor"]
+  if not isinstance(factors, (list, tuple)):
+    raise ValueError(f"short_factor={factors!r} must be a list of numbers")
+  numbers = (_number({"short_factor": x}, "short_factor") for x in factors)
   return RopeScaling(
-    "factors", original_context=context, attention_factor=attention,
-    factors=tuple(found["short_factor"]),
-  )  # fmt: skip
+    "factors",
+    original_context=context,
+    attention_factor=attention,
+    factors=tuple(numbers),
+  )
 
 
 def write(model: ModelConfig) -> dict[str, Any]:
