@@ -1,7 +1,7 @@
 """Folders of adapters as PEFT writes them, read and written."""
 
-import functools
 import dataclasses
+import functools
 import json
 import pathlib
 import shutil
