@@ -9,6 +9,7 @@ import json
 import lzma
 import os
 import pathlib
+import stat
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -37,8 +38,12 @@ def replacing(
   path = pathlib.Path(path)
   new = path.with_name(path.name + ending)
   new.unlink(missing_ok=True)  # Of a process that was killed.
+  new.touch()
+  mode = stat.S_IMODE(new.stat().st_mode)
   try:
     yield new
+    # Some writers (safetensors 0.8.0) let nobody but the owner read.
+    new.chmod(mode)
     _sync(new)
     os.replace(new, path)
   finally:

@@ -1,8 +1,10 @@
 """Files that are written whole or not at all."""
 
+import numpy as np
 import pytest
 
 from steppo_jax import files
+from steppo_jax.models.formats import weights
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside_it(tmp_path):
@@ -34,6 +36,13 @@ def test_a_file_takes_the_name_when_it_is_whole(tmp_path):
     assert path.read_text() == "old"
   assert path.read_text() == "new"
   assert [p.name for p in tmp_path.iterdir()] == ["facts.json"]
+
+
+def test_others_may_read_what_they_may_read_of_any_file(tmp_path):
+  plain, path = tmp_path / "plain", tmp_path / "weights.safetensors"
+  plain.touch()
+  weights.save_params(path, {"a": np.zeros(2, np.float32)}, {})
+  assert path.stat().st_mode == plain.stat().st_mode
 
 
 @pytest.mark.parametrize(

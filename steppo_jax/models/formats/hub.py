@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from steppo_jax import trees
+from steppo_jax import files, trees
 from steppo_jax.models import transformer
 from steppo_jax.models.config import ModelConfig
 from steppo_jax.models.formats import hf_config, names, placing, tensor_files
@@ -54,17 +54,17 @@ def load(
   model = hf_config.from_config(folder)
   rows = names.table(model)
   with contextlib.ExitStack() as stack:
-    files = tensor_files.Folder(folder, stack)
-    have, need = files.shapes(), names.expected(model, rows)
+    held = tensor_files.Folder(folder, stack)
+    have, need = held.shapes(), names.expected(model, rows)
     twice = model.tied and _TIED in have and have.pop(_TIED)
     try:
       trees.check_like(have, need)
     except ValueError as error:
       raise ValueError(f"{folder}: {error}") from error
     if twice:
-      _check_tied(files, twice, model, folder)
+      _check_tied(held, twice, model, folder)
     params = placing.place(
-      files, model, rows, placement=placement, dtype=dtype, progress=progress
+      held, model, rows, placement=placement, dtype=dtype, progress=progress
     )
   return model, params
 
@@ -79,14 +79,14 @@ def stored_types(folder: str | os.PathLike) -> dict[str, str]:
     return tensor_files.Folder(pathlib.Path(folder), stack).types()
 
 
-def _check_tied(files, head, model, folder):
+def _check_tied(held, head, model, folder):
   """Some tied checkpoints hold the table twice; it must be the same."""
   rows = max(1, placing.PIECE_BYTES // (4 * model.width))
   table = "model.embed_tokens.weight"
   same = tuple(head.shape) == (model.vocab_size, model.width)
   for start in range(0, model.vocab_size if same else 0, rows):
     part = (slice(start, min(start + rows, model.vocab_size)), slice(None))
-    same &= np.array_equal(files.read(_TIED, part), files.read(table, part))
+    same &= np.array_equal(held.read(_TIED, part), held.read(table, part))
   if not same:
     raise ValueError(
       f"{folder}: tie_word_embeddings holds, but {_TIED} is not the embedding: "
@@ -126,13 +126,13 @@ def save(
   new.mkdir(parents=True, exist_ok=True)
   for left in new.iterdir():  # of a save that was killed
     left.unlink()
-  files, kinds = _write(new, model, params, dtype, max_file_bytes)
-  if len(files) == 1:
-    (new / files[0][0]).rename(new / tensor_files.ONE)
+  written, kinds = _write(new, model, params, dtype, max_file_bytes)
+  if len(written) == 1:
+    (new / written[0][0]).rename(new / tensor_files.ONE)
   else:
     index = {"metadata": {}, "weight_map": {}}
-    for number, (path, held) in enumerate(files, 1):
-      name = f"model-{number:05}-of-{len(files):05}.safetensors"
+    for number, (path, held) in enumerate(written, 1):
+      name = f"model-{number:05}-of-{len(written):05}.safetensors"
       (new / path).rename(new / name)
       index["weight_map"] |= dict.fromkeys(held, name)
     (new / tensor_files.INDEX).write_text(json.dumps(index, indent=1))
@@ -144,12 +144,13 @@ def save(
 
 def _write(folder, model, params, dtype, limit):
   """Files of about `limit` bytes: [(name, names of tensors)]; bytes by type."""
-  files, part, size, kinds = [], {}, 0, collections.Counter()
+  written, part, size, kinds = [], {}, 0, collections.Counter()
 
   def flush():
-    name = f"part-{len(files)}.safetensors"
-    safetensors.numpy.save_file(part, folder / name, metadata={"format": "pt"})
-    files.append((name, list(part)))
+    name = f"part-{len(written)}.safetensors"
+    with files.replacing(folder / name) as new:
+      safetensors.numpy.save_file(part, new, metadata={"format": "pt"})
+    written.append((name, list(part)))
 
   for name, value in placing.tensors(params, model, names.table(model)):
     kind = dtype.get(name) if isinstance(dtype, Mapping) else dtype
@@ -160,4 +161,4 @@ def _write(folder, model, params, dtype, limit):
       part, size = {}, 0
     part[name], size = value, size + value.nbytes
   flush()
-  return files, kinds
+  return written, kinds
