@@ -70,7 +70,9 @@ _FORMS: dict[str, tool_call.Form] = {
   "harmony": json_dialects.HARMONY,
 }
 _OUTSIDE = "text outside of the calls"
-_OBJECT = r"""\{\s*["']?(?:name|function|type|id|arguments|parameters)\b"""
+_OBJECT = (
+  r"""(?:\[\s*)?\{\s*["']?(?:name|function|type|id|arguments|parameters)\b"""
+)
 _ARGUMENTS = re.compile(r"""["']?(?:arguments|parameters)["']?\s*:""")
 # After so many calls that cannot be understood no other is read: time stays
 # linear in the text, whatever is in it.
@@ -197,11 +199,35 @@ def canonical(calls: Sequence[ToolCall]) -> str:
 
 
 def _untagged(text: str, at: int) -> tuple[list[ToolCall], int]:
-  """The call that an object describes, without any mark; [] for another."""
-  record, end = tool_call.value_at(text, at)
+  """The calls of an object or a list, without any mark; [] for another.
+
+  What stands in a list beside a call is meant as one, also where the text ends
+  before the list does. Another list that cannot be read is read object by
+  object.
+  """
+  try:
+    record, end = tool_call.value_at(text, at)
+  except ValueError as error:
+    if text[at] != "[":
+      raise
+    record, end = tool_call.value_at(text, text.index("{", at))
+    if isinstance(error, loose_json.Unclosed) and tool_call.is_call(record):
+      return _cut_list(text, end, record, str(error))
   if not tool_call.is_call(record):
     return [], end
   return tool_call.of_records(record, "arguments"), end
+
+
+def _cut_list(text, at, record, error) -> tuple[list[ToolCall], int]:
+  """The calls of a list that the text cuts off, and the one that is cut."""
+  calls = tool_call.of_records(record, "arguments")
+  try:
+    while found := re.compile(r"[\s,]*(?=\{)").match(text, at):
+      record, at = tool_call.value_at(text, found.end())
+      calls += tool_call.of_records(record, "arguments")
+  except ValueError:
+    pass
+  return [*calls, ToolCall(None, {}, error)], len(text)
 
 
 def _described(text: str, mark: re.Match) -> bool:

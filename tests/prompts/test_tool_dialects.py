@@ -253,6 +253,19 @@ def test_a_call_that_was_cut_off_is_a_fault(dialect, strict):
 
 
 @pytest.mark.parametrize(
+  "other", ['{"name": "g"}', "3", '"x"', "{}", '{"name": "g", "arg', '{"na']
+)
+def test_what_stands_in_a_list_beside_a_call_is_no_silence(other):
+  for dialect in ("hermes", "llama", "mistral", "qwen3_coder", "glm"):
+    closing = "]" if other[-1] in '}3"' else ""
+    found = tool_dialects.parse(f"[{A}, {B}, {other}{closing}", dialect)
+    assert found[-1].error, dialect
+    if closing:
+      assert found[:2] == BOTH, dialect
+      assert len(found) == 3
+
+
+@pytest.mark.parametrize(
   ("dialect", "text"),
   [
     ("hermes", 'The result is {"name": "Alice", "age": 3}.'),
