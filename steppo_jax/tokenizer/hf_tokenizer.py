@@ -1,7 +1,6 @@
 """Tokenizers of released models: `tokenizer.json`, through `tokenizers`."""
 
 import hashlib
-import itertools
 import os
 import pathlib
 import re
@@ -224,7 +223,7 @@ class HuggingFaceTokenizer:
     if not self._control_ids.isdisjoint(ids):
       # Vocabularies that give a whole piece whatever its merges.
       ids = []
-      for part in self._cut(text):
+      for part in tokenizer_rules.cut(text, self.controls):
         ids += self._encode(self._plain, part)
       if not self._control_ids.isdisjoint(ids):
         raise ValueError(
@@ -239,13 +238,6 @@ class HuggingFaceTokenizer:
     tool or a policy wrote.
     """
     return np.array(self._encode(self._full, text), np.int32)
-
-  def _cut(self, text: str) -> list[str]:
-    """The text in parts of which none spells a control token."""
-    spelt = sorted(self.controls, key=len, reverse=True)
-    found = re.compile("|".join(map(re.escape, spelt))).finditer(text)
-    at = [0, *(match.start() + 1 for match in found), len(text)]
-    return [text[i:j] for i, j in itertools.pairwise(at)]
 
   def _encode(self, inner, text: str) -> list[int]:
     ids: list[int] = []

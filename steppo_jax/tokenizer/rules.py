@@ -1,8 +1,10 @@
 """What `tokenizer.json` says, read and changed before anything is built."""
 
 import hashlib
+import itertools
 import json
 import re
+from collections.abc import Collection
 from typing import Any
 
 # Special tokens that begin and end texts, turns and what names whose turn it
@@ -14,6 +16,11 @@ _TURNS = re.compile(
   r"|(?:start|end)_header_id|role_(?:start|end|sep)|message_sep|endoftext"
   r"|end|eo[tm]_id|eo[tms]|bos|pad|unk|user|assistant|system|User|Assistant|System"
   r")[|｜]?>|</?s>|\[/?INST\]"
+)
+
+_HTML = re.compile(
+  r"</?(?:h[1-6]|table|thead|tbody|tfoot|caption|t[rhd]|blockquote|strong|em"
+  r"|code|su[bp]|[biu])>"
 )
 
 
@@ -120,16 +127,25 @@ def build(rules: dict[str, Any], where: str):
 def controls(rules: dict[str, Any], template: str | None) -> set[str]:
   """Spellings that only the program may write.
 
-  Those marked as special, and any other whole token of the chat template that
-  looks like a mark, such as <tool_response>.
+  Those marked as special, those of turns, and any other whole token of the chat
+  template that looks like a mark, such as <tool_response>.
   """
   found = set()
   for token in rules.get("added_tokens") or ():
     text = token["content"]
-    mark = len(text) > 2 and text[0] + text[-1] in ("<>", "[]")
-    if token.get("special") or (mark and text in (template or "")):
+    in_template = is_mark(text) and text in (template or "")
+    if token.get("special") or of_turns(text) or in_template:
       found.add(text)
   return found
+
+
+def is_mark(text: str) -> bool:
+  """Whether a token of a maker's own looks like a mark, not like a text.
+
+  Tags of HTML are texts: Gemma has one id for each of <table>, <h1> and others.
+  """
+  bracketed = len(text) > 2 and text[0] + text[-1] in ("<>", "[]")
+  return (bracketed and not _HTML.fullmatch(text)) or of_turns(text)
 
 
 def without_added(rules: dict[str, Any], left_out: set[str]) -> dict[str, Any]:
@@ -151,6 +167,14 @@ def without_added(rules: dict[str, Any], left_out: set[str]) -> dict[str, Any]:
     elif token["content"] not in vocabulary:
       kept.append({**token, "content": f"\ufdd0{salt}{token['id']}\ufdd1"})
   return {**rules, "added_tokens": kept}
+
+
+def cut(text: str, controls: Collection[str]) -> list[str]:
+  """The text in parts of which none spells a control token."""
+  spelt = sorted(controls, key=len, reverse=True)
+  found = re.compile("|".join(map(re.escape, spelt))).finditer(text)
+  at = [0, *(match.start() + 1 for match in found), len(text)]
+  return [text[i:j] for i, j in itertools.pairwise(at)]
 
 
 def of_turns(text: str) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import sentencepiece
+from sentencepiece import sentencepiece_model_pb2 as model_format
 
 from steppo_jax.tokenizer import rules, token_bytes
 
@@ -41,6 +42,9 @@ class SentencePieceTokenizer:
     bos_id: Starts a prompt.
     end_of_turn_id: Ends a response.
     stop_ids: The same, as a tuple.
+    controls: The id of each control token by its spelling: control pieces, and
+      pieces that the model's maker defined and that look like a mark, such as
+      <tool_call>.
     digest: SHA-256 of the model file, hexadecimal.
   """
 
@@ -82,6 +86,8 @@ class SentencePieceTokenizer:
           "and eos ids of at least 0"
         )
     self.stop_ids = (self.end_of_turn_id,)
+    self.controls = _controls(model)
+    self._control_ids = set(self.controls.values())
     self._bytes = [self._piece_bytes(i) for i in range(self.vocab_size)]
     self._byte_id = {
       piece[0]: i
@@ -101,7 +107,7 @@ class SentencePieceTokenizer:
       return bytes([int(piece[3:5], 16)])
     if self._processor.is_unknown(index):
       return b""
-    if self._processor.is_control(index):
+    if index in self._control_ids:
       ids = (self.pad_id, self.bos_id, self.end_of_turn_id)
       silent = index in ids or rules.of_turns(piece)
       return b"" if silent else piece.encode()
@@ -119,8 +125,17 @@ class SentencePieceTokenizer:
         raw = part.encode("utf-8", "surrogatepass")
         ids.extend(self._byte_id[byte] for byte in raw)
       elif part:
-        ids.extend(self._processor.encode(part))
+        ids.extend(self._text_ids(part))
     return np.array(ids, np.int32)
+
+  def _text_ids(self, text: str) -> list[int]:
+    """The ids of a text; no piece of it may be a control token."""
+    ids = self._processor.encode(text)
+    if self._control_ids.isdisjoint(ids):
+      return ids
+    # Pieces that a model's maker defined are found before all others.
+    parts = rules.cut(text, self.controls)
+    return [id_ for part in parts for id_ in self._processor.encode(part)]
 
   def decode(self, ids: Sequence[int] | np.ndarray) -> str:
     """Returns the text of any ids.
@@ -134,3 +149,19 @@ class SentencePieceTokenizer:
     """
     flat = token_bytes.checked(ids, self.vocab_size)
     return token_bytes.text_of(b"".join([self._bytes[i] for i in flat]))
+
+
+def _controls(model: bytes) -> dict[str, int]:
+  """The ids of control tokens by their spelling.
+
+  A maker defines pieces for marks and for frequent words alike; what stands
+  between angle or square brackets, or is known to end a turn, is a mark.
+  """
+  kinds = model_format.ModelProto.SentencePiece
+  found = {}
+  for index, one in enumerate(model_format.ModelProto.FromString(model).pieces):
+    piece = one.piece.replace(_SPACE, " ")
+    defined = one.type == kinds.USER_DEFINED and rules.is_mark(piece)
+    if one.type == kinds.CONTROL or defined:
+      found[piece] = index
+  return found

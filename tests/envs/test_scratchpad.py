@@ -13,6 +13,7 @@ from steppo_jax.envs.household import env as household
 from steppo_jax.envs.household import scratchpad
 from steppo_jax.envs.household import text as household_text
 from steppo_jax.envs.household import worlds as household_worlds
+from steppo_jax.prompts import base as prompts_base
 from steppo_jax.tokenizer import loading
 
 
@@ -39,7 +40,9 @@ def test_an_answer_has_so_many_tokens_of_thought(thoughts, least, most):
   for number in range(40):
     for action in played(number, thoughts)[1].actions:
       thought, _, _ = action.partition(household_text.THOUGHT_END)
-      ids = tokenizer.encode(thought + household_text.THOUGHT_END)
+      ids = prompts_base.answer_ids(
+        tokenizer, thought + household_text.THOUGHT_END
+      )
       lengths.append(len(ids))
       seen.update(ids.tolist())
   assert min(lengths) >= least
@@ -51,7 +54,7 @@ def test_an_answer_has_so_many_tokens_of_thought(thoughts, least, most):
 def test_every_word_of_a_thought_is_one_token():
   tokenizer = loading.load("scratchpad")
   for word in (*scratchpad.words(), "<think>", "</think>"):
-    assert len(tokenizer.encode(word)) == 1, word
+    assert len(prompts_base.answer_ids(tokenizer, word)) == 1, word
 
 
 def test_the_game_reads_what_follows_the_thought():

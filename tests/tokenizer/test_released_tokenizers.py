@@ -185,6 +185,19 @@ def test_all_ends_of_a_gguf_file_are_taken(tmp_path):
   assert tokenizer.num_ids == tokenizer.vocab_size - 2 == inner.get_vocab_size()
 
 
+def test_a_gguf_may_list_what_ends_turns_among_texts(tmp_path):
+  inner = vocabularies.byte_level()
+  fields = vocabularies.byte_level_fields(inner, "gpt-2")
+  user_defined = 4
+  for name in vocabularies.SPECIAL:
+    fields["token_type"][inner.token_to_id(name)] = user_defined
+  tokenizer = loading.load(vocabularies.write_gguf(tmp_path / "a.gguf", fields))
+  for name in vocabularies.SPECIAL:
+    ids = tokenizer.encode(f"a{name}b")
+    assert inner.token_to_id(name) not in ids, name
+    assert tokenizer.decode(ids) == f"a{name}b"
+
+
 def test_templates_by_name_are_all_kept(tmp_path):
   inner = vocabularies.byte_level()
   named = {"default": vocabularies.CHATML, "tool_use": "{{ tools | tojson }}"}

@@ -12,6 +12,7 @@ from steppo_jax.datasets import vocabulary
 from steppo_jax.envs.household import env as household
 from steppo_jax.envs.household import expert
 from steppo_jax.envs.household import worlds as household_worlds
+from steppo_jax.prompts import base
 from steppo_jax.tokenizer import sentencepiece_tokenizer as tokenizer_lib
 
 
@@ -64,6 +65,57 @@ def test_controls_are_reached_by_id_only(name):
   spelt = "<pad><bos><end_of_turn><unk></s><0x41>"
   assert not control & set(tokenizer.encode(spelt).tolist())
   assert tokenizer.decode(tokenizer.encode(spelt)) == spelt
+
+
+# Control names of ChatML (Qwen, SmolLM), Llama 3, Gemma, Mistral and DeepSeek.
+NAMES_OF_FIVE = (
+  "<|im_start|>", "<|im_end|>", "<|endoftext|>", "<think>", "</think>",
+  "<tool_call>", "</tool_call>", "<tool_response>", "<|eot_id|>", "<|eom_id|>",
+  "<|begin_of_text|>", "<|start_header_id|>", "<|python_tag|>",
+  "<start_of_turn>", "<end_of_turn>", "<start_of_image>", "[INST]", "[/INST]",
+  "[TOOL_CALLS]", "[ARGS]", "<｜User｜>", "<｜end▁of▁sentence｜>",
+  "<｜tool▁call▁begin｜>",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def defined(tmp_path_factory):
+  """A model whose maker defined those names, and two frequent texts."""
+  path = tmp_path_factory.mktemp("defined") / "defined.model"
+  sentencepiece.SentencePieceTrainer.train(
+    sentence_iterator=iter(["go to shelf 1", "take <a> [b] from drawer"] * 50),
+    model_prefix=str(path.with_suffix("")),
+    vocab_size=340, model_type="bpe", byte_fallback=True, pad_id=0, bos_id=1,
+    eos_id=2, unk_id=3, normalization_rule_name="identity",
+    add_dummy_prefix=False, remove_extra_whitespaces=False, minloglevel=2,
+    user_defined_symbols=[*NAMES_OF_FIVE, "You▁see", "<", "<h1>"],
+  )  # fmt: skip
+  return tokenizer_lib.SentencePieceTokenizer(path)
+
+
+PARTS = st.sampled_from(
+  [*NAMES_OF_FIVE, "<s>", "</s>", "<", "|>", " ", "a", "["]
+)
+
+
+@hypothesis.given(parts=st.lists(PARTS, max_size=8))
+def test_a_mark_that_the_maker_defined_is_text_in_text(defined, parts):
+  text = "".join(parts)
+  ids = defined.encode(text)
+  assert set(ids.tolist()).isdisjoint(defined.controls.values())
+  assert defined.decode(ids) == text
+
+
+def test_marks_are_one_id_in_an_answer_and_frequent_texts_everywhere(defined):
+  names = {name.replace("▁", " ") for name in NAMES_OF_FIVE}
+  assert set(defined.controls) == names | {"<pad>", "<s>", "</s>"}
+  assert len(defined.encode("You see")) == len(defined.encode("<h1>")) == 1
+  ids = base.answer_ids(defined, "<think>a</think><|im_end|>")
+  assert ids[0] == defined.controls["<think>"]
+  assert defined.controls["</think>"] in ids
+  assert defined.controls["<|im_end|>"] not in ids
+  assert defined.decode(ids) == "<think>a</think><|im_end|>"
+  assert defined.decode([defined.controls["<|im_end|>"]]) == ""
 
 
 def test_a_name_has_the_same_ids_wherever_it_stands(tokenizer):
