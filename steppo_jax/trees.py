@@ -1,11 +1,13 @@
 """Leaves of a tree by name: what checkpoints and weight files store."""
 
+import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
+import tensorstore
 
 # Between the keys of nested parameters, in a name such as "layers/q/kernel".
 _SEPARATOR = "/"
@@ -43,8 +45,32 @@ def storable(named: dict[str, Any]) -> dict[str, Any]:
         f"{name} of the checkpoint is a typed PRNG key; save "
         "jax.random.key_data of it"
       )
+    try:
+      tensorstore.dtype(leaf.dtype.name)
+    except (TypeError, ValueError) as error:
+      raise ValueError(
+        f"{name} of the checkpoint is of type {leaf.dtype}, which checkpoints "
+        "cannot hold; save it as another type, such as uint8, or under `host`"
+      ) from error
     stored[name] = leaf
   return stored
+
+
+def filled(named: dict[str, Any]) -> dict[str, Any]:
+  """The leaves that have any element: Orbax writes no others.
+
+  Where there are none, one small array stands for them, since Orbax does not
+  write a tree without leaves either.
+  """
+  found = {n: x for n, x in named.items() if math.prod(x.shape)}
+  return found or {"nothing": np.zeros(1, np.int8)}
+
+
+def empty(like: Any) -> Any:
+  """An array without elements, of a type, shape and place."""
+  if isinstance(like, np.ndarray):
+    return np.empty(like.shape, like.dtype)
+  return jax.device_put(np.empty(like.shape, like.dtype), like.sharding)
 
 
 def target(leaf: Any) -> Any:

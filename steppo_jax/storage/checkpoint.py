@@ -131,7 +131,8 @@ class Checkpoints:
       update: number of updates done.
       arrays: pytree whose leaves are JAX or NumPy arrays.
       host: facts that JSON can hold.
-      score: how good the state is, if that was found out. The best is kept.
+      score: how good the state is, if that was found out. The best is kept;
+        NaN is never the best.
 
     Raises:
       ValueError: a leaf is not an array, or `host` is not JSON.
@@ -147,7 +148,7 @@ class Checkpoints:
     self.wait()
     shards = manifest.joined(
       self._hosts.gather_json(
-        f"checkpoint {update}", manifest.digest_shards(stored)
+        f"checkpoint {update}", manifest.digest_shards(trees.filled(stored))
       )
     )
     kill_points.passed("checkpoint: before")
@@ -158,7 +159,7 @@ class Checkpoints:
         self._directory / str(update),
         args=ocp.args.Composite(
           **{
-            _ARRAYS: ocp.args.StandardSave(stored),
+            _ARRAYS: ocp.args.StandardSave(trees.filled(stored)),
             _HOST: ocp.args.JsonSave(
               {"host": host, "arrays": trees.describe(stored)}
             ),
@@ -197,7 +198,7 @@ class Checkpoints:
       with contextlib.suppress(ValueError):
         facts = manifest.read(self._directory / str(other))["facts"]
         sealed[other] = facts.get("score")
-    scored = [u for u, s in sealed.items() if s is not None]
+    scored = [u for u, s in sealed.items() if s is not None and s == s]
     best = max(scored, key=lambda u: (sealed[u], u), default=None)
     for old in sorted(sealed)[: -self._keep]:
       if old != best:
@@ -280,14 +281,19 @@ class Checkpoints:
     host, saved = self.facts(update)
     trees.check_same(path, saved, trees.describe(named))
     try:
-      args = ocp.args.Composite(**{_ARRAYS: ocp.args.StandardRestore(named)})
+      wanted = ocp.args.StandardRestore(trees.filled(named))
+      args = ocp.args.Composite(**{_ARRAYS: wanted})
       arrays = self._checkpointer().restore(path, args=args)[_ARRAYS]
       manifest.check_shards(manifest.read(path)["shards"], arrays)
     except Exception as error:
       fault = manifest.Broken(manifest.story(path, error))
     self._agree(f"the arrays of checkpoint {update}", fault)
     treedef = jax.tree.structure(like)
-    return jax.tree.unflatten(treedef, [arrays[name] for name in named]), host
+    leaves = [
+      arrays[name] if name in arrays else trees.empty(leaf)
+      for name, leaf in named.items()
+    ]
+    return jax.tree.unflatten(treedef, leaves), host
 
   def _agree(self, what: str, fault: manifest.Broken | None) -> None:
     """Raises in all processes what one has found."""

@@ -97,6 +97,36 @@ def test_only_the_newest_are_kept(checkpoint_folder):
   assert names == {"30", "40"}
 
 
+def test_a_score_that_is_no_number_is_never_the_best(tmp_path):
+  scores = {1: float("nan"), 2: 0.9, 3: float("nan"), 4: 0.5, 5: None, 6: 0.1}
+  with checkpoint.Checkpoints(tmp_path, keep=1) as saved:
+    for update, score in scores.items():
+      saved.save(update, {"x": jnp.ones(1)}, {}, score=score)
+    saved.wait()
+  assert {path.name for path in tmp_path.iterdir()} == {"2", "6"}
+
+
+@pytest.mark.parametrize(
+  "arrays",
+  [
+    {"a": jnp.zeros((0, 3), jnp.bfloat16), "b": jnp.ones(2)},
+    {"a": np.zeros((2, 0)), "b": [jnp.zeros(0, jnp.int32)]},
+    {"a": {}, "b": None},
+    {},
+  ],
+  ids=["one", "all", "nothing", "empty"],
+)
+def test_what_has_no_element_comes_back_too(tmp_path, arrays):
+  with checkpoint.Checkpoints(tmp_path, keep=1) as saved:
+    saved.save(1, arrays, {"a": 1})
+    found, host = saved.restore(None, arrays)
+    assert host == {"a": 1}
+    assert jax.tree.structure(found) == jax.tree.structure(arrays)
+    assert bits(found) == bits(arrays)
+    with pytest.raises(ValueError, match="another configuration"):
+      saved.restore(None, {"c": jnp.zeros((0, 4))})
+
+
 def test_going_back_removes_the_future_that_was_given_up(
   checkpoint_folder, caplog
 ):
@@ -147,6 +177,9 @@ def test_what_cannot_be_saved_is_named(tmp_path):
     saved.save(1, {"a": {"b": 3}}, {})
   with pytest.raises(ValueError, match="typed PRNG key"):
     saved.save(1, {"key": jax.random.key(0)}, {})
+  for leaf in (jnp.ones(2, jnp.uint4), np.array(["a"]), np.array([None])):
+    with pytest.raises(ValueError, match=r"x of the checkpoint is of type"):
+      saved.save(1, {"x": leaf}, {})
   with pytest.raises(ValueError, match="must be JSON"):
     saved.save(1, {"x": jnp.ones(1)}, {"a": jnp.ones(1)})
   with pytest.raises(ValueError, match="no tuples"):
