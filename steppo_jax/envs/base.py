@@ -138,6 +138,18 @@ class Recipe(NamedTuple):
     """Makes the call."""
     return load(self.target)(**self.options)
 
+  def at_once(self) -> int | None:
+    """How many results of the call can be in use at once; None for no limit.
+
+    An environment that has one says so by a static method `at_once` of some of
+    its options, such as one that plays in a service.
+    """
+    told = getattr(load(self.target), "at_once", None)
+    if told is None:
+      return None
+    known = inspect.signature(told).parameters
+    return told(**{n: v for n, v in self.options.items() if n in known})
+
 
 class Recipes(NamedTuple):
   """What `resolve` found: how to make one environment and the task lists."""

@@ -92,9 +92,11 @@ def make_env(env_config: config_lib.EnvConfig) -> base.Makers:
     ValueError: see `recipes`.
   """
   recipe = recipes(env_config).env
+  at_once = recipe.at_once()
   if env_config.workers:
-    return pool.Workers(recipe, env_config.workers, env_config.limits)
-  return base.InProcess(recipe)
+    count = min(env_config.workers, at_once or env_config.workers)
+    return pool.Workers(recipe, count, env_config.limits)
+  return base.InProcess(recipe, at_once)
 
 
 @dataclasses.dataclass(frozen=True)

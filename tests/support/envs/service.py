@@ -1,108 +1,120 @@
-"""An environment service in OpenEnv's form, as a program: `python service.py`.
+"""An environment as an OpenEnv server, as a program: `python service.py`.
 
-Prints its port. One episode at a time: answers count up to `goal`. What it is
-told in `POST /behave` it does at the requests that follow.
+Prints its port. Each connection to /env/ws is a session. A message of the type
+"behave" tells it what to do instead of answering, at the requests that follow
+on any connection; "counts" asks how many there were.
 """
 
-import http.server
+import http
 import json
 import sys
 import time
 
-STATE = {"episode_id": None, "step_count": 0}
-# What to do: a list of [path, act, argument], each used once.
+from websockets import exceptions
+from websockets.sync import server as sync_server
+
+# What to do: a list of [request, act, argument], each used once.
 ACTS = []
-COUNT = {"resets": 0, "steps": 0}
+COUNT = {"resets": 0, "steps": 0, "most": 0}
+OPEN = set()
+CAPACITY = int(sys.argv[1]) if len(sys.argv) > 1 else 100
+FIELD = {"title": "Text", "type": "string"}
+SCHEMA = {
+  "action": {"properties": {"message": FIELD, "metadata": {"type": "object"}}},
+  "observation": {"properties": {"text": FIELD, "done": {"type": "boolean"}}},
+}
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
-  protocol_version = "HTTP/1.1"
+def schema(connection, request):
+  """Answers plain HTTP; None opens a session."""
+  if request.path == "/env/schema" and "schema" not in sys.argv[2:]:
+    return connection.respond(http.HTTPStatus.OK, json.dumps(SCHEMA))
+  if request.path != "/env/ws":
+    return connection.respond(http.HTTPStatus.NOT_FOUND, "not found")
+  return None
 
-  def log_message(self, *_):
-    pass
 
-  def do_GET(self):
-    if self.path == "/env/counts":
-      return self.answer(200, COUNT)
-    if self.path != "/env/state":
-      return self.answer(404, {"detail": "Not Found"})
-    return self.answer(200, STATE) if not self.acts() else None
+def say(socket, kind, data):
+  socket.send(json.dumps({"type": kind, "data": data}))
 
-  def do_POST(self):
-    body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-    if self.path == "/env/behave":
-      ACTS.append(body["act"])
-      return self.answer(200, {})
-    if self.path == "/env/reset":
+
+def fail(socket, code, message, **more):
+  say(socket, "error", {"message": message, "code": code, **more})
+
+
+def acted(socket, kind):
+  """Does what was asked for this request; whether that was the answer."""
+  for act in [one for one in ACTS if one[0] == kind][:1]:
+    ACTS.remove(act)
+    _, what, argument = act
+    if what == "sleep":
+      time.sleep(argument)
+      return False
+    if what == "hang_up":
+      socket.close()
+    elif what == "error":
+      fail(socket, *argument)
+    else:
+      socket.send(argument)
+    return True
+  return False
+
+
+def play(socket):
+  """One session."""
+  steps = 0
+  for text in socket:
+    message = json.loads(text)
+    kind, data = message["type"], message.get("data")
+    if kind == "behave":
+      ACTS.append(data)
+      say(socket, "state", {})
+    elif kind == "counts":
+      say(socket, "state", COUNT)
+    elif kind == "close":
+      return
+    elif kind == "reset":
+      OPEN.add(socket)
+      COUNT["most"] = max(COUNT["most"], len(OPEN))
       COUNT["resets"] += 1
-      STATE.update(episode_id=body.get("episode_id"), step_count=0)
-      result = {"observation": {"text": f"seed {body['seed']}"},
-                "reward": None, "done": False}  # fmt: skip
-    elif self.path == "/env/step":
+      steps = 0
+      if not acted(socket, kind):
+        told = {"observation": {"text": f"seed {data['seed']}"}}
+        say(socket, "observation", {**told, "reward": None, "done": False})
+    elif kind == "step":
       COUNT["steps"] += 1
-      STATE["step_count"] += 1
-      text = body["action"]["message"]
-      done = text == "win"
-      result = {
-        "observation": {"text": f"you said {text}"},
+      if acted(socket, kind):
+        continue
+      if set(data) != {"message"} or not data["message"]:
+        why = [{"loc": ["message"], "msg": "Field required"}]
+        fail(socket, "VALIDATION_ERROR", "Invalid message", errors=why)
+        continue
+      steps += 1
+      done = data["message"] == "win"
+      say(socket, "observation", {
+        "observation": {"text": f"{steps}: you said {data['message']}"},
         "reward": float(done),
         "done": done,
         "metadata": {"commands": ["win", "wait"]},
-      }
-    else:
-      return self.answer(404, {"detail": "Not Found"})
-    return self.answer(200, result) if not self.acts() else None
+      })  # fmt: skip
 
-  def acts(self):
-    """Does what was asked for this path; whether that was the answer."""
-    for act in ACTS:
-      if "/env" + act[0] == self.path:
-        ACTS.remove(act)
-        return getattr(self, "act_" + act[1])(act[2]) or True
-    return False
 
-  def act_status(self, status):
-    self.answer(status, {"detail": "as asked"})
-
-  def act_raw(self, text):
-    self.answer(200, text.encode())
-
-  def act_sleep(self, seconds):
-    time.sleep(seconds)
-    self.close_connection = True
-
-  def act_drip(self, seconds):
-    self.send_response(200)
-    self.send_header("Content-Length", "1000")
-    self.end_headers()
-    for _ in range(int(seconds / 0.05)):
-      self.wfile.write(b" ")
-      self.wfile.flush()
-      time.sleep(0.05)
-    self.close_connection = True
-
-  def act_hang_up(self, _):
-    self.close_connection = True
-
-  def act_cut(self, _):
-    self.send_response(200)
-    self.send_header("Content-Length", "1000")
-    self.end_headers()
-    self.wfile.write(b'{"observation"')
-    self.close_connection = True
-
-  def answer(self, status, value):
-    data = value if isinstance(value, bytes) else json.dumps(value).encode()
-    self.send_response(status)
-    self.send_header("Content-Type", "application/json")
-    self.send_header("Content-Length", str(len(data)))
-    self.end_headers()
-    self.wfile.write(data)
+def session(socket):
+  """One connection, if there is a place."""
+  try:
+    if len(OPEN) >= CAPACITY:
+      fail(socket, "CAPACITY_REACHED", "Server at capacity")
+      return
+    play(socket)
+  except exceptions.ConnectionClosed:
+    pass
+  finally:
+    OPEN.discard(socket)
 
 
 if __name__ == "__main__":
-  server = http.server.ThreadingHTTPServer(("localhost", 0), Handler)
-  server.daemon_threads = True
-  print(server.server_port, flush=True)
-  sys.stdin.close()
-  server.serve_forever()
+  with sync_server.serve(
+    session, "localhost", 0, process_request=schema, max_size=1 << 26
+  ) as running:
+    print(running.socket.getsockname()[1], flush=True)
+    running.serve_forever()
