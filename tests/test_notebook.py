@@ -7,6 +7,8 @@ import re
 import subprocess
 import sys
 
+import pytest
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "notebooks/steppo_quickstart.py"
 NOTEBOOK = SCRIPT.with_suffix(".ipynb")
@@ -67,6 +69,7 @@ def test_the_notebook_is_generated_from_the_script():
     assert not cell.get("outputs")
 
 
+@pytest.mark.slow
 def test_it_trains_is_killed_goes_on_and_plots(tmp_path):
   found = small(
     tmp_path, device_flags="--xla_force_host_platform_device_count=2"

@@ -166,6 +166,7 @@ def uneven(base):
   return run_dir
 
 
+@pytest.mark.slow
 def test_two_uneven_processes_train_as_one(alone, uneven):
   check_same(alone, uneven)
   assert metrics.read_jsonl(uneven)[-1]["policy/sampler_gap"] < 1e-4

@@ -97,9 +97,8 @@ def test_a_sigterm_at_any_place_ends_with_42(whole, tmp_path, case):
   check(config, expected)
 
 
-@pytest.mark.parametrize(
-  "places", [FEW[:1], pytest.param(FEW, marks=pytest.mark.crash)]
-)
+@pytest.mark.crash
+@pytest.mark.parametrize("places", [FEW[:1], FEW])
 def test_a_run_that_dies_once_or_often_ends_as_well(whole, tmp_path, places):
   folder, expected, _ = whole
   config = crashing.options(folder, str(tmp_path / "killed"))
