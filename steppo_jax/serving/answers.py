@@ -1,0 +1,314 @@
+"""One answer of a served policy: from a request's text to text and tokens."""
+
+import asyncio
+import contextlib
+import functools
+import json
+import secrets
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from steppo_jax import types
+from steppo_jax.envs import calls as envs_calls
+from steppo_jax.prompts import base, chat, tool_call, tool_dialects
+from steppo_jax.serving import scheduler as scheduler_lib
+from steppo_jax.serving import schema
+
+
+class Fault(Exception):
+  """A request that is not answered, in words for whoever sent it.
+
+  Attributes:
+    status: Of HTTP.
+    message: What is wrong and what to change.
+    code: Name of the fault, as OpenAI names them.
+    field: The field of the request that is wrong, or None.
+  """
+
+  def __init__(
+    self, status: int, message: str, code: str, field: str | None = None
+  ):
+    super().__init__(message)
+    self.status = status
+    self.message = message
+    self.code = code
+    self.field = field
+
+
+class Policy:
+  """What is served: a model behind a scheduler, its tokenizer and template.
+
+  Attributes:
+    name: What clients call it.
+    tokenizer: Of the model.
+    context: Tokens that prompt and answer may have together.
+    max_new_tokens: Longest answer in tokens.
+    scheduler: Answers requests.
+    dialect: How the model spells tool calls.
+  """
+
+  def __init__(
+    self,
+    name: str,
+    tokenizer: types.Tokenizer,
+    scheduler: scheduler_lib.Scheduler,
+    *,
+    context: int,
+    max_new_tokens: int,
+    dialect: tool_dialects.Dialect = "hermes",
+  ):
+    self.name = name
+    self.tokenizer = tokenizer
+    self.context = context
+    self.max_new_tokens = max_new_tokens
+    self.scheduler = scheduler
+    self.dialect = dialect
+    # Compiling a template takes longer than a step of a small model.
+    self._chat = functools.lru_cache(maxsize=64)(self._make_chat)
+
+  def _make_chat(self, tools: str | None) -> chat.Chat:
+    options = {} if tools is None else {"tools": json.loads(tools)}
+    return chat.Chat(self.tokenizer, where=self.name, **options)
+
+  def chat_ids(
+    self,
+    messages: Sequence[schema.Message],
+    tools: Sequence[schema.Tool] | None,
+  ) -> tuple[np.ndarray, tuple[int, ...], bool]:
+    """The prompt of a conversation.
+
+    Returns:
+      [P] int32 ids, the tokens that end an answer, and whether the prompt ends
+      inside of a thought.
+
+    Raises:
+      Fault: the model has no chat template, or it does not take the messages.
+    """
+    told = tools and json.dumps(
+      [t.model_dump(exclude_none=True) for t in tools]
+    )
+    if not hasattr(self.tokenizer, "encode_template"):
+      raise Fault(
+        400,
+        f"the model {self.name} has no chat template: use /v1/completions",
+        "invalid_request_error",
+      )
+    try:
+      made = self._chat(told or None)
+      prompt = made.prompt([_message(message) for message in messages])
+    except ValueError as error:
+      raise Fault(
+        400, str(error), "invalid_request_error", "messages"
+      ) from error
+    behind = max((end for _, end, _ in prompt.spans), default=0)
+    opened = envs_calls.opens_thought(
+      self.tokenizer.decode(prompt.ids[behind:])
+    )
+    return prompt.ids, made.stop_ids, opened
+
+  def text_ids(self, text: str) -> np.ndarray:
+    """[P] int32 of a prompt that is text, with what begins every text."""
+    prefix = np.array(getattr(self.tokenizer, "prefix_ids", ()), np.int32)
+    return np.append(prefix, self.tokenizer.encode(text))
+
+  def request(
+    self,
+    prompt_ids: Sequence[int] | np.ndarray,
+    *,
+    limit: int | None,
+    temperature: float | None,
+    seed: int | None,
+    stop_ids: Sequence[int],
+    limit_field: str = "max_tokens",
+  ) -> types.Request:
+    """What the engine is asked for.
+
+    Raises:
+      Fault: an id is not in the vocabulary, or it does not fit the context.
+    """
+    ids = np.asarray(prompt_ids, np.int64)
+    if len(ids) == 0:
+      raise Fault(400, "the prompt is empty", "invalid_request_error", "prompt")
+    if ids.max() >= self.tokenizer.num_ids:
+      raise Fault(
+        400,
+        f"token id {ids.max()} is not in the vocabulary of "
+        f"{self.tokenizer.num_ids}",
+        "invalid_request_error",
+        "prompt",
+      )
+    room = self.context - len(ids)
+    if room < 1 or (limit or 1) > room:
+      raise Fault(
+        400,
+        f"this model's context is {self.context} tokens: the prompt has "
+        f"{len(ids)} and {limit or 1} were asked for",
+        "context_length_exceeded",
+        "messages" if room < 1 else limit_field,
+      )
+    number = secrets.randbits(64) if seed is None else seed % 2**64
+    return types.Request(
+      "",
+      ids.astype(np.int32),
+      (number >> 32, number & 0xFFFFFFFF),
+      min(limit or room, self.max_new_tokens),
+      1.0 if temperature is None else temperature,
+      tuple(stop_ids),
+    )
+
+
+def _message(message: schema.Message) -> dict[str, Any]:
+  """A message as chat templates take it."""
+  role = "system" if message.role == "developer" else message.role
+  found: dict[str, Any] = {"role": role, "content": message.text}
+  for name in ("name", "tool_call_id"):
+    if getattr(message, name) is not None:
+      found[name] = getattr(message, name)
+  if message.tool_calls:
+    found["tool_calls"] = [
+      {
+        "type": "function",
+        **({"id": called.id} if called.id else {}),
+        "function": {
+          "name": called.function.name,
+          "arguments": _arguments(called.function),
+        },
+      }
+      for called in message.tool_calls
+    ]
+  return found
+
+
+def _arguments(function: schema.Function) -> dict[str, Any]:
+  try:
+    found = json.loads(function.arguments or "{}")
+  except ValueError:
+    found = None
+  if not isinstance(found, dict):
+    raise ValueError(
+      f"the arguments of the call of {function.name} are no JSON object: "
+      f"{function.arguments[:80]!r}"
+    )
+  return found
+
+
+class Answer:
+  """An answer that grows.
+
+  Attributes:
+    ids: Tokens so far.
+    logp: Their log-probabilities.
+    text: What can be shown of them: whole characters, in front of a stop text.
+    finish: "stop" or "length" when it has ended, None before.
+    version: Updates behind the weights, when it has ended.
+  """
+
+  def __init__(
+    self,
+    tokenizer: types.Tokenizer,
+    stop_ids: Sequence[int],
+    stops: Sequence[str],
+  ):
+    self._tokenizer = tokenizer
+    self._stop_ids = tuple(stop_ids)
+    self._stops = stops
+    self.ids: list[int] = []
+    self.logp: list[float] = []
+    self.text = ""
+    self.finish: str | None = None
+    self.version: int | None = None
+
+  def add(self, piece: scheduler_lib.Piece) -> str:
+    """Takes more tokens; returns the text that can be shown since."""
+    self.ids += piece.ids.tolist()
+    self.logp += piece.logp.tolist()
+    self.finish, self.version = piece.stop_reason, piece.version
+    ids = base.without_end(self._stop_ids, np.array(self.ids, np.int32))
+    text = self._tokenizer.decode(ids)
+    at = min((k for s in self._stops if (k := text.find(s)) >= 0), default=-1)
+    if at >= 0:
+      text, self.finish = text[:at], "stop"
+    elif self.finish is None:
+      # The last character may have bytes to come, and a stop text letters.
+      text = text.rstrip("\ufffd")
+      text = text[: len(text) - max(map(len, _begun(text, self._stops)))]
+    new = text[len(self.text) :]
+    self.text += new
+    return new
+
+  def tokens(self, start: int) -> list[tuple[int, str, float]]:
+    """Id, text and log-probability of each token from one on."""
+    return [
+      (i, self._tokenizer.decode([i]), logp)
+      for i, logp in zip(self.ids[start:], self.logp[start:], strict=True)
+    ]
+
+
+def _begun(text: str, stops: Sequence[str]) -> list[str]:
+  """The ends of a text with which a stop text begins; "" at least."""
+  return [""] + [
+    stop[:size]
+    for stop in stops
+    for size in range(1, len(stop))
+    if text.endswith(stop[:size])
+  ]
+
+
+async def stream(
+  policy: Policy, request: types.Request, answer: Answer
+) -> AsyncIterator[str]:
+  """The texts of an answer as they come; `answer` holds all of it.
+
+  Raises:
+    Fault: too many requests wait, or the engine fails.
+  """
+  pieces = policy.scheduler.answer(request)
+  try:
+    async with contextlib.aclosing(pieces):
+      async for piece in pieces:
+        yield answer.add(piece)
+        if answer.finish is not None:
+          return
+  except scheduler_lib.Full as error:
+    raise Fault(
+      429, f"the server is busy: {error}", "rate_limit_exceeded"
+    ) from error
+  except ValueError as error:
+    raise Fault(400, str(error), "invalid_request_error") from error
+  except RuntimeError as error:
+    raise Fault(503, str(error), "server_error") from error
+
+
+async def whole(
+  policy: Policy, request: types.Request, answer: Answer
+) -> Answer:
+  """The same when it has ended."""
+  async with contextlib.aclosing(stream(policy, request, answer)) as texts:
+    async for _ in texts:
+      await asyncio.sleep(0)
+  return answer
+
+
+def called(
+  policy: Policy,
+  answer: Answer,
+  tools: Sequence[schema.Tool] | None,
+  opened: bool,
+) -> list[tool_call.ToolCall]:
+  """The tool calls of an answer; [] where any of them is no call.
+
+  Args:
+    policy: How they are spelt.
+    answer: What it said.
+    tools: What may be called; nothing is without.
+    opened: Whether the prompt ended inside of a thought.
+  """
+  if not tools:
+    return []
+  found = tool_dialects.parse(
+    answer.text, policy.dialect, opened=opened,
+    tools=[tool.function.model_dump(exclude_none=True) for tool in tools],
+  )  # fmt: skip
+  return [] if any(call.name is None for call in found) else found

@@ -1,0 +1,174 @@
+"""What clients send, checked; every fault names the field and what it may be.
+
+Fields that are not known are passed over, as the services do whose forms these
+are. What is known and not supported is refused, rather than ignored.
+
+Sources: the packages openai 3.57.0, anthropic 2.14.0, verifiers 0.4.0 and trl
+1.16.0, as clients, and what vLLM's server answers them.
+"""
+
+from typing import Annotated, Any, Literal
+
+import pydantic
+from pydantic import Field
+
+# Prompt tokens, and stop texts, that one request may have.
+_MOST_IDS, _MOST_STOPS = 1 << 20, 16
+
+Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=_MOST_IDS)]
+Stop = Annotated[str, Field(min_length=1)]
+Stops = Annotated[list[Stop], Field(max_length=_MOST_STOPS)]
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**64)]
+
+
+class _Form(pydantic.BaseModel):
+  model_config = pydantic.ConfigDict(extra="ignore", strict=False)
+
+
+class _Sampling(_Form):
+  """What the two forms of OpenAI share."""
+
+  model: str
+  temperature: Annotated[float, Field(ge=0, le=1e4)] | None = None
+  seed: Seed | None = None
+  stop: Stop | Stops | None = None
+  stream: bool | None = None
+  stream_options: dict[str, Any] | None = None
+  return_token_ids: bool | None = None
+  # Known, and refused unless they change nothing.
+  n: Literal[1] | None = None
+  top_p: Literal[1] | None = None
+  frequency_penalty: Literal[0] | None = None
+  presence_penalty: Literal[0] | None = None
+  logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
+
+  @property
+  def stops(self) -> tuple[str, ...]:
+    """The texts that end the answer."""
+    if self.stop is None:
+      return ()
+    return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+  @property
+  def with_usage(self) -> bool:
+    """Whether a stream tells the number of tokens at its end."""
+    return bool((self.stream_options or {}).get("include_usage"))
+
+
+class Function(_Form):
+  """A function that a model called."""
+
+  name: str
+  arguments: str = "{}"
+
+
+class Called(_Form):
+  """One call of an assistant's message."""
+
+  id: str | None = None
+  function: Function
+
+
+class Part(_Form):
+  """A part of a message; only texts are read."""
+
+  type: Literal["text", "input_text", "output_text", "refusal"]
+  text: str = ""
+
+
+class Message(_Form):
+  """A message of a conversation."""
+
+  role: Literal["system", "developer", "user", "assistant", "tool"]
+  content: str | list[Part] | None = None
+  name: str | None = None
+  tool_calls: list[Called] | None = None
+  tool_call_id: str | None = None
+
+  @property
+  def text(self) -> str:
+    """All that it says."""
+    if isinstance(self.content, list):
+      return "".join(part.text for part in self.content)
+    return self.content or ""
+
+
+class FunctionTool(_Form):
+  """A function that a model may call."""
+
+  name: Annotated[str, Field(min_length=1)]
+  description: str | None = None
+  parameters: dict[str, Any] | None = None
+
+
+class Tool(_Form):
+  """A tool."""
+
+  type: Literal["function"] = "function"
+  function: FunctionTool
+
+
+class ChatRequest(_Sampling):
+  """`POST /v1/chat/completions`."""
+
+  messages: Annotated[list[Message], Field(min_length=1)]
+  max_tokens: Annotated[int, Field(ge=1)] | None = None
+  max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+  logprobs: bool | None = None
+  top_logprobs: Literal[0] | None = None
+  tools: list[Tool] | None = None
+  tool_choice: Literal["auto", "none"] | None = None
+
+  @property
+  def limit(self) -> int | None:
+    """The most tokens of the answer."""
+    return self.max_completion_tokens or self.max_tokens
+
+
+class CompletionRequest(_Sampling):
+  """`POST /v1/completions`."""
+
+  prompt: str | Ids
+  max_tokens: Annotated[int, Field(ge=1)] | None = None
+  logprobs: Literal[0, 1] | None = None
+  echo: Literal[False] | None = None
+  best_of: Literal[1] | None = None
+  suffix: Literal[""] | None = None
+
+  @property
+  def limit(self) -> int:
+    """The most tokens of the answer: 16, as everywhere, unless asked."""
+    return self.max_tokens or 16
+
+
+class SamplingParams(_Form):
+  """How `GenerateRequest` is sampled."""
+
+  temperature: Annotated[float, Field(ge=0, le=1e4)] | None = None
+  max_tokens: Annotated[int, Field(ge=1)] | None = None
+  seed: Seed | None = None
+  stop_token_ids: Annotated[Ids, Field(max_length=8)] | None = None
+  n: Literal[1] | None = None
+  top_p: Literal[1] | None = None
+  top_k: Literal[-1, 0] | None = None
+  min_p: Literal[0] | None = None
+  logprobs: Literal[0, 1] | None = None
+
+
+class GenerateRequest(_Form):
+  """`POST /inference/v1/generate`: token ids in and out."""
+
+  model: str | None = None
+  token_ids: Annotated[Ids, Field(min_length=1)]
+  sampling_params: SamplingParams = SamplingParams()
+  stream: Literal[False] | None = None
+
+
+def faults(error: pydantic.ValidationError) -> tuple[str, str]:
+  """The field of the first fault, and all faults in one text."""
+  told, fields = [], []
+  for one in error.errors(include_url=False, include_context=False):
+    fields.append(".".join(map(str, one["loc"])) or "body")
+    told.append(f"{fields[-1]}: {one['msg']}")
+  more = f" and {len(told) - 4} more" if len(told) > 4 else ""
+  return fields[0], "; ".join(told[:4]) + more
