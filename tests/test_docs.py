@@ -161,5 +161,6 @@ def test_the_architecture_draws_the_layers_that_are_enforced():
   for (_, row), layer in zip(drawn, layers, strict=True):
     rooms = {re.sub(r"(\.py|/)$", "", name) for name in row.split()}
     assert rooms == {
-      name.strip().removeprefix("steppo_jax.") for name in layer.split("|")
+      name.strip().removeprefix("steppo_jax.")
+      for name in re.split("[|:]", layer)
     }

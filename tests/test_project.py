@@ -150,7 +150,7 @@ def layers():
   """The rooms of each line of the layers contract, highest first."""
   settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
   contract = settings["tool"]["importlinter"]["contracts"][0]
-  return [line.split(" | ") for line in contract["layers"]]
+  return [re.split(r" [|:] ", line) for line in contract["layers"]]
 
 
 def floor(module):
