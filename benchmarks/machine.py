@@ -211,7 +211,7 @@ def parts_of_decode(model, params, slots):
   normal = lambda *shape: jax.random.normal(jax.random.key(0), shape)
   kv, size = model.num_kv_heads, model.head_dim
   cache = [
-    (normal(slots, kv, size, context), normal(slots, kv, context, size))
+    (normal(1, slots, kv, size, context), normal(1, slots, kv, context, size))
     for _ in range(model.num_layers)
   ]
   mute = [lambda q, k, v: q] * model.num_layers
@@ -225,7 +225,7 @@ def parts_of_decode(model, params, slots):
 
   def attention(q, _, cache, __):
     for k, v in cache:
-      q = decode._attention(q, k, v, position, FULL)
+      q = decode._attention(q, k, v, None, position, FULL)
     return q
 
   def sampling(hidden, params, _, i):

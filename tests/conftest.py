@@ -168,6 +168,8 @@ def _programs_are_let_go():
     for name in ("learner_runs", "whole_updates"):
       if name in sys.modules:
         sys.modules[name].forget()
+    if "steppo_jax.sampler.programs" in sys.modules:
+      sys.modules["steppo_jax.sampler.programs"]._shared.cache_clear()
     sys.modules["jax"].clear_caches()
     gc.collect()
     # glibc keeps what was freed otherwise.

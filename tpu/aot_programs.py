@@ -132,7 +132,7 @@ def lower_sampler(setting: Setting, mesh: Any) -> Any:
 
   from steppo_jax.models import mesh as mesh_lib
   from steppo_jax.models import transformer
-  from steppo_jax.sampler import decode, programs
+  from steppo_jax.sampler import decode, programs, slot_requests
 
   model, slots, context = model_of(setting), setting.rows, setting.row_length
   rows = mesh_lib.row_axes(mesh)
@@ -149,22 +149,22 @@ def lower_sampler(setting: Setting, mesh: Any) -> Any:
   )
   params = mesh_lib.shaped(mesh, params)
   cache = jax.eval_shape(lambda: decode.empty_cache(model, slots, context))
-  heads = at(rows, mesh_lib.head_axis(mesh, model.num_kv_heads))
+  heads = at(None, rows, mesh_lib.head_axis(mesh, model.num_kv_heads))
   cache = decode.Cache(
     shaped(cache.k, heads), shaped(cache.v, heads), shaped(cache.hidden,
                                                            at(rows))
   )  # fmt: skip
-  run = programs.jitted(programs.functions(model, num_slots=slots, seed=0))
+  run = programs.jitted(programs.functions(model, seed=0))
   whole = lambda shape, kind=np.int32: shaped(np.zeros(shape, kind), at())
   if setting.program == "prefill":
     read = max(1, slots // 8)
     return run.prefill.lower(
       params, cache, whole((read, 512)), whole(read), whole(read), whole(read),
-      context=context,
+      whole(()), rows=read,
     )  # fmt: skip
   turns = jax.eval_shape(lambda: decode.no_turns(slots, 1024))
   return run.sample.lower(
     cache, shaped(turns, at(rows)), params, whole(slots),
-    shaped(programs.SlotRequests.none(slots), at()), whole(slots, bool),
-    whole(()), whole(()), context=context,
+    shaped(slot_requests.SlotRequests.none(slots), at()), whole(slots, bool),
+    whole(()), whole(()),
   )  # fmt: skip

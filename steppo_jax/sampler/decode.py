@@ -1,4 +1,9 @@
-"""Prefill and decode against a cache per slot: pure, jitted by the engine."""
+"""Prefill, copy and decode on a cache of blocks: pure, compiled by `programs`.
+
+How many positions are in use is a number that a program is given and not a
+shape that it is compiled for: it reads blocks of the cache in a loop until it
+has seen the longest sequence. So one program serves every length.
+"""
 
 from typing import Any, NamedTuple
 
@@ -10,17 +15,25 @@ from steppo_jax.models import transformer
 from steppo_jax.models.config import FULL
 from steppo_jax.ops import attention
 from steppo_jax.sampler import draw
+from steppo_jax.sampler.slot_requests import SlotRequests
+
+# Positions that a block may have. Short ones take more turns of a loop; long
+# ones are read where few positions are in use, and leave the caches of a core.
+BLOCKS = (64, 128, 256)
+# Most numbers in a block of keys, unless it is the shortest.
+NUMBERS = 2**18
 
 
 class Cache(NamedTuple):
-  """Keys and values of every slot, one array a layer.
+  """Keys and values of every slot, one array a layer, in blocks of positions.
 
-  Keys lie with the position last: the scores of one new token are then sums of
+  Blocks come first, so that a block of all slots lies in one piece. In a block
+  keys lie with the position last: the scores of one new token are then sums of
   whole rows of them. On CPU that takes a half to a quarter of the time.
 
   Attributes:
-    k: L arrays [N, KV, D, C], rotated keys by slot and position.
-    v: L arrays [N, KV, C, D].
+    k: L arrays [C / P, N, KV, D, P], rotated keys by block, slot and position.
+    v: L arrays [C / P, N, KV, P, D].
     hidden: [N, W] last hidden state of each slot, which predicts its next
       token.
   """
@@ -60,76 +73,101 @@ def no_turns(num_slots: int, max_new_tokens: int) -> Responses:
 def empty_cache(
   config: transformer.ModelConfig, num_slots: int, context: int
 ) -> Cache:
-  """A cache of zeros for `num_slots` slots of `context` positions."""
+  """A cache of zeros for `num_slots` slots of at least `context` positions."""
   n, kv, size = num_slots, config.num_kv_heads, config.head_dim
+  fits = [x for x in BLOCKS if n * kv * size * x <= NUMBERS]
+  block = min(context, max(fits, default=BLOCKS[0]))
+  blocks = -(-context // block)
   zeros = lambda *shape: tuple(
     jnp.zeros(shape, config.compute) for _ in range(config.num_layers)
   )
-  keys, values = zeros(n, kv, size, context), zeros(n, kv, context, size)
-  hidden = jnp.zeros((num_slots, config.width), config.compute)
-  return Cache(keys, values, hidden)
+  return Cache(
+    zeros(blocks, n, kv, size, block),
+    zeros(blocks, n, kv, block, size),
+    jnp.zeros((num_slots, config.width), config.compute),
+  )
 
 
-def _rows(x, slots, sizes):
-  """x[slots] cut to `sizes`, read in one go; slots past the end are clipped."""
-  row = lambda slot: jax.lax.dynamic_slice(x, (slot, 0, 0, 0), (1, *sizes))[0]
-  return jax.vmap(row)(slots)
+def _read(x, block, slots):
+  """One block [R, ...] of some slots [R], or of all in their order if None."""
+  if slots is None:
+    return jax.lax.dynamic_index_in_dim(x, block, 0, keepdims=False)
+  start = lambda slot: (block, slot, 0, 0, 0)
+  row = lambda slot: jax.lax.dynamic_slice(x, start(slot), (1, 1, *x.shape[2:]))
+  return jax.vmap(row)(slots)[:, 0, 0]
 
 
-def _keys(k, slots, context):
-  return _rows(k, slots, (*k.shape[1:3], context))
+def _attention(q, k, v, slots, positions, window):
+  """q [R, T, H, D] against the cache of R slots, by position.
 
-
-def _values(v, slots, context):
-  return _rows(v, slots, (v.shape[1], context, v.shape[3]))
-
-
-def _attention(q, k, v, positions, window):
-  """q [R, T, H, D] against k [R, KV, D, C] and v [R, KV, C, D], by position.
-
-  A layer with a window sees its last `window` positions only.
+  Blocks are read one after the other, with the softmax rescaled whenever a
+  larger score turns up. A layer with a window sees its last `window` positions
+  only.
   """
   r, t, h, d = q.shape
-  kv, c = v.shape[1:3]
-  q = q.reshape(r, t, kv, h // kv, d).transpose(0, 2, 3, 1, 4) * d**-0.5
-  score = jnp.einsum("rkqd,rkdc->rkqc", q.reshape(r, kv, -1, d), k)
-  score = score.reshape(r, kv, h // kv, t, c)
-  at = jnp.arange(c)
-  visible = at <= positions[..., None]
-  if window < FULL:
-    visible &= at > positions[..., None] - window
-  score = score.astype(jnp.float32)
-  score = jnp.where(visible[:, None, None], score, attention.HIDDEN)
-  weight = jax.nn.softmax(score, axis=-1).reshape(r, kv, -1, c)
-  weight = weight.astype(v.dtype)
-  out = jnp.einsum("rkqc,rkcd->rkqd", weight, v)
-  out = out.reshape(r, kv, h // kv, t, d)
+  blocks, _, kv, size, _ = v.shape
+  groups = h // kv
+  q = q.reshape(r, t, kv, groups, d).transpose(0, 2, 3, 1, 4) * d**-0.5
+  q = q.reshape(r, kv, -1, d)
+
+  def scores(block):
+    score = jnp.einsum("rkqd,rkdc->rkqc", q, _read(k, block, slots))
+    score = score.reshape(r, kv, groups, t, size).astype(jnp.float32)
+    at = block * size + jnp.arange(size)
+    visible = at <= positions[..., None]
+    if window < FULL:
+      visible &= at > positions[..., None] - window
+    score = jnp.where(visible[:, None, None], score, attention.HIDDEN)
+    return score.reshape(r, kv, -1, size)
+
+  def values(weight, block):
+    weight = weight.astype(v.dtype)
+    return jnp.einsum("rkqc,rkcd->rkqd", weight, _read(v, block, slots))
+
+  def add(block, state):
+    top, total, out = state
+    score = scores(block)
+    higher = jnp.maximum(top, score.max(-1))
+    weight = jnp.exp(score - higher[..., None])
+    kept = jnp.exp(top - higher)
+    out = out * kept[..., None] + values(weight, block)
+    return higher, total * kept + weight.sum(-1), out
+
+  if blocks == 1:
+    out = values(jax.nn.softmax(scores(0), axis=-1), 0)
+  else:
+    used = jnp.where(positions < blocks * size, positions, 0).max()
+    first = 0
+    if window < FULL:
+      first = jnp.maximum(positions.min() - window + 1, 0) // size
+    nothing = jnp.full((r, kv, groups * t), attention.HIDDEN, jnp.float32)
+    start = nothing, jnp.zeros_like(nothing), jnp.zeros(q.shape, jnp.float32)
+    _, total, out = jax.lax.fori_loop(first, used // size + 1, add, start)
+    out = (out / total[..., None]).astype(v.dtype)
+  out = out.reshape(r, kv, groups, t, d)
   return out.transpose(0, 3, 1, 2, 4).reshape(r, t, h, d)
 
 
-def _step(config, params, cache, tokens, positions, slots=None, context=None):
+def _step(config, params, cache, tokens, positions, slots):
   """Runs tokens [R, T] of `slots` [R]; returns hidden [R, T, W] and cache.
 
-  Without slots there is one row for each of them, and all of the cache is seen.
-  Positions at or past the end of the cache mark padding: nothing is stored.
+  Without slots there is one row for each of them. Positions at or past the end
+  of the cache mark padding: nothing is stored.
   """
   ks, vs = list(cache.k), list(cache.v)
-  every_slot = slots is None
+  size = cache.v[0].shape[3]
 
   def attend_at(layer):
     def attend(q, k, v, window=FULL):
-      rows = jnp.arange(q.shape[0]) if every_slot else slots
-      row, every = rows[:, None], slice(None)
+      rows = jnp.arange(q.shape[0]) if slots is None else slots
+      row, block, inside = rows[:, None], positions // size, positions % size
+      every = slice(None)
       # An index array on either side of slices puts the slices last.
-      at = ks[layer].at[row, every, every, positions]
+      at = ks[layer].at[block, row, every, every, inside]
       ks[layer] = at.set(k, mode="drop")
-      at = vs[layer].at[row, every, positions]
+      at = vs[layer].at[block, row, every, inside]
       vs[layer] = at.set(v, mode="drop")
-      keys, values = ks[layer], vs[layer]
-      if not every_slot:
-        keys = _keys(keys, slots, context)
-        values = _values(values, slots, context)
-      return _attention(q, keys, values, positions, window)
+      return _attention(q, ks[layer], vs[layer], slots, positions, window)
 
     return attend
 
@@ -137,7 +175,13 @@ def _step(config, params, cache, tokens, positions, slots=None, context=None):
   hidden = transformer.apply_layerwise(
     config, params, tokens, positions, attends
   )
-  return hidden, Cache(tuple(ks), tuple(vs), cache.hidden)
+  return hidden, cache._replace(k=tuple(ks), v=tuple(vs))
+
+
+def _capacity(cache: Cache) -> int:
+  """Positions of a slot."""
+  blocks, _, _, size, _ = cache.v[0].shape
+  return blocks * size
 
 
 def prefill(
@@ -148,10 +192,11 @@ def prefill(
   start: chex.Array,
   length: chex.Array,
   slots: chex.Array,
+  used: chex.Array,
   *,
-  context: int,
+  rows: int,
 ) -> Cache:
-  """Reads new prompt tokens into some slots.
+  """Reads new prompt tokens into some slots, `rows` of them at a time.
 
   Args:
     config: Sizes of the decoder.
@@ -161,102 +206,70 @@ def prefill(
     start: [R] int32 position of the first new token.
     length: [R] int32 number of new tokens; 0 on unused rows.
     slots: [R] int32 slot of each row; N on unused rows.
-    context: Number of cache positions to attend over.
+    used: [] int32, all rows from here on are unused, and cost nothing but those
+      that fill up the last `rows`.
+    rows: Divides R.
 
   Returns:
     The cache with the new keys, values and last hidden states.
   """
+  capacity = _capacity(cache)
   offset = jnp.arange(tokens.shape[1])
-  capacity = cache.v[0].shape[2]
-  positions = jnp.where(
-    offset < length[:, None], start[:, None] + offset, capacity
-  )
-  hidden, cache = _step(
-    config, params, cache, tokens, positions, slots, context
-  )
-  last = jnp.maximum(length - 1, 0)
-  hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
-  return cache._replace(hidden=cache.hidden.at[slots].set(hidden, mode="drop"))
 
+  def read(i, cache):
+    part = lambda x: jax.lax.dynamic_slice_in_dim(x, i * rows, rows)
+    begin, count, slot = part(start), part(length), part(slots)
+    positions = jnp.where(
+      offset < count[:, None], begin[:, None] + offset, capacity
+    )
+    hidden, cache = _step(config, params, cache, part(tokens), positions, slot)
+    last = jnp.maximum(count - 1, 0)
+    hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
+    return cache._replace(hidden=cache.hidden.at[slot].set(hidden, mode="drop"))
 
-def take(
-  cache: Cache, turns: Responses, slots: chex.Array | None, *, context: int
-):
-  """The first `context` positions and the responses of some slots.
-
-  Args:
-    cache: The cache.
-    turns: Responses under way.
-    slots: [R] int32; N on unused rows, which then have no live response. None
-      for all slots in their order.
-    context: Number of positions.
-
-  Returns:
-    A cache and responses of R slots.
-  """
-  if slots is None:
-    keys = tuple(k[..., :context] for k in cache.k)
-    values = tuple(v[:, :, :context] for v in cache.v)
-    return Cache(keys, values, cache.hidden), turns
-  used = slots < turns.live.shape[0]
-  read = lambda x: x.at[slots].get(mode="clip")
-  turns = jax.tree.map(read, turns)
-  part = Cache(
-    tuple(_keys(k, slots, context) for k in cache.k),
-    tuple(_values(v, slots, context) for v in cache.v),
-    read(cache.hidden),
-  )
-  return part, turns._replace(live=turns.live & used)
-
-
-def put(
-  cache: Cache,
-  turns: Responses,
-  slots: chex.Array | None,
-  taken: Cache,
-  new: Responses,
-):
-  """Writes back what `take` took; cache and turns are donated by the caller."""
-  if slots is None:
-    write = lambda x, y: jax.lax.dynamic_update_slice(x, y, (0,) * x.ndim)
-    return jax.tree.map(write, cache, taken), new
-  write = lambda x, y: x.at[slots].set(y, mode="drop")
-  hidden, turns = jax.tree.map(
-    write, (cache.hidden, turns), (taken.hidden, new)
-  )
-  return _put(cache, slots, taken)._replace(hidden=hidden), turns
-
-
-def _put(cache: Cache, slots, part):
-  """Writes the first positions of some slots."""
-  c = part.v[0].shape[2]
-  return Cache(
-    tuple(
-      x.at[slots, :, :, :c].set(y, mode="drop")
-      for x, y in zip(cache.k, part.k, strict=True)
-    ),
-    tuple(
-      x.at[slots, :, :c].set(y, mode="drop")
-      for x, y in zip(cache.v, part.v, strict=True)
-    ),
-    cache.hidden,
-  )
+  return jax.lax.fori_loop(0, (used + rows - 1) // rows, read, cache)
 
 
 def copy(
-  cache: Cache, source: chex.Array, target: chex.Array, *, context: int
+  cache: Cache,
+  source: chex.Array,
+  target: chex.Array,
+  length: chex.Array,
+  used: chex.Array,
 ) -> Cache:
-  """Copies what some slots hold into others, all read before one is written.
+  """Copies the first positions of some slots into others, one by one.
 
   Args:
     cache: The cache; donated by the caller.
     source: [R] int32 slots to read.
-    target: [R] int32 slots to write; N on unused rows.
-    context: Number of positions to copy.
+    target: [R] int32 slots to write, none of which is read later.
+    length: [R] int32 number of positions.
+    used: [] int32 number of copies.
   """
-  keys = tuple(_keys(k, source, context) for k in cache.k)
-  values = tuple(_values(v, source, context) for v in cache.v)
-  return _put(cache, target, Cache(keys, values, cache.hidden))
+  size = cache.v[0].shape[3]
+
+  def one(x, block, source, target):
+    part = jax.lax.dynamic_slice(
+      x, (block, source, 0, 0, 0), (1, 1, *x.shape[2:])
+    )
+    return jax.lax.dynamic_update_slice(x, part, (block, target, 0, 0, 0))
+
+  def row(i, arrays):
+    def each(block, arrays):
+      return jax.tree.map(lambda x: one(x, block, source[i], target[i]), arrays)
+
+    return jax.lax.fori_loop(0, (length[i] + size - 1) // size, each, arrays)
+
+  k, v = jax.lax.fori_loop(0, used, row, (cache.k, cache.v))
+  return cache._replace(k=k, v=v)
+
+
+def _rows(slots, arrays):
+  """Rows of `decode`'s arrays; an unused one is neither live nor fresh."""
+  used = slots < arrays[2].shape[0]
+  read = lambda x: x.at[slots].get(mode="clip")
+  turns, asked, fresh, hidden = jax.tree.map(read, arrays)
+  return turns._replace(live=turns.live & used), asked, fresh & used, hidden
 
 
 def decode(
@@ -264,16 +277,15 @@ def decode(
   params: Any,
   cache: Cache,
   turns: Responses,
+  slots: chex.Array,
+  asked: SlotRequests,
   fresh: chex.Array,
-  length: chex.Array,
-  limit: chex.Array,
-  temperature: chex.Array,
-  keys: chex.Array,
-  stop_ids: chex.Array,
   stop_at: chex.Array,
   max_steps: chex.Array,
+  *,
+  seed: int,
 ) -> tuple[Cache, Responses, chex.Array, chex.Array]:
-  """Samples in all live slots side by side until enough of them have ended.
+  """Samples in live slots side by side until enough of them have ended.
 
   A slot's draws depend on its key and on how many tokens it has sampled, never
   on when its response began or on the other slots.
@@ -281,32 +293,38 @@ def decode(
   Args:
     config: Sizes of the decoder.
     params: Decoder parameters by layer (`transformer.by_layer`).
-    cache: The cache, all of which is attended to: no longer than it must be.
+    cache: The cache; donated by the caller, like `turns`.
     turns: Responses under way.
+    slots: [R] int32 slots that may be live; N on unused rows. If R is N they
+      are all, whatever it says.
+    asked: What is asked of each slot.
     fresh: [N] bool, slots whose prompt was just read: they start a response.
-    length: [N] int32 prompt tokens in each slot.
-    limit: [N] int32 tokens each response may have.
-    temperature: [N] float32; 0 takes the most likely token.
-    keys: [N] PRNG keys.
-    stop_ids: [N, K] int32, the tokens that end each response; -1 for none.
     stop_at: Number of live slots at which to stop.
     max_steps: Tokens after which to stop.
+    seed: Root of all keys.
 
   Returns:
     The cache, the responses, and two int32 counts: tokens read side by side
     and the sum over them of live slots.
   """
-  capacity = cache.v[0].shape[2]
-  row = jnp.arange(length.shape[0])
+  capacity, every = _capacity(cache), turns
+  if slots.shape == turns.live.shape:
+    slots, hidden = None, cache.hidden
+  else:
+    turns, asked, fresh, hidden = _rows(
+      slots, (turns, asked, fresh, cache.hidden)
+    )
+  keys = draw.request_keys(seed, asked.numbers)
+  row = jnp.arange(fresh.shape[0])
 
   def sample(hidden, turns, where):
     """Adds one token to the slots `where`."""
     logits = transformer.logits(config, params, hidden)
-    token, logp = draw.tokens(logits, keys, turns.count, temperature)
+    token, logp = draw.tokens(logits, keys, turns.count, asked.temperature)
     at = jnp.where(where, turns.count, turns.ids.shape[1])
     count = turns.count + where
-    stopped = jnp.any(token[:, None] == stop_ids, axis=1)
-    ended = where & (stopped | (count >= limit))
+    stopped = jnp.any(token[:, None] == asked.stop_ids, axis=1)
+    ended = where & (stopped | (count >= asked.limit))
     return Responses(
       turns.ids.at[row, at].set(token, mode="drop"),
       turns.behaviour_logp.at[row, at].set(logp, mode="drop"),
@@ -315,18 +333,18 @@ def decode(
     )
 
   def read_and_sample(state):
-    cache, turns, steps, work = state
+    cache, _, turns, steps, work = state
     # The token that ends a turn is not read here but with the next prompt.
-    at = jnp.where(turns.live, length + turns.count - 1, capacity)[:, None]
+    at = jnp.where(turns.live, asked.length + turns.count - 1, capacity)
     last = jnp.maximum(turns.count - 1, 0)[:, None]
     token = jnp.take_along_axis(turns.ids, last, axis=1)
-    hidden, cache = _step(config, params, cache, token, at)
-    cache = cache._replace(hidden=hidden[:, 0])
+    hidden, cache = _step(config, params, cache, token, at[:, None], slots)
+    hidden = hidden[:, 0]
     work = work + jnp.sum(turns.live, dtype=jnp.int32)
-    return cache, sample(cache.hidden, turns, turns.live), steps + 1, work
+    return cache, hidden, sample(hidden, turns, turns.live), steps + 1, work
 
   def goes_on(state):
-    _, turns, steps, _ = state
+    _, _, turns, steps, _ = state
     return (jnp.sum(turns.live) > stop_at) & (steps < max_steps)
 
   turns = turns._replace(
@@ -334,11 +352,16 @@ def decode(
   )
   turns = jax.lax.cond(
     jnp.any(fresh),
-    lambda turns: sample(cache.hidden, turns, fresh),
+    lambda turns: sample(hidden, turns, fresh),
     lambda turns: turns,
     turns,
   )
   zero = jnp.zeros((), jnp.int32)
-  return jax.lax.while_loop(
-    goes_on, read_and_sample, (cache, turns, zero, zero)
+  cache, hidden, turns, steps, work = jax.lax.while_loop(
+    goes_on, read_and_sample, (cache, hidden, turns, zero, zero)
   )
+  if slots is not None:
+    write = lambda x, y: x.at[slots].set(y, mode="drop")
+    hidden = write(cache.hidden, hidden)
+    turns = jax.tree.map(write, every, turns)
+  return cache._replace(hidden=hidden), turns, steps, work

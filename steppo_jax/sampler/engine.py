@@ -8,7 +8,7 @@ import numpy as np
 
 from steppo_jax import types
 from steppo_jax.models import transformer
-from steppo_jax.sampler import hand_over, programs, slots
+from steppo_jax.sampler import hand_over, programs, slot_requests, slots
 from steppo_jax.sampler.options import SamplerConfig
 
 
@@ -68,7 +68,7 @@ class SlotEngine:
     self._queue: list[slots.PrefillPlan] = []
     self._under_way: dict[int, types.Request] = {}
     self._count = np.zeros(n, np.int32)
-    self._asked = programs.SlotRequests.none(n)
+    self._asked = slot_requests.SlotRequests.none(n)
 
   def set_params(self, params: Any, version: int) -> None:
     """Takes new weights; caches made by other weights are dropped.
@@ -139,15 +139,12 @@ class SlotEngine:
       self._device.read(wave)
     self._queue.clear()
     live = sorted(self._under_way)
-    asked, burst = self._asked, self._config.burst
-    ahead = np.minimum(asked.limit - self._count, burst + 1)
     steps, tokens = self._device.sample(
       live,
-      asked,
+      self._asked,
       fresh,
-      longest=int((asked.length + self._count + ahead)[live].max()),
       stop_at=max(0, len(live) - self._refill),
-      max_steps=burst,
+      max_steps=self._config.burst,
     )
     self.counters.decode_steps += steps
     self.counters.decode_tokens += tokens
@@ -246,15 +243,15 @@ class SlotEngine:
     if len(set(both)) < len(both):
       raise ValueError("two requests of one session under way")
     for r in requests:
-      if len(r.key) > programs.KEY_LENGTH:
+      if len(r.key) > slot_requests.KEY_LENGTH:
         raise ValueError(
           f"session {r.session}: a key of {len(r.key)} integers, at most "
-          f"{programs.KEY_LENGTH} are taken"
+          f"{slot_requests.KEY_LENGTH} are taken"
         )
-      if len(self._stops(r)) > programs.MAX_STOPS:
+      if len(self._stops(r)) > slot_requests.MAX_STOPS:
         raise ValueError(
           f"session {r.session}: {len(self._stops(r))} tokens end the "
-          f"response, at most {programs.MAX_STOPS} may"
+          f"response, at most {slot_requests.MAX_STOPS} may"
         )
       if len(r.prompt_ids) == 0:
         raise ValueError(f"session {r.session}: empty prompt")

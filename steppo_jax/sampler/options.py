@@ -5,12 +5,13 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class SamplerConfig:
-  """Shapes of the sampler; each combination compiles once, at warm-up.
+  """Shapes of the sampler, which has eight programs at most.
 
   Attributes:
     num_slots: Trajectories that are sampled side by side.
     prefill_lengths: Sizes into which runs of new prompt tokens are cut,
-      ascending; longer prompts are read in several runs.
+      ascending; longer prompts are read in several runs. From a context of
+      1,024 tokens on there is a size of 512, too.
     refill: Responses that must have ended before their slots are given new
       work; 0 for an eighth of the slots.
     burst: Tokens after which requests that came meanwhile are taken in, even

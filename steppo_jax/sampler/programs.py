@@ -1,74 +1,48 @@
-"""The compiled programs of the sampler, the cache they share, their shapes."""
+"""The compiled programs of the sampler, and the cache that they share.
+
+A run has eight of them at most, whatever its context and number of slots: one
+for each size of prefill, one that copies prefixes, and one to three that
+sample. Each is compiled when it is first needed, or all side by side in threads
+by `Programs.warm_up`.
+"""
 
 import collections
+import concurrent.futures
 import functools
+import os
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from steppo_jax import types
 from steppo_jax.models import transformer
-from steppo_jax.sampler import decode, draw, slots
+from steppo_jax.sampler import decode, slots
+from steppo_jax.sampler.slot_requests import SlotRequests
 
-# Most integers in a request's key; the shape must not vary.
-KEY_LENGTH = 7
-# Most tokens that end a response; the shape must not vary either.
-MAX_STOPS = 16
-
-
-class SlotRequests(NamedTuple):
-  """What was asked of each slot, as arrays that are written in place.
-
-  Attributes:
-    length: [N] int32 tokens in the prompt.
-    limit: [N] int32 tokens that the response may have.
-    temperature: [N] float32.
-    numbers: [N, 1 + KEY_LENGTH] uint32, the length of the key and the key.
-    stop_ids: [N, MAX_STOPS] int32 tokens that end the response, -1 behind them.
-  """
-
-  length: np.ndarray
-  limit: np.ndarray
-  temperature: np.ndarray
-  numbers: np.ndarray
-  stop_ids: np.ndarray
-
-  @classmethod
-  def none(cls, num_slots: int) -> "SlotRequests":
-    """Nothing asked of any slot."""
-    zeros = np.zeros(num_slots, np.int32)
-    return cls(
-      zeros,
-      zeros.copy(),
-      np.zeros(num_slots, np.float32),
-      np.zeros((num_slots, 1 + KEY_LENGTH), np.uint32),
-      np.full((num_slots, MAX_STOPS), -1, np.int32),
-    )
-
-  def take(
-    self, slot: int, request: types.Request, stop_ids: Sequence[int]
-  ) -> None:
-    """Writes one request down, and what ends its response."""
-    key = request.key
-    self.length[slot] = len(request.prompt_ids)
-    self.limit[slot] = request.max_new_tokens
-    self.temperature[slot] = request.temperature
-    self.numbers[slot] = 0
-    self.numbers[slot, : 1 + len(key)] = (len(key), *key)
-    self.stop_ids[slot] = -1
-    self.stop_ids[slot, : len(stop_ids)] = stop_ids
+# Most programs in all, with up to six sizes of prefill.
+MOST = 8
+# A context with room for prompts of a thousand tokens has prefill of this size,
+# whatever the options say.
+LONG = 512
+# Tokens that are read at once: more of them use a matrix unit better, fewer are
+# padded less.
+READ_AT_ONCE = {"cpu": 256}
+READ_AT_ONCE_ELSEWHERE = 2048
+# Turns of prefill cost as much as so many tokens, beside those that they read.
+CALL = 8
 
 
 class Functions(NamedTuple):
   """What the sampler runs, as pure functions of arrays; see `decode`.
 
   Attributes:
-    prefill: (params, cache, tokens, start, length, slots, context=) -> cache.
-    copy: (cache, source, target, context=) -> cache.
-    sample: (cache, turns, params, slots, asked, fresh, stop_at, max_steps,
-      context=) -> (cache, turns, steps, tokens).
+    prefill: (params, cache, tokens, start, length, slots, used, rows=) ->
+      cache.
+    copy: (cache, source, target, length, used) -> cache.
+    sample: (cache, turns, params, slots, asked, fresh, stop_at, max_steps) ->
+      (cache, turns, steps, tokens).
   """
 
   prefill: Callable
@@ -76,89 +50,83 @@ class Functions(NamedTuple):
   sample: Callable
 
 
-def functions(
-  model: transformer.ModelConfig,
-  *,
-  num_slots: int,
-  seed: int,
-) -> Functions:
+def functions(model: transformer.ModelConfig, *, seed: int) -> Functions:
   """The sampler's functions; arguments are those of `Programs`."""
 
-  def sample(cache, turns, params, slots, asked, fresh, stop_at, max_steps,
-             *, context):  # fmt: skip
-    if slots.shape[0] == num_slots:
-      slots = None
-    part = decode.take(cache, turns, slots, context=context)
-    *part, steps, tokens = decode.decode(
-      model,
-      params,
-      *part,
-      fresh,
-      asked.length,
-      asked.limit,
-      asked.temperature,
-      draw.request_keys(seed, asked.numbers),
-      asked.stop_ids,
-      stop_at,
-      max_steps,
-    )
-    return *decode.put(cache, turns, slots, *part), steps, tokens
+  def sample(cache, turns, params, *rest):
+    return decode.decode(model, params, cache, turns, *rest, seed=seed)
 
-  def prefill(params, cache, *rest, context):
-    return decode.prefill(model, params, cache, *rest, context=context)
+  def prefill(params, cache, *rest, rows):
+    return decode.prefill(model, params, cache, *rest, rows=rows)
 
-  def copy(cache, source, target, *, context):
-    return decode.copy(cache, source, target, context=context)
-
-  return Functions(prefill, copy, sample)
+  return Functions(prefill, decode.copy, sample)
 
 
 def jitted(made: Functions) -> Functions:
-  """The same, compiled once per shape; cache and responses are donated."""
-  jit = functools.partial(jax.jit, static_argnames="context")
+  """The same, to be compiled; cache and responses are donated."""
   return Functions(
-    jit(made.prefill, donate_argnums=1),
-    jit(made.copy, donate_argnums=0),
-    jit(made.sample, donate_argnums=(0, 1)),
+    jax.jit(made.prefill, donate_argnums=1, static_argnames="rows"),
+    jax.jit(made.copy, donate_argnums=0),
+    jax.jit(made.sample, donate_argnums=(0, 1)),
   )
 
 
-@functools.lru_cache(maxsize=4)
-def _shared(
-  model: transformer.ModelConfig,
-  num_slots: int,
-  seed: int,
-) -> tuple[Functions, list[str]]:
-  """Compiled functions for all engines of one kind in this process.
+class Shared:
+  """Compiled programs for all engines of one kind in this process.
 
   A notebook, a comparison and a second panel make engine after engine of one
   model; each would spend seconds to minutes on programs that are there.
 
-  Returns:
-    The functions, and a list that grows by a name whenever one is traced.
+  Attributes:
+    compiled: Number of programs that have been compiled.
   """
-  traced: list[str] = []
 
-  def noted(function: Callable) -> Callable:
-    @functools.wraps(function)
-    def run(*args, **options):
-      traced.append(function.__name__)  # runs while tracing only
-      return function(*args, **options)
+  def __init__(self, model: transformer.ModelConfig, seed: int):
+    self.compiled = 0
+    self._functions = jitted(functions(model, seed=seed))
+    self._found: dict[Any, concurrent.futures.Future] = {}
+    self._lock = threading.Lock()
 
-    return run
+  def get(self, name: str, key: Any, args: tuple, **static: int) -> Callable:
+    """The program `name` for arguments of these shapes, compiled if need be.
 
-  made = functions(model, num_slots=num_slots, seed=seed)
-  return jitted(Functions(*map(noted, made))), traced
+    Args:
+      name: A field of `Functions`.
+      key: Tells apart arguments of different shapes.
+      args: Arguments, or their shapes and types.
+      **static: What the function is compiled for besides.
+    """
+    with self._lock:
+      ours = (name, key) not in self._found
+      future = self._found.setdefault((name, key), concurrent.futures.Future())
+      self.compiled += ours
+    if ours:
+      try:
+        function = getattr(self._functions, name)
+        future.set_result(function.lower(*args, **static).compile())
+      except BaseException as error:
+        with self._lock:
+          del self._found[name, key]
+          self.compiled -= 1
+        future.set_exception(error)
+    return future.result()
+
+
+@functools.lru_cache(maxsize=4)
+def _shared(
+  model: transformer.ModelConfig, num_slots: int, seed: int
+) -> Shared:
+  del num_slots  # So that few programs are kept.
+  return Shared(model, seed)
 
 
 class Programs:
-  """Copy, prefill and decode, each compiled once per shape.
+  """Copy, prefill and decode, each compiled once.
 
-  What was compiled for an engine serves a later one of the same model, slots
+  What was compiled for an engine serves a later one of the same model, shapes
   and seed in the same process.
 
   Attributes:
-    params: Decoder parameters by layer, set by the owner.
     turns: Responses under way.
   """
 
@@ -183,63 +151,71 @@ class Programs:
         ascending.
       seed: Root of all keys.
     """
-    self.params: Any = None
     self.turns = decode.no_turns(num_slots, max_new_tokens)
+    self._params: Any = None
     self._num_slots = num_slots
     self._cache = decode.empty_cache(model, num_slots, context)
-    # Attention over the cache is most of decoding; of reading it is little
-    # unless the cache is long.
-    self._contexts = _context_sizes(context, 2)
-    self._read_contexts = _context_sizes(context, 4, up_to=512)
-    self._prefill_lengths = prefill_lengths
-    # Slots that are worked on at once: all of them, down to an eighth.
-    self._row_sizes = sorted({max(1, num_slots // k) for k in (8, 4, 2, 1)})
-
-    (self._prefill, self._copy, self._sample), self._traced = _shared(
-      model, num_slots, seed
+    self._prefill_lengths, self._row_sizes = shapes(
+      num_slots, context, tuple(prefill_lengths)
     )
-    self._traced_before = len(self._traced)
+    at_once = READ_AT_ONCE.get(jax.default_backend(), READ_AT_ONCE_ELSEWHERE)
+    self._read_rows = {
+      size: min(num_slots, max(-(-num_slots // 8), at_once // size))
+      for size in self._prefill_lengths
+    }
+    self._shared = _shared(model, num_slots, seed)
+    self._compiled_before = self._shared.compiled
+
+  @property
+  def params(self) -> Any:
+    """Decoder parameters by layer, set by the owner."""
+    return self._params
+
+  @params.setter
+  def params(self, params: Any) -> None:
+    self._params = params
+    shape = lambda x: (np.shape(x), np.dtype(x.dtype).name)
+    held = (params, self._cache, self.turns)
+    self._key = tuple(map(shape, jax.tree.leaves(held)))
 
   @property
   def compiles(self) -> int:
     """Programs compiled since these were made, for them or for their like."""
-    return len(self._traced) - self._traced_before
+    return self._shared.compiled - self._compiled_before
 
   def warm_up(self) -> None:
-    """Compiles every program that requests can need."""
+    """Compiles every program that requests can need, side by side."""
+    calls = [self._copy_call([])]
+    calls += [self._prefill_call([], size) for size in self._prefill_lengths]
     nothing = SlotRequests.none(self._num_slots)
     fresh = np.zeros(self._num_slots, bool)
-    for rows in self._row_sizes:
-      for context in self._read_contexts:
-        self._run_copy([], rows, context)
-        for size in self._prefill_lengths:
-          if size <= context:
-            self._run_prefill([], rows, size, context)
-      for context in self._contexts:
-        self._run_sample([], rows, nothing, fresh, context, 0, 0)
+    calls += [
+      self._sample_call([], rows, nothing, fresh, 0, 0)
+      for rows in self._row_sizes
+    ]
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
+      list(threads.map(lambda call: self._program(*call), calls))
 
   def read(self, wave: Sequence[slots.PrefillPlan]) -> None:
     """Copies shared prefixes and reads prompts, grouped to waste little."""
     copies = [read for read in wave if read.source is not None]
-    for batch, rows in self._batches(copies):
-      longest = max(read.start for read in batch)
-      self._run_copy(batch, rows, _pick(self._read_contexts, longest))
-    pending = [(read.slot, read.start, read.ids) for read in wave]
-    largest = self._prefill_lengths[-1]
+    if copies:
+      self._cache = self._run(self._copy_call(copies))
+    pending = []
+    for read in wave:
+      sizes = cut(len(read.ids), self._prefill_lengths)
+      pending.append((read.slot, read.start, read.ids, sizes))
     while pending:
       runs: dict[int, list] = collections.defaultdict(list)
       rest = []
-      for slot, start, ids in pending:
-        now = ids[:largest]
-        if len(ids) > largest:
-          rest.append((slot, start + largest, ids[largest:]))
-        size = next(s for s in self._prefill_lengths if s >= len(now))
-        runs[size].append((slot, start, now))
+      for slot, start, ids, (size, *more) in pending:
+        runs[size].append((slot, start, ids[:size]))
+        if more:
+          rest.append((slot, start + size, ids[size:], more))
       for size, group in sorted(runs.items()):
-        end = max(start + len(ids) for _, start, ids in group)
-        context = _pick(self._read_contexts, max(end, size))
-        for batch, rows in self._batches(group):
-          self._run_prefill(batch, rows, size, context)
+        # Rows of like length are read at once, and no further than they reach.
+        group.sort(key=lambda run: run[1] + len(run[2]))
+        self._cache = self._run(self._prefill_call(group, size))
       pending = rest
 
   def sample(
@@ -248,7 +224,6 @@ class Programs:
     asked: SlotRequests,
     fresh: np.ndarray,
     *,
-    longest: int,
     stop_at: int,
     max_steps: int,
   ) -> tuple[int, int]:
@@ -256,81 +231,91 @@ class Programs:
 
     Args:
       live: The slots whose responses are under way.
-      asked: Sampling parameters of all slots.
+      asked: What is asked of all slots.
       fresh: [N] bool, slots that start a response.
-      longest: Cache positions that will be in use at the end.
       stop_at: Number of live slots at which to stop.
       max_steps: Tokens after which to stop.
 
     Returns:
       Tokens read side by side, and their number over all slots.
     """
-    rows = _pick(self._row_sizes, len(live))
-    context = _pick(self._contexts, longest)
-    return self._run_sample(
-      live, rows, asked, fresh, context, stop_at, max_steps
-    )
-
-  def _batches(self, items):
-    """Items in batches, each with the number of rows of its program."""
-    while items:
-      count = min(len(items), self._num_slots)
-      rows = _pick(self._row_sizes, count)
-      full = max((r for r in self._row_sizes if r < count), default=0)
-      # Two calls that pad less beat one.
-      if full and full + _pick(self._row_sizes, count - full) < rows:
-        rows = full
-      yield items[:rows], rows
-      items = items[rows:]
-
-  def _run_sample(
-    self, live, rows, asked, fresh, context, stop_at, max_steps
-  ) -> tuple[int, int]:
-    into = np.arange(rows, dtype=np.int32)
-    if rows < self._num_slots:
-      into = np.full(rows, self._num_slots, np.int32)
-      into[: len(live)] = live
-      at = np.minimum(into, self._num_slots - 1)
-      asked, fresh = SlotRequests(*(x[at] for x in asked)), fresh[at]
-      fresh[len(live) :] = False
-    self._cache, self.turns, steps, tokens = self._sample(
-      self._cache, self.turns, self.params, into, asked, fresh,
-      np.int32(stop_at), np.int32(max_steps), context=context,
-    )  # fmt: skip
+    rows = next(rows for rows in self._row_sizes if rows >= len(live))
+    call = self._sample_call(live, rows, asked, fresh, stop_at, max_steps)
+    self._cache, self.turns, steps, tokens = self._run(call)
     return int(steps), int(tokens)
 
-  def _run_copy(self, batch, rows, context) -> None:
-    source = np.zeros(rows, np.int32)
-    target = np.full(rows, self._num_slots, np.int32)
+  def _program(self, name, size, args, static) -> Callable:
+    return self._shared.get(name, (size, self._key), args, **static)
+
+  def _run(self, call):
+    return self._program(*call)(*call[2])
+
+  def _sample_call(self, live, rows, asked, fresh, stop_at, max_steps):
+    into = np.full(rows, self._num_slots, np.int32)
+    into[: len(live)] = live
+    args = (
+      self._cache, self.turns, self._params, into, asked, fresh,
+      np.int32(stop_at), np.int32(max_steps),
+    )  # fmt: skip
+    return "sample", rows, args, {}
+
+  def _copy_call(self, batch):
+    source, target, length = np.zeros((3, self._num_slots), np.int32)
     for row, read in enumerate(batch):
       source[row], target[row] = read.source, read.slot
-    self._cache = self._copy(self._cache, source, target, context=context)
+      length[row] = read.start
+    args = self._cache, source, target, length, np.int32(len(batch))
+    return "copy", 0, args, {}
 
-  def _run_prefill(self, batch, rows, size, context) -> None:
+  def _prefill_call(self, batch, size):
+    at_once = self._read_rows[size]
+    rows = -(-self._num_slots // at_once) * at_once
     tokens = np.zeros((rows, size), np.int32)
     start, length = np.zeros((2, rows), np.int32)
     into = np.full(rows, self._num_slots, np.int32)
     for row, (slot, begin, ids) in enumerate(batch):
       tokens[row, : len(ids)] = ids
       start[row], length[row], into[row] = begin, len(ids), slot
-    self._cache = self._prefill(
-      self.params, self._cache, tokens, start, length, into, context=context
-    )
+    args = (
+      self._params, self._cache, tokens, start, length, into,
+      np.int32(len(batch)),
+    )  # fmt: skip
+    return "prefill", size, args, {"rows": at_once}
 
 
-def _context_sizes(context: int, factor: int, up_to: int = 0) -> list[int]:
-  """Cache lengths, ascending: the context, divided by 2 while above `up_to`.
+def shapes(
+  num_slots: int, context: int, prefill_lengths: tuple[int, ...]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+  """What programs there are: sizes of prefill and of sampling, ascending.
 
-  From there on it is divided by `factor`, and 64 is the least.
+  Arguments are those of `Programs`. There is one more program, for copies.
   """
-  sizes = [context]
-  while True:
-    by = 2 if sizes[-1] > up_to else factor
-    if sizes[-1] % by or sizes[-1] // by < 64:
-      return sizes[::-1]
-    sizes.append(sizes[-1] // by)
+  sizes = list(prefill_lengths)
+  # A size is not needed if a smaller one holds all there is.
+  while len(sizes) > 1 and sizes[-2] >= context:
+    sizes.pop()
+  if sizes[-1] < LONG <= context // 2 and len(sizes) < MOST - 2:
+    sizes.append(LONG)
+  # All slots, an eighth of them, a third.
+  rows = num_slots, -(-num_slots // 8), -(-num_slots // 3)
+  return tuple(sizes), tuple(sorted(set(rows[: max(1, MOST - 1 - len(sizes))])))
 
 
-def _pick(sizes: Sequence[int], needed: int) -> int:
-  """The smallest size that is enough."""
-  return next(size for size in sizes if size >= needed)
+@functools.lru_cache(maxsize=4096)
+def cut(length: int, sizes: tuple[int, ...]) -> tuple[int, ...]:
+  """Sizes, largest first, that hold a run of tokens at the least cost.
+
+  Args:
+    length: Tokens, at least one.
+    sizes: What there is, ascending. A run costs its size and `CALL` more.
+  """
+  largest = sizes[-1]
+  whole = max(0, length // largest - 1)
+  rest, found = length - whole * largest, [(0, ())]
+  for n in range(1, rest + 1):
+    ways = (
+      (size + CALL + found[max(0, n - size)][0], size, n) for size in sizes
+    )
+    cost, size, n = min(ways)
+    found.append((cost, (size, *found[max(0, n - size)][1])))
+  return (largest,) * whole + tuple(sorted(found[rest][1], reverse=True))

@@ -1,0 +1,114 @@
+"""Few programs serve every length, and blocks of the cache change no answer."""
+
+import dataclasses
+import itertools
+
+import jax
+import numpy as np
+import worlds
+from hypothesis import given
+from hypothesis import strategies as st
+
+from steppo_jax import types
+from steppo_jax.models import transformer
+from steppo_jax.sampler import decode, options, programs
+from steppo_jax.sampler import engine as engine_lib
+
+LENGTHS = st.lists(st.integers(1, 900), min_size=1, max_size=6, unique=True)
+
+
+def make(model, params, *, context, slots=10, lengths=(4, 16, 64)):
+  made = engine_lib.SlotEngine(
+    model,
+    options.SamplerConfig(num_slots=slots, prefill_lengths=lengths),
+    context=context,
+    max_new_tokens=8,
+    end_of_turn_id=-1,
+    seed=0,
+  )
+  made.set_params(params, 0)
+  return made
+
+
+def play(engine):
+  """Groups that share prompts, of many lengths, over three turns."""
+  rng = np.random.default_rng(0)
+  vocab = worlds.tokenizer().vocab_size
+  prompts = [
+    rng.integers(3, vocab, n).astype(np.int32)
+    for n in (3, 40, 40, 11, 29, 1, 70)
+  ]
+  prompts[2] = prompts[1].copy()
+  found = []
+  # Fewer and fewer sessions go on, so that all sizes of sampling are called.
+  for turn, live in enumerate((7, 3, 1)):
+    answers = engine.generate(
+      [
+        types.Request(str(n), prompt, (n, turn), 3 + n % 5, 1.0)
+        for n, prompt in enumerate(prompts[:live])
+      ]
+    )
+    found += answers
+    prompts = [
+      np.concatenate([p, a.response_ids, rng.integers(3, vocab, 9)])
+      for p, a in zip(prompts, answers, strict=False)
+    ]
+  return found
+
+
+@given(st.integers(1, 500), st.integers(1, 40_000), LENGTHS)
+def test_there_are_eight_programs_at_most(slots, context, lengths):
+  lengths = tuple(sorted(lengths))
+  prefill, rows = programs.shapes(slots, context, lengths)
+  assert len(prefill) + len(rows) + 1 <= programs.MOST
+  assert rows[-1] == slots
+  assert set(prefill) <= {*lengths, programs.LONG}
+
+
+@given(st.integers(1, 2000), LENGTHS)
+def test_runs_hold_their_tokens_and_only_the_last_is_padded(length, sizes):
+  sizes = tuple(sorted(sizes))
+  runs = programs.cut(length, sizes)
+  assert set(runs) <= set(sizes)
+  assert list(runs) == sorted(runs, reverse=True)
+  assert sum(runs[:-1]) < length <= sum(runs)
+
+
+def test_runs_are_those_that_cost_least():
+  sizes = (3, 5, 16)
+
+  def cost(runs):
+    return sum(runs) + programs.CALL * len(runs)
+
+  for length in range(1, 40):
+    least = min(
+      cost(runs)
+      for count in range(1, 5)
+      for runs in itertools.combinations_with_replacement(sizes, count)
+      if sum(runs) >= length
+    )
+    assert cost(programs.cut(length, sizes)) == least
+
+
+def test_programs_are_compiled_when_needed_or_all_side_by_side():
+  made = make(worlds.model(), worlds.policy(), context=1100)
+  request = types.Request("a", np.arange(3, 9, dtype=np.int32), (0,), 2, 1.0)
+  made.generate([request])
+  assert made.compiles == 2
+  made.release("a")
+  made.warm_up()
+  assert made.compiles == programs.MOST
+  play(made)
+  assert made.compiles == programs.MOST
+
+
+def test_a_cache_of_many_blocks_answers_like_one_of_one(monkeypatch):
+  model = dataclasses.replace(worlds.model(), num_layers=2, windows=(7, 0))
+  params = jax.jit(lambda key: transformer.init(model, key))(jax.random.key(0))
+  found = []
+  for blocks, context in (((128,), 128), ((16,), 123)):
+    monkeypatch.setattr(decode, "BLOCKS", blocks)
+    found.append(play(make(model, params, context=context, lengths=(16,))))
+  for x, y in zip(*found, strict=True):
+    np.testing.assert_array_equal(x.response_ids, y.response_ids)
+    np.testing.assert_allclose(x.behaviour_logp, y.behaviour_logp, atol=1e-5)
