@@ -1,5 +1,6 @@
 """What an update is made of, and work over its rows, a microbatch at a time."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ from steppo_jax.batch import TokenBatch
 from steppo_jax.learner.options import LearnerConfig
 from steppo_jax.models import attend, heads, transformer
 from steppo_jax.models import mesh as mesh_lib
-from steppo_jax.ops import logprobs
+from steppo_jax.ops import logprobs, tiled_logprobs
 
 
 class UpdateSpec(NamedTuple):
@@ -73,9 +74,10 @@ class UpdateSpec(NamedTuple):
     hidden = transformer.apply(
       self.model, policy, rows.tokens, rows.positions, self.attend(rows)
     )
-    return logprobs.next_token_logprobs(
+    table = transformer.unembedding(policy, self.model.num_ids)
+    return self.logprobs(rows.tokens.size, table.shape[0])(
       hidden,
-      transformer.unembedding(policy, self.model.num_ids),
+      table,
       rows.tokens,
       rows.parent,
       rows.step_ids > 0,
@@ -83,6 +85,24 @@ class UpdateSpec(NamedTuple):
       temperature=self.temperature,
       softcap=self.model.softcap,
     )
+
+  def logprobs(self, tokens: int, vocabulary: int) -> Callable:
+    """What makes log-probs of so many tokens; see `ops.tiled_logprobs`.
+
+    On CPU that is one product of a chunk of tokens with the vocabulary, which
+    is faster there, unless the model is split over devices; so it is where a
+    second derivative is asked for, which the tiles do not have.
+    """
+    alone = self.axis is not None or self.mesh.size == 1
+    if self.differentiable or (
+      jax.default_backend() == "cpu"
+      and (alone or "fsdp" not in self.mesh.shape)
+    ):
+      return logprobs.next_token_logprobs
+    split = None
+    if not alone:
+      split = vocabulary_split(self.mesh, tokens, vocabulary)
+    return functools.partial(tiled_logprobs.tiled_logprobs, split=split)
 
   def values(self, critic, policy, rows: TokenBatch):
     """V at every token [r, T] of some rows; see `heads.values`."""
@@ -171,6 +191,31 @@ class UpdateSpec(NamedTuple):
     out = jax.tree.map(lambda x: jnp.zeros(shape, x.dtype), like)
     # Each row is computed by one device, and 0 at the others.
     return self.added(jax.lax.fori_loop(0, shape[0], part, out))
+
+
+def vocabulary_split(
+  mesh: jax.sharding.Mesh, tokens: int, vocabulary: int
+) -> tiled_logprobs.Split:
+  """How the devices of a mesh share the work on the vocabulary.
+
+  "tensor" always splits it: its devices hold the same tokens. Those of "fsdp"
+  hold other tokens, and either send them to each other, or send each other the
+  table: whichever is less.
+
+  Args:
+    mesh: The devices.
+    tokens: Tokens of a microbatch, on all of them.
+    vocabulary: Rows of the table.
+  """
+  rows = mesh_lib.row_axes(mesh)
+  axes = tuple(name for name in ("tensor",) if mesh.shape.get(name, 1) > 1)
+  if (
+    mesh.shape.get("fsdp", 1) > 1 and tokens // mesh.shape["data"] <= vocabulary
+  ):
+    axes += ("fsdp",)
+  return tiled_logprobs.Split(
+    mesh, (rows,) if isinstance(rows, str) else rows, axes
+  )
 
 
 def _traced(function: Callable, *args) -> tuple[Callable, chex.ArrayTree]:
