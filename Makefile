@@ -19,9 +19,8 @@ FLOOR_PINS := constraints-jax-floor.txt
 
 .DEFAULT_GOAL := help
 .PHONY: help setup train test test-slow test-crash test-models test-standards \
-  test-jax-floor \
-  test-floor-ops test-newest test-nightly bench-peers tpu-check tpu-lint \
-  notebook check format clean
+  test-jax-floor test-floor-ops test-newest test-nightly bench-peers gpu-check \
+  gpu-wheels tpu-check tpu-lint notebook check format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s%s\n", $$1, $$2 }' \
@@ -140,6 +139,27 @@ test-newest: $(NEWEST_READY)  ## the tests on Python 3.13 and the newest JAX
 bench-peers: $(READY)  ## ours beside Google Tunix and transformers, one run
 	$(BIN)/python benchmarks/peers/run.py $(QUICK)
 
+# On a machine with a GPU, by the Python that is there (PYTHON). What it lacks
+# comes as wheels, which `make gpu-wheels` fetches where there is a network.
+GPU_PACKAGES := absl-py array-record chex contourpy cycler dm-tree \
+  docstring-parser etils fonttools googleapis-common-protos immutabledict \
+  importlib-resources kiwisolver markdown-it-py matplotlib mdurl pillow \
+  protobuf psutil pygments pyparsing python-dateutil rich safetensors \
+  sentencepiece shtab simple-parsing six tensorboardX tensorflow-datasets \
+  tensorflow-metadata termcolor toml toolz tqdm typeguard tyro wrapt
+
+gpu-wheels:  ## fetch wheels for gpu-check
+	$(PYTHON) -m pip download --quiet --disable-pip-version-check --no-deps \
+	  --python-version 3.12 --only-binary=:all: \
+	  --platform manylinux_2_28_x86_64 --platform manylinux2014_x86_64 \
+	  -d .gpu-wheels $(GPU_PACKAGES)
+	$(PYTHON) -m pip wheel --quiet --disable-pip-version-check --no-deps \
+	  -w .gpu-wheels promise
+
+# GPU_ARGS="--parts decode,gap" does some of it.
+gpu-check:  ## at most ten minutes on one GPU: speed, MFU, learning
+	$(PYTHON) benchmarks/gpu_check.py $(GPU_ARGS)
+
 # The compiler for TPUs runs without one, in an environment of its own.
 TPU_READY := .venv-tpu/ready
 
@@ -184,6 +204,6 @@ format: $(READY)  ## rewrite the files in the project's form
 
 clean:  ## remove the environments and every cache; keeps runs/
 	rm -rf .venv .venv-floor .venv-newest .venv-tpu .venv-xpk \
-	  .venv-transformers .bench .cache .pytest_cache .ruff_cache .hypothesis \
+	  .venv-transformers .bench .cache .gpu-wheels .pytest_cache .ruff_cache .hypothesis \
 	  .import_linter_cache build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -14,6 +14,7 @@ from steppo_jax.algorithms.table import Algorithm
 from steppo_jax.batch import Advantages, TokenBatch
 from steppo_jax.learner.spec import UpdateSpec
 from steppo_jax.learner.state import Batch
+from steppo_jax.models import heads
 from steppo_jax.ops import segments, shaping, stats
 
 
@@ -26,6 +27,8 @@ class Credit(NamedTuple):
     advantages: Advantages and value targets on the steps of `batch`.
     old_value: [M, R, T] critic before the update, None without one.
     ref_logp: [M, R, T] log-probs under the reference policy, or None.
+    hidden: [M, R, T, D] hidden states of the policy before the update, None
+      where they are not kept; see `UpdateSpec.keeps`.
     metrics: (sum, weight) pairs by name.
   """
 
@@ -33,6 +36,7 @@ class Credit(NamedTuple):
   advantages: Advantages
   old_value: chex.Array | None
   ref_logp: chex.Array | None
+  hidden: chex.Array | None
   metrics: dict[str, Any]
 
 
@@ -77,24 +81,34 @@ def assign(spec: UpdateSpec, state, reference, batch, teacher) -> Credit:
     flat_rows(batch.tokens), batch.table, bootstrap=spec.config.bootstrap
   )
   metrics = _batch_metrics(table)
-  old_value = ref_logp = value_bt = None
-  if state.critic is not None:
+  old_value = ref_logp = value_bt = hidden = None
+  if spec.keeps(state.critic, state.policy, batch):
+    hidden = spec.over_all_rows(
+      batch, functools.partial(spec.hidden, state.policy), shared=False
+    )
+    # No gradient reaches the trunk of a critic that has none of its own.
+    read = lambda _, x: heads.read(state.critic, jax.lax.stop_gradient(x))
+    old_value = spec.over_all_rows(batch, read, hidden)
+  elif state.critic is not None:
     old_value = spec.over_all_rows(
       batch, functools.partial(spec.values, state.critic, state.policy)
     )
+  if old_value is not None:
     value_bt = old_value.reshape(-1, shape[2])
-  logp = lambda policy: spec.over_all_rows(
-    batch, lambda rows: spec.logp(policy, rows)
-  )
   if row.reads_reference:
-    ref_logp, _ = logp(reference)
+    ref_logp, _ = spec.over_all_rows(
+      batch, functools.partial(spec.logp, reference)
+    )
     metrics["reference/logp"] = stats.masked_sum(
       ref_logp, batch.tokens.step_ids > 0
     )
   extras = estimators.Extras()
   if set(row.needs) & {"teacher", "entropy", "reference"}:
     # Before the first step the policy is the one that sampled.
-    old_logp, entropy = logp(state.policy)
+    known = () if hidden is None else (hidden,)
+    old_logp, entropy = spec.over_all_rows(
+      batch, functools.partial(spec.logp, state.policy), *known
+    )
     gap = lambda a, b: (a - b).reshape(-1, shape[2])
     if "teacher" in row.needs:
       mix = dict(row.options).get("mix", 1.0)
@@ -118,7 +132,7 @@ def assign(spec: UpdateSpec, state, reference, batch, teacher) -> Credit:
   metrics |= _value_metrics(flat, table, advantages, value_bt, row)
   tokens = jax.tree.map(lambda x: x.reshape(shape), flat)
   batch = batch._replace(tokens=tokens, table=table)
-  return Credit(batch, advantages, old_value, ref_logp, metrics)
+  return Credit(batch, advantages, old_value, ref_logp, hidden, metrics)
 
 
 def _teacher_gap(spec, policy, batch, step_ids, old_logp, teacher, mix):

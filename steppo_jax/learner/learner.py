@@ -1,5 +1,6 @@
 """The learner: its state and one jitted update."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from steppo_jax.algorithms.table import Algorithm
+from steppo_jax.learner import memory as memory_lib
 from steppo_jax.learner import optimizers
 from steppo_jax.learner import update as update_lib
 from steppo_jax.learner.options import LearnerConfig
@@ -178,18 +180,58 @@ class Learner:
     num_updates: int,
     seed: int,
     temperature: float = 1.0,
+    memory: int | None = None,
   ):
-    """Builds the optimizers; nothing is compiled yet. See `make_spec`."""
-    self._mesh = mesh
-    self._spec, self._update, self._traced = _shared(
-      model, algorithm, config, mesh, num_updates, seed, temperature
-    )
+    """Builds the optimizers; nothing is compiled yet.
+
+    Args:
+      model: See `make_spec`, as for the others.
+      algorithm: Row of the table.
+      config: The options. Its `remat` stands for the model's where it names
+        one.
+      mesh: Devices.
+      num_updates: Length of the run.
+      seed: Root of the order of mini-batches.
+      temperature: Of the sampler.
+      memory: Bytes that a device has left for an update beside its arguments,
+        for `learner.remat=auto`; None asks the devices at the first update.
+    """
+    self._mesh, self._memory = mesh, memory
+    self._like = lambda remat: _shared(
+      dataclasses.replace(model, remat=remat), algorithm, config, mesh,
+      num_updates, seed, temperature,
+    )  # fmt: skip
+    automatic = config.remat == "auto"
+    self._choosing = automatic and model.remat == "none"
+    self._take(model.remat if automatic else config.remat)
+    self._compiled: dict[Any, jax.stages.Compiled] = {}
     self._traced_before = len(self._traced)
+
+  def _take(self, remat: str) -> None:
+    self.remat = remat
+    self._spec, self._update, self._traced = self._like(remat)
 
   @property
   def compiles(self) -> int:
     """Programs compiled since this was made, for it or for its like."""
     return len(self._traced) - self._traced_before
+
+  def _choose(self, *args) -> None:
+    """Takes the least recomputation that the devices have memory for."""
+    self._choosing = False
+    available = self._memory
+    if available is None:
+      available = memory_lib.free(self._mesh)
+    if available is None:
+      return
+    state = args[0]
+    compiled = lambda remat: self._like(remat)[1].lower(*args).compile()
+    remat, found = memory_lib.choose(compiled, available)
+    self._take(remat)
+    self._compiled[_shapes(args)] = found
+    memory_lib.warn_of_split(
+      self._mesh, state, memory_lib.needed(found), available
+    )
 
   def init(self, policy: chex.ArrayTree) -> LearnerState:
     """State before the first update; `policy` is copied to the devices."""
@@ -236,4 +278,16 @@ class Learner:
     Raises:
       ValueError: a policy that the algorithm reads is missing.
     """
-    return self._update(state, reference, batch, teacher)
+    args = (state, reference, batch, teacher)
+    if self._choosing:
+      self._choose(*args)
+    compiled = self._compiled.get(_shapes(args))
+    if compiled is None:
+      return self._update(*args)
+    return compiled(*args)
+
+
+def _shapes(tree: Any) -> tuple:
+  """What a program is compiled for: structure, shapes and types."""
+  leaves, structure = jax.tree.flatten(tree)
+  return structure, tuple((x.shape, x.dtype) for x in leaves)

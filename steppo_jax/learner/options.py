@@ -39,7 +39,14 @@ class LearnerConfig:
       take "xla" everywhere.
     attention_block: Queries handled at once. Rows of more than 4 blocks go
       through a loop, which a differentiable update avoids with larger blocks.
-    logprob_chunk: Tokens projected to the vocabulary at once.
+    logprob_chunk: Tokens projected to the vocabulary at once. Where the
+      vocabulary is worked through in tiles, the logits held at once are no more
+      than theirs.
+    remat: What the backward pass computes again: "none", "dots" all but the
+      products with matrices, "full" all of each layer, which holds least.
+      "auto" takes the fastest of them that fits the memory that the devices
+      have left, as the compiler counts it; where they do not say, as a CPU, and
+      where the model itself computes something again, that stays.
     lora: Adapters that are trained instead of the policy's own matrices.
   """
 
@@ -61,6 +68,7 @@ class LearnerConfig:
   attention: Literal["auto", "xla", "pallas"] = "auto"
   attention_block: int = 64
   logprob_chunk: int = 256
+  remat: Literal["auto", "none", "dots", "full"] = "auto"
   lora: LoraConfig = LoraConfig()
 
   def __post_init__(self):
@@ -72,6 +80,10 @@ class LearnerConfig:
     if self.critic_trunk not in ("own", "policy"):
       raise ValueError(
         f"learner.critic_trunk={self.critic_trunk!r} is none of own, policy"
+      )
+    if self.remat not in ("auto", "none", "dots", "full"):
+      raise ValueError(
+        f"learner.remat={self.remat!r} is none of auto, none, dots, full"
       )
     for name in ("num_minibatches", "actor_epochs", "microbatch_rows"):
       if getattr(self, name) < 1:

@@ -1,5 +1,7 @@
 """What an update is made of, and work over its rows, a microbatch at a time."""
 
+import functools
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -14,7 +16,7 @@ from steppo_jax.batch import TokenBatch
 from steppo_jax.learner.options import LearnerConfig
 from steppo_jax.models import attend, heads, transformer
 from steppo_jax.models import mesh as mesh_lib
-from steppo_jax.ops import logprobs
+from steppo_jax.ops import logprobs, tiled_logprobs
 
 
 class UpdateSpec(NamedTuple):
@@ -68,14 +70,23 @@ class UpdateSpec(NamedTuple):
       mesh=self.mesh if kernel == "pallas" and self.axis is None else None,
     )
 
-  def logp(self, policy, rows: TokenBatch):
-    """Log-probs and entropies [r, T] of the tokens of some rows."""
-    hidden = transformer.apply(
+  def hidden(self, policy, rows: TokenBatch):
+    """Hidden states [r, T, D] of some rows."""
+    return transformer.apply(
       self.model, policy, rows.tokens, rows.positions, self.attend(rows)
     )
-    return logprobs.next_token_logprobs(
+
+  def logp(self, policy, rows: TokenBatch, hidden=None):
+    """Log-probs and entropies [r, T] of the tokens of some rows.
+
+    `hidden` is the policy's `hidden` of these rows where it is known.
+    """
+    if hidden is None:
+      hidden = self.hidden(policy, rows)
+    table = transformer.unembedding(policy, self.model.num_ids)
+    return self.logprobs(rows.tokens.size, table.shape[0])(
       hidden,
-      transformer.unembedding(policy, self.model.num_ids),
+      table,
       rows.tokens,
       rows.parent,
       rows.step_ids > 0,
@@ -83,6 +94,38 @@ class UpdateSpec(NamedTuple):
       temperature=self.temperature,
       softcap=self.model.softcap,
     )
+
+  def logprobs(self, tokens: int, vocabulary: int) -> Callable:
+    """What makes log-probs of so many tokens; see `ops.tiled_logprobs`.
+
+    On CPU that is one product of a chunk of tokens with the vocabulary, which
+    is faster there, unless the model is split over devices; so it is where a
+    second derivative is asked for, which the tiles do not have.
+    """
+    alone = self.axis is not None or self.mesh.size == 1
+    if self.differentiable or (
+      jax.default_backend() == "cpu"
+      and (alone or "fsdp" not in self.mesh.shape)
+    ):
+      return logprobs.next_token_logprobs
+    split = None
+    if not alone:
+      split = vocabulary_split(self.mesh, tokens, vocabulary)
+    return functools.partial(tiled_logprobs.tiled_logprobs, split=split)
+
+  def keeps(self, critic, policy, batch) -> bool:
+    """Are hidden states kept from the values to the epochs of the critic?
+
+    They are if its trunk is the policy's, which no epoch of the critic moves,
+    and they take no more of a device than the policy does, or 256 MiB.
+    """
+    if critic is None or "trunk" in critic:
+      return False
+    count = batch.tokens.tokens.size * self.model.width
+    rows = count * jnp.dtype(self.model.compute).itemsize
+    if self.axis is None:
+      rows //= mesh_lib.row_parts(self.mesh)
+    return rows <= max(_device_bytes(self.mesh, policy), _KEPT)
 
   def values(self, critic, policy, rows: TokenBatch):
     """V at every token [r, T] of some rows; see `heads.values`."""
@@ -151,26 +194,83 @@ class UpdateSpec(NamedTuple):
     zero = mesh_lib.constrain(self.mesh, zero)
     return self.added(jax.lax.fori_loop(0, self.count(batch, m), body, zero))
 
-  def over_all_rows(self, batch, function):
-    """Applies function(rows) -> [r, T] arrays everywhere; [M, R, T] each.
+  def over_all_rows(self, batch, function, *arrays, shared=True):
+    """Applies function(rows, ...) -> [r, T, ...] arrays everywhere.
 
-    Rows that are not computed hold 0.
+    Args:
+      batch: The batch.
+      function: Of microbatches and of the same rows of `arrays`.
+      *arrays: [M, R, T, ...] each.
+      shared: False leaves what a device of `axis` computes to itself, which is
+        enough for work on the same rows later.
+
+    Returns:
+      [M, R, T, ...] each. Rows that are not computed hold 0.
     """
     shape = batch.tokens.tokens.shape
+    of = lambda m, i: function(
+      self.rows(batch, m, i), *(self.rows(batch, m, i, x) for x in arrays)
+    )
 
     def part(m, out):
       def body(i, out):
         put = lambda whole, x: jax.lax.dynamic_update_slice(
-          whole, x[None], (m, self.first_row(i), 0)
+          whole, x[None], (m, self.first_row(i)) + (0,) * (x.ndim - 1)
         )
-        return jax.tree.map(put, out, function(self.rows(batch, m, i)))
+        return jax.tree.map(put, out, of(m, i))
 
       return jax.lax.fori_loop(0, self.count(batch, m), body, out)
 
-    like = jax.eval_shape(function, self.rows(batch, 0, 0))
-    out = jax.tree.map(lambda x: jnp.zeros(shape, x.dtype), like)
+    def empty(x):
+      whole = jnp.zeros(shape + x.shape[2:], x.dtype)
+      if x.ndim == 2 or self.axis is not None:
+        return whole
+      # Hidden states are large: each device has those of its rows.
+      return jax.lax.with_sharding_constraint(
+        whole, mesh_lib.by_row(self.mesh, 1)
+      )
+
+    out = jax.tree.map(empty, jax.eval_shape(of, 0, 0))
+    out = jax.lax.fori_loop(0, shape[0], part, out)
     # Each row is computed by one device, and 0 at the others.
-    return self.added(jax.lax.fori_loop(0, shape[0], part, out))
+    return self.added(out) if shared else out
+
+
+# Bytes of hidden states that are kept whatever the size of the policy.
+_KEPT = 2**28
+
+
+def _device_bytes(mesh: jax.sharding.Mesh, tree) -> int:
+  """Bytes of some parameters, or their shapes, that one device holds."""
+  of = lambda x, where: math.prod(where.shard_shape(x.shape)) * x.dtype.itemsize
+  return sum(
+    jax.tree.leaves(jax.tree.map(of, tree, mesh_lib.placements(mesh, tree)))
+  )
+
+
+def vocabulary_split(
+  mesh: jax.sharding.Mesh, tokens: int, vocabulary: int
+) -> tiled_logprobs.Split:
+  """How the devices of a mesh share the work on the vocabulary.
+
+  "tensor" always splits it: its devices hold the same tokens. Those of "fsdp"
+  hold other tokens, and either send them to each other, or send each other the
+  table: whichever is less.
+
+  Args:
+    mesh: The devices.
+    tokens: Tokens of a microbatch, on all of them.
+    vocabulary: Rows of the table.
+  """
+  rows = mesh_lib.row_axes(mesh)
+  axes = tuple(name for name in ("tensor",) if mesh.shape.get(name, 1) > 1)
+  if (
+    mesh.shape.get("fsdp", 1) > 1 and tokens // mesh.shape["data"] <= vocabulary
+  ):
+    axes += ("fsdp",)
+  return tiled_logprobs.Split(
+    mesh, (rows,) if isinstance(rows, str) else rows, axes
+  )
 
 
 def _traced(function: Callable, *args) -> tuple[Callable, chex.ArrayTree]:

@@ -13,7 +13,7 @@ from steppo_jax.algorithms import table as algorithms_table
 from steppo_jax.batch import TokenBatch
 from steppo_jax.learner import credit as credit_lib
 from steppo_jax.learner.spec import UpdateSpec
-from steppo_jax.models import lora
+from steppo_jax.models import heads, lora
 from steppo_jax.ops import ratios, segments
 
 
@@ -128,6 +128,12 @@ def _critic_epochs(spec, state, credit: credit_lib.Credit):
   shape = batch.tokens.tokens.shape
   target = _to_rows(credit.advantages.target, shape)
 
+  def values(critic, rows, m, i):
+    if credit.hidden is None:
+      return spec.values(critic, state.policy, rows)
+    hidden = spec.rows(batch, m, i, credit.hidden)
+    return heads.read(critic, jax.lax.stop_gradient(hidden))
+
   def loss(critic, rows, m, i):
     first = (m * shape[1] + spec.first_row(i)) * shape[2]
     local = batch.table.boundary - first
@@ -135,7 +141,7 @@ def _critic_epochs(spec, state, credit: credit_lib.Credit):
     (total, weight), metrics = objective.value_loss_terms(
       algorithm,
       spec.rows(batch, m, i, target) if target.ndim == 3 else target,
-      spec.values(critic, state.policy, rows),
+      values(critic, rows, m, i),
       spec.rows(batch, m, i, credit.old_value),
       rows,
       batch.table,

@@ -55,6 +55,11 @@ def values(
   if trunk is None:
     trunk = jax.lax.stop_gradient(policy)
   hidden = transformer.apply(config, trunk, tokens, positions, attend)
+  return read(params, hidden)
+
+
+def read(params: dict[str, Any], hidden: chex.Array) -> chex.Array:
+  """V [B, T], float32, of hidden states [B, T, D] that a trunk made."""
   head = params["head"]
   hidden = hidden.astype(jnp.float32)
   return (hidden @ head["kernel"] + head["bias"]).astype(jnp.float32)

@@ -22,7 +22,7 @@ from whole_updates import (
 
 from steppo_jax.algorithms import estimators, objective
 from steppo_jax.algorithms import table as algorithms_table
-from steppo_jax.learner import credit, learner
+from steppo_jax.learner import credit, learner, spec
 from steppo_jax.learner import update as update_lib
 from steppo_jax.models import mesh
 from steppo_jax.ops import ratios, segments
@@ -236,3 +236,23 @@ def test_each_weighting_counts_what_it_names(name):
   assert distance(token, step) > 1e-6
   # All episodes are cut after as many steps: their means are one mean.
   assert distance(step, trajectory) < 1e-6
+
+
+def test_a_frozen_trunk_is_computed_once_and_gives_the_same(monkeypatch):
+  # This row also reads the entropy of the policy before the update.
+  row = algorithms_table.get("sapo_segment")
+  parts = parts_of(row, critic_trunk="policy", critic_epochs=2)
+  reference, _ = policies(row)
+
+  def run():
+    update = jax.jit(functools.partial(update_lib.update, parts))
+    compiled = update.lower(start(parts), reference, batch()).compile()
+    return compiled, compiled(start(parts), reference, batch())
+
+  once, found = run()
+  monkeypatch.setattr(spec.UpdateSpec, "keeps", lambda *_: False)
+  again, want = run()
+  learner_runs.close(jax.device_get(found), jax.device_get(want), 1e-6)
+  # The compiler counts what a loop holds once: two passes of many are gone.
+  flops = [x.cost_analysis()["flops"] for x in (once, again)]
+  assert flops[0] < 0.95 * flops[1]
