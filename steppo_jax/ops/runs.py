@@ -80,7 +80,7 @@ def discounted_tails(x_t, power):
   inside_t = _tails(block_t, power)
   whole = block_t[:, :, 0] + power[1] * inside_t[:, :, 0]
   behind = _tails(whole, power[::size])
-  tail_t = inside_t + behind[:, :, None] * power[:size][::-1]
+  tail_t = inside_t + behind[:, :, None] * power[:size][None, None, ::-1]
   return tail_t.reshape(rows, -1)[:, :columns]
 
 
