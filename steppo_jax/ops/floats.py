@@ -54,24 +54,9 @@ def constant(value: chex.Numeric, kind: np.dtype) -> chex.Numeric:
   return value
 
 
-# A sum of more numbers than this is made in two passes: float32 loses a digit
-# with every few thousand that are added one after the other.
+# A sum of more numbers than this is made in two passes: a scatter adds one
+# after the other, and float32 loses a digit with every few thousand.
 _MANY = 2**16
-
-
-def masked_sum(x: chex.Array, mask: chex.Array) -> chex.Array:
-  """Sum over the entries where `mask` holds; no others are read.
-
-  Of many numbers the mean is taken first, and what is left of them is added to
-  it: the error stays near that of one rounding, however many there are.
-  """
-  x = wide(jnp.where(mask, x, 0))
-  total = x.sum()
-  if x.size <= _MANY:
-    return total
-  count = mask.sum(dtype=jnp.int32).astype(x.dtype)
-  mean = jax.lax.stop_gradient(total / jnp.maximum(count, 1))
-  return mean * count + jnp.where(mask, x - mean, 0).sum()
 
 
 def segment_sum(
@@ -79,8 +64,9 @@ def segment_sum(
 ) -> chex.Array:
   """[num_segments] sums over the entries of each segment where `mask` holds.
 
-  Sums of many numbers are made as in `masked_sum`. What `mask` leaves out is
-  not read.
+  Of many numbers the mean is taken first, and what is left of them is added to
+  it: the error stays near that of one rounding, however many there are. What
+  `mask` leaves out is not read.
   """
   add = lambda x: jax.ops.segment_sum(
     x.reshape(-1), ids.reshape(-1), num_segments=num_segments
@@ -91,7 +77,9 @@ def segment_sum(
     return total
   count = add(mask.astype(jnp.int32)).astype(x.dtype)
   mean = jax.lax.stop_gradient(total / jnp.maximum(count, 1))
-  return mean * count + add(jnp.where(mask, x - mean[ids], 0))
+  # XLA would begin the second scatter at the large number.
+  rest = jax.lax.optimization_barrier(add(jnp.where(mask, x - mean[ids], 0)))
+  return mean * count + rest
 
 
 def check_below(ids: chex.Array, limit: int, name: str, of: str) -> None:

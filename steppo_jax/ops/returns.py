@@ -289,11 +289,7 @@ def _unbroken_gae(
   rows, columns = step_ids.shape
   action = step_ids > 0
   kind = value_t.dtype
-  # An integer exponent: its gradient is right at γλ = 0 too.
-  power = jax.lax.pow(
-    jnp.full(columns + 1, discount * lambda_, kind),
-    jnp.arange(columns + 1, dtype=jnp.int32),
-  )
+  power = runs.powers(jnp.asarray(discount * lambda_, kind), columns + 1)
   weight = jnp.asarray(discount * (1.0 - lambda_), kind)
   tail_t = runs.discounted_tails(weight * value_t, power)
   at_k, live_k = found

@@ -28,7 +28,7 @@ def masked_sum(
     Two scalars, float32 or float64; (0, 0) for an empty mask.
   """
   x, mask = jnp.asarray(x), jnp.asarray(mask)
-  total = floats.masked_sum(x, mask)
+  total = floats.wide(jnp.where(mask, x, 0)).sum()
   # Counted in whole numbers: float32 would stop at 2²⁴.
   return total, mask.sum(dtype=jnp.int32).astype(total.dtype)
 
@@ -58,10 +58,9 @@ def masked_moments(
   chex.assert_equal_shape([x, mask])
   chex.assert_type([x, mask], [float, bool])
   low, high, count = _range_and_count(x, mask)
-  mean = floats.masked_sum(x, mask) / jnp.maximum(count, 1)
+  mean = floats.wide(jnp.where(mask, x, 0)).sum() / jnp.maximum(count, 1)
   offset = jnp.where(mask, floats.wide(x) - mean, 0)
-  square = floats.masked_sum(jnp.square(offset), mask)
-  variance = square / jnp.maximum(count - 1, 1)
+  variance = jnp.square(offset).sum() / jnp.maximum(count - 1, 1)
   return mean, jnp.where(nearly_equal(low, high), 0.0, variance)
 
 
