@@ -53,7 +53,8 @@ class StepTable:
       bound fixed by the shape, and slots that are not live hold 0.
     group: [S] int32 number of the group, 0 .. N-1; 0 where not live.
     anchor: [S] int32 number of the state, 0 .. S-1: equal exactly where group
-      and anchor observation both are; 0 where not live.
+      and anchor observation both are, and unlike all others without an anchor
+      observation; 0 where not live.
   """
 
   live: chex.Array

@@ -274,7 +274,8 @@ class Step:
     terminated: True at the last step of an episode that ended by its rules.
     truncated: True at the last step of an episode cut by a limit.
     stop_reason: Why sampling of the response ended.
-    anchor_obs: Text that identifies the state, for group methods.
+    anchor_obs: Text that identifies the state, for group methods; without one
+      the step has no state in common with others.
     metadata: Facts for metrics and viewing, such as `invalid`.
   """
 

@@ -4,14 +4,17 @@ Everything is a pair (sum, weight). The learner adds the pairs over microbatches
 and devices and divides once.
 """
 
+from collections.abc import Callable
+
 import chex
 import jax
 import jax.numpy as jnp
 
 from steppo_jax.algorithms import estimators
-from steppo_jax.algorithms.table import Algorithm
+from steppo_jax.algorithms import table as algorithms_table
+from steppo_jax.algorithms.table import ALGORITHMS, Algorithm
 from steppo_jax.batch import Advantages, StepTable, TokenBatch
-from steppo_jax.ops import aggregation, losses, ratios, segments, stats
+from steppo_jax.ops import aggregation, floats, losses, ratios, segments, stats
 
 Pair = tuple[chex.Array, chex.Array]
 Metrics = dict[str, Pair]
@@ -23,6 +26,8 @@ def advantages(
   table: StepTable,
   value_bt: chex.Array | None,
   extras: estimators.Extras | None,
+  *,
+  differentiable: bool = False,
 ) -> Advantages:
   """Runs the estimator of the algorithm on the whole batch.
 
@@ -32,15 +37,19 @@ def advantages(
     table: Steps [S], likewise.
     value_bt: [B, T] critic output at every token, None without a critic.
     extras: Arrays that few methods need, or None.
+    differentiable: True lets gradients reach critic and extras, too. Within one
+      update they are constants; over several they are not, as the critic of an
+      update is what the updates before made of it. `learner.update.update`
+      takes that of its spec.
 
   Returns:
-    Advantages and value targets. No gradient reaches critic or extras through
-    them; it does reach `discount` and `lambda_`.
+    Advantages and value targets. Their gradients reach `discount`, `lambda_`
+    and the other constants; see also `differentiable`.
   """
-  estimator = getattr(estimators, algorithm.estimator)
-  value_bt, extras = jax.lax.stop_gradient(
-    (value_bt, extras or estimators.Extras())
-  )
+  estimator = _registered("estimator", algorithm.estimator)
+  extras = extras or estimators.Extras()
+  if not differentiable:
+    value_bt, extras = jax.lax.stop_gradient((value_bt, extras))
   return estimator(
     batch,
     table,
@@ -69,6 +78,8 @@ def policy_log_ratio(
     num_steps: S.
     mu: Mean token log-ratio of the whole mini-batch where
       `algorithm.center` holds (`ratios.log_ratio_mean`); not read otherwise.
+      The objective takes it for a constant: where it is computed from `logp_t`,
+      stop its gradient.
 
   Returns:
     [B, T] for a token ratio, [S] for a step ratio; 0 where there is no action.
@@ -84,7 +95,7 @@ def policy_log_ratio(
   return ratios.pooled_log_ratio_centered(
     z_t,
     batch.step_ids,
-    jax.lax.stop_gradient(mu) if algorithm.center else 0.0,
+    mu if algorithm.center else 0.0,
     num_steps=num_steps,
     power=algorithm.power,
   )
@@ -122,19 +133,22 @@ def policy_loss(
   ids, mask = batch.step_ids, batch.step_ids > 0
   # Values outside the actions are masked where they are added up; here their
   # gradients end, even where poison would have made one NaN.
-  logp_t = jnp.where(mask, logp_t, 0).astype(jnp.float32)
+  logp_t = floats.wide(jnp.where(mask, logp_t, 0))
   z = policy_log_ratio(algorithm, logp_t, batch, num_steps=num_steps, mu=mu)
   advantage = _to_clock(advantage, z, ids, num_steps)
-  loss, clipped, z = _SURROGATES[algorithm.surrogate](
+  loss, clipped, z = _registered("surrogate", algorithm.surrogate)(
     algorithm, z, advantage, logp_t, batch
   )
   loss_t = loss if loss.ndim == 2 else segments.to_tokens(loss, ids)
   kl_t = jnp.zeros_like(loss_t)
   if ref_logp_t is not None:
-    kl_t = losses.kl_k3(logp_t, ref_logp_t)
-  total_t = (
-    loss_t + algorithm.kl_coef * kl_t - algorithm.entropy_coef * entropy_t
+    kl_t = losses.kl_k3(*floats.of(logp_t, ref_logp_t))
+  loss_t, kl_t, entropy_t = floats.of(loss_t, kl_t, entropy_t)
+  kl_coef, entropy_coef = (
+    floats.constant(x, loss_t.dtype)
+    for x in (algorithm.kl_coef, algorithm.entropy_coef)
   )
+  total_t = loss_t + kl_coef * kl_t - entropy_coef * entropy_t
   reduce = lambda x_t: _aggregate(algorithm, x_t, ids, table)
   z_t = ratios.log_ratio(logp_t, batch.behaviour_logp, mask)
   clock = (
@@ -149,7 +163,8 @@ def policy_loss(
     "clip_fraction": stats.masked_sum(clipped.astype(jnp.float32), clock),
     "advantage": stats.masked_sum(advantage, clock),
     "advantage_abs": stats.masked_sum(jnp.abs(advantage), clock),
-    "approx_kl": stats.masked_sum(losses.kl_k3(z_t, jnp.zeros_like(z_t)), mask),
+    # Tokens of the policy that sampled: KL from it to the policy.
+    "approx_kl": stats.masked_sum(losses.kl_k3(jnp.zeros_like(z_t), z_t), mask),
   }
   return reduce(total_t), jax.lax.stop_gradient(metrics)
 
@@ -196,10 +211,9 @@ def value_loss_terms(
   else:
     at, mask = segments.flat_parent(batch.parent), batch.step_ids > 0
   # A slot that is not trained reads its own target: error 0, gradient 0.
-  target = jnp.where(mask, target, 0).astype(jnp.float32)
-  value, old_value = (
-    jnp.where(mask, x.astype(jnp.float32).reshape(-1)[at], 0.0)
-    for x in (value_bt, old_value_bt)
+  target, value, old_value = floats.of(
+    jnp.where(mask, target, 0),
+    *(jnp.where(mask, x.reshape(-1)[at], 0) for x in (value_bt, old_value_bt)),
   )
   loss, clipped = losses.value_loss(
     value, old_value, target, value_clip=value_clip
@@ -248,7 +262,7 @@ def _cispo(algorithm, z, advantage, logp_t, batch):
 
 def _soft(algorithm, z, advantage, logp_t, batch):
   del logp_t, batch
-  up, down = algorithm.tau
+  up, down = (floats.constant(x, z.dtype) for x in algorithm.tau)
   tau = jnp.where(advantage >= 0, up, down)
   loss, clipped = losses.soft_gate(losses.bounded_exp(z), advantage, tau=tau)
   return loss, clipped, z
@@ -271,25 +285,86 @@ def _log_clip(algorithm, z, advantage, logp_t, batch):
   return -losses.bounded_exp(z) * advantage, clipped, z
 
 
-_SURROGATES = {
-  "clip": _clip,
-  "cispo": _cispo,
-  "soft": _soft,
-  "log_clip": _log_clip,
+def _token_mean(x_t, step_ids, count_k, trajectory_k, *, constant):
+  del count_k, trajectory_k, constant
+  return aggregation.token_mean(x_t, step_ids)
+
+
+def _step_mean(x_t, step_ids, count_k, trajectory_k, *, constant):
+  del trajectory_k, constant
+  num_steps = count_k.shape[0]
+  return aggregation.step_mean_loss(x_t, step_ids, num_steps=num_steps)
+
+
+def _without_constant(function):
+  return lambda *arrays, constant: function(*arrays)
+
+
+# What a row of the table names, by kind and name.
+_FUNCTIONS: dict[str, dict[str, Callable]] = {
+  "estimator": {
+    name: getattr(estimators, name)
+    for name in dict.fromkeys(row.estimator for row in ALGORITHMS.values())
+  },
+  "surrogate": {
+    "clip": _clip,
+    "cispo": _cispo,
+    "soft": _soft,
+    "log_clip": _log_clip,
+  },
+  "aggregation": {
+    "token_mean": _token_mean,
+    "step_mean_loss": _step_mean,
+    "token_sum_over_constant": aggregation.token_sum_over_constant,
+  }
+  | {
+    name: _without_constant(getattr(aggregation, name))
+    for name in ("trajectory_step_mean", "trajectory_token_mean")
+  },
 }
+
+
+def register(kind: str, name: str, function: Callable) -> None:
+  """Gives rows of the table a function of one's own to name.
+
+  Args:
+    kind: What it is, and with it what it is called with:
+      "estimator": (batch, table, value_bt, extras, *, discount, lambda_, and
+        the row's `options`) -> `Advantages`; see `algorithms.estimators`.
+      "surrogate": (row, z, advantage, logp_t, batch) -> (loss, clipped, z),
+        with log-ratio z and advantage, [B, T] or [S], on the clock of the row's
+        ratio. The loss is on that clock, or [B, T].
+      "aggregation": (x_t, step_ids, count_k, trajectory_k, *, constant) ->
+        (sum, weight); see `ops.aggregation`.
+    name: What rows call it.
+    function: Of arrays, traced by JAX.
+
+  Raises:
+    ValueError: there is no such kind, or the name is taken by another function.
+  """
+  if kind not in _FUNCTIONS:
+    raise ValueError(f"kind={kind!r} is none of {', '.join(_FUNCTIONS)}")
+  if _FUNCTIONS[kind].setdefault(name, function) is not function:
+    raise ValueError(f"the {kind} {name!r} is there already: take another name")
+
+
+def check_names(algorithm: Algorithm) -> None:
+  """Refuses a row that names a function which is not there.
+
+  Raises:
+    ValueError: it is neither ours nor registered; the message has the nearest.
+  """
+  for kind in _FUNCTIONS:
+    _registered(kind, getattr(algorithm, kind))
+
+
+def _registered(kind, name):
+  return algorithms_table.lookup(kind, name, _FUNCTIONS[kind])
 
 
 def _aggregate(algorithm, x_t, step_ids, table):
   """Averages a per-token quantity the way the algorithm's loss is averaged."""
-  name, count_k = algorithm.aggregation, table.num_tokens
-  if name == "token_mean":
-    return aggregation.token_mean(x_t, step_ids)
-  if name == "step_mean_loss":
-    num_steps = table.live.shape[0]
-    return aggregation.step_mean_loss(x_t, step_ids, num_steps=num_steps)
-  if name == "token_sum_over_constant":
-    return aggregation.token_sum_over_constant(
-      x_t, step_ids, count_k, table.trajectory, constant=algorithm.constant
-    )
-  function = getattr(aggregation, name)
-  return function(x_t, step_ids, count_k, table.trajectory)
+  return _registered("aggregation", algorithm.aggregation)(
+    x_t, step_ids, table.num_tokens, table.trajectory,
+    constant=algorithm.constant,
+  )  # fmt: skip

@@ -8,6 +8,7 @@ names up.
 import dataclasses
 import difflib
 import numbers
+from collections.abc import Mapping
 from dataclasses import replace as _replace
 from typing import Any, Literal
 
@@ -146,9 +147,10 @@ ALGORITHMS: dict[str, Algorithm] = {
     "gigpo", "arXiv:2505.10978", "code", _constants(omega=1.0, **_ZSCORE),
     needs=("group", "anchor"), discount=0.95, kl_coef=0.01),
   "hgpo": Algorithm(
-    "hgpo", "HGPO, numbers of public code", "reconstruction",
-    _constants(alpha=1.0, history=1), needs=("group", "anchor"), discount=0.95,
-    kl_coef=0.01),
+    "hgpo", "arXiv:2602.22817", "code",
+    _constants(alpha=1.0, history=1, scale="deviation", base_group=False,
+               eps=1e-6),
+    needs=("group", "anchor"), discount=0.95, kl_coef=0.01),
   "gagpo": Algorithm(
     "gagpo", "arXiv:2605.13217", "secondary", _constants(**_ZSCORE),
     needs=("group", "anchor"), ratio="step", clip_low=3e-4, clip_high=4e-4,
@@ -193,7 +195,7 @@ def get(name: str) -> Algorithm:
   Raises:
     ValueError: there is none; the message names the nearest.
   """
-  return _lookup("algorithm", name, ALGORITHMS)
+  return lookup("algorithm", name, ALGORITHMS)
 
 
 def weighted(algorithm: Algorithm, weighting: str) -> Algorithm:
@@ -208,11 +210,16 @@ def weighted(algorithm: Algorithm, weighting: str) -> Algorithm:
   Raises:
     ValueError: `weighting` is none of these.
   """
-  name = _lookup("loss_weighting", weighting, LOSS_WEIGHTINGS)
+  name = lookup("loss_weighting", weighting, LOSS_WEIGHTINGS)
   return dataclasses.replace(algorithm, aggregation=name)
 
 
-def _lookup(kind, name, table):
+def lookup(kind: str, name: str, table: Mapping[str, Any]) -> Any:
+  """What a table has under a name.
+
+  Raises:
+    ValueError: nothing; the message names the nearest.
+  """
   if name in table:
     return table[name]
   near = difflib.get_close_matches(name, table, n=1, cutoff=0.5)

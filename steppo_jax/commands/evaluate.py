@@ -57,6 +57,13 @@ def _evaluate(args, rest) -> None:
   options = dataclasses.replace(options, env=env, evaluation=panel)
   with terminal.progress() as progress:
     bar = progress.add_task("episodes", total=None, info="")
+    on_failure = terminal.tells_first_failure(progress)
+
+    def on_finish(trajectory):
+      progress.advance(bar)
+      if trajectory.error is not None:
+        on_failure(trajectory)
+
     found = evaluate.evaluate(
       options,
       samples=args.samples,
@@ -65,9 +72,12 @@ def _evaluate(args, rest) -> None:
       output=args.output,
       record=args.record,
       on_start=lambda total: progress.update(bar, total=total),
-      on_finish=lambda _: progress.advance(bar),
+      on_finish=on_finish,
     )
   show.evaluation(found)
+  failed = sum(own["count"] for own in found.failures().values())
+  if failed == len(found.episodes) > 0:
+    raise RuntimeError(f"all {failed} episodes failed: nothing was evaluated")
 
 
 def _whole_numbers(option: str, text: str) -> list[int]:

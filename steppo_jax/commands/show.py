@@ -30,6 +30,12 @@ def evaluation(found: evaluation_lib.Evaluation) -> None:
     if found.lengths[split]:
       out.print(_lengths(found.lengths[split]))
   out.print("Intervals are 95 %, over tasks.", highlight=False)
+  for cause, own in found.failures().items():
+    out.print(
+      f"{own['count']} of {len(found.episodes)} episodes failed with {cause}, "
+      f"the first with {own['first']}",
+      style="red", markup=False, highlight=False, soft_wrap=True,
+    )  # fmt: skip
   for note in found.notes:
     out.print(note, markup=False, highlight=False, soft_wrap=True)
 

@@ -3,9 +3,12 @@
 import argparse
 import os
 import pathlib
+from collections.abc import Callable
 
 import rich.console
 import rich.progress
+
+from steppo_jax import types
 
 console = rich.console.Console(stderr=True)
 
@@ -28,6 +31,25 @@ def progress():
     rich.progress.TextColumn("{task.fields[info]}"),
     console=console,
   )
+
+
+def tells_first_failure(progress) -> Callable[[types.Trajectory], None]:
+  """Takes episodes that ended in an error, and tells of the first at once.
+
+  Args:
+    progress: The bars above which it is printed.
+  """
+  told = []
+
+  def on_failure(trajectory):
+    if not told:
+      progress.console.print(
+        f"episode {trajectory.uid} failed: {trajectory.error}",
+        style="red", markup=False, highlight=False, soft_wrap=True,
+      )  # fmt: skip
+    told.append(trajectory.uid)
+
+  return on_failure
 
 
 def quiet_jax() -> None:

@@ -90,6 +90,8 @@ def _run(args, rest, handler) -> None:
   supervised = isinstance(options, config.SupervisedRun)
   if supervised and joined.count > 1:
     raise ValueError("a supervised run takes one process")
+  if not supervised:
+    options.check_training()
   folder = joined.first("the run folder", opened) or opened()
   total = options.training.num_steps if supervised else options.num_updates
   terminal.say(f"run folder: {folder}")
@@ -106,23 +108,25 @@ def _run(args, rest, handler) -> None:
       episodes[0] += 1
       progress.update(bar, episodes=episodes[0])
 
-    if supervised:
-      from steppo_jax.training import imitation
+    with run_folder.removed_if_refused(folder, joined.is_first):
+      if supervised:
+        from steppo_jax.training import imitation
 
-      imitation.train(options, folder, on_update=on_update)
-    else:
-      from steppo_jax.storage import events
-      from steppo_jax.training import train
+        imitation.train(options, folder, on_update=on_update)
+      else:
+        from steppo_jax.storage import events
+        from steppo_jax.training import train
 
-      train.train(
-        options,
-        folder,
-        on_update=on_update,
-        on_episode=on_episode,
-        handler=handler,
-        age_s=events.process_age(),
-        hosts=joined,
-      )
+        train.train(
+          options,
+          folder,
+          on_update=on_update,
+          on_episode=on_episode,
+          on_failure=terminal.tells_first_failure(progress),
+          handler=handler,
+          age_s=events.process_age(),
+          hosts=joined,
+        )
   joined.close()
   if not joined.is_first:
     return

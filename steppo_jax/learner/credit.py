@@ -128,7 +128,9 @@ def assign(spec: UpdateSpec, state, reference, batch, teacher) -> Credit:
       num_steps=table.live.shape[0]
       + math.ceil(row.segment_share * math.prod(shape)),
     )
-  advantages = objective.advantages(row, flat, table, value_bt, extras)
+  advantages = objective.advantages(
+    row, flat, table, value_bt, extras, differentiable=spec.differentiable
+  )
   metrics |= _value_metrics(flat, table, advantages, value_bt, row)
   tokens = jax.tree.map(lambda x: x.reshape(shape), flat)
   batch = batch._replace(tokens=tokens, table=table)

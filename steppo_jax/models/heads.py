@@ -3,10 +3,10 @@
 from typing import Any
 
 import chex
-import jax
 import jax.numpy as jnp
 
 from steppo_jax.models import lora, transformer
+from steppo_jax.ops import floats
 
 
 def init_critic(
@@ -40,20 +40,20 @@ def values(
   positions: chex.Array,
   attend: transformer.Attend,
 ) -> chex.Array:
-  """V at every token [B, T], float32, in reward units.
+  """V at every token [B, T], at least float32, in reward units.
 
   Args:
     config: Sizes of the decoder.
     params: The critic's, from `init_critic`.
-    policy: Whose trunk a critic without one of its own reads; no gradient
-      reaches it.
+    policy: Whose trunk a critic without one of its own reads. The learner
+      differentiates in the critic's parameters alone.
     tokens: [B, T] int32.
     positions: [B, T] int32.
     attend: Who sees whom.
   """
   trunk = params.get("trunk")
   if trunk is None:
-    trunk = jax.lax.stop_gradient(policy)
+    trunk = policy
   hidden = transformer.apply(config, trunk, tokens, positions, attend)
   return read(params, hidden)
 
@@ -61,5 +61,5 @@ def values(
 def read(params: dict[str, Any], hidden: chex.Array) -> chex.Array:
   """V [B, T], float32, of hidden states [B, T, D] that a trunk made."""
   head = params["head"]
-  hidden = hidden.astype(jnp.float32)
-  return (hidden @ head["kernel"] + head["bias"]).astype(jnp.float32)
+  hidden, kernel, bias = floats.of(hidden, head["kernel"], head["bias"])
+  return hidden @ kernel + bias

@@ -5,9 +5,10 @@ the result does not depend on how a batch was cut.
 """
 
 import chex
+import jax
 import jax.numpy as jnp
 
-from steppo_jax.ops import groups, segments, stats
+from steppo_jax.ops import floats, groups, segments, stats
 
 
 def token_mean(
@@ -23,7 +24,7 @@ def token_mean(
     step_ids: [B, T] int32.
 
   Returns:
-    (sum, weight), float32 scalars; (0, 0) without action tokens.
+    (sum, weight), two scalars; (0, 0) without action tokens.
   """
   return stats.masked_sum(loss_t, jnp.asarray(step_ids) > 0)
 
@@ -43,7 +44,7 @@ def step_mean_loss(
     num_steps: S, slot 0 included.
 
   Returns:
-    (sum, weight), float32 scalars; steps without action tokens do not count.
+    (sum, weight), two scalars; steps without action tokens do not count.
   """
   mean_k = segments.step_mean(loss_t, step_ids, num_steps=num_steps)
   here_k = segments.step_count(step_ids, num_steps=num_steps) > 0
@@ -71,14 +72,14 @@ def trajectory_step_mean(
     trajectory_k: [S] int32 trajectory of each step, below S.
 
   Returns:
-    (sum, weight), float32 scalars. Over all rows the weights add up to the
+    (sum, weight), two scalars. Over all rows the weights add up to the
     number of trajectories with action tokens.
   """
   num_steps = trajectory_k.shape[0]
   mean_k = segments.step_mean(loss_t, step_ids, num_steps=num_steps)
   here_k = segments.step_count(step_ids, num_steps=num_steps) > 0
   steps_n = groups.group_count(trajectory_k, count_k > 0, num_groups=num_steps)
-  share_k = 1.0 / jnp.maximum(steps_n[trajectory_k], 1)
+  share_k = 1.0 / jnp.maximum(steps_n[trajectory_k], 1).astype(mean_k.dtype)
   total, _ = stats.masked_sum(mean_k * share_k, here_k)
   weight, _ = stats.masked_sum(share_k, here_k)
   return total, weight
@@ -105,18 +106,18 @@ def trajectory_token_mean(
     trajectory_k: [S] int32 trajectory of each step, below S.
 
   Returns:
-    (sum, weight), float32 scalars. Over all rows the weights add up to the
+    (sum, weight), two scalars. Over all rows the weights add up to the
     number of trajectories with action tokens.
   """
   num_steps = trajectory_k.shape[0]
-  tokens_n = groups.group_sum(
-    count_k.astype(jnp.float32), trajectory_k, count_k > 0, num_groups=num_steps
-  )
-  share_k = 1.0 / jnp.maximum(tokens_n[trajectory_k], 1)
   sum_k = segments.step_sum(loss_t, step_ids, num_steps=num_steps)
   here_k = segments.step_count(step_ids, num_steps=num_steps)
+  tokens_n = jax.ops.segment_sum(
+    jnp.asarray(count_k), trajectory_k, num_segments=num_steps
+  )
+  share_k = 1.0 / jnp.maximum(tokens_n[trajectory_k], 1).astype(sum_k.dtype)
   total = (sum_k * share_k).sum()
-  return total, (here_k.astype(jnp.float32) * share_k).sum()
+  return total, (here_k.astype(sum_k.dtype) * share_k).sum()
 
 
 def token_sum_over_constant(
@@ -142,7 +143,7 @@ def token_sum_over_constant(
     constant: Tokens, such as the longest response allowed.
 
   Returns:
-    (sum, weight), float32 scalars. Over all rows the weights add up to the
+    (sum, weight), two scalars. Over all rows the weights add up to the
     constant times the number of trajectories with action tokens.
 
   Source: Liu et al. 2025, Dr. GRPO, arXiv:2503.20783.
@@ -151,4 +152,4 @@ def token_sum_over_constant(
   _, trajectories = trajectory_token_mean(
     loss_t, step_ids, count_k, trajectory_k
   )
-  return total, constant * trajectories
+  return total, floats.constant(constant, total.dtype) * trajectories

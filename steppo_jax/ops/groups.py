@@ -10,15 +10,16 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from steppo_jax.ops import stats
+from steppo_jax.ops import floats, stats
 
 
-def _check(x_n, group_n, live_n):
+def _check(x_n, group_n, live_n, num_groups):
   x_n, group_n, live_n = map(jnp.asarray, (x_n, group_n, live_n))
   chex.assert_rank(x_n, 1)
   chex.assert_equal_shape([x_n, group_n, live_n])
   chex.assert_type([x_n, group_n, live_n], [float, int, bool])
-  return jnp.where(live_n, x_n, 0).astype(jnp.float32), group_n, live_n
+  floats.check_below(group_n, num_groups, "group_n", "num_groups")
+  return floats.wide(jnp.where(live_n, x_n, 0)), group_n, live_n
 
 
 def group_sum(
@@ -37,17 +38,25 @@ def group_sum(
 
   Raises:
     AssertionError: the shapes differ, or `x_n` is not floating point.
+    ValueError: `group_n` holds a number that `num_groups` leaves no room for.
+      Traced numbers are not known: such members are then left out.
   """
-  x_n, group_n, _ = _check(x_n, group_n, live_n)
-  return jax.ops.segment_sum(x_n, group_n, num_segments=num_groups)
+  x_n, group_n, live_n = _check(x_n, group_n, live_n, num_groups)
+  return floats.segment_sum(x_n, group_n, live_n, num_segments=num_groups)
 
 
 def group_count(
   group_n: chex.Array, live_n: chex.Array, *, num_groups: int
 ) -> chex.Array:
   """Number of members of each group, [G] float32."""
-  ones = jnp.ones(jnp.shape(group_n), jnp.float32)
-  return group_sum(ones, group_n, live_n, num_groups=num_groups)
+  group_n, live_n = jnp.asarray(group_n), jnp.asarray(live_n)
+  chex.assert_equal_shape([group_n, live_n])
+  chex.assert_type([group_n, live_n], [int, bool])
+  floats.check_below(group_n, num_groups, "group_n", "num_groups")
+  # Counted in whole numbers: float32 would stop at 2²⁴.
+  return jax.ops.segment_sum(
+    live_n.astype(jnp.int32), group_n, num_segments=num_groups
+  ).astype(jnp.float32)
 
 
 def group_mean(
@@ -56,7 +65,7 @@ def group_mean(
   """Mean over the members of each group, [G] float32, 0 for an empty group."""
   total = group_sum(x_n, group_n, live_n, num_groups=num_groups)
   count = group_count(group_n, live_n, num_groups=num_groups)
-  return total / jnp.maximum(count, 1)
+  return total / jnp.maximum(count, 1).astype(total.dtype)
 
 
 def group_spread(
@@ -80,7 +89,7 @@ def group_spread(
   Raises:
     AssertionError: the shapes differ, or `x_n` is not floating point.
   """
-  x_n, group_n, live_n = _check(x_n, group_n, live_n)
+  x_n, group_n, live_n = _check(x_n, group_n, live_n, num_groups)
   low_n, high_n = stats.bounds(x_n, live_n)
   low = jax.ops.segment_min(low_n, group_n, num_segments=num_groups)
   high = jax.ops.segment_max(high_n, group_n, num_segments=num_groups)
@@ -112,7 +121,7 @@ def group_center(
 
   Source: Liu et al. 2025, Dr. GRPO, arXiv:2503.20783.
   """
-  x_n, group_n, live_n = _check(x_n, group_n, live_n)
+  x_n, group_n, live_n = _check(x_n, group_n, live_n, num_groups)
   mean_g = group_mean(x_n, group_n, live_n, num_groups=num_groups)
   spread_g = group_spread(x_n, group_n, live_n, num_groups=num_groups)
   keep_n = live_n & spread_g[group_n]
@@ -157,13 +166,14 @@ def group_zscore(
   """
   if singleton not in ("zero", "raw"):
     raise ValueError(f"singleton is 'zero' or 'raw', not {singleton!r}")
-  x_n, group_n, live_n = _check(x_n, group_n, live_n)
+  x_n, group_n, live_n = _check(x_n, group_n, live_n, num_groups)
   centered_n = group_center(x_n, group_n, live_n, num_groups=num_groups)
   square_g = group_sum(
     jnp.square(centered_n), group_n, live_n, num_groups=num_groups
   )
   count_g = group_count(group_n, live_n, num_groups=num_groups)
-  variance_g = square_g / jnp.maximum(count_g - 1, 1)
+  variance_g = square_g / jnp.maximum(count_g - 1, 1).astype(square_g.dtype)
+  eps = floats.constant(eps, square_g.dtype)
   result_n = centered_n / (stats.deviation(variance_g)[group_n] + eps)
   result_n = jnp.where(live_n, result_n, 0.0)
   if singleton == "raw":
@@ -198,6 +208,7 @@ def group_leave_one_out(
   """
   centered_n = group_center(x_n, group_n, live_n, num_groups=num_groups)
   count_n = group_count(group_n, live_n, num_groups=num_groups)[group_n]
+  count_n = count_n.astype(centered_n.dtype)
   return centered_n * count_n / jnp.maximum(count_n - 1, 1)
 
 

@@ -4,6 +4,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from steppo_jax.ops import floats
+
 # exp(20) = 4.9e8 is past every clip and far from the end of float32.
 LOG_BOUND = 20.0
 
@@ -32,7 +34,7 @@ def clipped_surrogate(
     dual_clip: c > 1, or None for no bound where A < 0.
 
   Returns:
-    Loss, float32, and whether a clip cut its gradient to 0, bool.
+    Loss, float32 or float64, and whether a clip cut its gradient to 0, bool.
 
   Raises:
     AssertionError: the shapes differ or the arrays are not floating point.
@@ -42,11 +44,13 @@ def clipped_surrogate(
   """
   ratio, advantage = _floats(ratio, advantage)
   plain = -ratio * advantage
-  bounded = -jnp.clip(ratio, 1.0 - clip_low, 1.0 + clip_high) * advantage
-  loss, clipped = jnp.maximum(plain, bounded), bounded > plain
+  bounded = -_clip(ratio, 1.0 - clip_low, 1.0 + clip_high) * advantage
+  # At the edge itself nothing is clipped: a maximum would halve the gradient.
+  clipped = bounded > plain
+  loss = jnp.where(clipped, bounded, plain)
   if dual_clip is None:
     return loss, clipped
-  ceiling = -dual_clip * advantage
+  ceiling = -floats.constant(dual_clip, advantage.dtype) * advantage
   capped = (advantage < 0) & (loss > ceiling)
   return jnp.where(capped, ceiling, loss), clipped | capped
 
@@ -63,9 +67,11 @@ def cispo(
 
     -sg(clip(w, 1 - low, 1 + high)) A log π(a)
 
-  No token loses its gradient. At w = 1 it is REINFORCE. With both clips
-  infinite it has the gradient of the surrogate -w A without a clip, because
-  ∇w = w ∇log π for the ratio w of that same action.
+  The weight is a constant for the gradient of the loss. It is none for the
+  gradient of that gradient, so that what training makes of the loss is
+  differentiated as what it is. No token loses its gradient. At w = 1 it is
+  REINFORCE. With both clips infinite it has the gradient of the surrogate -w A
+  without a clip, because ∇w = w ∇log π for the ratio w of that same action.
 
   Args:
     logp: Any shape, float.
@@ -75,7 +81,7 @@ def cispo(
     clip_high: Distance above 1.
 
   Returns:
-    Loss, float32, and whether the weight was clipped, bool.
+    Loss, float32 or float64, and whether the weight was clipped, bool.
 
   Raises:
     AssertionError: the shapes differ or the arrays are not floating point.
@@ -83,8 +89,8 @@ def cispo(
   Source: MiniMax 2025, arXiv:2506.13585, eq. 4.
   """
   logp, ratio, advantage = _floats(logp, ratio, advantage)
-  weight = jnp.clip(ratio, 1.0 - clip_low, 1.0 + clip_high)
-  loss = -jax.lax.stop_gradient(weight) * advantage * logp
+  weight = _clip(ratio, 1.0 - clip_low, 1.0 + clip_high)
+  loss = -_constant_times(weight, advantage * logp)
   return loss, weight != ratio
 
 
@@ -108,7 +114,7 @@ def soft_gate(
     tau: Sharpness of the gate, > 0; may be an array in the same shape.
 
   Returns:
-    Loss, float32, and False everywhere: nothing is clipped.
+    Loss, float32 or float64, and False everywhere: nothing is clipped.
 
   Raises:
     AssertionError: the shapes differ or the arrays are not floating point.
@@ -116,6 +122,7 @@ def soft_gate(
   Source: Gao et al. 2025, Soft Adaptive Policy Optimization, arXiv:2511.20347.
   """
   ratio, advantage = _floats(ratio, advantage)
+  tau = floats.constant(tau, ratio.dtype)
   gate = (4.0 / tau) * jax.nn.sigmoid(tau * (ratio - 1.0))
   return -gate * advantage, jnp.zeros(ratio.shape, bool)
 
@@ -143,7 +150,7 @@ def log_clip(
     clip_high: Distance above 0.
 
   Returns:
-    Log-ratio, float32, and whether it was clipped, bool.
+    Log-ratio, float32 or float64, and whether it was clipped, bool.
 
   Raises:
     AssertionError: the shapes differ or the arrays are not floating point.
@@ -151,9 +158,21 @@ def log_clip(
   Source: Zhao et al. 2025, arXiv:2507.20673.
   """
   z_t, advantage = _floats(z_t, advantage)
-  bounded = jnp.clip(z_t, -clip_low, clip_high)
+  bounded = _clip(z_t, -clip_low, clip_high)
   clipped = jnp.where(advantage >= 0, z_t > bounded, z_t < bounded)
   return jnp.where(clipped, bounded, z_t), clipped
+
+
+@jax.custom_jvp
+def _constant_times(weight, x):
+  return weight * x
+
+
+@_constant_times.defjvp
+def _(primals, tangents):
+  weight, x = primals
+  # The weight has no tangent; where it is a factor of one, it is itself.
+  return _constant_times(weight, x), weight * tangents[1]
 
 
 def value_loss(
@@ -177,7 +196,7 @@ def value_loss(
     value_clip: c in units of value, or None for the plain error.
 
   Returns:
-    Loss, float32, and whether the clipped error was the larger, bool.
+    Loss, at least float32, and whether the clipped error was the larger, bool.
 
   Raises:
     AssertionError: the shapes differ or the arrays are not floating point.
@@ -188,9 +207,11 @@ def value_loss(
   plain = jnp.square(value - target)
   if value_clip is None:
     return 0.5 * plain, jnp.zeros(plain.shape, bool)
+  value_clip = floats.constant(value_clip, value.dtype)
   near = jnp.clip(value, old_value - value_clip, old_value + value_clip)
   bounded = jnp.square(near - target)
-  return 0.5 * jnp.maximum(plain, bounded), bounded > plain
+  clipped = bounded > plain
+  return 0.5 * jnp.where(clipped, bounded, plain), clipped
 
 
 def kl_k1(logp: chex.Array, ref_logp: chex.Array) -> chex.Array:
@@ -220,20 +241,32 @@ def kl_k3(logp: chex.Array, ref_logp: chex.Array) -> chex.Array:
     ref_logp: Same shape, float, under the reference policy.
 
   Returns:
-    Same shape, float32.
+    Same shape, float32 or float64.
 
   Raises:
     AssertionError: the shapes differ or the arrays are not floating point.
 
   Source: Schulman 2020, http://joschu.net/blog/kl-approx.html.
   """
-  gap = jnp.clip(-kl_k1(logp, ref_logp), -LOG_BOUND, LOG_BOUND)
+  gap = bounded_log(-kl_k1(logp, ref_logp))
   return jnp.expm1(gap) - gap
 
 
 def bounded_exp(z: chex.Array) -> chex.Array:
   """exp of a log-ratio held within ±20, so that no ratio overflows."""
-  return jnp.exp(jnp.clip(z, -LOG_BOUND, LOG_BOUND))
+  return jnp.exp(bounded_log(z))
+
+
+def bounded_log(z: chex.Array) -> chex.Array:
+  """A log-ratio held within ±20; beyond, and not at ±20, no gradient flows."""
+  z = jnp.asarray(z)
+  bound = jnp.asarray(LOG_BOUND, z.dtype)
+  return jnp.where(z > bound, bound, jnp.where(z < -bound, -bound, z))
+
+
+def _clip(x, low, high):
+  low, high = (floats.constant(bound, x.dtype) for bound in (low, high))
+  return jnp.clip(x, low, high)
 
 
 def _floats(*arrays):
@@ -241,4 +274,4 @@ def _floats(*arrays):
   chex.assert_equal_shape(arrays)
   for x in arrays:
     chex.assert_type(x, float)
-  return [x.astype(jnp.float32) for x in arrays]
+  return floats.of(*arrays)

@@ -1,13 +1,13 @@
 """Log-ratios between policies, their pooling over a step, rollout correction.
 
-zᵢ = log π_new(aᵢ) - log π_old(aᵢ), always float32 and masked before exp.
+zᵢ = log π_new(aᵢ) - log π_old(aᵢ), at least float32 and masked before exp.
 """
 
 import chex
 import jax
 import jax.numpy as jnp
 
-from steppo_jax.ops import segments, stats
+from steppo_jax.ops import floats, segments, stats
 
 
 def log_ratio(
@@ -26,7 +26,8 @@ def log_ratio(
     action_mask: [B, T] bool; neither log-probability is read elsewhere.
 
   Returns:
-    [B, T] float32, 0 outside the mask, where no gradient flows either.
+    [B, T], float32 or float64, 0 outside the mask, where no gradient flows
+    either.
 
   Raises:
     AssertionError: the shapes differ, or log-probabilities are not floats.
@@ -38,9 +39,10 @@ def log_ratio(
   chex.assert_type(
     [logp_t, behaviour_logp_t, action_mask], [float, float, bool]
   )
-  logp_t = jnp.where(action_mask, logp_t, 0).astype(jnp.float32)
-  behaviour_logp_t = jnp.where(action_mask, behaviour_logp_t, 0)
-  return logp_t - behaviour_logp_t.astype(jnp.float32)
+  logp_t, behaviour_logp_t = floats.of(
+    *(jnp.where(action_mask, x, 0) for x in (logp_t, behaviour_logp_t))
+  )
+  return logp_t - behaviour_logp_t
 
 
 def log_ratio_mean(
@@ -55,7 +57,7 @@ def log_ratio_mean(
     step_ids: [B, T] int32.
 
   Returns:
-    Two float32 scalars.
+    Two scalars, float32 or float64.
   """
   return stats.masked_sum(z_t, jnp.asarray(step_ids) > 0)
 
@@ -90,7 +92,7 @@ def pooled_log_ratio(
     center: True for CAPO.
 
   Returns:
-    [S] float32; 0 for slot 0 and for steps without action tokens.
+    [S], float32 or float64; 0 for slot 0 and for steps without action tokens.
 
   Raises:
     AssertionError: the shapes differ, or `z_t` is not floating point.
@@ -129,16 +131,21 @@ def pooled_log_ratio_centered(
     power: 0 product of the token ratios, 0.5 square root, 1 geometric mean.
 
   Returns:
-    [S] float32; 0 for slot 0 and for steps without action tokens.
+    [S], float32 or float64; 0 for slot 0 and for steps without action tokens.
 
   Raises:
     AssertionError: the shapes differ, or `z_t` is not floating point.
   """
-  offset_k = segments.step_sum(z_t - mu, step_ids, num_steps=num_steps)
+  z_t = jnp.asarray(z_t)
+  kind = floats.common(z_t, mu, power)
+  mu, power = (floats.constant(x, kind) for x in (mu, power))
+  offset_k = segments.step_sum(
+    z_t.astype(kind) - mu, step_ids, num_steps=num_steps
+  )
   count_k = segments.step_count(step_ids, num_steps=num_steps)
-  length_k = jnp.maximum(count_k, 1).astype(jnp.float32)
+  length_k = jnp.maximum(count_k, 1).astype(kind)
   pooled_k = mu + offset_k / length_k**power
-  return jnp.where(count_k > 0, pooled_k, 0.0).astype(jnp.float32)
+  return jnp.where(count_k > 0, pooled_k, 0.0)
 
 
 def rollout_weight(
@@ -176,7 +183,7 @@ def rollout_weight(
     high: Cap, or upper end of the band.
 
   Returns:
-    [B, T] float32, a constant for the gradient; 0 outside the actions.
+    [B, T], at least float32, a constant for the gradient; 0 outside actions.
 
   Raises:
     ValueError: `kind` is unknown.
@@ -188,7 +195,8 @@ def rollout_weight(
   segments.check_step_ids(step_ids, z_t)
   if kind not in _ROLLOUT_WEIGHTS:
     raise ValueError(f"kind is one of {sorted(_ROLLOUT_WEIGHTS)}, not {kind!r}")
-  z_t = jnp.where(step_ids > 0, z_t, 0).astype(jnp.float32)
+  z_t = floats.wide(jnp.where(step_ids > 0, z_t, 0))
+  low, high = (floats.constant(x, z_t.dtype) for x in (low, high))
   weight_t = _ROLLOUT_WEIGHTS[kind](z_t, step_ids, num_steps, low, high)
   return jax.lax.stop_gradient(jnp.where(step_ids > 0, weight_t, 0.0))
 
@@ -213,7 +221,7 @@ def _icepop(z_t, step_ids, num_steps, low, high):
 def _geometric(z_t, step_ids, num_steps, low, high):
   ratio_k = jnp.exp(segments.step_mean(z_t, step_ids, num_steps=num_steps))
   inside_k = (ratio_k >= low) & (ratio_k <= high)
-  return segments.to_tokens(inside_k.astype(jnp.float32), step_ids)
+  return segments.to_tokens(inside_k.astype(ratio_k.dtype), step_ids)
 
 
 _ROLLOUT_WEIGHTS = {

@@ -8,7 +8,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from steppo_jax.ops import runs, segments
+from steppo_jax.ops import floats, runs, segments
 
 
 def _reverse_affine(offset_k, slope_k, last_k):
@@ -33,7 +33,7 @@ def _reverse_affine(offset_k, slope_k, last_k):
 
 def _zero(like):
   """0.0 that varies over the same mesh axes as `like`, for a scan's carry."""
-  return jnp.isfinite(like) * jnp.float32(0)
+  return jnp.isfinite(like).astype(like.dtype) * 0
 
 
 def _check_steps(reward_k, last_k, bootstrap_k, *others):
@@ -73,7 +73,7 @@ def discounted_returns(
     discount: γ in [0, 1], per step.
 
   Returns:
-    [S] float32.
+    [S] float, of the type of what is given and at least float32.
 
   Raises:
     AssertionError: the arrays differ in shape, or rewards are not floats.
@@ -82,10 +82,12 @@ def discounted_returns(
     jnp.asarray, (reward_k, last_k, bootstrap_k)
   )
   _check_steps(reward_k, last_k, bootstrap_k)
-  tail_k = jnp.where(last_k, bootstrap_k, 0).astype(jnp.float32)
+  kind = floats.common(reward_k, bootstrap_k, discount)
+  discount = floats.constant(discount, kind)
+  tail_k = jnp.where(last_k, bootstrap_k.astype(kind), 0)
   return _reverse_affine(
-    reward_k.astype(jnp.float32) + discount * tail_k,
-    jnp.where(last_k, 0.0, discount).astype(jnp.float32),
+    reward_k.astype(kind) + discount * tail_k,
+    jnp.where(last_k, 0.0, discount).astype(kind),
     last_k,
   )
 
@@ -125,7 +127,8 @@ def step_gae(
     lambda_: λ in [0, 1], per step.
 
   Returns:
-    Advantages [S], not whitened, and value targets Aₖ + vₖ [S], float32.
+    Advantages [S], not whitened, and value targets Aₖ + vₖ [S], of the type of
+    what is given and at least float32.
 
   Raises:
     AssertionError: the arrays differ in shape or are not floating point.
@@ -137,12 +140,13 @@ def step_gae(
     jnp.asarray, (reward_k, value_k, last_k, bootstrap_k)
   )
   _check_steps(reward_k, last_k, bootstrap_k, value_k)
-  value_k = value_k.astype(jnp.float32)
-  next_k = jnp.where(last_k, bootstrap_k, jnp.roll(value_k, -1))
-  delta_k = reward_k.astype(jnp.float32) + discount * next_k - value_k
+  kind = floats.common(reward_k, value_k, bootstrap_k, discount, lambda_)
+  discount, lambda_ = (floats.constant(x, kind) for x in (discount, lambda_))
+  value_k = value_k.astype(kind)
+  next_k = jnp.where(last_k, bootstrap_k.astype(kind), jnp.roll(value_k, -1))
   advantage_k = _reverse_affine(
-    delta_k.astype(jnp.float32),
-    jnp.where(last_k, 0.0, discount * lambda_).astype(jnp.float32),
+    reward_k.astype(kind) + discount * next_k - value_k,
+    jnp.where(last_k, 0.0, discount * lambda_).astype(kind),
     last_k,
   )
   return advantage_k, advantage_k + value_k
@@ -177,8 +181,9 @@ def token_gae(
 
   It is fast where the tokens of every step lie side by side. Should one step of
   the batch have other tokens or gaps in it, rows are sorted first, which takes
-  several times as long. Steps that share a row share its rounding errors, and a
-  value that is no finite number.
+  several times as long. Steps that share a row share its rounding errors. A
+  value that is not finite makes NaN of its own step and of the steps before it
+  in its trajectory, and of no other trajectory.
 
   Args:
     reward_k: [S] float reward of the transition that step k caused.
@@ -194,8 +199,8 @@ def token_gae(
     lambda_: λ in [0, 1], per token.
 
   Returns:
-    Advantages [B, T], not whitened, and value targets Aᵢ + vᵢ [B, T], float32;
-    both 0 where `step_ids` is 0.
+    Advantages [B, T], not whitened, and value targets Aᵢ + vᵢ [B, T], of the
+    type of what is given and at least float32; both 0 where `step_ids` is 0.
 
   Raises:
     AssertionError: the arrays differ in shape or are not floating point.
@@ -208,8 +213,25 @@ def token_gae(
   _check_steps(reward_k, last_k, bootstrap_k)
   segments.check_step_ids(step_ids, value_t)
   chex.assert_type(value_t, float)
+  num_steps = reward_k.shape[0]
+  floats.check_below(step_ids, num_steps, "step_ids", "the number of steps")
+  kind = floats.common(reward_k, value_t, bootstrap_k, discount, lambda_)
+  discount, lambda_ = (floats.constant(x, kind) for x in (discount, lambda_))
+  reward_k, value_t, bootstrap_k = (
+    x.astype(kind) for x in (reward_k, value_t, bootstrap_k)
+  )
+  value_t = jnp.where(step_ids > 0, value_t, 0)
+  broken_t = ~jnp.isfinite(value_t)
+  # Sums along rows, which steps share, do not meet it; its own steps do.
+  value_t = jnp.where(broken_t, 0, value_t)
+  poison_k = jax.lax.cond(
+    broken_t.any(),
+    lambda: _poison(broken_t, step_ids, num_steps, kind),
+    lambda: _zeros(broken_t, num_steps, kind),
+  )
+  reward_k = reward_k + poison_k
   arrays = reward_k, value_t, step_ids, last_k, bootstrap_k
-  num_runs, num_steps = runs.count_runs(step_ids), reward_k.shape[0]
+  num_runs = runs.count_runs(step_ids)
   # A scatter visits tokens one by one. Every eighth will do, unless a shorter
   # step hides between them: there are never more steps than runs.
   found = runs.one_token(step_ids, num_steps, 8)
@@ -223,6 +245,21 @@ def token_gae(
     lambda: _unbroken_gae(*arrays, found, discount, lambda_),
     lambda: _reordered_gae(*arrays, discount, lambda_),
   )
+
+
+def _poison(broken_t, step_ids, num_steps, kind):
+  """[S] NaN for steps that have a value which is not finite, 0 elsewhere."""
+  broken_k = jax.ops.segment_max(
+    broken_t.astype(jnp.int32).reshape(-1),
+    step_ids.reshape(-1),
+    num_segments=num_steps,
+  )
+  return jnp.where(broken_k > 0, jnp.nan, 0).astype(kind)
+
+
+def _zeros(like, num_steps, kind):
+  """[S] zeros that vary over the same mesh axes as `like`."""
+  return jnp.zeros(num_steps, kind) + (like.reshape(-1)[0] & False).astype(kind)
 
 
 def _unbroken_gae(
@@ -251,13 +288,9 @@ def _unbroken_gae(
   """
   rows, columns = step_ids.shape
   action = step_ids > 0
-  value_t = jnp.where(action, value_t, 0).astype(jnp.float32)
-  # An integer exponent: its gradient is right at γλ = 0 too.
-  power = jax.lax.pow(
-    jnp.full(columns + 1, discount * lambda_, jnp.float32),
-    jnp.arange(columns + 1, dtype=jnp.int32),
-  )
-  weight = jnp.asarray(discount * (1.0 - lambda_), jnp.float32)
+  kind = value_t.dtype
+  power = runs.powers(jnp.asarray(discount * lambda_, kind), columns + 1)
+  weight = jnp.asarray(discount * (1.0 - lambda_), kind)
   tail_t = runs.discounted_tails(weight * value_t, power)
   at_k, live_k = found
   first_k, final_k = runs.ends_of_runs(step_ids, jnp.where(live_k, at_k, 0))
@@ -269,10 +302,10 @@ def _unbroken_gae(
   # uᵢ = (1-λ) vᵢ + λ Gᵢ the target before it is γ uᵢ.
   target_k = tail_first_k - power[final_k - first_k] * tail_final_k
   start_k = (1.0 - lambda_) * value_t.reshape(-1)[first_k] + lambda_ * target_k
-  start_k = jnp.where(live_k, start_k, 0).astype(jnp.float32)
+  start_k = jnp.where(live_k, start_k, 0)
   after_k = jnp.where(last_k, bootstrap_k, jnp.roll(start_k, -1))
   inflow_k = _reverse_affine(
-    reward_k.astype(jnp.float32) + (discount * after_k).astype(jnp.float32),
+    reward_k + discount * after_k,
     jnp.where(last_k, 0.0, jnp.roll(power[count_k], -1)),
     last_k,
   )
@@ -310,5 +343,4 @@ def _reordered_gae(
   row = jnp.arange(step_ids.shape[0])[:, None]
   back = jnp.zeros_like(target_t).at[row, order]
   target_t = back.set(target_t, unique_indices=True)
-  value_t = jnp.where(step_ids > 0, value_t, 0).astype(jnp.float32)
   return target_t - value_t, target_t

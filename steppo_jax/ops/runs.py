@@ -4,6 +4,8 @@ What `returns.token_gae` is made of. A run is a maximal stretch of tokens of one
 step in one row.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -63,6 +65,22 @@ def order(step_ids, num_steps):
   return (jnp.sort(key, axis=1) % columns).astype(jnp.int32)
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def powers(base, count):
+  """1, c, c², ... as [count]; with all derivatives, at c = 0 too."""
+  exponent = jnp.arange(count, dtype=jnp.int32)
+  return jax.lax.pow(jnp.full(count, base), exponent)
+
+
+@powers.defjvp
+def _(count, primals, tangents):
+  power = powers(primals[0], count)
+  exponent = jnp.arange(count).astype(power.dtype)
+  # The slope of cⁿ is n times the power before it.
+  before = jnp.concatenate([jnp.zeros_like(power[:1]), power[:-1]])
+  return power, exponent * before * tangents[0]
+
+
 # Columns of a block: a product with so small a matrix takes as long as reading.
 _BLOCK = 32
 
@@ -80,7 +98,7 @@ def discounted_tails(x_t, power):
   inside_t = _tails(block_t, power)
   whole = block_t[:, :, 0] + power[1] * inside_t[:, :, 0]
   behind = _tails(whole, power[::size])
-  tail_t = inside_t + behind[:, :, None] * power[:size][::-1]
+  tail_t = inside_t + behind[:, :, None] * power[:size][None, None, ::-1]
   return tail_t.reshape(rows, -1)[:, :columns]
 
 

@@ -10,6 +10,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from steppo_jax.ops import floats
+
 
 def check_step_ids(step_ids: chex.Array, *others: chex.Array) -> None:
   """Raises AssertionError unless `step_ids` is int [B, T] like `others`."""
@@ -54,19 +56,19 @@ def step_sum(
     num_steps: S, slot 0 included.
 
   Returns:
-    [S] float32; 0 for slot 0 and for steps without action tokens.
+    [S], float32 or float64; 0 for slot 0 and for steps without action tokens.
 
   Raises:
     AssertionError: the shapes differ or `x_t` is not floating point.
+    ValueError: `step_ids` holds a number that `num_steps` leaves no room for.
+      Traced ids are not known: tokens of such steps are then left out.
   """
   x_t, step_ids = jnp.asarray(x_t), jnp.asarray(step_ids)
   check_step_ids(step_ids, x_t)
   chex.assert_type(x_t, float)
+  floats.check_below(step_ids, num_steps, "step_ids", "num_steps")
   # The dump slot receives zeros only, so poison there reaches nothing.
-  x_t = jnp.where(step_ids > 0, x_t, 0).astype(jnp.float32)
-  return jax.ops.segment_sum(
-    x_t.reshape(-1), step_ids.reshape(-1), num_segments=num_steps
-  )
+  return floats.segment_sum(x_t, step_ids, step_ids > 0, num_segments=num_steps)
 
 
 def step_count(step_ids: chex.Array, *, num_steps: int) -> chex.Array:
@@ -84,6 +86,7 @@ def step_count(step_ids: chex.Array, *, num_steps: int) -> chex.Array:
   """
   step_ids = jnp.asarray(step_ids)
   check_step_ids(step_ids)
+  floats.check_below(step_ids, num_steps, "step_ids", "num_steps")
   return jax.ops.segment_sum(
     (step_ids > 0).astype(jnp.int32).reshape(-1),
     step_ids.reshape(-1),
@@ -102,14 +105,16 @@ def step_mean(
     num_steps: S, slot 0 included.
 
   Returns:
-    [S] float32; 0 for slot 0 and for steps without action tokens.
+    [S], float32 or float64; 0 for slot 0 and for steps without action tokens.
 
   Raises:
     AssertionError: the shapes differ or `x_t` is not floating point.
+    ValueError: `step_ids` holds a number that `num_steps` leaves no room for.
+      Traced ids are not known: tokens of such steps are then left out.
   """
   total = step_sum(x_t, step_ids, num_steps=num_steps)
   count = step_count(step_ids, num_steps=num_steps)
-  return total / jnp.maximum(count, 1).astype(jnp.float32)
+  return total / jnp.maximum(count, 1).astype(total.dtype)
 
 
 def to_tokens(x_k: chex.Array, step_ids: chex.Array) -> chex.Array:
@@ -124,10 +129,13 @@ def to_tokens(x_k: chex.Array, step_ids: chex.Array) -> chex.Array:
 
   Raises:
     AssertionError: the ranks are not 1 and 2.
+    ValueError: `step_ids` holds a number that `x_k` has no slot for. Traced ids
+      are not known: tokens of such steps then get the number of the last one.
   """
   x_k, step_ids = jnp.asarray(x_k), jnp.asarray(step_ids)
   chex.assert_rank(x_k, 1)
   check_step_ids(step_ids)
+  floats.check_below(step_ids, x_k.shape[0], "step_ids", "the number of steps")
   # Written out by a scatter first. XLA's CPU backend fuses everything else that
   # made `x_k` into the gather and computes it once a token, not once a step.
   slots = jnp.arange(x_k.shape[0])

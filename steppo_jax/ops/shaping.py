@@ -8,7 +8,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from steppo_jax.ops import segments
+from steppo_jax.ops import floats, losses, segments
 
 
 def reweight_band(
@@ -43,7 +43,8 @@ def reweight_band(
   """
   signed_t = _signed_gap(advantage_t, gap_t, action_mask)
   # Bounded before exp: past the band the weight is constant anyway.
-  weight_t = jnp.clip(jnp.exp(jnp.clip(signed_t, -20.0, 20.0)), low, high)
+  low, high = (floats.constant(x, signed_t.dtype) for x in (low, high))
+  weight_t = jnp.clip(losses.bounded_exp(signed_t), low, high)
   return _mixed(advantage_t, weight_t, action_mask, mix)
 
 
@@ -79,6 +80,7 @@ def reweight_sigmoid(
     normalisation over steps was not found and is left out.
   """
   signed_t = _signed_gap(advantage_t, gap_t, action_mask)
+  low, high = (floats.constant(x, signed_t.dtype) for x in (low, high))
   weight_t = jnp.clip(2.0 * jax.nn.sigmoid(signed_t), low, high)
   return _mixed(advantage_t, weight_t, action_mask, mix)
 
@@ -118,10 +120,11 @@ def token_weight(
   chex.assert_type([advantage_t, weight_t], float)
   segments.check_step_ids(jnp.asarray(step_ids), advantage_t, weight_t)
   mask = jnp.asarray(step_ids) > 0
-  weight_t = jnp.maximum(jnp.where(mask, weight_t, 0), 0).astype(jnp.float32)
+  weight_t = floats.wide(jnp.maximum(jnp.where(mask, weight_t, 0), 0))
   mean_k = segments.step_mean(weight_t, step_ids, num_steps=num_steps)
   mean_t = segments.to_tokens(mean_k, step_ids)
-  share_t = jnp.where(mean_t == 0, 1.0, weight_t / jnp.maximum(mean_t, 1e-30))
+  none_t = mean_t == 0
+  share_t = jnp.where(none_t, 1.0, weight_t / jnp.where(none_t, 1.0, mean_t))
   return _mixed(advantage_t, share_t, mask, mix)
 
 
@@ -164,12 +167,15 @@ def belief(
 
   def body(before, x):
     evidence, first = x
-    now = jnp.where(first, 0.0, decay * before) + evidence
+    # A factor of 0 would not keep a NaN out.
+    now = decay * jnp.where(first, 0.0, before) + evidence
     return now, now
 
-  evidence_k = evidence_k.astype(jnp.float32)
-  start = jnp.isfinite(evidence_k[0]) * jnp.float32(0)
+  kind = floats.common(advantage_k, evidence_k, decay)
+  evidence_k, decay = evidence_k.astype(kind), floats.constant(decay, kind)
+  start = jnp.isfinite(evidence_k[0]).astype(kind) * 0
   _, belief_k = jax.lax.scan(body, start, (evidence_k, first_k))
+  advantage_k = advantage_k.astype(kind)
   weight_k = 2.0 * jax.nn.sigmoid(jnp.sign(advantage_k) * belief_k)
   return _mixed(advantage_k, weight_k, jnp.ones_like(last_k), mix)
 
@@ -196,7 +202,7 @@ def annealed(
   # Subtracted before dividing: 1 - 50 / 50 is 1e-8 where a compiler multiplies
   # by the reciprocal.
   left = jnp.maximum(updates - jnp.asarray(update), 0)
-  return mix * left.astype(jnp.float32) / updates
+  return mix * left.astype(floats.common(mix)) / updates
 
 
 def centered_in_step(
@@ -218,25 +224,34 @@ def overlong_penalty(
   Args:
     length: Any shape, number of response tokens.
     max_length: Tokens allowed.
-    cache: Tokens before the limit at which the penalty starts.
+    cache: Tokens before the limit at which the penalty starts; with 0 it is -1
+      beyond the limit, and 0 up to it.
 
   Returns:
     Same shape, float32, in [-1, 0].
 
   Source: Yu et al. 2025, DAPO, arXiv:2503.14476, eq. 13.
   """
-  room = max_length - cache - jnp.asarray(length).astype(jnp.float32)
-  return jnp.clip(room / cache, -1.0, 0.0)
+  length = jnp.asarray(length)
+  if not jnp.issubdtype(length.dtype, jnp.floating):
+    length = length.astype(jnp.float32)
+  length = floats.wide(length)
+  max_length, cache = (
+    floats.constant(x, length.dtype) for x in (max_length, cache)
+  )
+  room = max_length - cache - length
+  return jnp.clip(room / jnp.where(cache > 0, cache, 1), -1.0, 0.0)
 
 
 def _signed_gap(advantage_t, gap_t, action_mask):
   chex.assert_equal_shape([advantage_t, gap_t, action_mask])
   chex.assert_type([advantage_t, gap_t, action_mask], [float, float, bool])
-  gap_t = jnp.where(action_mask, gap_t, 0).astype(jnp.float32)
+  advantage_t, gap_t = floats.of(advantage_t, jnp.where(action_mask, gap_t, 0))
   return jnp.sign(advantage_t) * gap_t
 
 
 def _mixed(advantage, weight, mask, mix):
-  advantage = jnp.asarray(advantage).astype(jnp.float32)
+  advantage, weight = floats.of(advantage, weight)
+  mix = floats.constant(mix, weight.dtype)
   scale = (1.0 - mix) + mix * weight
   return jnp.where(mask, advantage * scale, advantage)

@@ -8,6 +8,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from steppo_jax.ops import floats
+
 # Numbers that differ by less than this share of their magnitude are taken to be
 # equal: float32 leaves a residue there that a tiny deviation would blow up.
 EQUAL_WITHIN = 1e-6
@@ -23,11 +25,12 @@ def masked_sum(
     mask: Same shape, bool.
 
   Returns:
-    Two float32 scalars; (0, 0) for an empty mask.
+    Two scalars, float32 or float64; (0, 0) for an empty mask.
   """
   x, mask = jnp.asarray(x), jnp.asarray(mask)
-  total = jnp.where(mask, x, 0).astype(jnp.float32).sum()
-  return total, mask.sum(dtype=jnp.float32)
+  total = floats.wide(jnp.where(mask, x, 0)).sum()
+  # Counted in whole numbers: float32 would stop at 2²⁴.
+  return total, mask.sum(dtype=jnp.int32).astype(total.dtype)
 
 
 def masked_moments(
@@ -44,7 +47,7 @@ def masked_moments(
     mask: Same shape, bool.
 
   Returns:
-    Mean and variance, float32 scalars: 0 for an empty mask, and variance 0 for
+    Mean and variance, two scalars: 0 for an empty mask, and variance 0 for
     one entry and for entries that are equal within float32. The variance is
     NaN if an entry is not finite.
 
@@ -55,8 +58,8 @@ def masked_moments(
   chex.assert_equal_shape([x, mask])
   chex.assert_type([x, mask], [float, bool])
   low, high, count = _range_and_count(x, mask)
-  mean = jnp.where(mask, x, 0).astype(jnp.float32).sum() / jnp.maximum(count, 1)
-  offset = jnp.where(mask, x - mean, 0).astype(jnp.float32)
+  mean = floats.wide(jnp.where(mask, x, 0)).sum() / jnp.maximum(count, 1)
+  offset = jnp.where(mask, floats.wide(x) - mean, 0)
   variance = jnp.square(offset).sum() / jnp.maximum(count - 1, 1)
   return mean, jnp.where(nearly_equal(low, high), 0.0, variance)
 
@@ -67,10 +70,11 @@ def _range_and_count(x, mask):
   All three in one pass over the input: on CPU each reduction by itself first
   writes out what it reduces. No gradient goes through them.
   """
-  low, high = bounds(jax.lax.stop_gradient(x).astype(jnp.float32), mask)
+  low, high = bounds(floats.wide(jax.lax.stop_gradient(x)), mask)
+  kind = low.dtype.type
   low, high, count = jax.lax.reduce(
     (low, high, mask.astype(jnp.int32)),
-    (jnp.float32(jnp.inf), jnp.float32(-jnp.inf), jnp.int32(0)),
+    (kind(jnp.inf), kind(-jnp.inf), jnp.int32(0)),
     lambda a, b: (
       jnp.minimum(a[0], b[0]),
       jnp.maximum(a[1], b[1]),
@@ -78,7 +82,7 @@ def _range_and_count(x, mask):
     ),
     range(x.ndim),
   )
-  return low, high, count.astype(jnp.float32)
+  return low, high, count.astype(low.dtype)
 
 
 def bounds(x: chex.Array, mask: chex.Array) -> tuple[chex.Array, chex.Array]:
@@ -156,5 +160,5 @@ def whiten(x: chex.Array, mask: chex.Array) -> chex.Array:
   mean, variance = masked_moments(x, mask)
   spread = variance != 0
   std = deviation(variance)
-  x = jnp.where(mask, x, mean).astype(jnp.float32)
+  x = jnp.where(mask, floats.wide(x), mean)
   return jnp.where(mask & spread, (x - mean) / (std + 1e-8), 0.0)

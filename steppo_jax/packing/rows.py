@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -138,10 +138,19 @@ def _place(
   return place, 1 + max((row for row, _ in place), default=-1)
 
 
-def _numbers(labels: Sequence[str]) -> np.ndarray:
+def _numbers(labels: Sequence[Hashable]) -> np.ndarray:
   """Labels to 0, 1, 2, ... in order of first appearance."""
-  known: dict[str, int] = {}
+  known: dict[Hashable, int] = {}
   return np.array([known.setdefault(x, len(known)) for x in labels], np.int32)
+
+
+def _state(index: int, step: types.Step) -> tuple[str, str | int]:
+  """What names the state of a step; one without an anchor has none in common.
+
+  A service that knows of no anchors says nothing, which is not to say that all
+  of its states are the same.
+  """
+  return step.group_uid, step.anchor_obs or index
 
 
 def _table(
@@ -161,7 +170,7 @@ def _table(
     "truncated": np.array([s.truncated for s in steps], bool),
     "trajectory": np.repeat(np.arange(len(counts)), counts).astype(np.int32),
     "group": np.repeat(groups, counts).astype(np.int32),
-    "anchor": _numbers([f"{s.group_uid}\n{s.anchor_obs}" for s in steps]),
+    "anchor": _numbers([_state(i, step) for i, step in enumerate(steps)]),
     "boundary": np.zeros(len(steps), np.int32),
     "bootstrap_at": np.zeros(len(steps), np.int32),
   }

@@ -30,11 +30,27 @@ class Evaluation:
   tables: dict[str, dict[str, dict[str, panel.Estimate]]]
   lengths: dict[str, list[panel.LengthBin]]
 
+  @property
+  def episodes(self) -> list[types.Trajectory]:
+    """Those of all splits."""
+    return [t for of in self.trajectories.values() for t in of]
+
+  def failures(self) -> dict[str, dict[str, Any]]:
+    """How many episodes ended in an error, by its cause, and the first."""
+    found: dict[str, dict[str, Any]] = {}
+    for trajectory in self.episodes:
+      if trajectory.error is not None:
+        cause = trajectory.error.partition(":")[0]
+        own = found.setdefault(cause, {"count": 0, "first": trajectory.error})
+        own["count"] += 1
+    return found
+
   def summary(self) -> dict[str, Any]:
     """Everything but the episodes, JSON-able."""
     return {
       **self.facts,
       "notes": list(self.notes),
+      "failures": self.failures(),
       "tables": {
         split: {
           family: {name: number._asdict() for name, number in row.items()}

@@ -1,17 +1,21 @@
 """The folder of a run: what ran, where, and whether it may go on."""
 
+import contextlib
 import dataclasses
 import datetime
 import json
 import os
 import pathlib
 import platform
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib import metadata
 from typing import Any
 
 from steppo_jax import files
+from steppo_jax.storage import events, lease
 
 CONFIG_NAME = "config.json"
 FACTS_NAME = "run.json"
@@ -59,6 +63,29 @@ def open_folder(config: Any, default_name: str, command: str) -> pathlib.Path:
   _write(path / FACTS_NAME, facts)
   _write(file, options)  # last: its presence says that the folder is whole
   return path
+
+
+@contextlib.contextmanager
+def removed_if_refused(path: pathlib.Path, is_first: bool) -> Iterator[None]:
+  """Takes the folder away again if the run is refused before it began.
+
+  The corrected command would else find the options of the wrong one there. What
+  holds a metric, a checkpoint or anything else is never taken away.
+
+  Args:
+    path: The folder, from `open_folder`.
+    is_first: Is this the process that made it?
+
+  Raises:
+    ValueError: what was raised inside.
+  """
+  try:
+    yield
+  except ValueError:
+    names = {entry.name for entry in path.iterdir()} if is_first else {None}
+    if names <= {CONFIG_NAME, FACTS_NAME, lease.NAME, events.FILE_NAME}:
+      shutil.rmtree(path)
+    raise
 
 
 def options_of(config: Any) -> dict[str, Any]:

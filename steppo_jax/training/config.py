@@ -149,12 +149,23 @@ class RunConfig:
   learner: LearnerConfig = LearnerConfig()
   evaluation: EvalConfig = EvalConfig()
 
-  def __post_init__(self):
+  def check_training(self) -> None:
+    """Refuses what fits no training, whatever the weights and the world.
+
+    An evaluation packs nothing and has no algorithm: it does not call this.
+
+    Raises:
+      ValueError: an episode may be longer than a row, or the algorithm's
+        options do not fit; see `AlgorithmConfig.row`.
+    """
     if self.packing.row_length < self.rollout.max_tokens:
       raise ValueError(
         f"packing.row_length={self.packing.row_length} is shorter than "
         f"rollout.max_tokens={self.rollout.max_tokens}"
       )
+    self.algorithm.row()
+
+  def __post_init__(self):
     for name in ("num_updates", "tasks_per_update", "group_size",
                  "record_every"):  # fmt: skip
       if getattr(self, name) is not None and getattr(self, name) < 1:

@@ -38,6 +38,8 @@ class Run:
     log: Takes in where the time goes.
     on_episode: Called with every training episode when it ends.
     hosts: The processes of the run.
+    on_failure: Called with every episode that ends in an error, be it of
+      training or of an evaluation.
   """
 
   def __init__(
@@ -47,7 +49,9 @@ class Run:
     log: events.Log,
     on_episode: Callable[[types.Trajectory], None],
     hosts: hosts_lib.Hosts = hosts_lib.ALONE,
+    on_failure: Callable[[types.Trajectory], None] = lambda _: None,
   ):
+    config.check_training()
     self.hosts = hosts
     self.config = config
     self.folder = folder
@@ -95,8 +99,14 @@ class Run:
     self.evaluator = evaluate.Evaluator(
       self.players, panel, config.evaluation.temperature
     )
+    self._told = lambda t: None if t.error is None else on_failure(t)
+
+    def on_every(trajectory):
+      self._told(trajectory)
+      on_episode(trajectory)
+
     self.rollouts = training_episodes.Rollouts(
-      config, folder, self.players, on_episode
+      config, folder, self.players, on_every
     )
 
   def _placed(self, policy: Any) -> Any:
@@ -131,7 +141,12 @@ class Run:
   def evaluate(self, update: int) -> dict[str, Any]:
     """Plays the panel with the weights that the sampler holds."""
     with self.log.span(events.EVALUATION, update):
-      found, _ = self.evaluator()
+      found, played = self.evaluator(on_finish=self._told)
+    if played and all(t.error is not None for t in played):
+      raise RuntimeError(
+        f"evaluation after update {update}: all {len(played)} episodes failed, "
+        f"the first with {played[0].error}"
+      )
     kill_points.passed("evaluation: played")
     return found | {"eval/panel": evaluate.panel_hash(self.evaluator.tasks)}
 

@@ -49,6 +49,7 @@ def train(
   handler: signals.Handler | None = None,
   age_s: float = 0.0,
   hosts: hosts_lib.Hosts = hosts_lib.ALONE,
+  on_failure: Callable[[types.Trajectory], None] = lambda _: None,
 ) -> None:
   """Trains until `num_updates` are done, from a checkpoint if there is one.
 
@@ -62,12 +63,14 @@ def train(
     age_s: Seconds that the process has taken already, for the event log.
     hosts: The processes of the run, from `join.join`. All call this with the
       same options and folder; the first one writes.
+    on_failure: Called with every episode that ends in an error, those of
+      evaluations included.
 
   Raises:
     ValueError: options, weights or data that do not fit.
-    RuntimeError: every episode of an update failed, something of an update is
-      not finite (`learner.state.check_finite`), no checkpoint is intact, or
-      another process runs in the folder.
+    RuntimeError: every episode of an update or an evaluation failed, something
+      of an update is not finite (`learner.state.check_finite`), no checkpoint
+      is intact, or another process runs in the folder.
     signals.Stopped: a signal came, to this process or another, or one is lost
       (`exchange.Lost`); the same call goes on.
   """
@@ -80,7 +83,7 @@ def train(
   ):
     kill_points.passed("train: folder held")
     with log.span(events.SETUP):
-      run = Run(config, folder, log, on_episode, hosts)
+      run = Run(config, folder, log, on_episode, hosts, on_failure)
     kill_points.passed("train: built")
     with contextlib.ExitStack() as stack:
       stack.enter_context(run.players)

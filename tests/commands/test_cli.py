@@ -117,6 +117,8 @@ def test_values_that_cannot_work_are_refused(
     f"run_dir={tmp_path / 'run'}", assignment,
   )  # fmt: skip
   assert message in said
+  # Nothing is left that the corrected command would stumble over.
+  assert not (tmp_path / "run").exists()
 
 
 def test_a_missing_experiment_names_the_nearest(capsys):

@@ -82,6 +82,20 @@ CASES = {
     lambda x: losses.value_loss(x, X_T, -X_T, value_clip=0.5)[0],
     X_T[::-1].copy(),
   ),
+  "cispo": (
+    lambda x: losses.cispo(
+      x, jnp.exp(x - X_T), X_T, clip_low=0.2, clip_high=0.3
+    )[0],
+    X_T[::-1].copy(),
+  ),
+  "soft_gate": (
+    lambda x: losses.soft_gate(jnp.exp(x), X_T, tau=1.05)[0],
+    X_T[::-1].copy(),
+  ),
+  "token_weight": (
+    lambda x: shaping.token_weight(X_T, x, IDS, num_steps=9, mix=0.5),
+    X_T,
+  ),
   "kl_k3": (lambda x: losses.kl_k3(x, X_T), X_T[::-1].copy()),
   "trajectory_step_mean": (
     lambda x: aggregation.trajectory_step_mean(x, IDS, COUNT, GROUP),
@@ -134,3 +148,40 @@ def test_forward_and_reverse_gradients_agree(name):
   assert np.isfinite(reverse).all()
   expected = np.tensordot(weight, forward, axes=1)
   np.testing.assert_allclose(reverse, expected, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_second_derivatives_are_finite_and_agree(name):
+  function, x = CASES[name]
+  curved = lambda x: jnp.square(_flat(function(x))).sum()
+  way = np.random.default_rng(2).normal(size=x.shape).astype(np.float32)
+
+  def both(x):
+    forward = jax.jvp(jax.grad(curved), (x,), (way,))[1]
+    reverse = jax.grad(lambda x: jnp.vdot(jax.grad(curved)(x), way))(x)
+    return forward, reverse
+
+  # Where nothing varies, too: there lie the roots and quotients.
+  for at in (x, np.zeros_like(x)):
+    forward, reverse = jax.jit(both)(at)
+    assert np.isfinite(forward).all()
+    np.testing.assert_allclose(forward, reverse, rtol=2e-4, atol=2e-4)
+
+
+@functools.cache
+def _curvature_of_credit():
+  def curved(at):
+    gain, _ = returns.token_gae(
+      X_K, X_T, IDS, LAST, X_K, discount=at[0], lambda_=at[1]
+    )
+    return jnp.square(gain).sum()
+
+  slope = jax.grad(curved)
+  return jax.jit(lambda at: (jax.jacfwd(slope)(at), jax.jacrev(slope)(at)))
+
+
+@pytest.mark.parametrize("at", [(0.0, 0.8), (0.9, 0.0), (0.0, 0.0)])
+def test_second_derivatives_of_credit_where_nothing_is_passed_on(at):
+  forward, reverse = _curvature_of_credit()(np.float32(at))
+  assert np.isfinite(forward).all()
+  np.testing.assert_allclose(forward, reverse, rtol=1e-4, atol=1e-4)

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 import worlds
@@ -9,6 +10,8 @@ from hand_records import TWO_STEPS, step, trajectory
 from hypothesis import given
 from hypothesis import strategies as st
 
+from steppo_jax.algorithms import objective
+from steppo_jax.algorithms import table as algorithms_table
 from steppo_jax.packing import options as packing_options
 from steppo_jax.packing import rows as packing
 
@@ -286,3 +289,37 @@ def test_buckets_grow_by_at_most_a_half():
   sizes = [packing.bucket(n, smallest=8) for n in range(1, 200)]
   assert sorted(set(sizes)) == [8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256]
   assert all(s >= n for n, s in enumerate(sizes, 1))
+
+
+@pytest.mark.parametrize(
+  ("name", "expected"),
+  [("gigpo", [0.707106] * 3 + [-0.707106]), ("hgpo", [0] * 4),
+   ("gagpo", [0] * 4)],
+)  # fmt: skip
+def test_steps_without_an_anchor_share_no_state(name, expected):
+  # What a service gives that knows of no anchors. An empty text is no state:
+  # nothing is compared by states, and of gigpo the episodes' z-score is left.
+  long = trajectory(
+    [step([5, 6], [7]), step([5, 6, 7, 8], [9], 1),
+     step([5, 6, 7, 8, 9, 4], [3], 2, end="terminated", reward=1.0)],
+  )  # fmt: skip
+  short = trajectory([step([5, 6], [7], uid="b", end="terminated")], uid="b")
+  packed = pack([long, short])
+  assert len(set(packed.table.anchor[1:5])) == 4
+  row = algorithms_table.get(name)
+  rows = jax.tree.map(lambda x: x[0], packed.tokens)
+  found = objective.advantages(row, rows, packed.table, None, None)
+  np.testing.assert_allclose(found.advantage[1:5], expected, atol=1e-5)
+
+
+def test_steps_with_one_anchor_share_their_state():
+  made = [
+    dataclasses.replace(
+      step([5, 6], [7], uid=uid, end="terminated"), anchor_obs=anchor
+    )
+    for uid, anchor in (("a", "door"), ("b", "door"), ("c", ""), ("d", ""))
+  ]
+  packed = pack([trajectory([x], uid=x.trajectory_uid) for x in made])
+  anchor = packed.table.anchor[1:5]
+  assert anchor[0] == anchor[1]
+  assert len(set(anchor)) == 3

@@ -225,6 +225,48 @@ def aggregate(name, loss, step_ids, trajectory, constant):
   }[name]()
 
 
+def hgpo(anchors, rewards, discount, alpha, history, scale, base_group, eps):
+  """Advantages [S] of the steps of one group, in order.
+
+  Args:
+    anchors: The anchors of the steps of each episode.
+    rewards: What the last step of each episode earns.
+  """
+  gain, level_of = [], {}
+  at = 0
+  for line, reward in zip(anchors, rewards, strict=True):
+    for k in range(len(line)):
+      gain.append(reward * discount ** (len(line) - 1 - k))
+      for h in range(1, min(history, k) + 2):
+        key = tuple(line[k - h + 1 : k + 1])
+        level_of.setdefault(key, []).append(at)
+      at += 1
+
+  def compared(numbers):
+    numbers = np.array(numbers, np.float64)
+    far = numbers - numbers.mean()
+    far[abs(far) < 1e-5] = 0  # The rewards are whole numbers.
+    if scale == "none" or not far.any():
+      return far
+    return far / (np.sqrt((far**2).mean()) + eps)
+
+  terms = [[] for _ in gain]
+  if base_group:
+    score = np.repeat(compared(rewards), [len(line) for line in anchors])
+    for k, x in enumerate(score):
+      terms[k].append((1.0, x))
+  for key, members in level_of.items():
+    score = compared([gain[k] for k in members])
+    for k, x in zip(members, score, strict=True):
+      terms[k].append(((len(key) + 1) ** alpha, x))
+  found = []
+  for own in terms:
+    kept = [(w, x) for w, x in own if x != 0]
+    weight = sum(w for w, _ in kept)
+    found.append(sum(w * x for w, x in kept) / weight if kept else 0.0)
+  return np.array(found)
+
+
 def device_records(batch):
   """The same batch as the package's records, and a critic's output."""
   rng = np.random.default_rng(int(abs(batch.reward).sum() * 1e6))

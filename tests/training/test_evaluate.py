@@ -104,6 +104,33 @@ def test_scores_of_the_environment_are_in_the_tables(
   assert all(set(line["scores"]) == scores for line in lines)
 
 
+def test_an_evaluation_packs_nothing_and_needs_no_rows(command, capsys):
+  # 300 is more than the 256 tokens of a row.
+  assert cli.main([*command, "--episodes", "1", "rollout.max_tokens=300"]) == 0
+  assert "1 tasks" in capsys.readouterr().out
+
+
+def test_a_service_that_is_down_is_told_at_once_and_by_the_exit_status(
+  command, tmp_path, capsys
+):
+  # Nothing listens on port 9.
+  options = ("url=http://127.0.0.1:9", "timeout_s=1", "retries=0")
+  output = tmp_path / "steps.jsonl"
+  status = cli.main([
+    *command, "--env", "remote", f"env.options={','.join(options)}",
+    "--output", str(output),
+  ])  # fmt: skip
+  out, err = (" ".join(x.split()) for x in capsys.readouterr())
+  assert status == 1
+  assert "failed: " in err
+  assert "all 4 episodes failed" in err
+  assert "4 of 4 episodes failed with " in out
+  summary = json.loads((tmp_path / "steps.summary.json").read_text())
+  (failure,) = summary["failures"].values()
+  assert failure["count"] == 4
+  assert "127.0.0.1:9" in failure["first"]
+
+
 @pytest.mark.parametrize(
   ("options", "message"),
   [

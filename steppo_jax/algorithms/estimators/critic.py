@@ -4,7 +4,7 @@ import jax.numpy as jnp
 
 from steppo_jax.algorithms.estimators import inputs
 from steppo_jax.batch import Advantages
-from steppo_jax.ops import returns, segments, shaping, stats
+from steppo_jax.ops import floats, returns, segments, shaping, stats
 
 
 def step_gae(batch, table, value_bt, extras, *, discount, lambda_):
@@ -111,9 +111,9 @@ def _step_gae(table, value_bt, discount, lambda_):
 
 
 def _token_gae(batch, table, value_bt, discount, lambda_):
-  parent, column = batch.parent, jnp.arange(batch.parent.shape[1])
+  parent, column = batch.parent, jnp.arange(batch.parent.shape[1])[None]
   parent = jnp.where(parent < 0, column, parent)
-  value = value_bt.astype(jnp.float32)
+  value = floats.wide(value_bt)
   return returns.token_gae(
     table.reward,
     jnp.take_along_axis(value, parent, axis=1, mode="clip"),

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from steppo_jax.algorithms.estimators import inputs
 from steppo_jax.batch import Advantages
-from steppo_jax.ops import groups, returns, segments, stats
+from steppo_jax.ops import floats, groups, returns, segments, stats
 
 
 def grpo(batch, table, value_bt, extras, *, discount, lambda_, eps, singleton):
@@ -84,7 +84,7 @@ def reinforce_pp(batch, table, value_bt, extras, *, discount, lambda_):
   ids = batch.step_ids
   return_t, _ = returns.token_gae(
     table.reward,
-    jnp.zeros(ids.shape, jnp.float32),
+    jnp.zeros(ids.shape, table.reward.dtype),
     ids,
     table.last,
     jnp.zeros_like(table.reward),
@@ -153,33 +153,71 @@ def gigpo(
   return Advantages(advantage=episode + omega * step, target=None)
 
 
-def hgpo(batch, table, value_bt, extras, *, discount, lambda_, alpha, history):
+def hgpo(
+  batch,
+  table,
+  value_bt,
+  extras,
+  *,
+  discount,
+  lambda_,
+  alpha,
+  history,
+  scale="none",
+  base_group=False,
+  eps=1e-6,
+):
   """Returns compared among steps that share more and more of their history.
 
-    A = Σₕ wₕ Aₕ / Σₕ wₕ,  wₕ = (h + 1)^alpha,  h = 0 .. history
+    A = Σₕ wₕ Aₕ / Σₕ wₕ,  wₕ = (h + 1)^alpha,  h = 1 .. history + 1
 
-  Aₕ is the distance of the discounted return from the mean of the steps of the
-  group whose last h + 1 anchors are the same. Levels at which a step is alone
-  are left out; alone at all of them it gets 0. How the levels are weighted
-  where some are missing is our reconstruction.
+  Aₕ compares the discounted return among the steps of the group whose last h
+  anchors are the same. A step has only the levels that its trajectory is long
+  enough for. Levels at which its Aₕ is 0, because it is alone or as good as the
+  mean, are left out of both sums; where all are, it gets 0.
+
+  Args:
+    batch: Tokens [B, T].
+    table: Steps [S].
+    value_bt: Not read.
+    extras: Not read.
+    discount: γ, per step.
+    lambda_: Not read.
+    alpha: How much more a longer common history counts; 0 counts all alike.
+    history: Anchors before a step's own that are compared, at most.
+    scale: What the distance from the mean is divided by: "deviation" of the
+      steps that are compared, with n in it, or "none".
+    base_group: Is the return of the trajectory, compared in its group, the
+      level h = 0?
+    eps: Added to the deviation, in units of reward.
 
   Returns:
     Advantages [S].
+
+  Raises:
+    ValueError: `scale` is neither of the two.
+
+  Source: arXiv:2602.22817, as in the public code of SERL (arXiv:2605.19447).
   """
   del value_bt, extras, lambda_
+  if scale not in ("deviation", "none"):
+    raise ValueError(f"scale is 'deviation' or 'none', not {scale!r}")
   acted_k = inputs.acted(table)
-  num, return_k = acted_k.shape[0], _step_returns(table, discount)
-  total = jnp.zeros(num)
-  weights = jnp.zeros(num)
-  for level, key_k in enumerate(_histories(table, history)):
-    weight = (level + 1.0) ** alpha
-    centered = groups.group_center(return_k, key_k, acted_k, num_groups=num)
-    size_k = groups.group_count(key_k, acted_k, num_groups=num)[key_k]
-    peers = acted_k & (size_k > 1)
-    # A step that is alone has 0, unless its return is not finite.
-    told = peers | ~jnp.isfinite(centered)
-    total = total + jnp.where(told, weight * centered, 0.0)
-    weights = weights + jnp.where(peers, weight, 0.0)
+  return_k = _step_returns(table, discount)
+  levels = []
+  if base_group:
+    return_n, group_n, live_n = inputs.trajectories(table)
+    score_n = _compared(return_n, group_n, live_n, scale, eps)
+    levels.append((0, inputs.to_steps(score_n, table)))
+  for h, (key_k, reached_k) in enumerate(_histories(table, history), start=1):
+    among_k = acted_k & reached_k
+    levels.append((h, _compared(return_k, key_k, among_k, scale, eps)))
+  total, weights = jnp.zeros_like(return_k), jnp.zeros_like(return_k)
+  alpha = floats.constant(alpha, return_k.dtype)
+  for h, score_k in levels:
+    weight = (h + 1.0) ** alpha
+    total = total + weight * score_k
+    weights = weights + jnp.where(score_k != 0, weight, 0.0)
   advantage_k = total / jnp.where(weights > 0, weights, 1.0)
   return Advantages(advantage=advantage_k, target=None)
 
@@ -244,7 +282,7 @@ def _kl(batch, table, extras):
   """Σ log π/π_ref over the action tokens of each trajectory, [S]."""
   num = table.live.shape[0]
   if extras.reference_gap is None:
-    return jnp.zeros(num)
+    return jnp.zeros(num, table.reward.dtype)
   gap_k = segments.step_sum(extras.reference_gap, batch.step_ids, num_steps=num)
   return groups.group_sum(gap_k, table.trajectory, table.live, num_groups=num)
 
@@ -258,17 +296,37 @@ def _step_returns(table, discount):
   )
 
 
-def _histories(table, history):
-  """Keys [S] of the states that share their last 1, 2, .. history + 1 anchors.
+def _compared(x_n, group_n, live_n, scale, eps):
+  """Distances from the mean of the group, exactly 0 for all that are at it."""
+  num = group_n.shape[0]
+  far_n = groups.group_center(x_n, group_n, live_n, num_groups=num)
+  # What a mean in floating point leaves of a distance of 0.
+  noise_n = stats.EQUAL_WITHIN * jnp.maximum(jnp.abs(x_n), jnp.abs(x_n - far_n))
+  far_n = jnp.where(jnp.abs(far_n) <= noise_n, 0.0, far_n)
+  if scale == "none":
+    return far_n
+  variance_g = groups.group_mean(
+    jnp.square(far_n), group_n, live_n, num_groups=num
+  )
+  eps = floats.constant(eps, x_n.dtype)
+  return far_n / (stats.deviation(variance_g)[group_n] + eps)
 
-  A step without that many before it is compared with others that begin alike.
+
+def _histories(table, history):
+  """Which steps share their last 1, 2, .. history + 1 anchors.
+
+  Returns:
+    (keys [S], equal where the anchors are; [S] bool, whether the trajectory has
+    so many steps up to this one) of each length.
   """
   first_k = jnp.roll(table.last, 1).at[0].set(True)
   key_k, before_k = table.anchor, table.anchor
-  keys = [key_k]
+  reached_k = jnp.ones_like(first_k)
+  levels = [(key_k, reached_k)]
   for _ in range(history):
-    # The anchor one step further back, -1 before the start of the episode.
+    # The anchor one step further back, and whether there is one.
     before_k = jnp.where(first_k, -1, jnp.roll(before_k, 1))
+    reached_k = ~first_k & jnp.roll(reached_k, 1)
     key_k = groups.joint_group(key_k, before_k)
-    keys.append(key_k)
-  return keys
+    levels.append((key_k, reached_k))
+  return levels

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from steppo_jax.algorithms import options
 from steppo_jax.batch import StepTable, TokenBatch
-from steppo_jax.ops import groups, segments
+from steppo_jax.ops import floats, groups, segments
 
 
 class Extras(NamedTuple):
@@ -153,13 +153,13 @@ def acted(table: StepTable) -> chex.Array:
 
 def step_values(table: StepTable, value_bt: chex.Array) -> chex.Array:
   """[S] value at the boundary of every live step."""
-  value = value_bt.astype(jnp.float32).reshape(-1)
+  value = floats.wide(value_bt).reshape(-1)
   return jnp.where(table.live, value[table.boundary], 0.0)
 
 
 def bootstrap_values(table: StepTable, value_bt: chex.Array) -> chex.Array:
   """[S] value of what would have come next where an episode was cut."""
-  value = value_bt.astype(jnp.float32).reshape(-1)
+  value = floats.wide(value_bt).reshape(-1)
   cut = table.live & table.last & table.truncated
   return jnp.where(cut, value[table.bootstrap_at], 0.0)
 
@@ -187,9 +187,9 @@ def to_steps(advantage_n: chex.Array, table: StepTable) -> chex.Array:
 def _entropy_ends(entropy_t, step_ids, share):
   """[B, T] bool, the action tokens of highest entropy, at most that share."""
   action = step_ids > 0
-  entropy = jnp.where(action, entropy_t, -jnp.inf).astype(jnp.float32)
+  entropy = floats.wide(jnp.where(action, entropy_t, -jnp.inf))
   ordered = jnp.sort(entropy.reshape(-1), descending=True)
-  keep = (share * action.sum()).astype(jnp.int32)
+  keep = (share * action.sum().astype(jnp.float32)).astype(jnp.int32)
   # Strictly above the first one left out, so that ties stay out.
   bar = ordered[jnp.minimum(keep, ordered.size - 1)]
   return action & (entropy > bar)
