@@ -54,6 +54,8 @@ class StepTable:
     group: [S] int32 number of the group, 0 .. N-1; 0 where not live.
     anchor: [S] int32 number of the state, 0 .. S-1: equal exactly where group
       and anchor observation both are; 0 where not live.
+    success: [S] bool, whether the trajectory solved its task; False where not
+      live. None in tables that do not tell.
   """
 
   live: chex.Array
@@ -66,6 +68,7 @@ class StepTable:
   trajectory: chex.Array
   group: chex.Array
   anchor: chex.Array
+  success: chex.Array | None = None
 
 
 @chex.dataclass(frozen=True)

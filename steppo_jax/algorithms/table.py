@@ -165,9 +165,8 @@ ALGORITHMS: dict[str, Algorithm] = {
     evidence="secondary", options=_constants(mix=0.2, **_BAND),
     mix_updates=50),
   "agentopsd": _replace(
-    _GRPO, estimator="agentopsd", source="AgentOPSD", needs=_TAUGHT,
-    evidence="reconstruction",
-    options=_constants(decay=0.9, mix=0.5, **_ZSCORE)),
+    _GRPO, estimator="agentopsd", source="arXiv:2608.05987", needs=_TAUGHT,
+    options=_constants(decay=0.95, mix=0.5, band=0.2, **_ZSCORE)),
   "vetta": Algorithm(
     "vetta", "VETTA", "secondary",
     _constants(alpha=1.0, token_discount=1.0, token_lambda=1.0),

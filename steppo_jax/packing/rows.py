@@ -42,6 +42,8 @@ def digest(packed: Packed) -> str:
   for part in (packed.tokens, packed.table):
     for field in dataclasses.fields(part):
       array = getattr(part, field.name)
+      if array is None:
+        continue
       found.update(f"{field.name} {array.dtype}{array.shape}".encode())
       found.update(np.ascontiguousarray(array).tobytes())
   return found.hexdigest()
@@ -162,6 +164,7 @@ def _table(
     "trajectory": np.repeat(np.arange(len(counts)), counts).astype(np.int32),
     "group": np.repeat(groups, counts).astype(np.int32),
     "anchor": _numbers([f"{s.group_uid}\n{s.anchor_obs}" for s in steps]),
+    "success": np.repeat([t.success for t in trajectories], counts),
     "boundary": np.zeros(len(steps), np.int32),
     "bootstrap_at": np.zeros(len(steps), np.int32),
   }

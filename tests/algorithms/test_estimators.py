@@ -326,3 +326,29 @@ def test_a_teacher_changes_no_sign_and_is_required(name):
   assert not np.allclose(shaped, plain)
   with pytest.raises(ValueError, match="teacher_gap is missing"):
     estimator(tokens, table, None, NONE)
+
+
+def test_agentopsd_begins_at_the_share_of_the_group_that_succeeded():
+  # A succeeds and B does not: the belief begins at 1/2. A: e = 1 0 -1 with
+  # decay 1: B = .5 .731 .731 .5, q = .231 0 -.231, z = +-1.2247. B fails:
+  # q = -(B - .5) of equal size for e = 0: nothing moves.
+  tokens, table = base.small(
+    [2, 1, 1, 1, 1],
+    reward=[0, 0, 1, 0, 0],
+    last=[0, 0, 1, 0, 1],
+    trajectory=[0, 0, 0, 1, 1],
+    success=[1, 1, 1, 0, 0],
+  )
+  gap = np.full(tokens.step_ids.shape, 9, np.float32)
+  gap[tokens.step_ids > 0] = [0.5, 0.5, 0, -1, 0, 0]
+  run_with = functools.partial(
+    estimators.agentopsd, tokens, eps=0.0, singleton="zero", decay=1.0, mix=1.0,
+    band=0.5, discount=1.0, lambda_=1.0,
+  )  # fmt: skip
+  got = run_with(table, None, estimators.Extras(teacher_gap=gap)).advantage
+  weights = np.array([1.5, 1, 0.5, 1, 1])
+  close(got[1:], np.sqrt(0.5) * np.array([1, 1, 1, -1, -1]) * weights)
+  with pytest.raises(ValueError, match=r"table\.success is missing"):
+    run_with(
+      table.replace(success=None), None, estimators.Extras(teacher_gap=gap)
+    )

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 
 from steppo_jax.algorithms.estimators import inputs
 from steppo_jax.batch import Advantages
-from steppo_jax.ops import returns, segments, shaping, stats
+from steppo_jax.ops import returns, segments, stats
 
 
 def step_gae(batch, table, value_bt, extras, *, discount, lambda_):
@@ -94,7 +94,7 @@ def vetta(
     batch, table, value_bt, token_discount, token_lambda
   )
   ids, num_steps = batch.step_ids, table.live.shape[0]
-  within_t = shaping.centered_in_step(token_t, ids, num_steps=num_steps)
+  within_t = segments.centered(token_t, ids, num_steps=num_steps)
   fused_t = segments.to_tokens(step_k, ids) + alpha * within_t
   return Advantages(advantage=stats.whiten(fused_t, ids > 0), target=target_t)
 
