@@ -21,6 +21,8 @@ class TokenBatch:
     step_ids: [B, T] int32 step whose action the token belongs to; 0 elsewhere.
     behaviour_logp: [B, T] float32 log-probability of each action token under
       the policy that sampled it; not read where `step_ids` is 0.
+    reasoning: [B, T] bool, action tokens that are part of a thought; None where
+      no algorithm asks for it.
   """
 
   tokens: chex.Array
@@ -29,6 +31,7 @@ class TokenBatch:
   subtree_end: chex.Array
   step_ids: chex.Array
   behaviour_logp: chex.Array
+  reasoning: chex.Array | None = None
 
 
 @chex.dataclass(frozen=True)

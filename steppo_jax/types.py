@@ -276,6 +276,8 @@ class Step:
     stop_reason: Why sampling of the response ended.
     anchor_obs: Text that identifies the state, for group methods.
     metadata: Facts for metrics and viewing, such as `invalid`.
+    reasoning_mask: [R] bool, True where a token is part of a thought, its marks
+      included. None where nobody told, as in records of older versions.
   """
 
   prompt_ids: np.ndarray
@@ -292,6 +294,7 @@ class Step:
   stop_reason: StopReason = "stop"
   anchor_obs: str = ""
   metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  reasoning_mask: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -44,6 +44,10 @@ class Algorithm:
       None: they are not.
     mix_updates: Updates over which the option `mix` falls to 0 in a straight
       line (`learner.credit.annealed`); 0 leaves it as it is.
+    focus_alpha: Weight of reasoning tokens in the loss, beside those that
+      `ops.shaping.focus_weight` gives to action tokens; None weighs all tokens
+      alike.
+    focus_beta: Largest extra weight of an action token there.
     kl_coef: Weight of the k3 estimate of the KL to the reference policy.
     entropy_coef: Weight of the entropy bonus.
     value_clip: Range of the critic's clip, or None.
@@ -78,6 +82,8 @@ class Algorithm:
   constant: float = 1024.0
   segment_share: float | None = None
   mix_updates: int = 0
+  focus_alpha: float | None = None
+  focus_beta: float = 0.0
   kl_coef: float = 0.0
   entropy_coef: float = 0.0
   value_clip: float | None = None
@@ -86,7 +92,17 @@ class Algorithm:
   def reads_reference(self) -> bool:
     """Whether an update evaluates the reference policy."""
     known = isinstance(self.kl_coef, numbers.Real)
-    return "reference" in self.needs or not known or self.kl_coef != 0
+    if "reference" in self.needs or self.focus_alpha is not None:
+      return True
+    return not known or self.kl_coef != 0
+
+  @property
+  def wants(self) -> set[str]:
+    """All that a run has to provide: `needs`, and what other fields imply."""
+    wants = set(self.needs)
+    wants |= {"critic"} if self.critic else set()
+    wants |= {"reference"} if self.reads_reference else set()
+    return wants | ({"reasoning"} if self.focus_alpha is not None else set())
 
 
 # Weightings of the loss by name: what counts the same, and the function of
@@ -179,6 +195,12 @@ ALGORITHMS: dict[str, Algorithm] = {
     clip_low=0.4, clip_high=0.4, aggregation="step_mean_loss", kl_coef=0.0),
   "soft": _replace(
     _GRPO, source="arXiv:2511.20347", surrogate="soft", kl_coef=0.0),
+  "actfocus_ppo": Algorithm(
+    "token_gae", "arXiv:2605.14558", "paper", critic="token", clip_high=0.28,
+    focus_alpha=0.1, focus_beta=0.5, entropy_coef=0.001, value_clip=0.5),
+  "actfocus_grpo": _replace(
+    _GRPO, source="arXiv:2605.14558", evidence="paper", clip_high=0.28,
+    focus_alpha=0.1, focus_beta=0.5, entropy_coef=0.001, kl_coef=0.0),
 }  # fmt: skip
 
 # Widest clip that a ratio of each kind is known to meet in use, and the
@@ -252,6 +274,24 @@ def check_clip(algorithm: Algorithm) -> None:
     )
 
 
+def check_focus(algorithm: Algorithm) -> None:
+  """Refuses weights of tokens that are none.
+
+  Raises:
+    ValueError: a weight is negative, or `focus_beta` stands alone.
+  """
+  alpha, beta = algorithm.focus_alpha, algorithm.focus_beta
+  if alpha is None and beta:
+    raise ValueError(
+      f"focus_beta={beta:g} is not read without focus_alpha: set both, 1 weighs"
+      " thoughts like actions"
+    )
+  if alpha is not None and (alpha < 0 or beta < 0):
+    raise ValueError(
+      f"focus_alpha={alpha:g} and focus_beta={beta:g} must be at least 0"
+    )
+
+
 def check_mix(algorithm: Algorithm) -> None:
   """Refuses a schedule of `mix` that cannot be followed.
 
@@ -280,6 +320,8 @@ _PROVIDED_BY = {
   " algorithm.kl_coef=0",
   "critic": "values come from the critic in the learner's state",
   "entropy": "entropies come from the policy before the update",
+  "reasoning": "focus_alpha tells thoughts from actions, pack with"
+  " packing.rows.pack(reasoning=True)",
 }
 
 
@@ -288,17 +330,14 @@ def check_needs(algorithm: Algorithm, provided: set[str]) -> None:
 
   Args:
     algorithm: A row.
-    provided: Which of "critic", "reference", "group", "anchor", "teacher" and
-      "entropy" the run has.
+    provided: Which of "critic", "reference", "group", "anchor", "teacher",
+      "entropy" and "reasoning" the run has.
 
   Raises:
     ValueError: something is missing; the message says what, and which option
       provides it.
   """
-  needs = set(algorithm.needs)
-  needs |= {"critic"} if algorithm.critic else set()
-  needs |= {"reference"} if algorithm.reads_reference else set()
-  missing = sorted(needs - provided)
+  missing = sorted(algorithm.wants - provided)
   if missing:
     ways = "; ".join(dict.fromkeys(_PROVIDED_BY[need] for need in missing))
     raise ValueError(

@@ -26,6 +26,8 @@ class Credit(NamedTuple):
     advantages: Advantages and value targets on the steps of `batch`.
     old_value: [M, R, T] critic before the update, None without one.
     ref_logp: [M, R, T] log-probs under the reference policy, or None.
+    weight: [M, R, T] weight of each action token in the loss, of mean 1 over
+      those of each mini-batch, or None.
     metrics: (sum, weight) pairs by name.
   """
 
@@ -33,6 +35,7 @@ class Credit(NamedTuple):
   advantages: Advantages
   old_value: chex.Array | None
   ref_logp: chex.Array | None
+  weight: chex.Array | None
   metrics: dict[str, Any]
 
 
@@ -77,7 +80,7 @@ def assign(spec: UpdateSpec, state, reference, batch, teacher) -> Credit:
     flat_rows(batch.tokens), batch.table, bootstrap=spec.config.bootstrap
   )
   metrics = _batch_metrics(table)
-  old_value = ref_logp = value_bt = None
+  old_value = ref_logp = value_bt = weight = None
   if state.critic is not None:
     old_value = spec.over_all_rows(
       batch, functools.partial(spec.values, state.critic, state.policy)
@@ -87,7 +90,14 @@ def assign(spec: UpdateSpec, state, reference, batch, teacher) -> Credit:
     batch, lambda rows: spec.logp(policy, rows)
   )
   if row.reads_reference:
-    ref_logp, _ = logp(reference)
+    if row.focus_alpha is None:
+      ref_logp, _ = logp(reference)
+    else:
+      ref_logp, energy_t = spec.over_all_rows(
+        batch, lambda rows: spec.logp_and_energy(reference, rows)
+      )
+      weight, found = _focus(row, flat, energy_t, shape)
+      metrics |= found
     metrics["reference/logp"] = stats.masked_sum(
       ref_logp, batch.tokens.step_ids > 0
     )
@@ -118,7 +128,33 @@ def assign(spec: UpdateSpec, state, reference, batch, teacher) -> Credit:
   metrics |= _value_metrics(flat, table, advantages, value_bt, row)
   tokens = jax.tree.map(lambda x: x.reshape(shape), flat)
   batch = batch._replace(tokens=tokens, table=table)
-  return Credit(batch, advantages, old_value, ref_logp, metrics)
+  return Credit(batch, advantages, old_value, ref_logp, weight, metrics)
+
+
+def _focus(row: Algorithm, flat: TokenBatch, energy_t, shape):
+  """[M, R, T] weights of tokens in the loss, and what they are made of."""
+  sampled = flat.step_ids > 0
+  thought = flat.reasoning & sampled
+  energy_t = energy_t.reshape(sampled.shape)
+  weight_t = shaping.focus_weight(
+    energy_t,
+    thought,
+    sampled & ~thought,
+    alpha=row.focus_alpha,
+    beta=row.focus_beta,
+  ).reshape(shape)
+  # The weights of a mini-batch are divided by their own mean, so that its mean
+  # over tokens is the weighted one, in whatever microbatches it is computed.
+  total = jnp.sum(weight_t, axis=(1, 2), keepdims=True)
+  count = jnp.sum(sampled.reshape(shape), axis=(1, 2), keepdims=True)
+  share = count / jnp.where(total == 0, 1.0, total)
+  count = jnp.sum(count).astype(jnp.float32)
+  metrics = {
+    "batch/reasoning": (jnp.sum(thought).astype(jnp.float32), count),
+    "reference/energy": stats.masked_sum(energy_t, sampled & ~thought),
+    "reference/focus_weight": (jnp.sum(total), count),
+  }
+  return weight_t * share, metrics
 
 
 def _teacher_gap(spec, policy, batch, step_ids, old_logp, teacher, mix):

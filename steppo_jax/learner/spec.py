@@ -84,6 +84,23 @@ class UpdateSpec(NamedTuple):
       softcap=self.model.softcap,
     )
 
+  def logp_and_energy(self, policy, rows: TokenBatch):
+    """Log-probs and energies [r, T] of the tokens of some rows."""
+    hidden = transformer.apply(
+      self.model, policy, rows.tokens, rows.positions, self.attend(rows)
+    )
+    logp, _, energy = logprobs.next_token_logprobs_and_energies(
+      hidden,
+      transformer.unembedding(policy, self.model.num_ids),
+      rows.tokens,
+      rows.parent,
+      rows.step_ids > 0,
+      chunk=self.config.logprob_chunk,
+      temperature=self.temperature,
+      softcap=self.model.softcap,
+    )
+    return logp, energy
+
   def values(self, critic, policy, rows: TokenBatch):
     """V at every token [r, T] of some rows; see `heads.values`."""
     return heads.values(

@@ -96,6 +96,7 @@ def _check(spec: UpdateSpec, state, reference, batch, teacher) -> None:
     "critic": state.critic, "reference": reference,
     "teacher": batch.teacher if teacher is None else teacher,
   }  # fmt: skip
+  policies["reasoning"] = batch.tokens.reasoning
   found = {name for name, params in policies.items() if params is not None}
   algorithms_table.check_needs(
     spec.algorithm, found | {"group", "anchor", "entropy"}
@@ -170,6 +171,7 @@ class _Fixed(NamedTuple):
 
   advantage: chex.Array  # [S] or [M, R, T]
   ref_logp: chex.Array | None  # [M, R, T]
+  weight: chex.Array | None  # [M, R, T]
 
 
 def _log_ratios(logp_t, rows: TokenBatch):
@@ -181,17 +183,19 @@ def _log_ratios(logp_t, rows: TokenBatch):
 
 def _policy_loss(spec, batch, fixed: _Fixed, mu, policy, rows, m, i):
   """Loss sum of microbatch i of part m, with (weight, metrics)."""
-  advantage, ref_logp = fixed.advantage, fixed.ref_logp
+  advantage = fixed.advantage
+  of_rows = lambda x: None if x is None else spec.rows(batch, m, i, x)
   logp_t, entropy_t = spec.logp(policy, rows)
   (total, weight), metrics = objective.policy_loss(
     spec.algorithm,
-    spec.rows(batch, m, i, advantage) if advantage.ndim == 3 else advantage,
+    of_rows(advantage) if advantage.ndim == 3 else advantage,
     logp_t,
     entropy_t,
     rows,
     batch.table,
     mu=mu,
-    ref_logp_t=None if ref_logp is None else spec.rows(batch, m, i, ref_logp),
+    ref_logp_t=of_rows(fixed.ref_logp),
+    weight_t=of_rows(fixed.weight),
   )
   z, count = _log_ratios(logp_t, rows)
   metrics["token_gap"] = (jnp.sum(jnp.abs(z)), count)
@@ -250,7 +254,7 @@ def _policy_epochs(spec, state, credit: credit_lib.Credit):
   config, batch = spec.config, credit.batch
   shape = batch.tokens.tokens.shape
   advantage = _to_rows(credit.advantages.advantage, shape)
-  fixed = _Fixed(advantage, credit.ref_logp)
+  fixed = _Fixed(advantage, credit.ref_logp, credit.weight)
   live = jnp.array(True)
   if state.critic is not None:
     live = state.update >= config.critic_warmup

@@ -14,7 +14,7 @@ REQUIRED = {
   "steppo", "capo", "ppo", "turn_ppo", "grpo", "dr_grpo", "dapo", "rloo",
   "reinforce_pp", "reinforce_pp_baseline", "gspo", "gigpo", "hgpo", "gagpo",
   "sapo_segment", "serl", "stepopsd", "agentopsd", "vetta", "cispo", "gmpo",
-  "soft",
+  "soft", "actfocus_ppo", "actfocus_grpo",
 }
 # fmt: on
 
@@ -81,7 +81,9 @@ def test_a_clip_that_cannot_fit_its_ratio_is_refused(name, change, message):
 
 
 def test_needs_that_a_run_cannot_meet_are_refused():
-  everything = {"critic", "reference", "group", "anchor", "teacher", "entropy"}
+  everything = {
+    "critic", "reference", "group", "anchor", "teacher", "entropy", "reasoning"
+  }  # fmt: skip
   for row in algorithms_table.ALGORITHMS.values():
     algorithms_table.check_needs(row, everything)
   with pytest.raises(ValueError, match="needs anchor, reference, which"):

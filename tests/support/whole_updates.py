@@ -20,9 +20,15 @@ CONFIG = dataclasses.replace(
 
 
 @functools.cache
-def batch():
+def batch(reasoning=False):
   one = mesh.make_mesh(1)
-  return learner_state.put_batch(learner_runs.packed(), one)
+  packed = learner_runs.packed(reasoning=reasoning)
+  return learner_state.put_batch(packed, one)
+
+
+def batch_of(row):
+  """The batch with all that a row reads."""
+  return batch("reasoning" in row.wants)
 
 
 def parts_of(row, **options):
@@ -64,7 +70,7 @@ def _compiled(row, options):
 def updated(row, *, reference=None, teacher=None, **options):
   """State and metrics after one update with plain gradient steps."""
   parts, run = _compiled(row, tuple(sorted(options.items())))
-  return jax.device_get(run(start(parts), reference, batch(), teacher))
+  return jax.device_get(run(start(parts), reference, batch_of(row), teacher))
 
 
 def distance(a, b):
