@@ -167,8 +167,8 @@ ALGORITHMS: dict[str, Algorithm] = {
     kl_coef=0.01),
   "gagpo": Algorithm(
     "gagpo", "arXiv:2605.13217", "secondary", _constants(**_ZSCORE),
-    needs=("group", "anchor"), ratio="step", clip_low=3e-4, clip_high=4e-4,
-    aggregation="step_mean_loss"),
+    needs=("group", "anchor"), discount=0.95, lambda_=0.95, ratio="step",
+    clip_low=3e-4, clip_high=4e-4, aggregation="step_mean_loss"),
   "sapo_segment": Algorithm(
     "step_gae", "arXiv:2605.01327", "paper", critic="step", ratio="step",
     clip_low=3e-4, clip_high=4e-4, lambda_=0.99, needs=("entropy",),
@@ -203,6 +203,20 @@ ALGORITHMS: dict[str, Algorithm] = {
     focus_alpha=0.1, focus_beta=0.5, entropy_coef=0.001, kl_coef=0.0),
 }  # fmt: skip
 
+# What each evidence of a row says.
+EVIDENCE = {
+  "code": "public code was read, and its numbers are ours",
+  "paper": "the paper was read",
+  "secondary": "somebody else's account was read",
+  "reconstruction": "what was not published is completed by us",
+}
+
+# Methods that are known by name, with what is missing for a row.
+SLOTS = {
+  "gear": "arXiv:2605.11853: abstracts are all that is public, without a"
+  " formula; see docs/algorithms.md.",
+}
+
 # Widest clip that a ratio of each kind is known to meet in use, and the
 # narrowest. A geometric mean of L tokens moves 1/√L as far as one token.
 _CLIP_RANGE = {"token": (0.02, 10.0), "step": (1e-5, 0.5)}
@@ -214,6 +228,10 @@ def get(name: str) -> Algorithm:
   Raises:
     ValueError: there is none; the message names the nearest.
   """
+  if name in SLOTS:
+    raise ValueError(
+      f"algorithm {name!r} is a slot without a row. {SLOTS[name]}"
+    )
   return _lookup("algorithm", name, ALGORITHMS)
 
 

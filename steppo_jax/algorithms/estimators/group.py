@@ -189,7 +189,7 @@ def gagpo(batch, table, value_bt, extras, *, discount, lambda_, eps, singleton):
 
   The value of a state is the mean discounted return of the steps of the group
   that share its anchor. λ = 1 gives return minus value. Advantages are z-scored
-  over the steps of the group, which is our reconstruction.
+  over the steps of the group. The published γ and λ are not known.
 
   Returns:
     Advantages [S].
