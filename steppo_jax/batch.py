@@ -80,12 +80,12 @@ class Advantages:
 
   Attributes:
     advantage: [S] one number a step, or [B, T] one number an action token.
-    target: [S] or [B, T] value target on the critic's clock; None without a
-      critic.
+    target: [S] or [B, T] value target on the critic's clock, or both of them
+      for a critic with two heads; None without a critic.
   """
 
   advantage: chex.Array
-  target: chex.Array | None
+  target: chex.Array | tuple[chex.Array, chex.Array] | None
 
 
 class TeacherRows(NamedTuple):

@@ -24,7 +24,8 @@ class Algorithm:
     options: Constants of that estimator, as (name, value) pairs.
     discount: γ per unit of the estimator's clock.
     lambda_: λ per unit of the estimator's clock.
-    critic: Clock of the value targets; None without a critic.
+    critic: Clock of the value targets; "both" is a critic with a head for
+      each; None without a critic.
     needs: What else the run has to provide, of "group", "anchor", "teacher",
       "entropy" and "reference".
     ratio: Grain of the policy ratio.
@@ -62,7 +63,7 @@ class Algorithm:
   options: tuple[tuple[str, Any], ...] = ()
   discount: float = 1.0
   lambda_: float = 1.0
-  critic: Literal["step", "token"] | None = None
+  critic: Literal["step", "token", "both"] | None = None
   needs: tuple[str, ...] = ()
   ratio: Literal["token", "step"] = "token"
   power: float = 1.0
@@ -184,9 +185,10 @@ ALGORITHMS: dict[str, Algorithm] = {
     _GRPO, estimator="agentopsd", source="arXiv:2608.05987", needs=_TAUGHT,
     options=_constants(decay=0.95, mix=0.5, band=0.2, **_ZSCORE)),
   "vetta": Algorithm(
-    "vetta", "VETTA", "secondary",
+    "vetta", "VETTA", "paper",
     _constants(alpha=1.0, token_discount=1.0, token_lambda=1.0),
-    critic="token", discount=0.95, lambda_=0.95, value_clip=0.5),
+    critic="both", discount=0.95, lambda_=0.95, dual_clip=3.0, kl_coef=0.01,
+    value_clip=0.5),
   "cispo": _replace(
     _GRPO, source="arXiv:2506.13585", surrogate="cispo", clip_high=0.28,
     kl_coef=0.0),

@@ -24,7 +24,8 @@ class Credit(NamedTuple):
     batch: The batch, its truncated ends resolved and its steps cut into
       segments where the algorithm does so.
     advantages: Advantages and value targets on the steps of `batch`.
-    old_value: [M, R, T] critic before the update, None without one.
+    old_value: [M, R, T] critic before the update, two of them where it has two
+      heads, None without one.
     ref_logp: [M, R, T] log-probs under the reference policy, or None.
     weight: [M, R, T] weight of each action token in the loss, of mean 1 over
       those of each mini-batch, or None.
@@ -85,7 +86,7 @@ def assign(spec: UpdateSpec, state, reference, batch, teacher) -> Credit:
     old_value = spec.over_all_rows(
       batch, functools.partial(spec.values, state.critic, state.policy)
     )
-    value_bt = old_value.reshape(-1, shape[2])
+    value_bt = jax.tree.map(lambda x: x.reshape(-1, shape[2]), old_value)
   logp = lambda policy: spec.over_all_rows(
     batch, lambda rows: spec.logp(policy, rows)
   )
@@ -203,11 +204,14 @@ def _value_metrics(batch, table, advantages: Advantages, value_bt, row):
   """How well the critic knew its targets before anything was trained."""
   if row.critic is None:
     return {}
-  if row.critic == "step":
+  target = advantages.target
+  if row.critic == "both":
+    value_bt, target = value_bt[0], target[0]
+  if row.critic in ("step", "both"):
     at, live = table.boundary, table.live
   else:
     at, live = segments.flat_parent(batch.parent), batch.step_ids > 0
-  target = jnp.where(live, advantages.target, 0.0)
+  target = jnp.where(live, target, 0.0)
   value = jnp.where(live, value_bt.reshape(-1)[at], 0.0)
   mean = jnp.sum(target) / jnp.maximum(jnp.sum(live), 1)
   spread = jnp.sum(jnp.square(target - mean), where=live)

@@ -1,5 +1,6 @@
 """One update as a pure function: values, credit, critic and policy epochs."""
 
+import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -125,26 +126,42 @@ def _to_rows(x, shape):
 
 def _critic_epochs(spec, state, credit: credit_lib.Credit):
   """All optimizer steps of the critic."""
-  config, algorithm, batch = spec.config, spec.algorithm, credit.batch
+  config, batch = spec.config, credit.batch
   shape = batch.tokens.tokens.shape
-  target = _to_rows(credit.advantages.target, shape)
 
   def loss(critic, rows, m, i):
     first = (m * shape[1] + spec.first_row(i)) * shape[2]
     local = batch.table.boundary - first
     here = (local >= 0) & (local < spec.size * shape[2]) & batch.table.live
-    (total, weight), metrics = objective.value_loss_terms(
-      algorithm,
-      spec.rows(batch, m, i, target) if target.ndim == 3 else target,
-      spec.values(critic, state.policy, rows),
-      spec.rows(batch, m, i, credit.old_value),
-      rows,
-      batch.table,
-      boundary_local=jnp.where(here, local, 0),
-      here=here,
-      value_clip=algorithm.value_clip,
-    )
-    return total, (weight, metrics)
+
+    def terms(clock, target, value, old_value):
+      target = _to_rows(target, shape)
+      return objective.value_loss_terms(
+        dataclasses.replace(spec.algorithm, critic=clock),
+        spec.rows(batch, m, i, target) if target.ndim == 3 else target,
+        value,
+        spec.rows(batch, m, i, old_value),
+        rows,
+        batch.table,
+        boundary_local=jnp.where(here, local, 0),
+        here=here,
+        value_clip=spec.algorithm.value_clip,
+      )
+
+    value = spec.values(critic, state.policy, rows)
+    target, old_value = credit.advantages.target, credit.old_value
+    if spec.algorithm.critic != "both":
+      (total, weight), metrics = terms(
+        spec.algorithm.critic, target, value, old_value
+      )
+      return total, (weight, metrics)
+    (turns, weight), metrics = terms("step", target[0], value[0], old_value[0])
+    (tokens, _), more = terms("token", target[1], value[1], old_value[1])
+    # The mean over tokens beside the mean over steps, which is divided by the
+    # number of steps of the mini-batch.
+    steps, count = _steps_and_tokens(batch, m)
+    metrics |= {f"token_{name}": pair for name, pair in more.items()}
+    return turns + tokens * steps / jnp.maximum(count, 1), (weight, metrics)
 
   def minibatch(carry, m):
     critic, optimizer_state = carry
@@ -164,6 +181,16 @@ def _critic_epochs(spec, state, credit: credit_lib.Credit):
   carry = (state.critic, state.critic_optimizer)
   carry, metrics = jax.lax.scan(minibatch, carry, order)
   return *carry, _named("critic", metrics)
+
+
+def _steps_and_tokens(batch, m):
+  """Live steps whose boundary lies in mini-batch m, and its action tokens."""
+  shape = batch.tokens.tokens.shape
+  part_k = batch.table.boundary // (shape[1] * shape[2])
+  return (
+    jnp.sum(batch.table.live & (part_k == m)).astype(jnp.float32),
+    jnp.sum(batch.tokens.step_ids[m] > 0).astype(jnp.float32),
+  )
 
 
 class _Fixed(NamedTuple):

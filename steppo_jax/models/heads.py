@@ -1,5 +1,6 @@
-"""The critic: a decoder trunk with one value per token."""
+"""The critic: a decoder trunk with one value per token, or two."""
 
+import dataclasses
 from typing import Any
 
 import chex
@@ -10,26 +11,39 @@ from steppo_jax.models import lora, transformer
 
 
 def init_critic(
-  policy_params: dict[str, Any], *, own_trunk: bool
+  policy_params: dict[str, Any],
+  *,
+  own_trunk: bool,
+  num_layers: int | None = None,
+  two_heads: bool = False,
 ) -> dict[str, Any]:
   """A critic whose trunk starts at the policy's weights, or is the policy's.
 
-  The head starts at zero, so that the first values are 0 everywhere.
+  The heads start at zero, so that the first values are 0 everywhere.
 
   Args:
     policy_params: Decoder parameters; copied, not shared. Adapters are left
       out.
     own_trunk: False leaves the trunk to the policy, whose hidden states the
       head then reads without moving them.
+    num_layers: Layers of the policy that the trunk has, its first ones; None
+      for all.
+    two_heads: Whether there is a second head, `token_head`.
   """
   policy_params = lora.off(policy_params)
   width = policy_params["final_norm"]["scale"].shape[0]
-  head = {"kernel": jnp.zeros((width,)), "bias": jnp.zeros(())}
+  names = ("head", "token_head") if two_heads else ("head",)
+  heads = {
+    name: {"kernel": jnp.zeros((width,)), "bias": jnp.zeros(())}
+    for name in names
+  }
   if not own_trunk:
-    return {"head": head}
+    return heads
   # A critic has no logits.
   trunk = {k: v for k, v in policy_params.items() if k != "unembed"}
-  return {"trunk": trunk, "head": head}
+  if num_layers is not None:
+    trunk["layers"] = jax.tree.map(lambda x: x[:num_layers], trunk["layers"])
+  return {"trunk": trunk, **heads}
 
 
 def values(
@@ -39,7 +53,7 @@ def values(
   tokens: chex.Array,
   positions: chex.Array,
   attend: transformer.Attend,
-) -> chex.Array:
+) -> chex.Array | tuple[chex.Array, chex.Array]:
   """V at every token [B, T], float32, in reward units.
 
   Args:
@@ -50,11 +64,26 @@ def values(
     tokens: [B, T] int32.
     positions: [B, T] int32.
     attend: Who sees whom.
+
+  Returns:
+    [B, T], or two of them for a critic with two heads.
   """
   trunk = params.get("trunk")
   if trunk is None:
     trunk = jax.lax.stop_gradient(policy)
+  depth = jax.tree.leaves(trunk["layers"])[0].shape[0]
+  config = dataclasses.replace(
+    config,
+    num_layers=depth,
+    windows=config.windows[:depth],
+    unrotated=config.unrotated[:depth],
+  )
   hidden = transformer.apply(config, trunk, tokens, positions, attend)
-  head = params["head"]
   hidden = hidden.astype(jnp.float32)
-  return (hidden @ head["kernel"] + head["bias"]).astype(jnp.float32)
+
+  def read(head):
+    return (hidden @ head["kernel"] + head["bias"]).astype(jnp.float32)
+
+  if "token_head" not in params:
+    return read(params["head"])
+  return read(params["head"]), read(params["token_head"])

@@ -278,7 +278,8 @@ def test_vetta_with_one_token_a_step_is_step_gae():
     token_lambda=1.0,
   )  # fmt: skip
   step = run("step_gae", tokens, table, value)
-  close(np.asarray(fused.advantage)[:, 1], step.advantage[1:])
+  # Before it is whitened.
+  close(np.asarray(fused.advantage)[:, 1], step.target[1:] - value[:, 0])
 
 
 def test_segments_end_where_entropy_is_high_and_become_steps():
@@ -352,3 +353,23 @@ def test_agentopsd_begins_at_the_share_of_the_group_that_succeeded():
     run_with(
       table.replace(success=None), None, estimators.Extras(teacher_gap=gap)
     )
+
+
+def test_vetta_reads_a_head_for_each_clock_and_whitens_nothing():
+  tokens, table = base.small([2, 3], reward=[0, 1], last=[0, 1])
+  turn, token = np.random.default_rng(0).normal(size=(2, 2, 4))
+  turn, token = f32(turn), f32(token)
+  got = run(
+    "vetta", tokens, table, (turn, token), alpha=2.0, token_discount=1.0,
+    token_lambda=1.0,
+  )  # fmt: skip
+  # The first head alone makes the credit of steps, at their boundaries.
+  end = 1 - turn[1, 0]
+  first = 0.9 * turn[1, 0] - turn[0, 0] + 0.72 * end
+  close(np.mean(got.advantage[0, 1:3]), first)
+  close(np.mean(got.advantage[1, 1:4]), end)
+  # Undiscounted, a token's advantage is 1 less the second head before it.
+  before = token[1, :3]
+  close(got.advantage[1, 1:] - end, 2 * (before.mean() - before))
+  close(got.target[0], [0, first + turn[0, 0], 1])
+  close(got.target[1], np.where(tokens.step_ids > 0, 1, 0))

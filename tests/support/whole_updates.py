@@ -43,9 +43,14 @@ def start(parts):
   state = learner.init(parts, worlds.policy())
   if state.critic is None:
     return state
-  kernel = jax.random.normal(jax.random.key(7), (worlds.model().width,))
-  head = state.critic["head"] | {"kernel": 0.3 * kernel}
-  return state.replace(critic=state.critic | {"head": head})
+  critic = dict(state.critic)
+  for seed, name in enumerate(("head", "token_head")):
+    if name in critic:
+      kernel = jax.random.normal(
+        jax.random.key(7 + seed), (worlds.model().width,)
+      )
+      critic[name] = critic[name] | {"kernel": 0.3 * kernel}
+  return state.replace(critic=critic)
 
 
 def policies(row):
