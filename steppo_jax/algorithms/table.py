@@ -174,6 +174,10 @@ ALGORITHMS: dict[str, Algorithm] = {
     "step_gae", "arXiv:2605.01327", "paper", critic="step", ratio="step",
     clip_low=3e-4, clip_high=4e-4, lambda_=0.99, needs=("entropy",),
     segment_share=0.3, value_clip=0.5),
+  "sapo_rec": Algorithm(
+    "sapo_rec", "arXiv:2605.17648", "secondary",
+    _constants(eps=1e-6, divide=True), needs=("group",),
+    aggregation="step_mean_loss", kl_coef=0.001),
   "serl": _replace(
     _GRPO, estimator="serl", source="arXiv:2605.19447", needs=_TAUGHT,
     options=_constants(mix=0.5, **_BAND), mix_updates=50),

@@ -14,7 +14,7 @@ REQUIRED = {
   "steppo", "capo", "ppo", "turn_ppo", "grpo", "dr_grpo", "dapo", "rloo",
   "reinforce_pp", "reinforce_pp_baseline", "gspo", "gigpo", "hgpo", "gagpo",
   "sapo_segment", "serl", "stepopsd", "agentopsd", "vetta", "cispo", "gmpo",
-  "soft", "actfocus_ppo", "actfocus_grpo",
+  "soft", "sapo_rec", "actfocus_ppo", "actfocus_grpo",
 }
 # fmt: on
 

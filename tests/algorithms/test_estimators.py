@@ -373,3 +373,26 @@ def test_vetta_reads_a_head_for_each_clock_and_whitens_nothing():
   close(got.advantage[1, 1:] - end, 2 * (before.mean() - before))
   close(got.target[0], [0, first + turn[0, 0], 1])
   close(got.target[1], np.where(tokens.step_ids > 0, 1, 0))
+
+
+@pytest.mark.parametrize("divide", [False, True])
+def test_sapo_rec_compares_steps_of_one_place_in_one_group(divide):
+  # Two groups of three episodes, one of which lacks its second step.
+  right = np.array([[1, 1], [1, 0], [0, 9], [0, 1], [1, 1], [0, 0]])
+  steps = [k for n in range(6) for k in ([1, 1] if n != 2 else [1])]
+  tokens, table = base.small(
+    steps,
+    reward=[x for n in range(6) for x in right[n][: 1 if n == 2 else 2]],
+    last=[n == 2 or k for n in range(6) for k in range(1 if n == 2 else 2)],
+    trajectory=[n for n in range(6) for _ in range(1 if n == 2 else 2)],
+    group=[n // 3 for n in range(6) for _ in range(1 if n == 2 else 2)],
+  )
+  got = run("sapo_rec", tokens, table, None, eps=0.0, divide=divide).advantage
+  expected = []
+  for n in range(6):
+    for k in range(1 if n == 2 else 2):
+      peers = [m for m in range(6) if m // 3 == n // 3 and (m, k) != (2, 1)]
+      values = right[peers, k]
+      score = right[n, k] - values.mean()
+      expected.append(score / values.std() if divide else score)
+  close(got[1:], expected)
