@@ -21,6 +21,8 @@ class TokenBatch:
     step_ids: [B, T] int32 step whose action the token belongs to; 0 elsewhere.
     behaviour_logp: [B, T] float32 log-probability of each action token under
       the policy that sampled it; not read where `step_ids` is 0.
+    reasoning: [B, T] bool, action tokens that are part of a thought; None where
+      no algorithm asks for it.
   """
 
   tokens: chex.Array
@@ -29,6 +31,7 @@ class TokenBatch:
   subtree_end: chex.Array
   step_ids: chex.Array
   behaviour_logp: chex.Array
+  reasoning: chex.Array | None = None
 
 
 @chex.dataclass(frozen=True)
@@ -55,6 +58,8 @@ class StepTable:
     anchor: [S] int32 number of the state, 0 .. S-1: equal exactly where group
       and anchor observation both are, and unlike all others without an anchor
       observation; 0 where not live.
+    success: [S] bool, whether the trajectory solved its task; False where not
+      live. None in tables that do not tell.
   """
 
   live: chex.Array
@@ -67,6 +72,7 @@ class StepTable:
   trajectory: chex.Array
   group: chex.Array
   anchor: chex.Array
+  success: chex.Array | None = None
 
 
 @chex.dataclass(frozen=True)
@@ -75,12 +81,12 @@ class Advantages:
 
   Attributes:
     advantage: [S] one number a step, or [B, T] one number an action token.
-    target: [S] or [B, T] value target on the critic's clock; None without a
-      critic.
+    target: [S] or [B, T] value target on the critic's clock, or both of them
+      for a critic with two heads; None without a critic.
   """
 
   advantage: chex.Array
-  target: chex.Array | None
+  target: chex.Array | tuple[chex.Array, chex.Array] | None
 
 
 class TeacherRows(NamedTuple):

@@ -277,6 +277,8 @@ class Step:
     anchor_obs: Text that identifies the state, for group methods; without one
       the step has no state in common with others.
     metadata: Facts for metrics and viewing, such as `invalid`.
+    reasoning_mask: [R] bool, True where a token is part of a thought, its marks
+      included. None where nobody told, as in records of older versions.
   """
 
   prompt_ids: np.ndarray
@@ -293,6 +295,7 @@ class Step:
   stop_reason: StopReason = "stop"
   anchor_obs: str = ""
   metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  reasoning_mask: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)

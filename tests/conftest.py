@@ -94,13 +94,23 @@ def shared_dir() -> pathlib.Path:
   return path
 
 
-@pytest.fixture(scope="session")
-def golden(shared_dir) -> dict:
-  """Golden numbers by case."""
-  path = shared_dir / "golden" / "golden.json"
+def _golden(shared_dir, name) -> dict:
+  path = shared_dir / "golden" / name
   if not path.is_file():
     pytest.skip(f"no file {path}")
   return json.loads(path.read_text())
+
+
+@pytest.fixture(scope="session")
+def golden(shared_dir) -> dict:
+  """Golden numbers by case."""
+  return _golden(shared_dir, "golden.json")
+
+
+@pytest.fixture(scope="session")
+def neighbours(shared_dir) -> dict:
+  """Golden numbers of the methods that stand beside StepPO, by case."""
+  return _golden(shared_dir, "neighbours.json")
 
 
 @pytest.fixture

@@ -42,10 +42,7 @@ def fields_of(row):
 
 def needs_of(row):
   """Everything `check_needs` would ask a run for."""
-  needs = [*row.needs]
-  needs += ["critic"] if row.critic else []
-  needs += ["reference"] if row.kl_coef and "reference" not in needs else []
-  return sorted(needs)
+  return sorted(row.wants)
 
 
 def test_there_is_one_section_for_every_row_and_none_besides():

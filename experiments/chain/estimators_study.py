@@ -106,8 +106,9 @@ def variants() -> list[Variant]:
   ]
   made += [Variant("turn_ppo"), Variant("vetta")]
   rows = ("grpo", "dr_grpo", "rloo", "reinforce_pp", "reinforce_pp_baseline")
-  made += [Variant(name) for name in (*rows, "gigpo", "hgpo", "gagpo")]
-  made += [Variant("gigpo", 0.99), Variant("gagpo", 0.95, 0.95)]
+  made += [Variant(name) for name in (*rows, "gigpo", "hgpo")]
+  made += [Variant("gigpo", 0.99)]
+  made += [Variant("gagpo", 1.0, 1.0), Variant("gagpo", 0.95, 0.95)]
   return [*made, Variant("gagpo", 0.95, 1.0), Variant("gagpo", 0.99, 0.95)]
 
 

@@ -111,6 +111,7 @@ def policy_loss(
   *,
   mu: chex.Numeric | None,
   ref_logp_t: chex.Array | None,
+  weight_t: chex.Array | None = None,
 ) -> tuple[Pair, Metrics]:
   """Loss of the policy on some rows of a mini-batch.
 
@@ -125,6 +126,7 @@ def policy_loss(
     table: All steps [S].
     mu: See `policy_log_ratio`.
     ref_logp_t: [B, T] log-probability under the reference policy, or None.
+    weight_t: [B, T] factor of each token's surrogate, or None.
 
   Returns:
     (sum, weight) of the loss, and metrics as (sum, weight) by name.
@@ -140,6 +142,8 @@ def policy_loss(
     algorithm, z, advantage, logp_t, batch
   )
   loss_t = loss if loss.ndim == 2 else segments.to_tokens(loss, ids)
+  if weight_t is not None:
+    loss_t = weight_t * loss_t
   kl_t = jnp.zeros_like(loss_t)
   if ref_logp_t is not None:
     kl_t = losses.kl_k3(*floats.of(logp_t, ref_logp_t))

@@ -24,6 +24,10 @@ class AlgorithmConfig:
     ratio: "token" or "step", whatever the credit; its clip has to fit.
     loss_weighting: What counts the same in the loss: each "token", each "step"
       or each "trajectory".
+    focus_alpha: Weight of the tokens of thoughts in the loss; any row may have
+      one, where the prompt tells thoughts from actions.
+    focus_beta: Largest extra weight of an action token; see
+      `ops.shaping.focus_weight`.
     mix_updates: Updates over which the weight of the teacher falls to 0; 0 lets
       it stay.
     teacher: Who re-weights the credit, for the rows that need a teacher: "peer"
@@ -41,6 +45,8 @@ class AlgorithmConfig:
   entropy_coef: float | None = None
   ratio: Literal["token", "step"] | None = None
   loss_weighting: str | None = None
+  focus_alpha: float | None = None
+  focus_beta: float | None = None
   mix_updates: int | None = None
   teacher: str | None = None
 
@@ -66,6 +72,7 @@ class AlgorithmConfig:
       row = table.weighted(row, self.loss_weighting)
     table.check_clip(row)
     table.check_mix(row)
+    table.check_focus(row)
     if self.teacher is not None and "teacher" not in row.needs:
       raise ValueError(
         f"algorithm.teacher={self.teacher} is not read by {self.name}: leave "

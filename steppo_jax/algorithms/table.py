@@ -25,7 +25,8 @@ class Algorithm:
     options: Constants of that estimator, as (name, value) pairs.
     discount: γ per unit of the estimator's clock.
     lambda_: λ per unit of the estimator's clock.
-    critic: Clock of the value targets; None without a critic.
+    critic: Clock of the value targets; "both" is a critic with a head for
+      each; None without a critic.
     needs: What else the run has to provide, of "group", "anchor", "teacher",
       "entropy" and "reference".
     ratio: Grain of the policy ratio.
@@ -45,6 +46,10 @@ class Algorithm:
       None: they are not.
     mix_updates: Updates over which the option `mix` falls to 0 in a straight
       line (`learner.credit.annealed`); 0 leaves it as it is.
+    focus_alpha: Weight of reasoning tokens in the loss, beside those that
+      `ops.shaping.focus_weight` gives to action tokens; None weighs all tokens
+      alike.
+    focus_beta: Largest extra weight of an action token there.
     kl_coef: Weight of the k3 estimate of the KL to the reference policy.
     entropy_coef: Weight of the entropy bonus.
     value_clip: Range of the critic's clip, or None.
@@ -59,7 +64,7 @@ class Algorithm:
   options: tuple[tuple[str, Any], ...] = ()
   discount: float = 1.0
   lambda_: float = 1.0
-  critic: Literal["step", "token"] | None = None
+  critic: Literal["step", "token", "both"] | None = None
   needs: tuple[str, ...] = ()
   ratio: Literal["token", "step"] = "token"
   power: float = 1.0
@@ -79,6 +84,8 @@ class Algorithm:
   constant: float = 1024.0
   segment_share: float | None = None
   mix_updates: int = 0
+  focus_alpha: float | None = None
+  focus_beta: float = 0.0
   kl_coef: float = 0.0
   entropy_coef: float = 0.0
   value_clip: float | None = None
@@ -87,7 +94,17 @@ class Algorithm:
   def reads_reference(self) -> bool:
     """Whether an update evaluates the reference policy."""
     known = isinstance(self.kl_coef, numbers.Real)
-    return "reference" in self.needs or not known or self.kl_coef != 0
+    if "reference" in self.needs or self.focus_alpha is not None:
+      return True
+    return not known or self.kl_coef != 0
+
+  @property
+  def wants(self) -> set[str]:
+    """All that a run has to provide: `needs`, and what other fields imply."""
+    wants = set(self.needs)
+    wants |= {"critic"} if self.critic else set()
+    wants |= {"reference"} if self.reads_reference else set()
+    return wants | ({"reasoning"} if self.focus_alpha is not None else set())
 
 
 # Weightings of the loss by name: what counts the same, and the function of
@@ -153,12 +170,16 @@ ALGORITHMS: dict[str, Algorithm] = {
     needs=("group", "anchor"), discount=0.95, kl_coef=0.01),
   "gagpo": Algorithm(
     "gagpo", "arXiv:2605.13217", "secondary", _constants(**_ZSCORE),
-    needs=("group", "anchor"), ratio="step", clip_low=3e-4, clip_high=4e-4,
-    aggregation="step_mean_loss"),
+    needs=("group", "anchor"), discount=0.95, lambda_=0.95, ratio="step",
+    clip_low=3e-4, clip_high=4e-4, aggregation="step_mean_loss"),
   "sapo_segment": Algorithm(
     "step_gae", "arXiv:2605.01327", "paper", critic="step", ratio="step",
     clip_low=3e-4, clip_high=4e-4, lambda_=0.99, needs=("entropy",),
     segment_share=0.3, value_clip=0.5),
+  "sapo_rec": Algorithm(
+    "sapo_rec", "arXiv:2605.17648", "secondary",
+    _constants(eps=1e-6, divide=True), needs=("group",),
+    aggregation="step_mean_loss", kl_coef=0.001),
   "serl": _replace(
     _GRPO, estimator="serl", source="arXiv:2605.19447", needs=_TAUGHT,
     options=_constants(mix=0.5, **_BAND), mix_updates=50),
@@ -167,13 +188,13 @@ ALGORITHMS: dict[str, Algorithm] = {
     evidence="secondary", options=_constants(mix=0.2, **_BAND),
     mix_updates=50),
   "agentopsd": _replace(
-    _GRPO, estimator="agentopsd", source="AgentOPSD", needs=_TAUGHT,
-    evidence="reconstruction",
-    options=_constants(decay=0.9, mix=0.5, **_ZSCORE)),
+    _GRPO, estimator="agentopsd", source="arXiv:2608.05987", needs=_TAUGHT,
+    options=_constants(decay=0.95, mix=0.5, band=0.2, **_ZSCORE)),
   "vetta": Algorithm(
-    "vetta", "VETTA", "secondary",
+    "vetta", "VETTA", "paper",
     _constants(alpha=1.0, token_discount=1.0, token_lambda=1.0),
-    critic="token", discount=0.95, lambda_=0.95, value_clip=0.5),
+    critic="both", discount=0.95, lambda_=0.95, dual_clip=3.0, kl_coef=0.01,
+    value_clip=0.5),
   "cispo": _replace(
     _GRPO, source="arXiv:2506.13585", surrogate="cispo", clip_high=0.28,
     kl_coef=0.0),
@@ -182,7 +203,27 @@ ALGORITHMS: dict[str, Algorithm] = {
     clip_low=0.4, clip_high=0.4, aggregation="step_mean_loss", kl_coef=0.0),
   "soft": _replace(
     _GRPO, source="arXiv:2511.20347", surrogate="soft", kl_coef=0.0),
+  "actfocus_ppo": Algorithm(
+    "token_gae", "arXiv:2605.14558", "paper", critic="token", clip_high=0.28,
+    focus_alpha=0.1, focus_beta=0.5, entropy_coef=0.001, value_clip=0.5),
+  "actfocus_grpo": _replace(
+    _GRPO, source="arXiv:2605.14558", evidence="paper", clip_high=0.28,
+    focus_alpha=0.1, focus_beta=0.5, entropy_coef=0.001, kl_coef=0.0),
 }  # fmt: skip
+
+# What each evidence of a row says.
+EVIDENCE = {
+  "code": "public code was read, and its numbers are ours",
+  "paper": "the paper was read",
+  "secondary": "somebody else's account was read",
+  "reconstruction": "what was not published is completed by us",
+}
+
+# Methods that are known by name, with what is missing for a row.
+SLOTS = {
+  "gear": "arXiv:2605.11853: abstracts are all that is public, without a"
+  " formula; see docs/algorithms.md.",
+}
 
 # Widest clip that a ratio of each kind is known to meet in use, and the
 # narrowest. A geometric mean of L tokens moves 1/√L as far as one token.
@@ -195,6 +236,10 @@ def get(name: str) -> Algorithm:
   Raises:
     ValueError: there is none; the message names the nearest.
   """
+  if name in SLOTS:
+    raise ValueError(
+      f"algorithm {name!r} is a slot without a row. {SLOTS[name]}"
+    )
   return lookup("algorithm", name, ALGORITHMS)
 
 
@@ -260,6 +305,24 @@ def check_clip(algorithm: Algorithm) -> None:
     )
 
 
+def check_focus(algorithm: Algorithm) -> None:
+  """Refuses weights of tokens that are none.
+
+  Raises:
+    ValueError: a weight is negative, or `focus_beta` stands alone.
+  """
+  alpha, beta = algorithm.focus_alpha, algorithm.focus_beta
+  if alpha is None and beta:
+    raise ValueError(
+      f"focus_beta={beta:g} is not read without focus_alpha: set both, 1 weighs"
+      " thoughts like actions"
+    )
+  if alpha is not None and (alpha < 0 or beta < 0):
+    raise ValueError(
+      f"focus_alpha={alpha:g} and focus_beta={beta:g} must be at least 0"
+    )
+
+
 def check_mix(algorithm: Algorithm) -> None:
   """Refuses a schedule of `mix` that cannot be followed.
 
@@ -288,6 +351,8 @@ _PROVIDED_BY = {
   " algorithm.kl_coef=0",
   "critic": "values come from the critic in the learner's state",
   "entropy": "entropies come from the policy before the update",
+  "reasoning": "focus_alpha tells thoughts from actions, pack with"
+  " packing.rows.pack(reasoning=True)",
 }
 
 
@@ -296,17 +361,14 @@ def check_needs(algorithm: Algorithm, provided: set[str]) -> None:
 
   Args:
     algorithm: A row.
-    provided: Which of "critic", "reference", "group", "anchor", "teacher" and
-      "entropy" the run has.
+    provided: Which of "critic", "reference", "group", "anchor", "teacher",
+      "entropy" and "reasoning" the run has.
 
   Raises:
     ValueError: something is missing; the message says what, and which option
       provides it.
   """
-  needs = set(algorithm.needs)
-  needs |= {"critic"} if algorithm.critic else set()
-  needs |= {"reference"} if algorithm.reads_reference else set()
-  missing = sorted(needs - provided)
+  missing = sorted(algorithm.wants - provided)
   if missing:
     ways = "; ".join(dict.fromkeys(_PROVIDED_BY[need] for need in missing))
     raise ValueError(

@@ -26,7 +26,8 @@ def register(add: Callable[..., argparse.ArgumentParser]) -> None:
     "--known", nargs="*", default=(), metavar="FILE.jsonl",
     help="results whose finished runs are not run again",
   )  # fmt: skip
-  add("algorithms", _algorithms, "print the table of algorithms")
+  table = add("algorithms", _algorithms, "print the algorithms, or one of them")
+  table.add_argument("name", nargs="?", help="row of which all is told")
 
 
 def _report(args, _) -> None:
@@ -60,7 +61,9 @@ def _compare(args, _) -> None:
 
 
 def _algorithms(args, _) -> None:
-  del args
   from steppo_jax.commands import show
 
-  show.algorithm_table()
+  if args.name is None:
+    show.algorithm_table()
+  else:
+    show.algorithm(args.name)

@@ -1,4 +1,8 @@
-"""Prints what an evaluation found, and the table of algorithms."""
+"""Prints what an evaluation found, and the algorithms."""
+
+import dataclasses
+import inspect
+import textwrap
 
 import rich.box
 import rich.console
@@ -97,22 +101,64 @@ def _lengths(lengths) -> rich.table.Table:
 
 
 def algorithm_table() -> None:
-  """Prints the rows of `algorithms.table.ALGORITHMS`."""
-  table = rich.table.Table(title="algorithms")
-  for name in ("name", "estimator", "ratio", "clip", "loss mean", "critic",
-               "needs", "evidence", "source"):  # fmt: skip
-    table.add_column(name)
-  for name, row in algorithms_table.ALGORITHMS.items():
-    pooled = f"step^{row.power:g}" + (" centred" if row.center else "")
-    table.add_row(
-      name,
-      row.estimator,
-      "token" if row.ratio == "token" else pooled,
-      f"{row.clip_low:g}/{row.clip_high:g}",
-      row.aggregation,
-      row.critic or "",
-      " ".join(row.needs),
-      row.evidence,
-      row.source,
+  """Prints the rows of `algorithms.table.ALGORITHMS`, a line each.
+
+  Names are whole, and no line is longer than 80 columns.
+  """
+  rows = [("name", "ratio", "critic", "evidence", "source")]
+  rows += [
+    (name, _ratio(row), row.critic or "-", row.evidence, row.source)
+    for name, row in algorithms_table.ALGORITHMS.items()
+  ]
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  for row in rows:
+    cells = (cell.ljust(n) for cell, n in zip(row, widths, strict=True))
+    # Only a source can be too long: it goes on below.
+    below = " " * (sum(widths[:-1]) + 2 * len(widths) - 2)
+    line = "  ".join(cells).rstrip()
+    print(textwrap.fill(line, 80, subsequent_indent=below))
+  for name, why in algorithms_table.SLOTS.items():
+    print(textwrap.fill(f"{name}: a slot without a row. {why}", 79))
+  print("\n`algorithms NAME` tells all of one row.")
+
+
+def _ratio(row: algorithms_table.Algorithm) -> str:
+  pooled = {0: "product", 0.5: "root", 1: "mean"}.get(row.power, row.power)
+  return "token" if row.ratio == "token" else f"step {pooled}"
+
+
+def algorithm(name: str) -> None:
+  """Prints one row: its source, what it needs, its constants, its credit.
+
+  Raises:
+    ValueError: there is no such row.
+  """
+  # The estimators load JAX, which the table does without.
+  from steppo_jax.algorithms import estimators
+
+  row = algorithms_table.get(name)
+  facts = {
+    "source": row.source,
+    "evidence": f"{row.evidence}: {algorithms_table.EVIDENCE[row.evidence]}",
+    "needs": ", ".join(sorted(row.wants)) or "nothing else",
+    "ratio": _ratio(row),
+    "docs": f"docs/algorithms.md, section {name}",
+  }
+  shown = {*facts, "estimator", "options"}
+  for field in dataclasses.fields(row):
+    value = getattr(row, field.name)
+    if field.name not in shown and value != field.default:
+      facts[field.name] = str(value)
+  facts |= {option: str(value) for option, value in row.options}
+  wide = max(map(len, facts)) + 2
+  print(name)
+  for key, value in facts.items():
+    lead = f"  {key:{wide}}"
+    print(
+      textwrap.fill(
+        value, 79, initial_indent=lead, subsequent_indent=" " * len(lead)
+      )
     )
-  rich.console.Console().print(table)
+  print(f"\ncredit: algorithms.estimators.{row.estimator}\n")
+  told = inspect.getdoc(getattr(estimators, row.estimator))
+  print(textwrap.indent(told, "  "))

@@ -37,6 +37,7 @@ _ARRAYS = {
   "response_ids": np.int32,
   "response_mask": np.bool_,
   "behaviour_logp": np.float32,
+  "reasoning_mask": np.bool_,
 }
 # What `behaviour_logp` was called in datasets that are read still.
 _OLD_LOGP = "rollout_logprobs"
@@ -164,7 +165,8 @@ def _step(step, tokenizer) -> dict[str, Any]:
     if field.name not in _IMPLIED
   }
   for name in _ARRAYS:
-    record[name] = np.asarray(record[name]).tolist()
+    if record[name] is not None:
+      record[name] = np.asarray(record[name]).tolist()
   record["metadata"] = dict(record["metadata"])
   return {
     "observation": tokenizer.decode(step.prompt_ids),
@@ -213,7 +215,8 @@ def _trajectory(raw) -> types.Trajectory:
     if _OLD_LOGP in fields:
       fields["behaviour_logp"] = fields.pop(_OLD_LOGP)
     for name, dtype in _ARRAYS.items():
-      fields[name] = np.asarray(fields[name], dtype)
+      if fields.get(name) is not None:
+        fields[name] = np.asarray(fields[name], dtype)
     steps.append(
       types.Step(
         **fields, trajectory_uid=uid, step_index=index, group_uid=task.uid

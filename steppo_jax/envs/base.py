@@ -113,6 +113,7 @@ ENVS: dict[str, Row] = {
   "webshop": _own("webshop", "env:WebShopEnv", "shopping", "EXPERT"),
   "search_qa": _own("questions", "env:SearchQAEnv", "questions", "EXPERT"),
   "paper_search": _own("papers", "env:PaperSearchEnv", "papers", "EXPERT"),
+  "recommend": _own("recommend", "env:RecommendEnv", "recommend", "EXPERT"),
   # Household games that fail on purpose: a rehearsal.
   "faulty": Row(
     "steppo_jax.envs.workers.faults:FaultyEnv",

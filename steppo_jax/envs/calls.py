@@ -70,6 +70,34 @@ class Call(NamedTuple):
   argument: str
 
 
+class Thought(NamedTuple):
+  """A thought with the marks around it.
+
+  Attributes:
+    first: Its first character.
+    behind: The character behind it.
+    closed: Whether a mark ends it; if none does, it ends with the text.
+  """
+
+  first: int
+  behind: int
+  closed: bool = True
+
+
+class Walk(NamedTuple):
+  """What stands in an answer.
+
+  Attributes:
+    found: What was read of the calls, in order.
+    rest: The texts outside of thoughts and calls.
+    thoughts: All thoughts, in order.
+  """
+
+  found: list[Any]
+  rest: list[str]
+  thoughts: list[Thought]
+
+
 def scan(
   text: str,
   opening: str = "",
@@ -77,7 +105,7 @@ def scan(
   *,
   start: re.Pattern | None = None,
   opened: bool = False,
-) -> tuple[list[Any], list[str]]:
+) -> Walk:
   """Walks through an answer, over thoughts and calls.
 
   What stands first decides: a mark of a call inside of a thought is part of the
@@ -95,16 +123,18 @@ def scan(
     opened: Whether the text begins inside of a thought.
 
   Returns:
-    What `read` gave, in order, and the texts outside of thoughts and calls.
+    What `read` gave, the texts outside of thoughts and calls, and the thoughts.
   """
   found: list[Any] = []
   rest: list[str] = []
+  thoughts: list[Thought] = []
   at = 0
   if opened:
     end = _END.search(text)
     if end is None:
-      return [], []
+      return Walk([], [], [Thought(0, len(text), False)])
     at = end.end()
+    thoughts.append(Thought(0, at))
   pattern = _pattern(opening, "<|channel|>" in text)
   blank = True
   while True:
@@ -115,7 +145,7 @@ def scan(
         at = got[1]
     mark = pattern.search(text, at)
     if mark is None:
-      return found, [*rest, text[at:]]
+      return Walk(found, [*rest, text[at:]], thoughts)
     rest.append(text[at : mark.start()])
     at = mark.end()
     if mark.lastgroup == "call":
@@ -126,13 +156,15 @@ def scan(
         found += got[0]
         at = got[1]
     elif mark.lastgroup == "end":
-      found, rest, blank = [], [], True
+      found, rest, blank, thoughts = [], [], True, [Thought(0, at)]
       continue
     elif mark.lastgroup != "around":
       end = _end_of(mark).search(text, at)
       if end is None:
-        return found, rest
+        thoughts.append(Thought(mark.start(), len(text), False))
+        return Walk(found, rest, thoughts)
       at = end.end()
+      thoughts.append(Thought(mark.start(), at))
     blank = blank and not rest[-1].strip()
 
 
@@ -158,7 +190,7 @@ def without_thoughts(text: str, *, opened: bool = False) -> str:
     opened: Whether the prompt opened a thought, so that the text begins inside
       of it: all of it is a thought if that is never closed.
   """
-  return "".join(scan(text, opened=opened)[1])
+  return "".join(scan(text, opened=opened).rest)
 
 
 def behind_thought(text: str) -> int:
@@ -263,7 +295,7 @@ def parse(
     found = Call(name, body) if body else Call(None, f"<{name}> is empty")
     return [found], end + len(name) + len("</>")
 
-  calls, rest = scan(text, f"<(?:{names})>", read)
+  calls, rest, _ = scan(text, f"<(?:{names})>", read)
   outside = "".join(rest)
   if strict and outside.strip():
     return [Call(None, _OUTSIDE)]

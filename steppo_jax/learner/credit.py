@@ -25,10 +25,13 @@ class Credit(NamedTuple):
     batch: The batch, its truncated ends resolved and its steps cut into
       segments where the algorithm does so.
     advantages: Advantages and value targets on the steps of `batch`.
-    old_value: [M, R, T] critic before the update, None without one.
+    old_value: [M, R, T] critic before the update, two of them where it has two
+      heads, None without one.
     ref_logp: [M, R, T] log-probs under the reference policy, or None.
     hidden: [M, R, T, D] hidden states of the policy before the update, None
       where they are not kept; see `UpdateSpec.keeps`.
+    weight: [M, R, T] weight of each action token in the loss, of mean 1 over
+      those of each mini-batch, or None.
     metrics: (sum, weight) pairs by name.
   """
 
@@ -37,6 +40,7 @@ class Credit(NamedTuple):
   old_value: chex.Array | None
   ref_logp: chex.Array | None
   hidden: chex.Array | None
+  weight: chex.Array | None
   metrics: dict[str, Any]
 
 
@@ -81,7 +85,7 @@ def assign(spec: UpdateSpec, state, reference, batch, teacher) -> Credit:
     flat_rows(batch.tokens), batch.table, bootstrap=spec.config.bootstrap
   )
   metrics = _batch_metrics(table)
-  old_value = ref_logp = value_bt = hidden = None
+  old_value = ref_logp = value_bt = hidden = weight = None
   if spec.keeps(state.critic, state.policy, batch):
     hidden = spec.over_all_rows(
       batch, functools.partial(spec.hidden, state.policy), shared=False
@@ -94,11 +98,18 @@ def assign(spec: UpdateSpec, state, reference, batch, teacher) -> Credit:
       batch, functools.partial(spec.values, state.critic, state.policy)
     )
   if old_value is not None:
-    value_bt = old_value.reshape(-1, shape[2])
+    value_bt = jax.tree.map(lambda x: x.reshape(-1, shape[2]), old_value)
   if row.reads_reference:
-    ref_logp, _ = spec.over_all_rows(
-      batch, functools.partial(spec.logp, reference)
-    )
+    if row.focus_alpha is None:
+      ref_logp, _ = spec.over_all_rows(
+        batch, functools.partial(spec.logp, reference)
+      )
+    else:
+      ref_logp, energy_t = spec.over_all_rows(
+        batch, functools.partial(spec.logp_and_energy, reference)
+      )
+      weight, found = _focus(row, flat, energy_t, shape)
+      metrics |= found
     metrics["reference/logp"] = stats.masked_sum(
       ref_logp, batch.tokens.step_ids > 0
     )
@@ -134,7 +145,33 @@ def assign(spec: UpdateSpec, state, reference, batch, teacher) -> Credit:
   metrics |= _value_metrics(flat, table, advantages, value_bt, row)
   tokens = jax.tree.map(lambda x: x.reshape(shape), flat)
   batch = batch._replace(tokens=tokens, table=table)
-  return Credit(batch, advantages, old_value, ref_logp, hidden, metrics)
+  return Credit(batch, advantages, old_value, ref_logp, hidden, weight, metrics)
+
+
+def _focus(row: Algorithm, flat: TokenBatch, energy_t, shape):
+  """[M, R, T] weights of tokens in the loss, and what they are made of."""
+  sampled = flat.step_ids > 0
+  thought = flat.reasoning & sampled
+  energy_t = energy_t.reshape(sampled.shape)
+  weight_t = shaping.focus_weight(
+    energy_t,
+    thought,
+    sampled & ~thought,
+    alpha=row.focus_alpha,
+    beta=row.focus_beta,
+  ).reshape(shape)
+  # The weights of a mini-batch are divided by their own mean, so that its mean
+  # over tokens is the weighted one, in whatever microbatches it is computed.
+  total = jnp.sum(weight_t, axis=(1, 2), keepdims=True)
+  count = jnp.sum(sampled.reshape(shape), axis=(1, 2), keepdims=True)
+  share = count / jnp.where(total == 0, 1.0, total)
+  count = jnp.sum(count).astype(jnp.float32)
+  metrics = {
+    "batch/reasoning": (jnp.sum(thought).astype(jnp.float32), count),
+    "reference/energy": stats.masked_sum(energy_t, sampled & ~thought),
+    "reference/focus_weight": (jnp.sum(total), count),
+  }
+  return weight_t * share, metrics
 
 
 def _teacher_gap(spec, policy, batch, step_ids, old_logp, teacher, mix):
@@ -183,11 +220,14 @@ def _value_metrics(batch, table, advantages: Advantages, value_bt, row):
   """How well the critic knew its targets before anything was trained."""
   if row.critic is None:
     return {}
-  if row.critic == "step":
+  target = advantages.target
+  if row.critic == "both":
+    value_bt, target = value_bt[0], target[0]
+  if row.critic in ("step", "both"):
     at, live = table.boundary, table.live
   else:
     at, live = segments.flat_parent(batch.parent), batch.step_ids > 0
-  target = jnp.where(live, advantages.target, 0.0)
+  target = jnp.where(live, target, 0.0)
   value = jnp.where(live, value_bt.reshape(-1)[at], 0.0)
   mean = jnp.sum(target) / jnp.maximum(jnp.sum(live), 1)
   spread = jnp.sum(jnp.square(target - mean), where=live)

@@ -76,6 +76,11 @@ def make_spec(
       f"learner.microbatch_rows={config.microbatch_rows} is not a multiple "
       f"of the {mesh_lib.row_parts(mesh)} devices"
     )
+  if (config.critic_layers or 0) > model.num_layers:
+    raise ValueError(
+      f"learner.critic_layers={config.critic_layers} is more than the "
+      f"{model.num_layers} layers of the policy: take fewer"
+    )
   steps = config.num_minibatches * num_updates
   warmup = config.critic_warmup if algorithm.critic else 0
   # Adam's square root has no derivative where a gradient is always 0.
@@ -119,7 +124,12 @@ def init(spec: UpdateSpec, policy: chex.ArrayTree) -> LearnerState:
   if spec.algorithm.critic is not None:
     critic = jax.tree.map(
       jnp.array,
-      heads.init_critic(policy, own_trunk=spec.config.critic_trunk == "own"),
+      heads.init_critic(
+        policy,
+        own_trunk=spec.config.critic_trunk == "own",
+        num_layers=spec.config.critic_layers,
+        two_heads=spec.algorithm.critic == "both",
+      ),
     )
     critic_optimizer = spec.critic_optimizer.init(critic)
   return LearnerState(

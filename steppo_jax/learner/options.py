@@ -33,6 +33,8 @@ class LearnerConfig:
     critic_trunk: What the critic's head reads: "own" is a copy of the policy's
       layers that is trained with it; "policy" is the policy's layers as they
       are, which costs no memory, and no gradient of the critic reaches them.
+    critic_layers: Layers of a critic's own trunk, the first ones of the
+      policy's; None for all.
     bootstrap: What follows a truncated episode: "value", "zero", "drop_last".
     attention: "xla", "pallas" (a TPU kernel, interpreted elsewhere), or "auto":
       "pallas" on a TPU and "xla" on anything else. Models with sliding windows
@@ -64,6 +66,7 @@ class LearnerConfig:
   microbatch_rows: int = 8
   target_kl: float | None = None
   critic_trunk: Literal["own", "policy"] = "own"
+  critic_layers: int | None = None
   bootstrap: str = "value"
   attention: Literal["auto", "xla", "pallas"] = "auto"
   attention_block: int = 64
@@ -84,6 +87,12 @@ class LearnerConfig:
     if self.remat not in ("auto", "none", "dots", "full"):
       raise ValueError(
         f"learner.remat={self.remat!r} is none of auto, none, dots, full"
+      )
+    layers = self.critic_layers
+    if layers is not None and (layers < 1 or self.critic_trunk == "policy"):
+      raise ValueError(
+        f"learner.critic_layers={layers} must be at least 1, and is read only "
+        "with learner.critic_trunk=own"
       )
     for name in ("num_minibatches", "actor_epochs", "microbatch_rows"):
       if getattr(self, name) < 1:

@@ -127,6 +127,20 @@ class UpdateSpec(NamedTuple):
       rows //= mesh_lib.row_parts(self.mesh)
     return rows <= max(_device_bytes(self.mesh, policy), _KEPT)
 
+  def logp_and_energy(self, policy, rows: TokenBatch):
+    """Log-probs and energies [r, T] of the tokens of some rows."""
+    logp, _, energy = logprobs.next_token_logprobs_and_energies(
+      self.hidden(policy, rows),
+      transformer.unembedding(policy, self.model.num_ids),
+      rows.tokens,
+      rows.parent,
+      rows.step_ids > 0,
+      chunk=self.config.logprob_chunk,
+      temperature=self.temperature,
+      softcap=self.model.softcap,
+    )
+    return logp, energy
+
   def values(self, critic, policy, rows: TokenBatch):
     """V at every token [r, T] of some rows; see `heads.values`."""
     return heads.values(

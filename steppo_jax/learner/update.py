@@ -1,5 +1,6 @@
 """One update as a pure function: values, credit, critic and policy epochs."""
 
+import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -96,6 +97,7 @@ def _check(spec: UpdateSpec, state, reference, batch, teacher) -> None:
     "critic": state.critic, "reference": reference,
     "teacher": batch.teacher if teacher is None else teacher,
   }  # fmt: skip
+  policies["reasoning"] = batch.tokens.reasoning
   found = {name for name, params in policies.items() if params is not None}
   algorithms_table.check_needs(
     spec.algorithm, found | {"group", "anchor", "entropy"}
@@ -124,9 +126,8 @@ def _to_rows(x, shape):
 
 def _critic_epochs(spec, state, credit: credit_lib.Credit):
   """All optimizer steps of the critic."""
-  config, algorithm, batch = spec.config, spec.algorithm, credit.batch
+  config, batch = spec.config, credit.batch
   shape = batch.tokens.tokens.shape
-  target = _to_rows(credit.advantages.target, shape)
 
   def values(critic, rows, m, i):
     if credit.hidden is None:
@@ -138,18 +139,35 @@ def _critic_epochs(spec, state, credit: credit_lib.Credit):
     first = (m * shape[1] + spec.first_row(i)) * shape[2]
     local = batch.table.boundary - first
     here = (local >= 0) & (local < spec.size * shape[2]) & batch.table.live
-    (total, weight), metrics = objective.value_loss_terms(
-      algorithm,
-      spec.rows(batch, m, i, target) if target.ndim == 3 else target,
-      values(critic, rows, m, i),
-      spec.rows(batch, m, i, credit.old_value),
-      rows,
-      batch.table,
-      boundary_local=jnp.where(here, local, 0),
-      here=here,
-      value_clip=algorithm.value_clip,
-    )
-    return total, (weight, metrics)
+
+    def terms(clock, target, value, old_value):
+      target = _to_rows(target, shape)
+      return objective.value_loss_terms(
+        dataclasses.replace(spec.algorithm, critic=clock),
+        spec.rows(batch, m, i, target) if target.ndim == 3 else target,
+        value,
+        spec.rows(batch, m, i, old_value),
+        rows,
+        batch.table,
+        boundary_local=jnp.where(here, local, 0),
+        here=here,
+        value_clip=spec.algorithm.value_clip,
+      )
+
+    value = values(critic, rows, m, i)
+    target, old_value = credit.advantages.target, credit.old_value
+    if spec.algorithm.critic != "both":
+      (total, weight), metrics = terms(
+        spec.algorithm.critic, target, value, old_value
+      )
+      return total, (weight, metrics)
+    (turns, weight), metrics = terms("step", target[0], value[0], old_value[0])
+    (tokens, _), more = terms("token", target[1], value[1], old_value[1])
+    # The mean over tokens beside the mean over steps, which is divided by the
+    # number of steps of the mini-batch.
+    steps, count = _steps_and_tokens(batch, m)
+    metrics |= {f"token_{name}": pair for name, pair in more.items()}
+    return turns + tokens * steps / jnp.maximum(count, 1), (weight, metrics)
 
   def minibatch(carry, m):
     critic, optimizer_state = carry
@@ -171,11 +189,22 @@ def _critic_epochs(spec, state, credit: credit_lib.Credit):
   return *carry, _named("critic", metrics)
 
 
+def _steps_and_tokens(batch, m):
+  """Live steps whose boundary lies in mini-batch m, and its action tokens."""
+  shape = batch.tokens.tokens.shape
+  part_k = batch.table.boundary // (shape[1] * shape[2])
+  return (
+    jnp.sum(batch.table.live & (part_k == m)).astype(jnp.float32),
+    jnp.sum(batch.tokens.step_ids[m] > 0).astype(jnp.float32),
+  )
+
+
 class _Fixed(NamedTuple):
   """What stays the same over all steps of the policy."""
 
   advantage: chex.Array  # [S] or [M, R, T]
   ref_logp: chex.Array | None  # [M, R, T]
+  weight: chex.Array | None  # [M, R, T]
 
 
 def _log_ratios(logp_t, rows: TokenBatch):
@@ -187,17 +216,19 @@ def _log_ratios(logp_t, rows: TokenBatch):
 
 def _policy_loss(spec, batch, fixed: _Fixed, mu, policy, rows, m, i):
   """Loss sum of microbatch i of part m, with (weight, metrics)."""
-  advantage, ref_logp = fixed.advantage, fixed.ref_logp
+  advantage = fixed.advantage
+  of_rows = lambda x: None if x is None else spec.rows(batch, m, i, x)
   logp_t, entropy_t = spec.logp(policy, rows)
   (total, weight), metrics = objective.policy_loss(
     spec.algorithm,
-    spec.rows(batch, m, i, advantage) if advantage.ndim == 3 else advantage,
+    of_rows(advantage) if advantage.ndim == 3 else advantage,
     logp_t,
     entropy_t,
     rows,
     batch.table,
     mu=mu,
-    ref_logp_t=None if ref_logp is None else spec.rows(batch, m, i, ref_logp),
+    ref_logp_t=of_rows(fixed.ref_logp),
+    weight_t=of_rows(fixed.weight),
   )
   z, count = _log_ratios(logp_t, rows)
   metrics["token_gap"] = (jnp.sum(jnp.abs(z)), count)
@@ -256,7 +287,7 @@ def _policy_epochs(spec, state, credit: credit_lib.Credit):
   config, batch = spec.config, credit.batch
   shape = batch.tokens.tokens.shape
   advantage = _to_rows(credit.advantages.advantage, shape)
-  fixed = _Fixed(advantage, credit.ref_logp)
+  fixed = _Fixed(advantage, credit.ref_logp, credit.weight)
   live = jnp.array(True)
   if state.critic is not None:
     live = state.update >= config.critic_warmup

@@ -18,8 +18,14 @@ def _check(x_n, group_n, live_n, num_groups):
   chex.assert_rank(x_n, 1)
   chex.assert_equal_shape([x_n, group_n, live_n])
   chex.assert_type([x_n, group_n, live_n], [float, int, bool])
-  floats.check_below(group_n, num_groups, "group_n", "num_groups")
+  _check_live(group_n, live_n, num_groups, "group_n", "num_groups")
   return floats.wide(jnp.where(live_n, x_n, 0)), group_n, live_n
+
+
+def _check_live(ids, live, limit, name, of):
+  """Refuses known numbers that are out of range and not masked."""
+  if not isinstance(live, jax.core.Tracer):
+    floats.check_below(jnp.where(live, ids, 0), limit, name, of)
 
 
 def group_sum(
@@ -52,7 +58,7 @@ def group_count(
   group_n, live_n = jnp.asarray(group_n), jnp.asarray(live_n)
   chex.assert_equal_shape([group_n, live_n])
   chex.assert_type([group_n, live_n], [int, bool])
-  floats.check_below(group_n, num_groups, "group_n", "num_groups")
+  _check_live(group_n, live_n, num_groups, "group_n", "num_groups")
   # Counted in whole numbers: float32 would stop at 2²⁴.
   return jax.ops.segment_sum(
     live_n.astype(jnp.int32), group_n, num_segments=num_groups
@@ -210,6 +216,104 @@ def group_leave_one_out(
   count_n = group_count(group_n, live_n, num_groups=num_groups)[group_n]
   count_n = count_n.astype(centered_n.dtype)
   return centered_n * count_n / jnp.maximum(count_n - 1, 1)
+
+
+def population_zscore(
+  x_n: chex.Array,
+  group_n: chex.Array,
+  live_n: chex.Array,
+  *,
+  num_groups: int,
+  eps: chex.Numeric,
+) -> chex.Array:
+  """Distance from the mean of the group in deviations of the population.
+
+    (xₙ - mean_g) / (std_g + eps), with n in the deviation
+
+  With n - 1 in place of n it is `group_zscore`.
+
+  Args:
+    x_n: [N] float; not read where `live_n` is False.
+    group_n: [N] int32.
+    live_n: [N] bool.
+    num_groups: G.
+    eps: Added to the deviation, in units of `x_n`.
+
+  Returns:
+    [N] float32; 0 where not live, in groups of one and in equal groups.
+
+  Raises:
+    AssertionError: the shapes differ, or `x_n` is not floating point.
+  """
+  x_n, group_n, live_n = _check(x_n, group_n, live_n, num_groups)
+  centered_n = group_center(x_n, group_n, live_n, num_groups=num_groups)
+  variance_g = group_mean(
+    jnp.square(centered_n), group_n, live_n, num_groups=num_groups
+  )
+  eps = floats.constant(eps, centered_n.dtype)
+  result_n = centered_n / (stats.deviation(variance_g)[group_n] + eps)
+  return jnp.where(live_n, result_n, 0.0)
+
+
+def group_by_index(
+  x_k: chex.Array,
+  group_k: chex.Array,
+  index_k: chex.Array,
+  live_k: chex.Array,
+  *,
+  num_groups: int,
+  num_indices: int,
+  eps: chex.Numeric,
+  divide: bool,
+) -> chex.Array:
+  """Compares the steps of a group that have the same place in their episode.
+
+    xₖ - mean, or (xₖ - mean) / (std + eps), over the steps of the same group
+    and index, with n in the deviation
+
+  With x = 1 where a step was right and 0 elsewhere it is the group-relative
+  correctness of each step by itself: the first steps of a group are compared
+  with each other, the second ones with each other, and so on. Where every
+  episode has one step, `divide=False` is `group_center`, the advantage of Dr.
+  GRPO.
+
+  Args:
+    x_k: [S] float; not read where `live_k` is False.
+    group_k: [S] int32 in 0 .. num_groups-1.
+    index_k: [S] int32 place of the step in its episode, 0 .. num_indices-1.
+    live_k: [S] bool.
+    num_groups: G.
+    num_indices: Most steps of an episode.
+    eps: Added to the deviation, in units of `x_k`; read only with `divide`.
+    divide: Whether to divide by the deviation.
+
+  Returns:
+    [S] float32; 0 where not live, where a step is alone at its index and where
+    all are equal. In traced code NaN where a group or an index is out of its
+    range: that step could not be compared.
+
+  Raises:
+    AssertionError: the shapes differ, or `x_k` is not floating point.
+    ValueError: a known group or index is out of its range.
+
+  Source: SAPO for recommendation, arXiv:2605.17648, read in a secondary source,
+    which leaves open whether the deviation divides.
+  """
+  index_k = jnp.asarray(index_k)
+  x_k, group_k, live_k = _check(x_k, group_k, live_k, num_groups)
+  chex.assert_equal_shape([x_k, index_k])
+  chex.assert_type(index_k, int)
+  _check_live(index_k, live_k, num_indices, "index_k", "num_indices")
+  known_k = (group_k >= 0) & (group_k < num_groups)
+  known_k &= (index_k >= 0) & (index_k < num_indices)
+  key_k = jnp.where(live_k & known_k, group_k * num_indices + index_k, 0)
+  where = (key_k, live_k & known_k)
+  num = num_groups * num_indices
+  if divide:
+    found_k = population_zscore(x_k, *where, num_groups=num, eps=eps)
+  else:
+    found_k = group_center(x_k, *where, num_groups=num)
+  return jnp.where(live_k & ~known_k, jnp.nan, found_k)
 
 
 def joint_group(first_n: chex.Array, second_n: chex.Array) -> chex.Array:

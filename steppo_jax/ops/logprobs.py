@@ -42,6 +42,63 @@ def next_token_logprobs(
   Raises:
     AssertionError: the shapes do not fit each other.
   """
+  read = lambda logits, y: _logp_and_entropy(logits, y, temperature)
+  return _read_logits(
+    hidden, embedding, tokens, parent, wanted, read, 2, chunk, softcap
+  )
+
+
+def next_token_logprobs_and_energies(
+  hidden: chex.Array,
+  embedding: chex.Array,
+  tokens: chex.Array,
+  parent: chex.Array,
+  wanted: chex.Array,
+  *,
+  chunk: int,
+  temperature: chex.Numeric,
+  softcap: float | None,
+) -> tuple[chex.Array, chex.Array, chex.Array]:
+  """`next_token_logprobs`, and the energy of the logits, in one pass.
+
+    E = -log Σ exp(logits)
+
+  The logits of the energy are those before the temperature divides them.
+
+  Args:
+    hidden: See `next_token_logprobs`, for all arguments.
+    embedding: See there.
+    tokens: See there.
+    parent: See there.
+    wanted: See there.
+    chunk: See there.
+    temperature: See there.
+    softcap: See there.
+
+  Returns:
+    log p(token), entropy and energy, [B, T] each, float32 and 0 where not
+    wanted.
+  """
+
+  def read(logits, y):
+    energy = -jax.nn.logsumexp(logits, axis=-1)
+    return *_logp_and_entropy(logits, y, temperature), energy
+
+  return _read_logits(
+    hidden, embedding, tokens, parent, wanted, read, 3, chunk, softcap
+  )
+
+
+def _logp_and_entropy(logits, y, temperature):
+  logp = jax.nn.log_softmax(logits / temperature, axis=-1)
+  entropy = -jnp.sum(jnp.exp(logp) * logp, axis=-1)
+  return jnp.take_along_axis(logp, y[..., None], axis=-1)[..., 0], entropy
+
+
+def _read_logits(
+  hidden, embedding, tokens, parent, wanted, read, count, chunk, softcap
+):
+  """What `read` makes of the logits and ids of a chunk: `count` arrays."""
   chex.assert_rank([hidden, embedding], [3, 2])
   chex.assert_equal_shape([tokens, parent, wanted, hidden[..., 0]])
   b, t = tokens.shape
@@ -68,14 +125,10 @@ def next_token_logprobs(
     )
     if softcap is not None:
       logits = softcap * jnp.tanh(logits / softcap)
-    logp = jax.nn.log_softmax(logits / temperature, axis=-1)
-    entropy = -jnp.sum(jnp.exp(logp) * logp, axis=-1)
-    logp = jnp.take_along_axis(logp, y[..., None], axis=-1)[..., 0]
-    return jnp.where(live, logp, 0.0), jnp.where(live, entropy, 0.0)
+    return tuple(jnp.where(live, x, 0.0) for x in read(logits, y))
 
   def nothing(at, y, live):
-    zero = jnp.zeros(live.shape, jnp.float32)
-    return zero, zero
+    return (jnp.zeros(live.shape, jnp.float32),) * count
 
   @jax.checkpoint
   def body(args):
@@ -86,4 +139,4 @@ def next_token_logprobs(
   restore = lambda x: jnp.take_along_axis(
     jnp.moveaxis(x, 0, 1).reshape(b, -1)[:, :t], back, axis=1
   )
-  return restore(found[0]), restore(found[1])
+  return tuple(map(restore, found))

@@ -4,6 +4,8 @@ The steps of a trajectory are adjacent on the step axis and in order. Slot 0,
 the null step, is a trajectory of its own.
 """
 
+from typing import NamedTuple
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -260,6 +262,96 @@ def _poison(broken_t, step_ids, num_steps, kind):
 def _zeros(like, num_steps, kind):
   """[S] zeros that vary over the same mesh axes as `like`."""
   return jnp.zeros(num_steps, kind) + (like.reshape(-1)[0] & False).astype(kind)
+
+
+class TurnAndTokenGae(NamedTuple):
+  """What `turn_and_token_gae` returns, all float32.
+
+  Attributes:
+    turn_advantage: [S] step GAE, the mean advantage of each response.
+    turn_target: [S] target of the value at the end of each prompt.
+    token_target: [B, T] target of the value before each action token.
+    advantage: [B, T] credit of each action token.
+  """
+
+  turn_advantage: chex.Array
+  turn_target: chex.Array
+  token_target: chex.Array
+  advantage: chex.Array
+
+
+def turn_and_token_gae(
+  reward_k: chex.Array,
+  turn_value_k: chex.Array,
+  token_value_t: chex.Array,
+  step_ids: chex.Array,
+  last_k: chex.Array,
+  turn_bootstrap_k: chex.Array,
+  token_bootstrap_k: chex.Array,
+  *,
+  alpha: chex.Numeric,
+  turn_discount: chex.Numeric,
+  turn_lambda: chex.Numeric,
+  token_discount: chex.Numeric,
+  token_lambda: chex.Numeric,
+) -> TurnAndTokenGae:
+  """Step GAE, and within a step the differences that token GAE finds.
+
+    Aᵢ = A_turn,ₖ + alpha (A_token,ᵢ - mean of A_token over the tokens of k)
+
+  Turns are steps. The first part is `step_gae` on one estimate of value, the
+  second `token_gae` on another; a step's reward falls on its last action token
+  there. The targets of both, value plus advantage, come from before the
+  centring. The mean of Aᵢ over a response is A_turn,ₖ, whatever alpha is; with
+  alpha 0, and where every step has one action token, nothing else is left.
+
+  Args:
+    reward_k: [S] float reward of the transition that step k caused.
+    turn_value_k: [S] float value of step k, read at its last prompt token.
+    token_value_t: [B, T] float value before each action token, stored at the
+      token's own slot; not read where `step_ids` is 0.
+    step_ids: [B, T] int32.
+    last_k: [S] bool, True at the final step of each trajectory and on unused
+      slots.
+    turn_bootstrap_k: [S] float turn value after the final step, 0 if the
+      episode ended; not read where `last_k` is False.
+    token_bootstrap_k: [S] float, likewise, token value.
+    alpha: Weight of the differences within a step.
+    turn_discount: γ of the turns, per step.
+    turn_lambda: λ of the turns, per step.
+    token_discount: γ of the tokens, per token.
+    token_lambda: λ of the tokens, per token.
+
+  Returns:
+    See `TurnAndTokenGae`; nothing is whitened. Token arrays are 0 where
+    `step_ids` is 0.
+
+  Raises:
+    AssertionError: the arrays differ in shape or are not floating point.
+
+  Source: VETTA; credit of Schulman et al. 2016, arXiv:1506.02438, on both
+    clocks.
+  """
+  turn_k, turn_target_k = step_gae(
+    reward_k,
+    turn_value_k,
+    last_k,
+    turn_bootstrap_k,
+    discount=turn_discount,
+    lambda_=turn_lambda,
+  )
+  token_t, token_target_t = token_gae(
+    reward_k,
+    token_value_t,
+    step_ids,
+    last_k,
+    token_bootstrap_k,
+    discount=token_discount,
+    lambda_=token_lambda,
+  )
+  within_t = segments.centered(token_t, step_ids, num_steps=turn_k.shape[0])
+  advantage_t = segments.to_tokens(turn_k, step_ids) + alpha * within_t
+  return TurnAndTokenGae(turn_k, turn_target_k, token_target_t, advantage_t)
 
 
 def _unbroken_gae(

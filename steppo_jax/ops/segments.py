@@ -144,6 +144,14 @@ def to_tokens(x_k: chex.Array, step_ids: chex.Array) -> chex.Array:
   return jnp.where(step_ids > 0, tokens, jnp.zeros((), x_k.dtype))
 
 
+def centered(
+  x_t: chex.Array, step_ids: chex.Array, *, num_steps: int
+) -> chex.Array:
+  """Distance of each action token from the mean of its step, 0 elsewhere."""
+  mean_t = to_tokens(step_mean(x_t, step_ids, num_steps=num_steps), step_ids)
+  return jnp.where(jnp.asarray(step_ids) > 0, x_t - mean_t, 0.0)
+
+
 def first_token(step_ids: chex.Array, *, num_steps: int) -> chex.Array:
   """Flat index (row * T + column) of each step's first action token.
 

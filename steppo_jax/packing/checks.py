@@ -74,6 +74,30 @@ def validate(
       _check_ids(trajectory.final_prompt_ids, vocab_size, where)
 
 
+def told_thoughts(trajectories: Sequence[types.Trajectory]) -> None:
+  """Refuses steps that do not tell thoughts from actions.
+
+  Raises:
+    ValueError: a step has no `reasoning_mask`, or one of another length than
+      its response.
+  """
+  for trajectory in trajectories:
+    for step in trajectory.steps:
+      where = f"step {step.step_index} of trajectory {trajectory.uid}"
+      told, size = step.reasoning_mask, len(step.response_ids)
+      if told is not None and len(told) != size:
+        raise ValueError(
+          f"{where}: reasoning_mask has {len(told)} entries for {size} tokens "
+          "of the response"
+        )
+      if told is None:
+        raise ValueError(
+          f"{where} has no reasoning_mask, which the algorithm weighs tokens "
+          "by: the prompt needs a method reasoning(response_ids), and episodes "
+          "that an older version recorded have to be played again"
+        )
+
+
 def _check_logp(step: types.Step, where: str) -> None:
   # Those of tokens that the policy did not sample are not read.
   sampled = np.asarray(step.response_mask, bool)

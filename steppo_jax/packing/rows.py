@@ -42,6 +42,8 @@ def digest(packed: Packed) -> str:
   for part in (packed.tokens, packed.table):
     for field in dataclasses.fields(part):
       array = getattr(part, field.name)
+      if array is None:
+        continue
       found.update(f"{field.name} {array.dtype}{array.shape}".encode())
       found.update(np.ascontiguousarray(array).tobytes())
   return found.hexdigest()
@@ -171,6 +173,7 @@ def _table(
     "trajectory": np.repeat(np.arange(len(counts)), counts).astype(np.int32),
     "group": np.repeat(groups, counts).astype(np.int32),
     "anchor": _numbers([_state(i, step) for i, step in enumerate(steps)]),
+    "success": np.repeat([t.success for t in trajectories], counts),
     "boundary": np.zeros(len(steps), np.int32),
     "bootstrap_at": np.zeros(len(steps), np.int32),
   }
@@ -192,6 +195,7 @@ def pack(
   vocab_size: int | None = None,
   num_steps: int | None = None,
   rows_per_part: int | None = None,
+  reasoning: bool = False,
 ) -> Packed:
   """Lays trajectories out in rows; slot 0 of the step axis is the null step.
 
@@ -207,6 +211,8 @@ def pack(
     num_steps: Length S of the step axis, slot 0 included; None picks the
       bucket that fits.
     rows_per_part: Rows R of each part; None picks the bucket that fits.
+    reasoning: Whether the batch tells thoughts from actions, which every step
+      then has to know.
 
   Returns:
     The batch. Under "truncate" trajectories that no step is left of are not in
@@ -216,6 +222,8 @@ def pack(
     ValueError: a record cannot be trained on, or does not fit.
   """
   checks.validate(trajectories, vocab_size=vocab_size)
+  if reasoning:
+    checks.told_thoughts(trajectories)
   cut = 0
   if config.too_long == "truncate":
     kept, cut = checks.fit(trajectories, config.row_length)
@@ -246,7 +254,7 @@ def pack(
     for tree, (row, start) in zip(group, place, strict=True)
   ]
   shape = (num_parts * rows, config.row_length)
-  tokens = _fill(flat, steps, columns, shape, pad_id)
+  tokens = _fill(flat, steps, columns, shape, pad_id, reasoning)
   stacked = {
     name: x.reshape(num_parts, rows, config.row_length)
     for name, x in tokens.items()
@@ -263,7 +271,7 @@ def pack(
   )
 
 
-def _fill(flat, steps, columns, shape, pad_id):
+def _fill(flat, steps, columns, shape, pad_id, reasoning):
   """Writes every (tree, row, column); returns the token arrays."""
   column = np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape)
   out = {
@@ -274,6 +282,8 @@ def _fill(flat, steps, columns, shape, pad_id):
     "step_ids": np.zeros(shape, np.int32),
     "behaviour_logp": np.zeros(shape, np.float32),
   }
+  if reasoning:
+    out["reasoning"] = np.zeros(shape, bool)
   for tree, row, start in flat:
     where = np.s_[row, start : start + len(tree.tokens)]
     out["tokens"][where] = tree.tokens
@@ -286,6 +296,10 @@ def _fill(flat, steps, columns, shape, pad_id):
       span = np.s_[row, at : at + len(step.response_ids)]
       out["step_ids"][span] = np.where(step.response_mask, number, 0)
       out["behaviour_logp"][span] = step.behaviour_logp
+      if reasoning:
+        out["reasoning"][span] = np.logical_and(
+          step.reasoning_mask, step.response_mask
+        )
     base = row * shape[1] + start
     for number, at in tree.boundaries:
       columns["boundary"][number] = base + at

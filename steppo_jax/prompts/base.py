@@ -4,14 +4,16 @@ What the policy wrote enters later prompts as the ids it wrote, whatever the
 order of a prompt: nothing is decoded and encoded again.
 """
 
+import bisect
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
 
 from steppo_jax import types
+from steppo_jax.envs import calls
 
 BANNER = "-= Welcome to TextWorld, ALFRED! =-\n\n"
 
@@ -44,6 +46,9 @@ class Prompt(Protocol):
 
   def action(self, response_ids: np.ndarray) -> str:
     """The command that a response spells."""
+
+  def reasoning(self, response_ids: np.ndarray) -> np.ndarray:
+    """[R] bool, the tokens of a response that are part of a thought."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +92,13 @@ class CompactPrompt:
     shown = without_end(self.stop_ids, response_ids)
     return self.tokenizer.decode(shown).strip()
 
+  def reasoning(self, response_ids: np.ndarray) -> np.ndarray:
+    """[R] bool, the tokens of a response that are part of a thought."""
+    return reasoning_mask(
+      self.tokenizer, self.stop_ids, response_ids,
+      lambda text: calls.scan(text).thoughts,
+    )  # fmt: skip
+
   def response(self, action: str) -> np.ndarray:
     """The ids that spell a command, for demonstrations."""
     return self._ids(action, self.tokenizer.end_of_turn_id)
@@ -116,6 +128,52 @@ def without_end(
 ) -> np.ndarray:
   """An answer without the token that ended it, if one did."""
   return response_ids[:-1] if ended(stop_ids, response_ids) else response_ids
+
+
+def reasoning_mask(
+  tokenizer: types.Tokenizer,
+  stop_ids: Sequence[int],
+  response_ids: np.ndarray,
+  thoughts: Callable[[str], Sequence[calls.Thought]],
+) -> np.ndarray:
+  """The tokens of a response that are part of a thought.
+
+  The marks around a thought belong to it, and so does a token with a character
+  of it. Places are found by decoding the beginnings of the response, so that no
+  text is encoded again. The token that ends a response belongs to a thought
+  that it cuts off.
+
+  Args:
+    tokenizer: Decodes the response.
+    stop_ids: The tokens that end an answer.
+    response_ids: [R] int32.
+    thoughts: Takes the text; gives its thoughts.
+
+  Returns:
+    [R] bool.
+  """
+  shown = without_end(stop_ids, response_ids)
+  text = tokenizer.decode(shown)
+  found = np.zeros(len(response_ids), bool)
+
+  def size(count):
+    if count >= len(shown):
+      return len(text)
+    # The first bytes of a character are no character yet.
+    return len(tokenizer.decode(shown[:count]).rstrip("\ufffd"))
+
+  places = range(len(shown))
+  for thought in thoughts(text):
+    begin, end = 0, len(found)
+    # From its beginning on even the first bytes of a character belong to it.
+    if thought.first:
+      begin = bisect.bisect_right(
+        places, thought.first, key=lambda i: size(i + 1)
+      )
+    if thought.closed:
+      end = bisect.bisect_left(places, thought.behind, key=size)
+    found[begin:end] = True
+  return found
 
 
 def answer_ids(tokenizer: types.Tokenizer, text: str) -> np.ndarray:

@@ -382,6 +382,13 @@ class ChatPrompt:
     text = self.chat.answer(response_ids)["content"]
     return calls.without_thoughts(text, opened=self.opens_thought).strip()
 
+  def reasoning(self, response_ids: np.ndarray) -> np.ndarray:
+    """[R] bool, the tokens of a response that are part of a thought."""
+    return base.reasoning_mask(
+      self.tokenizer, self.stop_ids, response_ids,
+      lambda text: calls.scan(text, opened=self.opens_thought).thoughts,
+    )  # fmt: skip
+
   def response(self, action: str) -> np.ndarray:
     """The ids that spell a command, for demonstrations."""
     end = np.int32(self.chat.end_id)

@@ -165,6 +165,22 @@ class SectionPrompt:
     unwraps = self.config.answer == "tool_call" and self.guide.unwrap
     return bool(unwraps) and not self.action(response_ids)
 
+  def reasoning(self, response_ids: np.ndarray) -> np.ndarray:
+    """[R] bool, the tokens of a response that are part of a thought."""
+    config, opened = self.config, self.opens_thought
+
+    def thoughts(text):
+      if config.answer == "command":
+        return envs_calls.scan(text, opened=opened).thoughts
+      return tool_dialects.thoughts(
+        text, config.dialect, strict=config.strict, opened=opened,
+        tools=schemas(self.guide),
+      )  # fmt: skip
+
+    return base.reasoning_mask(
+      self.tokenizer, self.stop_ids, response_ids, thoughts
+    )
+
   def _read(self, response_ids: np.ndarray) -> tuple[str, str]:
     """What the environment reads, and what the agent is to be told of it."""
     shown = base.without_end(self.stop_ids, response_ids)

@@ -108,9 +108,41 @@ def parse(
   Raises:
     ValueError: there is no such dialect or choice.
   """
-  form = _form(dialect)
   if which not in get_args(Which):
     raise ValueError(f"which={which!r} is none of {', '.join(get_args(Which))}")
+  form = _form(dialect)
+  found, rest, _ = _walk(text, form, strict, tools, opened)
+  # Without a mark an object is a call only where there is no other.
+  sure = any(tagged for _, tagged in found)
+  calls = [call for call, tagged in found if tagged or not sure]
+  outside = re.sub(form.around, "", "".join(rest)) if form.around else rest
+  if strict and "".join(outside).strip():
+    told = [call for call in calls if call.error]
+    return told[:1] or [ToolCall(None, {}, _OUTSIDE)]
+  good = [call for call in calls if call.name is not None] or calls
+  return {"all": calls, "first": good[:1], "last": good[-1:]}[which]
+
+
+def thoughts(
+  text: str,
+  dialect: Dialect,
+  *,
+  strict: bool = False,
+  tools: Sequence[Mapping[str, Any]] | None = None,
+  opened: bool = False,
+) -> list[envs_calls.Thought]:
+  """The thoughts of a text, as `parse` reads it with the same arguments.
+
+  A mark of a thought inside of a call is part of the call.
+
+  Raises:
+    ValueError: there is no such dialect.
+  """
+  return _walk(text, _form(dialect), strict, tools, opened).thoughts
+
+
+def _walk(text, form: tool_call.Form, strict, tools, opened) -> envs_calls.Walk:
+  """Calls, each with whether a mark says that it is one, and what is else."""
   kinds = tool_call.kinds_of(tools)
   opening, start = form.opening, form.strict_start
   if not strict:
@@ -138,16 +170,7 @@ def parse(
       got = [ToolCall(None, {}, str(error))], end
     return got and ([(call, tagged) for call in got[0]], got[1])
 
-  found, rest = envs_calls.scan(text, opening, read, start=start, opened=opened)
-  # Without a mark an object is a call only where there is no other.
-  sure = any(tagged for _, tagged in found)
-  calls = [call for call, tagged in found if tagged or not sure]
-  outside = re.sub(form.around, "", "".join(rest)) if form.around else rest
-  if strict and "".join(outside).strip():
-    told = [call for call in calls if call.error]
-    return told[:1] or [ToolCall(None, {}, _OUTSIDE)]
-  good = [call for call in calls if call.name is not None] or calls
-  return {"all": calls, "first": good[:1], "last": good[-1:]}[which]
+  return envs_calls.scan(text, opening, read, start=start, opened=opened)
 
 
 def spell(

@@ -85,12 +85,15 @@ def encode(trajectory: types.Trajectory) -> tuple[dict[str, Any], bytes]:
     new = len(step.prompt_ids) - shared
     lengths = [shared, new, len(step.response_ids)]
     plain = {name: getattr(step, name) for name in _PLAIN}
-    steps.append(plain | {"n": lengths, "metadata": dict(step.metadata)})
+    thoughts = step.reasoning_mask
+    told = {"reasoning": None if thoughts is None else len(thoughts)}
+    steps.append(plain | told | {"n": lengths, "metadata": dict(step.metadata)})
     arrays += [
       np.asarray(step.prompt_ids[shared:], "<i4"),
       np.asarray(step.response_ids, "<i4"),
       np.asarray(step.behaviour_logp, "<f4"),
       np.asarray(step.response_mask, bool),
+      *([] if thoughts is None else [np.asarray(thoughts, bool)]),
     ]
     before = np.concatenate([step.prompt_ids, step.response_ids])
   final, lengths = trajectory.final_prompt_ids, None
@@ -109,6 +112,12 @@ def encode(trajectory: types.Trajectory) -> tuple[dict[str, Any], bytes]:
     "steps": steps,
   }
   return head, b"".join(array.tobytes() for array in arrays)
+
+
+def _thoughts(line, take) -> np.ndarray | None:
+  """The mask of thoughts; None in files of older versions."""
+  count = line.get("reasoning")
+  return None if count is None else take(count, "?", np.bool_)
 
 
 def decode(head: Mapping[str, Any], data: bytes) -> types.Trajectory:
@@ -133,6 +142,7 @@ def decode(head: Mapping[str, Any], data: bytes) -> types.Trajectory:
         response_ids=response,
         behaviour_logp=take(length, "<f4", np.float32),
         response_mask=take(length, "?", np.bool_),
+        reasoning_mask=_thoughts(line, take),
         trajectory_uid=head["uid"],
         step_index=index,
         group_uid=task.uid,

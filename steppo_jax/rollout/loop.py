@@ -267,6 +267,9 @@ def _advance(
     # tell.
     tells = getattr(prompt, "refuses", None)
     refused = tells is not None and tells(response.response_ids)
+    # Prompts of other packages may not know.
+    thoughts = getattr(prompt, "reasoning", None)
+    thoughts = thoughts and thoughts(response.response_ids)
     next_ids = prompt.extend(state.prompt_ids, state.turns)
   except Exception as error:
     return _failed(episode, state.steps, error)
@@ -289,6 +292,7 @@ def _advance(
       stop_reason=response.stop_reason,
       anchor_obs=state.anchor,
       metadata={"invalid": bool(out.info.get("invalid", False) or refused)},
+      reasoning_mask=thoughts,
     )
   )
   state.prompt_ids = next_ids

@@ -38,8 +38,8 @@ class EnvConfig:
 
   Attributes:
     name: "household", "alfworld" (its real games), "webshop", "search_qa",
-      "paper_search", any other name of `envs.base.ENVS`, or one of an installed
-      package.
+      "paper_search", "recommend", any other name of `envs.base.ENVS`, or one
+      of an installed package.
     size: Size of generated worlds: tiny, small, medium or full.
     data_dir: Folder of real tasks; "alfworld" needs one, "household" has none,
       the others generate their tasks without.

@@ -176,6 +176,7 @@ class Run:
         rows_multiple=config.learner.microbatch_rows,
         pad_id=self.tokenizer.pad_id,
         vocab_size=self.model.vocab_size,
+        reasoning="reasoning" in config.algorithm.row().wants,
         **shape,
       )
     except ValueError as error:
@@ -214,7 +215,8 @@ def _provided(config: config_lib.RunConfig) -> set[str]:
   """What this trainer offers to an algorithm."""
   groups = {"group", "anchor"} if config.group_size > 1 else set()
   teacher = {"teacher"} if config.algorithm.teacher else set()
-  return {"critic", "reference", "entropy"} | groups | teacher
+  always = {"critic", "reference", "entropy", "reasoning"}
+  return always | groups | teacher
 
 
 def _load_teacher(config: config_lib.RunConfig, model, tokenizer):

@@ -14,7 +14,7 @@ REQUIRED = {
   "steppo", "capo", "ppo", "turn_ppo", "grpo", "dr_grpo", "dapo", "rloo",
   "reinforce_pp", "reinforce_pp_baseline", "gspo", "gigpo", "hgpo", "gagpo",
   "sapo_segment", "serl", "stepopsd", "agentopsd", "vetta", "cispo", "gmpo",
-  "soft",
+  "soft", "sapo_rec", "actfocus_ppo", "actfocus_grpo",
 }
 # fmt: on
 
@@ -34,7 +34,7 @@ def test_a_row_names_what_exists_and_passes_its_own_checks(name):
   ]  # fmt: skip
   assert sorted(wanted) == sorted([*options, "discount", "lambda_"])
   assert hasattr(aggregation, row.aggregation)
-  assert row.surrogate in objective._SURROGATES
+  objective.check_names(row)
   assert row.evidence in ("code", "paper", "secondary", "reconstruction")
   assert row.source
   assert 0 <= row.discount <= 1
@@ -81,7 +81,9 @@ def test_a_clip_that_cannot_fit_its_ratio_is_refused(name, change, message):
 
 
 def test_needs_that_a_run_cannot_meet_are_refused():
-  everything = {"critic", "reference", "group", "anchor", "teacher", "entropy"}
+  everything = {
+    "critic", "reference", "group", "anchor", "teacher", "entropy", "reasoning"
+  }  # fmt: skip
   for row in algorithms_table.ALGORITHMS.values():
     algorithms_table.check_needs(row, everything)
   with pytest.raises(ValueError, match="needs anchor, reference, which"):

@@ -15,9 +15,7 @@ from steppo_jax.algorithms import table as algorithms_table
 seeds = st.integers(0, 2**31)
 poisons = st.sampled_from([np.nan, np.inf, -np.inf])
 TAUGHT = ("serl", "stepopsd", "agentopsd")
-WHITENED = (
-  "step_gae", "token_gae", "vetta", "reinforce_pp", "reinforce_pp_baseline"
-)  # fmt: skip
+WHITENED = ("step_gae", "token_gae", "reinforce_pp", "reinforce_pp_baseline")
 CREDITED = ("step_gae", "token_gae", "vetta")
 # One row for each estimator: clips and averages are not part of it.
 ROWS = {row.estimator: row for row in algorithms_table.ALGORITHMS.values()}

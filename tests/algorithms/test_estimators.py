@@ -356,7 +356,8 @@ def test_vetta_with_one_token_a_step_is_step_gae():
     token_lambda=1.0,
   )  # fmt: skip
   step = run("step_gae", tokens, table, value)
-  close(np.asarray(fused.advantage)[:, 1], step.advantage[1:])
+  # Before it is whitened.
+  close(np.asarray(fused.advantage)[:, 1], step.target[1:] - value[:, 0])
 
 
 def test_segments_end_where_entropy_is_high_and_become_steps():
@@ -404,3 +405,72 @@ def test_a_teacher_changes_no_sign_and_is_required(name):
   assert not np.allclose(shaped, plain)
   with pytest.raises(ValueError, match="teacher_gap is missing"):
     estimator(tokens, table, None, NONE)
+
+
+def test_agentopsd_begins_at_the_share_of_the_group_that_succeeded():
+  # A succeeds and B does not: the belief begins at 1/2. A: e = 1 0 -1 with
+  # decay 1: B = .5 .731 .731 .5, q = .231 0 -.231, z = +-1.2247. B fails:
+  # q = -(B - .5) of equal size for e = 0: nothing moves.
+  tokens, table = base.small(
+    [2, 1, 1, 1, 1],
+    reward=[0, 0, 1, 0, 0],
+    last=[0, 0, 1, 0, 1],
+    trajectory=[0, 0, 0, 1, 1],
+    success=[1, 1, 1, 0, 0],
+  )
+  gap = np.full(tokens.step_ids.shape, 9, np.float32)
+  gap[tokens.step_ids > 0] = [0.5, 0.5, 0, -1, 0, 0]
+  run_with = functools.partial(
+    estimators.agentopsd, tokens, eps=0.0, singleton="zero", decay=1.0, mix=1.0,
+    band=0.5, discount=1.0, lambda_=1.0,
+  )  # fmt: skip
+  got = run_with(table, None, estimators.Extras(teacher_gap=gap)).advantage
+  weights = np.array([1.5, 1, 0.5, 1, 1])
+  close(got[1:], np.sqrt(0.5) * np.array([1, 1, 1, -1, -1]) * weights)
+  with pytest.raises(ValueError, match=r"table\.success is missing"):
+    run_with(
+      table.replace(success=None), None, estimators.Extras(teacher_gap=gap)
+    )
+
+
+def test_vetta_reads_a_head_for_each_clock_and_whitens_nothing():
+  tokens, table = base.small([2, 3], reward=[0, 1], last=[0, 1])
+  turn, token = np.random.default_rng(0).normal(size=(2, 2, 4))
+  turn, token = f32(turn), f32(token)
+  got = run(
+    "vetta", tokens, table, (turn, token), alpha=2.0, token_discount=1.0,
+    token_lambda=1.0,
+  )  # fmt: skip
+  # The first head alone makes the credit of steps, at their boundaries.
+  end = 1 - turn[1, 0]
+  first = 0.9 * turn[1, 0] - turn[0, 0] + 0.72 * end
+  close(np.mean(got.advantage[0, 1:3]), first)
+  close(np.mean(got.advantage[1, 1:4]), end)
+  # Undiscounted, a token's advantage is 1 less the second head before it.
+  before = token[1, :3]
+  close(got.advantage[1, 1:] - end, 2 * (before.mean() - before))
+  close(got.target[0], [0, first + turn[0, 0], 1])
+  close(got.target[1], np.where(tokens.step_ids > 0, 1, 0))
+
+
+@pytest.mark.parametrize("divide", [False, True])
+def test_sapo_rec_compares_steps_of_one_place_in_one_group(divide):
+  # Two groups of three episodes, one of which lacks its second step.
+  right = np.array([[1, 1], [1, 0], [0, 9], [0, 1], [1, 1], [0, 0]])
+  steps = [k for n in range(6) for k in ([1, 1] if n != 2 else [1])]
+  tokens, table = base.small(
+    steps,
+    reward=[x for n in range(6) for x in right[n][: 1 if n == 2 else 2]],
+    last=[n == 2 or k for n in range(6) for k in range(1 if n == 2 else 2)],
+    trajectory=[n for n in range(6) for _ in range(1 if n == 2 else 2)],
+    group=[n // 3 for n in range(6) for _ in range(1 if n == 2 else 2)],
+  )
+  got = run("sapo_rec", tokens, table, None, eps=0.0, divide=divide).advantage
+  expected = []
+  for n in range(6):
+    for k in range(1 if n == 2 else 2):
+      peers = [m for m in range(6) if m // 3 == n // 3 and (m, k) != (2, 1)]
+      values = right[peers, k]
+      score = right[n, k] - values.mean()
+      expected.append(score / values.std() if divide else score)
+  close(got[1:], expected)

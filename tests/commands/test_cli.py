@@ -10,6 +10,7 @@ import pytest
 import worlds
 
 from steppo_jax import __main__ as cli
+from steppo_jax.algorithms.table import ALGORITHMS
 from steppo_jax.pretrained import policy
 from steppo_jax.training import config
 
@@ -164,8 +165,24 @@ def test_the_main_help_shows_examples(capsys):
 def test_algorithms_prints_a_row_for_each(capsys):
   assert cli.main(["algorithms"]) == 0
   shown = capsys.readouterr().out
-  for name in ("steppo", "capo", "ppo", "grpo"):
-    assert name in shown
+  lines = shown.splitlines()
+  named = [line.split()[0] for line in lines if line[:1].strip()]
+  assert named[1 : 1 + len(ALGORITHMS)] == list(ALGORITHMS)
+  assert max(map(len, lines)) <= 80
+  assert "gear: a slot without a row. arXiv:2605.11853" in shown
+
+
+def test_algorithms_tells_all_of_one_row(capsys):
+  assert cli.main(["algorithms", "agentopsd"]) == 0
+  shown = capsys.readouterr().out
+  assert max(map(len, shown.splitlines())) < 82
+  for told in (
+    "source", "arXiv:2608.05987", "code: public code was read",
+    "group, reference, teacher", "decay", "0.95", "belief",
+  ):  # fmt: skip
+    assert told in shown, told
+  assert "did you mean 'agentopsd'" in fails(capsys, "algorithms", "agentops")
+  assert "slot without a row" in fails(capsys, "algorithms", "gear")
 
 
 def test_evaluate_plays_a_panel_and_writes_every_step(
@@ -198,7 +215,7 @@ def test_an_unwritable_output_is_an_error_before_the_episodes(
 
 
 def test_a_stray_argument_of_another_command_is_refused(capsys):
-  assert "unrecognized" in fails(capsys, "algorithms", "seed=1")
+  assert "unrecognized" in fails(capsys, "algorithms", "grpo", "seed=1")
 
 
 def test_report_of_an_empty_folder_says_so(capsys, tmp_path):

@@ -35,7 +35,7 @@ def _played():
   last = dataclasses.replace(
     whole.steps[0], trajectory_uid="won", terminated=True, truncated=False,
     response_ids=np.zeros(0, np.int32), response_mask=np.zeros(0, bool),
-    behaviour_logp=np.zeros(0, np.float32),
+    behaviour_logp=np.zeros(0, np.float32), reasoning_mask=None,
   )  # fmt: skip
   found.append(
     types.Trajectory(

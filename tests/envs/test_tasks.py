@@ -5,7 +5,7 @@ import pytest
 from steppo_jax.envs.webshop import tasks as webshop_tasks
 from steppo_jax.training import config, players
 
-GENERATED = ["household", "paper_search", "search_qa", "webshop"]
+GENERATED = ["household", "paper_search", "recommend", "search_qa", "webshop"]
 # Environment, folder below the shared data, split of a panel.
 RECORDED = [
   ("search_qa", "hotpotqa", "validation"),

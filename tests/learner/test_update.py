@@ -13,6 +13,7 @@ from marks import some
 from whole_updates import (
   CONFIG,
   batch,
+  batch_of,
   distance,
   parts_of,
   policies,
@@ -41,7 +42,7 @@ def test_one_update_moves_the_policy_and_reports_finite_numbers(name):
   )
   reference, teacher = policies(row)
   state, found = made.update(
-    made.init(worlds.policy()), reference, batch(), teacher
+    made.init(worlds.policy()), reference, batch_of(row), teacher
   )
   state, found = jax.device_get((state, found))
   # AdamW's first steps have the size of the learning rate.
@@ -63,14 +64,15 @@ def test_no_token_that_was_not_sampled_has_a_gradient(name):
   parts = parts_of(row)
   reference, teacher = policies(row)
   assign = functools.partial(credit.assign, parts)
-  found = jax.jit(assign)(start(parts), reference, batch(), teacher)
+  found = jax.jit(assign)(start(parts), reference, batch_of(row), teacher)
   flat, table = credit.flat_rows(found.batch.tokens), found.batch.table
   steps = table.live.shape[0]
   count = segments.step_count(flat.step_ids, num_steps=steps)
   np.testing.assert_array_equal(table.num_tokens, count)
-  ref_logp = found.ref_logp
-  if ref_logp is not None:
-    ref_logp = ref_logp.reshape(flat.tokens.shape)
+  ref_logp, focus = (
+    None if x is None else x.reshape(flat.tokens.shape)
+    for x in (found.ref_logp, found.weight)
+  )
   logits = jax.random.normal(jax.random.key(0), (*flat.tokens.shape, 4))
   # Ratios near 1, so that no clip hides a gradient.
   logp = jax.nn.log_softmax(logits)[..., 0]
@@ -83,7 +85,7 @@ def test_no_token_that_was_not_sampled_has_a_gradient(name):
     total, number = ratios.log_ratio_mean(z, flat.step_ids)
     (total, weight), _ = objective.policy_loss(
       row, found.advantages.advantage, logp[..., 0], entropy, flat, table,
-      mu=total / number, ref_logp_t=ref_logp,
+      mu=total / number, ref_logp_t=ref_logp, weight_t=focus,
     )  # fmt: skip
     return total / weight
 
@@ -191,12 +193,13 @@ def test_every_critic_knows_three_ends_of_a_truncated_episode(name):
   for mode in estimators.BOOTSTRAPS:
     parts = parts_of(algorithms_table.get(name), bootstrap=mode)
     made = jax.jit(functools.partial(credit.assign, parts))(
-      start(parts), worlds.policy(1), batch(), None
+      start(parts), worlds.policy(1), batch_of(parts.algorithm), None
     )
     pair = made.advantages
     assert np.isfinite(pair.advantage).all()
-    assert np.isfinite(pair.target).all()
-    found[mode] = np.asarray(pair.target), np.asarray(made.batch.table.live)
+    targets = jax.tree.leaves(pair.target)
+    assert all(np.isfinite(target).all() for target in targets)
+    found[mode] = np.asarray(targets[0]), np.asarray(made.batch.table.live)
   assert np.abs(found["value"][0] - found["zero"][0]).max() > 0.1
   live, ended = found["value"][1], np.asarray(table.truncated)
   assert found["drop_last"][1].sum() == live.sum() - (live & ended).sum()

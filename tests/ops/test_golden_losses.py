@@ -170,9 +170,7 @@ def test_g23_g35_teacher_weights(golden):
 
 def test_g25_vetta(golden):
   case = golden["G25_vetta"]
-  within = shaping.centered_in_step(
-    base.f32(case["token_adv"]), base.IDS, num_steps=7
-  )
+  within = segments.centered(base.f32(case["token_adv"]), base.IDS, num_steps=7)
   turn = segments.to_tokens(base.f32([9, *case["turn_adv"]]), base.IDS)
   base.close(turn + case["alpha"] * within, case["fused"])
 

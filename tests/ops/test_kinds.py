@@ -89,7 +89,7 @@ def _of_tokens(x, here):
     "token_weight": shaping.token_weight(
       z_t, jnp.square(z_t), ids, num_steps=5, mix=0.5
     ),
-    "centered": shaping.centered_in_step(z_t, ids, num_steps=5),
+    "centered": segments.centered(z_t, ids, num_steps=5),
     "token_gae": returns.token_gae(
       jnp.where(here, x, 0), z_t, ids, last, x, discount=0.9, lambda_=0.8
     ),

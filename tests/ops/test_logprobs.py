@@ -46,6 +46,22 @@ def test_a_slow_loop_agrees_for_every_chunk(chunk):
     np.testing.assert_allclose(x, y, atol=1e-5)
 
 
+@pytest.mark.parametrize("chunk", [1, 12])
+def test_energies_are_of_the_logits_as_they_are(chunk):
+  options = {"chunk": chunk, "temperature": 0.5, "softcap": 3.0}
+  arrays = HIDDEN, TABLE, TOKENS, PARENT, WANTED
+  *both, energy = logprobs.next_token_logprobs_and_energies(*arrays, **options)
+  for x, y in zip(
+    both, logprobs.next_token_logprobs(*arrays, **options), strict=True
+  ):
+    np.testing.assert_array_equal(x, y)
+  want = np.zeros((B, T))
+  for b, t in zip(*np.nonzero(WANTED), strict=True):
+    logits = 3 * np.tanh(TABLE.astype(np.float64) @ HIDDEN[b, PARENT[b, t]] / 3)
+    want[b, t] = -np.log(np.exp(logits).sum())
+  np.testing.assert_allclose(energy, want, atol=1e-5)
+
+
 def test_only_parents_of_wanted_tokens_have_a_gradient():
   grad = jax.grad(lambda h: sum(x.sum() for x in fast(h, chunk=6)))(HIDDEN)
   read = np.zeros((B, T), bool)

@@ -10,7 +10,6 @@ seeds = st.integers(0, 2**31)
 f32 = lambda x: np.asarray(x, np.float32)
 close = lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
 IDS = np.array([[0, 1, 1, 1], [2, 2, 0, 3]], np.int32)
-LAST = np.array([True, False, True, True])
 
 
 def _shaped(seed, poison=0.0):
@@ -42,19 +41,6 @@ def test_token_weights_keep_the_credit_of_a_step():
   weight = f32([[9, 1, 0, 2], [0, 0, 9, 5]])
   got = shaping.token_weight(advantage, weight, IDS, num_steps=4, mix=0.5)
   close(got, [[3, 3, 1.5, 4.5], [3, 3, 3, 3]])
-
-
-def test_belief_gathers_within_a_trajectory_only():
-  # log-odds: step 1: log 3; step 2: .5 log 3; slot 3 starts anew: 0.
-  evidence = f32([9, np.log(3), 0, 0])
-  run = lambda advantage, mix: shaping.belief(
-    f32(advantage), evidence, LAST, decay=0.5, mix=mix
-  )
-  root = np.sqrt(3)
-  got = run([0, 1, 1, 1], 1.0)
-  close(got, [0, 2 * 0.75, 2 * root / (1 + root), 1])
-  close(run([0, -1, -1, -1], 1.0), [0, -2 * 0.25, -2 / (1 + root), -1])
-  close(run([0, 1, 1, 1], 0.0), [0, 1, 1, 1])
 
 
 def test_overlong_penalty_by_hand():

@@ -29,6 +29,9 @@ ACTION = IDS > 0
 RNG = np.random.default_rng(0)
 X_T = RNG.normal(size=IDS.shape).astype(np.float32)
 X_K = RNG.normal(size=9).astype(np.float32)
+SUCCESS = np.full(9, 0.4, np.float32)
+THOUGHT = ACTION & (RNG.uniform(size=IDS.shape) < 0.5)
+INDEX = np.arange(9, dtype=np.int32) % 2
 
 # Name -> function of one float array that is differentiated, and that array.
 CASES = {
@@ -101,9 +104,44 @@ CASES = {
     lambda x: aggregation.trajectory_step_mean(x, IDS, COUNT, GROUP),
     X_T,
   ),
-  "belief": (
-    lambda x: shaping.belief(X_K, x, LAST, decay=0.9, mix=0.5),
+  "belief_filter": (
+    lambda x: shaping.belief_filter(
+      x, SUCCESS, X_K, LAST, mix=0.5, band=3.0, decay=0.9
+    ),
     X_K,
+  ),
+  "focus_weight": (
+    lambda x: shaping.focus_weight(
+      x, THOUGHT, ACTION & ~THOUGHT, alpha=0.1, beta=0.5
+    ),
+    X_T,
+  ),
+  "equal_step_scale": (
+    lambda x: shaping.equal_step_scale(x, IDS, GROUP, num_steps=9, limit=9.0),
+    X_T,
+  ),
+  "group_by_index": (
+    lambda x: groups.group_by_index(
+      x, GROUP, INDEX, LIVE, num_groups=9, num_indices=2, eps=0.1, divide=True
+    ),
+    X_K,
+  ),
+  "turn_and_token_gae": (
+    lambda x: returns.turn_and_token_gae(
+      X_K,
+      X_K,
+      x,
+      IDS,
+      LAST,
+      X_K,
+      X_K,
+      alpha=2.0,
+      turn_discount=0.9,
+      turn_lambda=0.8,
+      token_discount=1.0,
+      token_lambda=0.7,
+    ),
+    X_T,
   ),
 }
 

@@ -52,7 +52,10 @@ def gradients(row, batch):
   """
   parts, run = program(row)
   # Not `put_batch`, which refuses what is wrong on purpose.
-  batch = learner_state.Batch(batch.tokens, batch.table, batch.rows_used)
+  tokens = batch.tokens
+  if "reasoning" not in row.wants:
+    tokens = tokens.replace(reasoning=None)
+  batch = learner_state.Batch(tokens, batch.table, batch.rows_used)
   reference, teacher = whole_updates.policies(row)
   state = whole_updates.start(parts)
   mixed = lambda a, b: 0.9 * a + 0.1 * b

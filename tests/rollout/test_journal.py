@@ -57,6 +57,22 @@ def test_trajectories_come_back_to_the_last_bit(path):
           assert x == y, field.name
 
 
+def test_a_record_without_a_mask_of_thoughts_is_read():
+  # As older versions wrote them.
+  whole = worlds.trajectories()[0]
+  steps = tuple(
+    dataclasses.replace(step, reasoning_mask=None) for step in whole.steps
+  )
+  old = dataclasses.replace(whole, steps=steps)
+  head, data = trajectory_bytes.encode(old)
+  for line in head["steps"]:
+    assert line.pop("reasoning") is None
+  found = trajectory_bytes.decode(head, data)
+  assert trajectory_bytes.encode(found) == trajectory_bytes.encode(old)
+  assert trajectory_bytes.encode(found) != trajectory_bytes.encode(whole)
+  assert all(step.reasoning_mask is None for step in found.steps)
+
+
 def test_a_difference_in_one_bit_is_a_difference():
   one = worlds.trajectories()[0]
   first = one.steps[0]

@@ -89,6 +89,7 @@ def small(steps, **fields):
         ("trajectory", 0, np.int32),
         ("group", 0, np.int32),
         ("anchor", 0, np.int32),
+        ("success", False, bool),
       )
     },
   )

@@ -35,7 +35,8 @@ def rewritten(trajectory, how):
       **{
         name: getattr(first, name)
         for name in (
-          "prompt_ids", "response_ids", "response_mask", "behaviour_logp"
+          "prompt_ids", "response_ids", "response_mask", "behaviour_logp",
+          "reasoning_mask",
         )
       },
     )  # fmt: skip
@@ -44,6 +45,7 @@ def rewritten(trajectory, how):
       "response_ids": np.zeros(0, np.int32),
       "response_mask": np.zeros(0, bool),
       "behaviour_logp": np.zeros(0, np.float32),
+      "reasoning_mask": np.zeros(0, bool),
     }
     steps[1] = dataclasses.replace(steps[1], **nothing)
   return dataclasses.replace(
@@ -67,5 +69,5 @@ def packed(layout):
   parts = learner_runs.CONFIG.num_minibatches
   return packing.pack(
     made, [i // 2 % parts for i in range(len(made))], config,
-    num_parts=parts, rows_multiple=8, pad_id=0,
+    num_parts=parts, rows_multiple=8, pad_id=0, reasoning=True,
   )  # fmt: skip

@@ -293,5 +293,6 @@ def device_records(batch):
     trajectory=batch.trajectory,
     group=batch.group,
     anchor=batch.anchor,
+    success=batch.live & (batch.trajectory % 2 == 0),
   )
   return tokens, table, rng.normal(size=shape).astype(np.float32)

@@ -15,7 +15,7 @@ from steppo_jax.models import options as models_options
 
 # 8,192 tokens in 4 rows of one mini-batch, of up to 64 steps.
 ROWS, WIDTH, STEPS = 4, 2048, 64
-FLAGS = ("live", "last", "truncated")
+FLAGS = ("live", "last", "truncated", "success")
 
 
 def peak(model, *, rank=0, **options) -> int:

@@ -20,9 +20,15 @@ CONFIG = dataclasses.replace(
 
 
 @functools.cache
-def batch():
+def batch(reasoning=False):
   one = mesh.make_mesh(1)
-  return learner_state.put_batch(learner_runs.packed(), one)
+  packed = learner_runs.packed(reasoning=reasoning)
+  return learner_state.put_batch(packed, one)
+
+
+def batch_of(row):
+  """The batch with all that a row reads."""
+  return batch("reasoning" in row.wants)
 
 
 def parts_of(row, **options):
@@ -37,9 +43,14 @@ def start(parts):
   state = learner.init(parts, worlds.policy())
   if state.critic is None:
     return state
-  kernel = jax.random.normal(jax.random.key(7), (worlds.model().width,))
-  head = state.critic["head"] | {"kernel": 0.3 * kernel}
-  return state.replace(critic=state.critic | {"head": head})
+  critic = dict(state.critic)
+  for seed, name in enumerate(("head", "token_head")):
+    if name in critic:
+      kernel = jax.random.normal(
+        jax.random.key(7 + seed), (worlds.model().width,)
+      )
+      critic[name] = critic[name] | {"kernel": 0.3 * kernel}
+  return state.replace(critic=critic)
 
 
 def policies(row):
@@ -64,7 +75,7 @@ def _compiled(row, options):
 def updated(row, *, reference=None, teacher=None, **options):
   """State and metrics after one update with plain gradient steps."""
   parts, run = _compiled(row, tuple(sorted(options.items())))
-  return jax.device_get(run(start(parts), reference, batch(), teacher))
+  return jax.device_get(run(start(parts), reference, batch_of(row), teacher))
 
 
 def distance(a, b):

@@ -82,11 +82,16 @@ def trajectories(count=12, samples=1):
   """Real episodes of a random policy: refused commands, cut responses.
 
   Such a policy is refused at every step, which gives all episodes one reward;
-  noise takes its place.
+  noise takes its place. Nor does it think: some tokens are called thoughts.
   """
-  rng = np.random.default_rng(0)
+  rng, thoughts = np.random.default_rng(0), np.random.default_rng(1)
   noisy = lambda steps: tuple(
-    dataclasses.replace(s, reward=float(rng.normal())) for s in steps
+    dataclasses.replace(
+      s,
+      reward=float(rng.normal()),
+      reasoning_mask=thoughts.uniform(size=len(s.response_ids)) < 0.4,
+    )
+    for s in steps
   )
   played = loop.run(
     # A seed of which some responses end early.

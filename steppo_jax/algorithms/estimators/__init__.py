@@ -22,6 +22,7 @@ from steppo_jax.algorithms.estimators.group import (
   reinforce_pp,
   reinforce_pp_baseline,
   rloo,
+  sapo_rec,
 )
 from steppo_jax.algorithms.estimators.inputs import (
   Extras,
@@ -45,6 +46,7 @@ __all__ = [
   "resegment",
   "resolve_truncation",
   "rloo",
+  "sapo_rec",
   "serl",
   "step_gae",
   "stepopsd",

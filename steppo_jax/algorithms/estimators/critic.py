@@ -4,7 +4,7 @@ import jax.numpy as jnp
 
 from steppo_jax.algorithms.estimators import inputs
 from steppo_jax.batch import Advantages
-from steppo_jax.ops import floats, returns, segments, shaping, stats
+from steppo_jax.ops import floats, returns, stats
 
 
 def step_gae(batch, table, value_bt, extras, *, discount, lambda_):
@@ -73,10 +73,13 @@ def vetta(
 
     A = A_step + alpha (A_token - mean of A_token over the step)
 
+  See `ops.returns.turn_and_token_gae`. Nothing is whitened.
+
   Args:
     batch: Tokens [B, T].
     table: Steps [S].
-    value_bt: [B, T] critic output at every token.
+    value_bt: Two [B, T] outputs of a critic with two heads, that for steps and
+      that for tokens; one array serves as both.
     extras: Not read.
     discount: γ, per step.
     lambda_: λ, per step.
@@ -85,18 +88,32 @@ def vetta(
     token_lambda: λ of the token part, per token.
 
   Returns:
-    Advantages [B, T], whitened over action tokens, and targets [B, T] of the
-    token part.
+    Advantages [B, T], and as target one for each head, [S] and [B, T].
+
+  Source: VETTA.
   """
   del extras
-  step_k, _ = _step_gae(table, value_bt, discount, lambda_)
-  token_t, target_t = _token_gae(
-    batch, table, value_bt, token_discount, token_lambda
+  turn_bt, token_bt = (
+    value_bt if isinstance(value_bt, tuple) else (value_bt, value_bt)
   )
-  ids, num_steps = batch.step_ids, table.live.shape[0]
-  within_t = shaping.centered_in_step(token_t, ids, num_steps=num_steps)
-  fused_t = segments.to_tokens(step_k, ids) + alpha * within_t
-  return Advantages(advantage=stats.whiten(fused_t, ids > 0), target=target_t)
+  found = returns.turn_and_token_gae(
+    table.reward,
+    inputs.step_values(table, turn_bt),
+    _at_parents(batch, token_bt),
+    batch.step_ids,
+    table.last,
+    inputs.bootstrap_values(table, turn_bt),
+    inputs.bootstrap_values(table, token_bt),
+    alpha=alpha,
+    turn_discount=discount,
+    turn_lambda=lambda_,
+    token_discount=token_discount,
+    token_lambda=token_lambda,
+  )
+  turn_target_k = jnp.where(table.live, found.turn_target, 0.0)
+  return Advantages(
+    advantage=found.advantage, target=(turn_target_k, found.token_target)
+  )
 
 
 def _step_gae(table, value_bt, discount, lambda_):
@@ -111,15 +128,20 @@ def _step_gae(table, value_bt, discount, lambda_):
 
 
 def _token_gae(batch, table, value_bt, discount, lambda_):
-  parent, column = batch.parent, jnp.arange(batch.parent.shape[1])[None]
-  parent = jnp.where(parent < 0, column, parent)
-  value = floats.wide(value_bt)
   return returns.token_gae(
     table.reward,
-    jnp.take_along_axis(value, parent, axis=1, mode="clip"),
+    _at_parents(batch, value_bt),
     batch.step_ids,
     table.last,
     inputs.bootstrap_values(table, value_bt),
     discount=discount,
     lambda_=lambda_,
   )
+
+
+def _at_parents(batch, value_bt):
+  """[B, T] the value before each token, where it was read."""
+  parent, column = batch.parent, jnp.arange(batch.parent.shape[1])[None]
+  parent = jnp.where(parent < 0, column, parent)
+  value = floats.wide(value_bt)
+  return jnp.take_along_axis(value, parent, axis=1, mode="clip")

@@ -6,6 +6,7 @@ does. `kl_reward` is the weight of Σ log π/π_ref over its action tokens that 
 trajectory pays from its return; it needs `extras.reference_gap`.
 """
 
+import jax
 import jax.numpy as jnp
 
 from steppo_jax.algorithms.estimators import inputs
@@ -227,7 +228,7 @@ def gagpo(batch, table, value_bt, extras, *, discount, lambda_, eps, singleton):
 
   The value of a state is the mean discounted return of the steps of the group
   that share its anchor. λ = 1 gives return minus value. Advantages are z-scored
-  over the steps of the group, which is our reconstruction.
+  over the steps of the group. The published γ and λ are not known.
 
   Returns:
     Advantages [S].
@@ -253,6 +254,38 @@ def gagpo(batch, table, value_bt, extras, *, discount, lambda_, eps, singleton):
     num_groups=num,
     eps=eps,
     singleton=singleton,
+  )
+  return Advantages(advantage=score_k, target=None)
+
+
+def sapo_rec(batch, table, value_bt, extras, *, discount, lambda_, eps, divide):
+  """Reward of a step against those of the same step of the group's episodes.
+
+  With a reward of 1 for a right step and 0 for a wrong one this is the
+  group-relative correctness of each step by itself: no later reward reaches a
+  step, so that `discount` and `lambda_` are not read. See
+  `ops.groups.group_by_index`; `divide` is whether the deviation divides.
+
+  Returns:
+    Advantages [S].
+
+  Source: arXiv:2605.17648, read in a secondary source.
+  """
+  del value_bt, extras, discount, lambda_
+  num = table.live.shape[0]
+  slot_k = jnp.arange(num, dtype=jnp.int32)
+  first_k = jnp.roll(table.last, 1).at[0].set(True)
+  index_k = slot_k - jax.lax.cummax(jnp.where(first_k, slot_k, 0))
+  # Pairs of group and place are numbered: their product may be past int32.
+  score_k = groups.group_by_index(
+    table.reward,
+    groups.joint_group(table.group, index_k),
+    jnp.zeros_like(index_k),
+    inputs.acted(table),
+    num_groups=num,
+    num_indices=1,
+    eps=eps,
+    divide=divide,
   )
   return Advantages(advantage=score_k, target=None)
 

@@ -131,6 +131,7 @@ def resegment(
   first = live & (slot == start_k[of])
   inside = segments.step_boundary(new_ids, batch.parent, num_steps=num_steps)
   take = lambda x: jnp.where(live, x[of], jnp.zeros((), x.dtype))
+  success = table.success
   table = table.replace(
     live=live,
     reward=jnp.where(final, table.reward[of], 0.0),
@@ -142,6 +143,7 @@ def resegment(
     trajectory=take(table.trajectory),
     group=take(table.group),
     anchor=take(table.anchor),
+    success=None if success is None else take(success),
   )
   return batch.replace(step_ids=new_ids), table
 

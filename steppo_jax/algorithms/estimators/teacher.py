@@ -7,9 +7,9 @@ time (`learner.credit.annealed`), a traced scalar.
 
 import jax.numpy as jnp
 
-from steppo_jax.algorithms.estimators import group
+from steppo_jax.algorithms.estimators import group, inputs
 from steppo_jax.batch import Advantages
-from steppo_jax.ops import segments, shaping
+from steppo_jax.ops import groups, segments, shaping
 
 
 def serl(
@@ -97,14 +97,25 @@ def agentopsd(
   singleton,
   decay,
   mix,
+  band,
 ):
-  """GRPO, each step re-weighted by a belief gathered from the teacher gaps.
+  """GRPO, each step re-weighted by how far it moved a belief in success.
 
-  A reconstruction: see `shaping.belief`.
+  The belief begins at the share of the group that succeeded, and each step adds
+  the sum of its teacher gaps: see `shaping.belief_filter`.
 
   Returns:
     Advantages [S].
+
+  Raises:
+    ValueError: the table does not tell which trajectories succeeded.
+
+  Source: arXiv:2608.05987, public code of the formula.
   """
+  if table.success is None:
+    raise ValueError(
+      "table.success is missing: pack the trajectories with packing.rows.pack"
+    )
   advantage_k = group.grpo(
     batch,
     table,
@@ -115,12 +126,27 @@ def agentopsd(
     eps=eps,
     singleton=singleton,
   ).advantage
-  evidence_k = segments.step_mean(
-    _gap(extras), batch.step_ids, num_steps=table.live.shape[0]
+  num_steps = table.live.shape[0]
+  evidence_k = segments.step_sum(
+    _gap(extras), batch.step_ids, num_steps=num_steps
   )
-  shaped_k = shaping.belief(
-    advantage_k, evidence_k, table.last, decay=decay, mix=mix
+  # Every trajectory has one last step.
+  success_g = groups.group_mean(
+    table.success.astype(jnp.float32),
+    table.group,
+    table.live & table.last,
+    num_groups=num_steps,
   )
+  _, shaped_k = shaping.belief_filter(
+    evidence_k,
+    success_g[table.group],
+    advantage_k,
+    table.last,
+    mix=mix,
+    band=band,
+    decay=decay,
+  )
+  shaped_k = jnp.where(inputs.acted(table), shaped_k, 0.0)
   return Advantages(advantage=shaped_k, target=None)
 
 
