@@ -111,7 +111,8 @@ def _step_gae(table, value_bt, discount, lambda_):
 
 
 def _token_gae(batch, table, value_bt, discount, lambda_):
-  parent, column = batch.parent, jnp.arange(batch.parent.shape[1])[None]
+  parent = batch.parent
+  column = jnp.arange(parent.shape[1], dtype=parent.dtype)[None]
   parent = jnp.where(parent < 0, column, parent)
   value = floats.wide(value_bt)
   return returns.token_gae(
