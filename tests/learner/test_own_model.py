@@ -143,6 +143,59 @@ def test_functions_of_ones_own_are_rows():
     sj.make_parts(sj.Model(_table), wrong)
 
 
+def _episodes(empty, rewards):
+  """Two episodes of one step each in a group, with or without an answer."""
+  return [
+    trajectory(
+      [step([5, 6], [] if gone else [7, 8], uid=uid, end="terminated",
+            reward=reward)],
+      uid=uid,
+    )
+    for uid, gone, reward in zip("ab", empty, rewards, strict=True)
+  ]  # fmt: skip
+
+
+# Which answers are empty, rewards, and the mini-batch of each episode.
+EMPTY = {
+  "no_action": ([True, True], [1.0, 0.0], [0, 1]),
+  "one_action": ([False, True], [1.0, 0.0], [0, 1]),
+  "a_mini_batch_of_nothing": ([False, False], [1.0, 0.0], [0, 0]),
+  "nothing_to_learn": ([False, False], [1.0, 1.0], [0, 1]),
+  "no_reward": ([False, False], [0.0, 0.0], [0, 1]),
+}
+
+
+@pytest.mark.parametrize("name", ["steppo", "grpo"])
+def test_empty_parts_leave_finite_parameters_metrics_and_gradients(name):
+  row = dataclasses.replace(sj.ALGORITHMS[name], kl_coef=0.0)
+
+  def trained(rate, batch):
+    config = dataclasses.replace(CONFIG, learning_rate=rate)
+    parts = sj.make_parts(
+      sj.Model(_table, _value), row, config, num_updates=2, differentiable=True
+    )
+    state = sj.init(parts, (jnp.zeros((12, 12)),), {7: (jnp.zeros(12),)})
+    for _ in range(2):
+      state, found = sj.update(parts, state, None, batch)
+    ends = jax.tree.leaves((state.policy, state.critic))
+    return sum((x * jnp.arange(12.0)).sum() for x in ends), found
+
+  both = jax.jit(jax.value_and_grad(trained, has_aux=True))
+  for case, (empty, rewards, part) in EMPTY.items():
+    packed = sj.packing.pack(
+      _episodes(empty, rewards), part, sj.packing.PackingConfig(row_length=12),
+      num_parts=2, rows_multiple=2, pad_id=0,
+    )  # fmt: skip
+    batch = sj.put_batch(packed, mesh.make_mesh(1))
+    (total, found), slope = both(jnp.float32(0.1), batch)
+    assert np.isfinite(total), case
+    assert np.isfinite(slope), case
+    for key, number in found.items():
+      assert np.isfinite(number).all(), f"{case}: {key}"
+    moved = case in ("one_action", "a_mini_batch_of_nothing")
+    assert (total != 0) == (moved or (name == "steppo" and any(rewards))), case
+
+
 def test_an_update_needs_no_implicit_promotion():
   parts = sj.make_parts(sj.Model(_table, _value), "steppo", CONFIG)
   home = jax if hasattr(jax, "enable_x64") else jax.experimental
