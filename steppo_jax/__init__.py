@@ -50,14 +50,32 @@ _PUBLIC = {
   "joint_group": "ops.groups",
   "ALGORITHMS": "algorithms.table",
   "Algorithm": "algorithms.table",
+  "register": "algorithms.objective",
+  "update": "learner.update",
+  "make_parts": "learner.learner",
+  "init": "learner.learner",
+  "put_batch": "learner.state",
+  "Model": "learner.spec",
+  "LearnerConfig": "learner.options",
+}
+
+# Public modules, whose names are public in turn.
+_MODULES = {
+  "estimators": "algorithms.estimators",
+  "objective": "algorithms.objective",
+  "packing": "packing",
+  "types": "types",
+  "batch": "batch",
 }
 
 
 def __getattr__(name):
+  if name in _MODULES:
+    return importlib.import_module(f"steppo_jax.{_MODULES[name]}")
   if name not in _PUBLIC:
     raise AttributeError(f"module 'steppo_jax' has no attribute {name!r}")
   return getattr(importlib.import_module(f"steppo_jax.{_PUBLIC[name]}"), name)
 
 
 def __dir__():
-  return sorted([*globals(), *_PUBLIC])
+  return sorted([*globals(), *_PUBLIC, *_MODULES])

@@ -304,18 +304,20 @@ def _without_constant(function):
   return lambda *arrays, constant: function(*arrays)
 
 
+_SURROGATES = {
+  "clip": _clip,
+  "cispo": _cispo,
+  "soft": _soft,
+  "log_clip": _log_clip,
+}
+
 # What a row of the table names, by kind and name.
 _FUNCTIONS: dict[str, dict[str, Callable]] = {
   "estimator": {
     name: getattr(estimators, name)
     for name in dict.fromkeys(row.estimator for row in ALGORITHMS.values())
   },
-  "surrogate": {
-    "clip": _clip,
-    "cispo": _cispo,
-    "soft": _soft,
-    "log_clip": _log_clip,
-  },
+  "surrogate": _SURROGATES,
   "aggregation": {
     "token_mean": _token_mean,
     "step_mean_loss": _step_mean,

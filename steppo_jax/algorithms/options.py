@@ -22,6 +22,29 @@ class AlgorithmConfig:
     kl_coef: Weight of the KL to the starting policy.
     entropy_coef: Weight of the entropy bonus.
     ratio: "token" or "step", whatever the credit; its clip has to fit.
+    power: Exponent of 1 / L when token log-ratios are pooled over a step.
+    center: True pools around the mean log-ratio of the mini-batch.
+    surrogate: "clip", "cispo", "soft", "log_clip" or a registered one.
+    dual_clip: Bound on the ratio where the advantage is negative; inf for none.
+    tau: Sharpness of the soft gate for positive and negative advantages.
+    aggregation: Function that averages the loss, by its own name.
+    constant: Tokens that "token_sum_over_constant" divides by.
+    segment_share: Share of the action tokens, by entropy, that end a segment.
+    value_clip: Range of the critic's clip, in units of value; inf for none.
+    eps: Added to the deviation of a group, in units of reward.
+    singleton: What a group of one gets: "zero", or "raw" for its own return.
+    omega: Weight of what steps of one state tell, beside the episode's.
+    alpha: What a longer history, or the part of tokens, counts.
+    history: Anchors before a step's own that are compared, at most.
+    scale: What a distance from the mean is divided by: "deviation" or "none".
+    base_group: Is the whole group a level of the comparison?
+    kl_reward: Weight of the KL that a trajectory pays from its return.
+    token_discount: γ of the token's part, where there is one beside the step's.
+    token_lambda: λ of the token's part, likewise.
+    low: Smallest weight that a teacher gives.
+    high: Largest weight that a teacher gives.
+    mix: Share of the advantage that is re-weighted.
+    decay: Share of a belief that a step hands on.
     loss_weighting: What counts the same in the loss: each "token", each "step"
       or each "trajectory".
     focus_alpha: Weight of the tokens of thoughts in the loss; any row may have
@@ -44,6 +67,29 @@ class AlgorithmConfig:
   kl_coef: float | None = None
   entropy_coef: float | None = None
   ratio: Literal["token", "step"] | None = None
+  power: float | None = None
+  center: bool | None = None
+  surrogate: str | None = None
+  dual_clip: float | None = None
+  tau: tuple[float, float] | None = None
+  aggregation: str | None = None
+  constant: float | None = None
+  segment_share: float | None = None
+  value_clip: float | None = None
+  eps: float | None = None
+  singleton: Literal["zero", "raw"] | None = None
+  omega: float | None = None
+  alpha: float | None = None
+  history: int | None = None
+  scale: Literal["deviation", "none"] | None = None
+  base_group: bool | None = None
+  kl_reward: float | None = None
+  token_discount: float | None = None
+  token_lambda: float | None = None
+  low: float | None = None
+  high: float | None = None
+  mix: float | None = None
+  decay: float | None = None
   loss_weighting: str | None = None
   focus_alpha: float | None = None
   focus_beta: float | None = None
@@ -60,14 +106,42 @@ class AlgorithmConfig:
 
     Raises:
       ValueError: unknown name or weighting, a clip that cannot fit the ratio,
-        or a teacher or schedule that the row does not read.
+        a constant that is out of range or that the row's estimator does not
+        have, or a teacher or schedule that the row does not read.
     """
-    changes = {
+    row = table.get(self.name)
+    given = {
       field.name: getattr(self, field.name)
-      for field in dataclasses.fields(table.Algorithm)
-      if getattr(self, field.name, None) is not None
+      for field in dataclasses.fields(self)
+      if field.name not in ("name", "loss_weighting", "teacher")
+      and getattr(self, field.name) is not None
     }
-    row = dataclasses.replace(table.get(self.name), **changes)
+    _check_ranges(given)
+    of_row = {field.name for field in dataclasses.fields(table.Algorithm)}
+    options = dict(row.options)
+    for name in [name for name in given if name not in of_row]:
+      if name not in options:
+        raise ValueError(
+          f"algorithm.{name}={given[name]} is not read by {self.name}, whose "
+          f"estimator has {', '.join(options) or 'no constants'}: leave it out"
+        )
+      options[name] = given.pop(name)
+    if self.segment_share is not None and row.segment_share is None:
+      raise ValueError(
+        f"algorithm.segment_share={self.segment_share} is not read by "
+        f"{self.name}, whose steps are not cut: take sapo_segment"
+      )
+    row = dataclasses.replace(row, **given, options=tuple(options.items()))
+    if row.surrogate == "log_clip" and row.ratio != "step":
+      raise ValueError(
+        "algorithm.surrogate=log_clip clips tokens and pools them: it needs "
+        "algorithm.ratio=step"
+      )
+    if self.loss_weighting is not None and self.aggregation is not None:
+      raise ValueError(
+        f"algorithm.loss_weighting={self.loss_weighting} and algorithm."
+        f"aggregation={self.aggregation} say the same: leave one out"
+      )
     if self.loss_weighting is not None:
       row = table.weighted(row, self.loss_weighting)
     table.check_clip(row)
@@ -79,6 +153,26 @@ class AlgorithmConfig:
         "it out"
       )
     return row
+
+
+# Constants that have to lie above 0, or not below it.
+_POSITIVE = ("constant", "value_clip")
+_NOT_NEGATIVE = (
+  "power", "eps", "alpha", "history", "low", "high", "mix", "decay",
+  "segment_share", "discount", "lambda_", "token_discount", "token_lambda",
+  "kl_coef",
+)  # fmt: skip
+
+
+def _check_ranges(given) -> None:
+  for name, value in given.items():
+    wrong = name in _POSITIVE and not value > 0
+    if wrong or (name in _NOT_NEGATIVE and not value >= 0):
+      least = "above 0" if wrong else "at least 0"
+      raise ValueError(f"algorithm.{name}={value:g} must be {least}")
+  for value in given.get("tau", ()):
+    if not value > 0:
+      raise ValueError(f"algorithm.tau={given['tau']} must be above 0")
 
 
 BOOTSTRAPS = ("value", "zero", "drop_last")

@@ -15,7 +15,7 @@ from steppo_jax.batch import Advantages, TokenBatch
 from steppo_jax.learner.spec import UpdateSpec
 from steppo_jax.learner.state import Batch
 from steppo_jax.models import heads
-from steppo_jax.ops import segments, shaping, stats
+from steppo_jax.ops import floats, segments, shaping, stats
 
 
 class Credit(NamedTuple):
@@ -180,14 +180,15 @@ def _teacher_gap(spec, policy, batch, step_ids, old_logp, teacher, mix):
   Exactly 0 where there is no teacher to ask: at steps that `batch.teacher`
   leaves out, and everywhere once `mix` is 0, when nothing is evaluated.
   """
-  mix = jnp.asarray(mix, jnp.float32)
+  mix = jnp.asarray(mix, floats.common(mix))
   read = batch if batch.teacher is None else batch.teacher
   told = teacher if batch.teacher is None else policy
+  spec = spec.on(read.tokens)
   used = jnp.where(mix > 0, read.rows_used, 0)
   logp = spec.over_all_rows(
     read._replace(rows_used=used), lambda rows: spec.logp(told, rows)[0]
   ).reshape(-1)
-  at = jnp.arange(step_ids.size).reshape(step_ids.shape)
+  at = jnp.arange(step_ids.size, dtype=jnp.int32).reshape(step_ids.shape)
   heard = (step_ids > 0) & (mix > 0)
   metrics = {"teacher/mix": (mix, jnp.ones(()))}
   if batch.teacher is not None:
@@ -206,7 +207,7 @@ def _teacher_gap(spec, policy, batch, step_ids, old_logp, teacher, mix):
 
 def _batch_metrics(table):
   """What the steps hold, as they were played."""
-  live = table.live.astype(jnp.float32)
+  live = table.live.astype(table.reward.dtype)
   return {
     "batch/reward": (jnp.sum(table.reward * live), jnp.sum(live)),
     "batch/truncated": (
@@ -229,7 +230,8 @@ def _value_metrics(batch, table, advantages: Advantages, value_bt, row):
     at, live = segments.flat_parent(batch.parent), batch.step_ids > 0
   target = jnp.where(live, target, 0.0)
   value = jnp.where(live, value_bt.reshape(-1)[at], 0.0)
-  mean = jnp.sum(target) / jnp.maximum(jnp.sum(live), 1)
+  target, value = floats.of(target, value)
+  mean = jnp.sum(target) / jnp.maximum(jnp.sum(live), 1).astype(target.dtype)
   spread = jnp.sum(jnp.square(target - mean), where=live)
   error = jnp.sum(jnp.square(target - value))
   return {"critic/unexplained_variance": (error, spread)}

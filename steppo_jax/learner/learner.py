@@ -9,12 +9,13 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from steppo_jax.algorithms import objective, table
 from steppo_jax.algorithms.table import Algorithm
 from steppo_jax.learner import memory as memory_lib
 from steppo_jax.learner import optimizers
 from steppo_jax.learner import update as update_lib
 from steppo_jax.learner.options import LearnerConfig
-from steppo_jax.learner.spec import UpdateSpec
+from steppo_jax.learner.spec import Model, UpdateSpec
 from steppo_jax.learner.state import Batch, LearnerState
 from steppo_jax.models import heads, lora, transformer
 from steppo_jax.models import mesh as mesh_lib
@@ -24,7 +25,7 @@ _ADAPTERS = 2**31
 
 
 def make_spec(
-  model: transformer.ModelConfig,
+  model: transformer.ModelConfig | Model,
   algorithm: Algorithm,
   config: LearnerConfig,
   mesh: jax.sharding.Mesh,
@@ -48,25 +49,33 @@ def make_spec(
     states, metrics = jax.jit(jax.vmap(run))(seeds, discounts, rates)
 
   Args:
-    model: Sizes of the decoder.
+    model: Sizes of our decoder, or a `learner.spec.Model` of one's own.
     algorithm: Row of the table.
     config: The options.
     mesh: Devices that rows are split over.
     num_updates: Length of the run, for the decay of the learning rates.
     seed: Root of the order of mini-batches.
-    temperature: Of the softmax that sampled, above 0; not traced.
+    temperature: Of the softmax that sampled, above 0; not traced. Not read by a
+      model of one's own.
     differentiable: See `learner.spec.UpdateSpec`.
 
   Raises:
-    ValueError: the microbatch cannot be split over the devices, or the
-      temperature is 0.
+    ValueError: the microbatch cannot be split over the devices, the temperature
+      is 0, or the row names a function that is not there.
   """
+  objective.check_names(algorithm)
   if not temperature > 0:
     raise ValueError(
       f"rollout.temperature={temperature} must be above 0 in training: a "
       "greedy policy explores nothing"
     )
-  if model.windows and config.attention == "pallas":
+  own = isinstance(model, Model)
+  if own and algorithm.critic and model.values is None:
+    raise ValueError(
+      f"estimator {algorithm.estimator!r} needs a critic: give Model(..., "
+      "values=) and init(..., critic=)"
+    )
+  if not own and model.windows and config.attention == "pallas":
     raise ValueError(
       "learner.attention=pallas knows of no sliding windows: take xla or auto "
       f"for a {model.family} model"
@@ -110,27 +119,76 @@ def make_spec(
   )
 
 
-def init(spec: UpdateSpec, policy: chex.ArrayTree) -> LearnerState:
+def make_parts(
+  model: transformer.ModelConfig | Model,
+  algorithm: Algorithm | str,
+  config: LearnerConfig | None = None,
+  *,
+  num_updates: int = 1,
+  seed: chex.Numeric = 0,
+  **options: Any,
+) -> UpdateSpec:
+  """`make_spec` on one device, by names and with defaults: for research.
+
+  Args:
+    model: See `make_spec`.
+    algorithm: A row of the table, or its name.
+    config: The learner's options; None for the defaults.
+    num_updates: See `make_spec`.
+    seed: See `make_spec`.
+    **options: See `make_spec`: temperature, differentiable.
+
+  Raises:
+    ValueError: see `make_spec`, or an unknown name.
+  """
+  row = table.get(algorithm) if isinstance(algorithm, str) else algorithm
+  return make_spec(
+    model, row, config or LearnerConfig(), mesh_lib.make_mesh(1),
+    num_updates=num_updates, seed=seed, **options,
+  )  # fmt: skip
+
+
+def init(
+  spec: UpdateSpec,
+  policy: chex.ArrayTree,
+  critic: chex.ArrayTree | None = None,
+) -> LearnerState:
   """State before the first update, from copies of the policy's parameters.
 
   Adapters that the options ask for are added; those that the policy brings are
   trained on.
+
+  Args:
+    spec: What the update is made of.
+    policy: Parameters of the policy.
+    critic: Those of the critic of a model of one's own; None makes one for our
+      decoder, from the policy's layers.
+
+  Raises:
+    ValueError: the row has a critic, and neither is there.
   """
+  own = isinstance(spec.model, Model)
+  if own and spec.algorithm.critic is not None and critic is None:
+    raise ValueError(
+      "the critic of a model of one's own has parameters of its own: give "
+      "init(..., critic=)"
+    )
   policy = jax.tree.map(jnp.array, policy)
-  if not lora.has(policy):
+  if not own and not lora.has(policy):
     key = jax.random.fold_in(jax.random.key(spec.seed), _ADAPTERS)
     policy = lora.add(policy, spec.config.lora, key)
-  critic = critic_optimizer = None
-  if spec.algorithm.critic is not None:
-    critic = jax.tree.map(
-      jnp.array,
-      heads.init_critic(
+  critic_optimizer = None
+  if spec.algorithm.critic is None:
+    critic = None
+  else:
+    if critic is None:
+      critic = heads.init_critic(
         policy,
         own_trunk=spec.config.critic_trunk == "own",
         num_layers=spec.config.critic_layers,
         two_heads=spec.algorithm.critic == "both",
-      ),
-    )
+      )
+    critic = jax.tree.map(jnp.array, critic)
     critic_optimizer = spec.critic_optimizer.init(critic)
   return LearnerState(
     policy=policy,
@@ -182,7 +240,7 @@ class Learner:
 
   def __init__(
     self,
-    model: transformer.ModelConfig,
+    model: transformer.ModelConfig | Model,
     algorithm: Algorithm,
     config: LearnerConfig,
     mesh: jax.sharding.Mesh,
@@ -243,9 +301,11 @@ class Learner:
       self._mesh, state, memory_lib.needed(found), available
     )
 
-  def init(self, policy: chex.ArrayTree) -> LearnerState:
-    """State before the first update; `policy` is copied to the devices."""
-    state = init(self._spec, policy)
+  def init(
+    self, policy: chex.ArrayTree, critic: chex.ArrayTree | None = None
+  ) -> LearnerState:
+    """State before the first update, copied to the devices; see `init`."""
+    state = init(self._spec, policy, critic)
     return mesh_lib.put(state, mesh_lib.placements(self._mesh, state))
 
   def lower(

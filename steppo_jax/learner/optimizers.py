@@ -1,6 +1,10 @@
 """The optimizers of policy and critic."""
 
+from typing import Any
+
 import chex
+import jax
+import jax.numpy as jnp
 import optax
 
 from steppo_jax.learner.options import LearnerConfig
@@ -18,7 +22,7 @@ def adamw(
 
   Args:
     peak: Learning rate at its highest.
-    warmup: Steps over which it rises from 0.
+    warmup: Steps over which it rises from 0, which is the rate of the first.
     config: The learner's options.
     steps: Length of the run in optimizer steps.
     eps_root: Added under Adam's square root.
@@ -33,8 +37,40 @@ def adamw(
     [warmup],
   )
   return optax.chain(
-    optax.clip_by_global_norm(config.max_grad_norm),
+    _clipped(config.max_grad_norm),
     optax.adamw(
       schedule, b2=0.99, eps_root=eps_root, weight_decay=config.weight_decay
     ),
   )
+
+
+def _clipped(norm: chex.Numeric) -> optax.GradientTransformation:
+  """Scales gradients down to a global norm.
+
+  As `optax.clip_by_global_norm`, with a derivative where all of them are 0.
+  """
+
+  def update(updates, state, params=None):
+    del params
+    square = sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(updates))
+    found = jnp.sqrt(jnp.where(square > 0, square, 1.0))
+    small = (square == 0) | (found < norm)
+    cut = lambda x: jnp.where(small, x, (x / found.astype(x.dtype)) * norm)
+    return jax.tree.map(cut, updates), state
+
+  return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
+
+
+def step(
+  optimizer: optax.GradientTransformation,
+  grads: chex.ArrayTree,
+  state: optax.OptState,
+  params: chex.ArrayTree,
+) -> tuple[chex.ArrayTree, Any]:
+  """Parameters and state after one step of any optimizer.
+
+  Optax counts on implicit promotion, whatever the program around it does.
+  """
+  with jax.numpy_dtype_promotion("standard"):
+    updates, state = optimizer.update(grads, state, params)
+    return optax.apply_updates(params, updates), state

@@ -16,8 +16,9 @@ class LearnerConfig:
     critic_learning_rate: Of the critic, at its peak.
     warmup_steps: Optimizer steps over which the policy's rate rises from 0:
       Adam's first steps have full size whatever the gradient, and the critic
-      has yet to learn.
-    critic_warmup_steps: The same for the critic's rate.
+      has yet to learn. At the first of them the rate is 0: it moves Adam's
+      averages and no parameter. With 0 the first step has the full rate.
+    critic_warmup_steps: The same for the critic's rate, its first step too.
     final_learning_rate: Fraction of both that is left at the last update; the
       decay is linear over `num_updates`.
     weight_decay: AdamW's, for matrices and vectors alike.
@@ -28,8 +29,9 @@ class LearnerConfig:
     critic_epochs: Passes of the critic over the batch.
     critic_warmup: Updates at the start that train the critic alone.
     microbatch_rows: Rows whose gradients are computed at once.
-    target_kl: Policy steps stop for the rest of the update once the mean k3
-      of a mini-batch exceeds this many nats; None never stops.
+    target_kl: Policy steps stop for the rest of the update once a mini-batch's
+      estimate of KL(old‖new), the mean of exp(z) - 1 - z over its tokens,
+      exceeds this many nats; None never stops.
     critic_trunk: What the critic's head reads: "own" is a copy of the policy's
       layers that is trained with it; "policy" is the policy's layers as they
       are, which costs no memory, and no gradient of the critic reaches them.
@@ -105,7 +107,7 @@ class SupervisedConfig:
 
   Attributes:
     learning_rate: AdamW's, at its peak; linear warm-up and cosine decay.
-    warmup_steps: Optimizer steps of the warm-up.
+    warmup_steps: Optimizer steps of the warm-up; the rate of the first is 0.
     num_steps: Optimizer steps.
     rows_per_step: Packed rows in one step.
     weight_decay: AdamW's.

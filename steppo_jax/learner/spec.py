@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -19,6 +19,25 @@ from steppo_jax.models import mesh as mesh_lib
 from steppo_jax.ops import logprobs, tiled_logprobs
 
 
+class Model(NamedTuple):
+  """A model of one's own: any tree of parameters, and what is computed of it.
+
+  Both functions are traced. They get a `batch.TokenBatch` of some rows [r, T],
+  whose token at `parent` precedes each token, and their numbers are read at
+  the same places: a log-probability where `step_ids` is above 0, a value at the
+  last token of a prompt. Everywhere else anything finite will do.
+
+  Attributes:
+    log_probs: (policy, rows) -> log-probabilities and entropies, both [r, T]:
+      of each sampled token under the policy, and of what it was drawn from.
+    values: (critic, rows) -> V at every token [r, T], in reward units; None
+      for rows of the table without a critic.
+  """
+
+  log_probs: Callable[[Any, TokenBatch], tuple[chex.Array, chex.Array]]
+  values: Callable[[Any, TokenBatch], chex.Array] | None = None
+
+
 class UpdateSpec(NamedTuple):
   """What an update is made of, constant over a run.
 
@@ -26,7 +45,7 @@ class UpdateSpec(NamedTuple):
   mini-batches.
 
   Attributes:
-    model: Sizes of the decoder.
+    model: Sizes of our decoder, or a `Model` of one's own.
     algorithm: Row of the table; its numbers may be traced scalars.
     config: The learner's options; likewise.
     policy_optimizer: Of the policy.
@@ -37,12 +56,13 @@ class UpdateSpec(NamedTuple):
     differentiable: True computes unused rows too. Only rows in use are computed
       otherwise, in a loop whose length is data, which JAX cannot differentiate
       in reverse. It also attends without loop and kernel, for the same reason.
+    most: Most action tokens that a row of the batch has, a scalar; see `on`.
     axis: Name and size of an axis of `jax.pmap` whose devices take their share
       of the rows of each microbatch and add up what they find; see `pmapped`.
       None leaves it to the compiler to split the rows over the mesh.
   """
 
-  model: transformer.ModelConfig
+  model: transformer.ModelConfig | Model
   algorithm: Algorithm
   config: LearnerConfig
   policy_optimizer: optax.GradientTransformation
@@ -52,6 +72,16 @@ class UpdateSpec(NamedTuple):
   temperature: float = 1.0
   differentiable: bool = False
   axis: tuple[str, int] | None = None
+  most: chex.Array | None = None
+
+  def on(self, rows: TokenBatch) -> "UpdateSpec":
+    """For the rows of one batch: what is empty in all of them is skipped.
+
+    Several runs on one batch under vmap take their mini-batches in orders of
+    their own; what they have in common is the batch.
+    """
+    most = jnp.max(jnp.sum(rows.step_ids > 0, axis=-1, dtype=jnp.int32))
+    return self._replace(most=most)
 
   def attend(self, rows: TokenBatch) -> Callable:
     kernel = attend.resolve(self.config.attention)
@@ -81,6 +111,8 @@ class UpdateSpec(NamedTuple):
 
     `hidden` is the policy's `hidden` of these rows where it is known.
     """
+    if isinstance(self.model, Model):
+      return self.model.log_probs(policy, rows)
     if hidden is None:
       hidden = self.hidden(policy, rows)
     table = transformer.unembedding(policy, self.model.num_ids)
@@ -107,7 +139,7 @@ class UpdateSpec(NamedTuple):
       jax.default_backend() == "cpu"
       and (alone or "fsdp" not in self.mesh.shape)
     ):
-      return logprobs.next_token_logprobs
+      return functools.partial(logprobs.next_token_logprobs, most=self.most)
     split = None
     if not alone:
       split = vocabulary_split(self.mesh, tokens, vocabulary)
@@ -119,7 +151,7 @@ class UpdateSpec(NamedTuple):
     They are if its trunk is the policy's, which no epoch of the critic moves,
     and they take no more of a device than the policy does, or 256 MiB.
     """
-    if critic is None or "trunk" in critic:
+    if critic is None or isinstance(self.model, Model) or "trunk" in critic:
       return False
     count = batch.tokens.tokens.size * self.model.width
     rows = count * jnp.dtype(self.model.compute).itemsize
@@ -138,11 +170,14 @@ class UpdateSpec(NamedTuple):
       chunk=self.config.logprob_chunk,
       temperature=self.temperature,
       softcap=self.model.softcap,
+      most=self.most,
     )
     return logp, energy
 
   def values(self, critic, policy, rows: TokenBatch):
     """V at every token [r, T] of some rows; see `heads.values`."""
+    if isinstance(self.model, Model):
+      return self.model.values(critic, rows)
     return heads.values(
       self.model,
       critic,
@@ -163,7 +198,7 @@ class UpdateSpec(NamedTuple):
     first = i * self.config.microbatch_rows
     if self.axis is not None:
       first += jax.lax.axis_index(self.axis[0]) * self.size
-    return first
+    return jnp.asarray(first, jnp.int32)
 
   def added(self, found):
     """Sums over all devices that compute rows."""
@@ -200,7 +235,7 @@ class UpdateSpec(NamedTuple):
     each, like = _traced(each, jax.ShapeDtypeStruct((), jnp.int32))
 
     def body(i, total):
-      found = each(i)
+      found = each(jnp.asarray(i, jnp.int32))
       # Sums of gradients are split as the parameters are.
       return mesh_lib.constrain(self.mesh, jax.tree.map(jnp.add, total, found))
 
@@ -229,7 +264,9 @@ class UpdateSpec(NamedTuple):
     def part(m, out):
       def body(i, out):
         put = lambda whole, x: jax.lax.dynamic_update_slice(
-          whole, x[None], (m, self.first_row(i)) + (0,) * (x.ndim - 1)
+          whole,
+          x[None],
+          (jnp.int32(m), self.first_row(i)) + (jnp.int32(0),) * (x.ndim - 1),
         )
         return jax.tree.map(put, out, of(m, i))
 

@@ -13,9 +13,10 @@ from steppo_jax.algorithms import objective
 from steppo_jax.algorithms import table as algorithms_table
 from steppo_jax.batch import TokenBatch
 from steppo_jax.learner import credit as credit_lib
+from steppo_jax.learner import optimizers
 from steppo_jax.learner.spec import UpdateSpec
 from steppo_jax.models import heads, lora
-from steppo_jax.ops import ratios, segments
+from steppo_jax.ops import floats, ratios, segments
 
 
 def update(spec: UpdateSpec, state, reference, batch, teacher=None):
@@ -24,14 +25,15 @@ def update(spec: UpdateSpec, state, reference, batch, teacher=None):
   A pure function. Numbers of `spec.algorithm` and `spec.config`, the learning
   rates and the seed may be traced, so that `vmap` over them runs several
   updates at once. With `spec.differentiable` the new parameters also have
-  reverse-mode gradients in them. Two limits of those gradients:
+  reverse-mode gradients in them, through any number of updates: what a loss
+  takes for a constant (values, targets, CISPO's weight, CAPO's centre) was made
+  by the updates before, and gradients go there too. In float64 they agree with
+  finite differences (`tests/learner/test_meta_gradients.py`). One limit:
 
   - A ratio is inside its clip or outside, so that parameters move by jumps as
     the clip moves: their gradient in the clip of the "clip" surrogate is 0. It
-    is the loss that depends on that clip smoothly, and "log_clip" whose new
-    parameters do.
-  - What a loss takes for a constant is one here too: CISPO's weight with its
-    clip, and CAPO's centre.
+    is the loss that depends on that clip smoothly, and "log_clip" and "cispo"
+    whose new parameters do.
 
   Args:
     spec: What stays the same over a run.
@@ -61,6 +63,7 @@ def update(spec: UpdateSpec, state, reference, batch, teacher=None):
   ):
     reference = lora.off(state.policy)
   _check(spec, state, reference, batch, teacher)
+  spec = spec.on(batch.tokens)
   credit = credit_lib.assign(spec, state, reference, batch, teacher)
   metrics = credit.metrics
   critic, critic_optimizer = state.critic, state.critic_optimizer
@@ -85,7 +88,16 @@ def update(spec: UpdateSpec, state, reference, batch, teacher=None):
 
 def _norm(tree):
   """Norm of all in a tree, as (sum, weight): not finite if one entry is not."""
-  return optax.tree.norm(tree), jnp.ones(())
+  # A root of 0 has no derivative, and nobody asks for one.
+  tree = jax.lax.stop_gradient(tree)
+  with jax.numpy_dtype_promotion("standard"):
+    return optax.tree.norm(tree), jnp.ones(())
+
+
+def _divided(grads, weight):
+  """Gradients of a mean; of nothing they are 0."""
+  weight = jnp.where(weight > 0, weight, 1.0)
+  return jax.tree.map(lambda g: g / weight.astype(g.dtype), grads)
 
 
 def _check(spec: UpdateSpec, state, reference, batch, teacher) -> None:
@@ -116,7 +128,7 @@ def _order(spec: UpdateSpec, state, purpose: int, epochs: int):
   key = jax.random.fold_in(jax.random.key(spec.seed), state.update)
   keys = jax.random.split(jax.random.fold_in(key, purpose), epochs)
   shuffle = lambda k: jax.random.permutation(k, spec.config.num_minibatches)
-  return jax.vmap(shuffle)(keys).reshape(-1)
+  return jax.vmap(shuffle)(keys).reshape(-1).astype(jnp.int32)
 
 
 def _to_rows(x, shape):
@@ -176,12 +188,12 @@ def _critic_epochs(spec, state, credit: credit_lib.Credit):
       return jax.value_and_grad(loss, has_aux=True)(critic, rows, m, i)
 
     (_, (weight, metrics)), grads = spec.sum_over(batch, m, one)
-    grads = jax.tree.map(lambda g: g / jnp.maximum(weight, 1.0), grads)
-    updates, optimizer_state = spec.critic_optimizer.update(
-      grads, optimizer_state, critic
+    grads = _divided(grads, weight)
+    critic, optimizer_state = optimizers.step(
+      spec.critic_optimizer, grads, optimizer_state, critic
     )
     metrics["grad_norm"] = _norm(grads)
-    return (optax.apply_updates(critic, updates), optimizer_state), metrics
+    return (critic, optimizer_state), metrics
 
   order = _order(spec, state, 1, config.critic_epochs)
   carry = (state.critic, state.critic_optimizer)
@@ -211,7 +223,7 @@ def _log_ratios(logp_t, rows: TokenBatch):
   """Token log-ratios, 0 off the actions, and the number of action tokens."""
   mask = rows.step_ids > 0
   z = ratios.log_ratio(logp_t, rows.behaviour_logp, mask)
-  return z, jnp.sum(mask).astype(jnp.float32)
+  return z, jnp.sum(mask).astype(z.dtype)
 
 
 def _policy_loss(spec, batch, fixed: _Fixed, mu, policy, rows, m, i):
@@ -230,7 +242,7 @@ def _policy_loss(spec, batch, fixed: _Fixed, mu, policy, rows, m, i):
     ref_logp_t=of_rows(fixed.ref_logp),
     weight_t=of_rows(fixed.weight),
   )
-  z, count = _log_ratios(logp_t, rows)
+  z, count = _log_ratios(jax.lax.stop_gradient(logp_t), rows)
   metrics["token_gap"] = (jnp.sum(jnp.abs(z)), count)
   metrics["step_log_ratio"] = segments.step_mean(
     z, rows.step_ids, num_steps=batch.table.live.shape[0]
@@ -266,15 +278,15 @@ def _policy_step(spec, batch, fixed: _Fixed, carry, m):
     return jax.value_and_grad(of, has_aux=True)(trained)
 
   (_, (weight, metrics)), grads = spec.sum_over(batch, m, one)
-  grads = jax.tree.map(lambda g: g / jnp.maximum(weight, 1.0), grads)
-  updates, new_state = spec.policy_optimizer.update(
-    grads, optimizer_state, trained
+  grads = _divided(grads, weight)
+  stepped, new_state = optimizers.step(
+    spec.policy_optimizer, grads, optimizer_state, trained
   )
   kl, kl_weight = metrics["approx_kl"]
   if target_kl is not None:
-    live &= kl <= target_kl * jnp.maximum(kl_weight, 1.0)
+    live &= kl <= floats.constant(target_kl, kl.dtype) * kl_weight
   keep = lambda new, old: jnp.where(live, new, old)
-  stepped = jax.tree.map(keep, optax.apply_updates(trained, updates), trained)
+  stepped = jax.tree.map(keep, stepped, trained)
   policy = lora.join(stepped, frozen)
   optimizer_state = jax.tree.map(keep, new_state, optimizer_state)
   metrics["grad_norm"] = _norm(grads)
@@ -308,6 +320,8 @@ def _policy_epochs(spec, state, credit: credit_lib.Credit):
   z_k = jnp.where(batch.table.num_tokens > 0, z_k, jnp.nan)
   for percent in (1, 50, 99):
     quantile = jnp.nanquantile(z_k, percent / 100)
+    # Without a step that acted nothing has moved.
+    quantile = jnp.where(jnp.isnan(z_k).all(), 0.0, quantile)
     found[f"policy/ratio_q{percent:02d}"] = jnp.exp(quantile)
   return policy, optimizer_state, found
 

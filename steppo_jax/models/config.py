@@ -8,7 +8,7 @@ FULL = 2**30
 ROTATIONS = ("linear", "llama3", "yarn", "factors")
 REMATS = ("none", "dots", "full")
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
-COMPUTES = ("float32", "bfloat16")
+COMPUTES = ("float32", "bfloat16", "float64")
 
 
 @dataclasses.dataclass(frozen=True)

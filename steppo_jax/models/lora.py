@@ -72,9 +72,10 @@ def add(
   return trees.unflatten(flat)
 
 
-def has(params: Mapping[str, Any]) -> bool:
-  """Are there adapters?"""
-  return any(_name(path) in _ADDED for path in trees.flatten(params))
+def has(params: Any) -> bool:
+  """Are there adapters? Any tree will do; those of other models have none."""
+  paths = [p for p, _ in jax.tree_util.tree_leaves_with_path(params) if p]
+  return any(getattr(path[-1], "key", None) in _ADDED for path in paths)
 
 
 def split(params: Any) -> tuple[Any, dict[str, Any]]:

@@ -175,7 +175,7 @@ def by_path(mesh: Mesh) -> Callable[[str, tuple[int, ...]], NamedSharding]:
     spec = [None] * len(shape)
     names = path.split("/")
     for owners, axes in _SPLIT.items():
-      if names[-1] in _SPLIT_LEAVES and names[-2] in owners:
+      if names[-1] in _SPLIT_LEAVES and names[-2:-1] and names[-2] in owners:
         split = _SPLIT_LEAVES[names[-1]](axes)
         for at, axis in zip((-2, -1), split, strict=True):
           if axis in mesh.shape and shape[at] % mesh.shape[axis] == 0:

@@ -9,6 +9,7 @@ import chex
 import jax.numpy as jnp
 
 from steppo_jax.models.config import FULL, ModelConfig, RopeScaling
+from steppo_jax.ops import floats
 
 
 def frequencies(config: ModelConfig, *, local: bool) -> chex.Array:
@@ -81,15 +82,20 @@ def rotate(
     scale: Multiplies what was rotated; None for 1.
   """
   half = x.shape[-1] // 2
-  angle = positions[..., None, None].astype(jnp.float32) * frequency
+  kind = floats.common(x)
+  frequency = floats.along_last(frequency.astype(kind), x)
+  angle = positions[..., None, None].astype(kind) * frequency
   sin, cos = jnp.sin(angle), jnp.cos(angle)
   if scale is not None:
+    scale = floats.constant(scale, kind)
     sin, cos = sin * scale, cos * scale
   # One product with each of two full-width factors: on CPU the backward pass of
   # two halves put side by side takes longer.
   cos = jnp.concatenate([cos, cos], axis=-1)
   sin = jnp.concatenate([-sin, sin], axis=-1)
-  return (x * cos + jnp.roll(x, half, axis=-1) * sin).astype(x.dtype)
+  wide = x.astype(kind)
+  turned = wide * cos + jnp.roll(wide, half, axis=-1) * sin
+  return turned.astype(x.dtype)
 
 
 def of_layer(

@@ -19,6 +19,7 @@ from flax import linen as nn
 
 from steppo_jax.models import rotary
 from steppo_jax.models.config import ModelConfig
+from steppo_jax.ops import floats
 
 # A kernel that lies as [out, in], in the trees of `by_layer`.
 TURNED = "turned"
@@ -40,7 +41,7 @@ def _param(module: nn.Module, name: str, start: Callable, shape: tuple):
 
 
 class RMSNorm(nn.Module):
-  """x / rms(x) * (offset + scale), in float32."""
+  """x / rms(x) * (offset + scale), in float32 or more."""
 
   eps: float
   offset: float = 0.0
@@ -49,10 +50,10 @@ class RMSNorm(nn.Module):
   def __call__(self, x):
     start = nn.initializers.constant(1.0 - self.offset)
     scale = _param(self, "scale", start, (x.shape[-1],))
-    scale = scale.astype(jnp.float32)
+    y = floats.wide(x)
+    scale = floats.along_last(scale.astype(y.dtype), y)
     if self.offset:
       scale = self.offset + scale
-    y = x.astype(jnp.float32)
     mean_square = jnp.mean(jnp.square(y), axis=-1, keepdims=True)
     return (y * jax.lax.rsqrt(mean_square + self.eps) * scale).astype(x.dtype)
 
@@ -94,7 +95,7 @@ class Linear(nn.Module):
       y = y + scale * ((rows @ a) @ b)
     if self.bias:
       bias = _param(self, "bias", nn.initializers.zeros, (self.features,))
-      y = y + bias.astype(x.dtype)
+      y = y + floats.along_last(bias.astype(x.dtype), y)
     return y.reshape(*x.shape[:-1], self.features)
 
 

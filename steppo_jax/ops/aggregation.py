@@ -1,7 +1,9 @@
 """The means that a loss is reduced by, each as (sum, weight).
 
 Both are added over microbatches and devices before one place divides, so that
-the result does not depend on how a batch was cut.
+the result does not depend on how a batch was cut. A step that is averaged first
+must not be cut: one of which two shards hold some tokens each counts as two
+steps, with two means. `packing.rows` never cuts one.
 """
 
 import chex

@@ -6,6 +6,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from steppo_jax.ops import floats
+
 # Finite, so that a token that sees nothing (padding) stays free of NaN.
 HIDDEN = -1e30
 # Rows of more blocks go through one loop instead of an unrolled program, which
@@ -24,9 +26,10 @@ def interval_mask(subtree_end: chex.Array) -> chex.Array:
   Source: Euler-tour interval test for ancestors; the mask of decision 2 in
   docs/design.md.
   """
-  i = jnp.arange(subtree_end.shape[1])
+  i = jnp.arange(subtree_end.shape[1], dtype=jnp.int32)
   j = i[None, :]
-  return (j <= i[:, None]) & (i[:, None] < subtree_end[:, None, :])
+  causal = (j <= i[:, None])[None]
+  return causal & (i[None, :, None] < subtree_end[:, None, :])
 
 
 def interval_blocks(
@@ -54,10 +57,12 @@ def interval_blocks(
   chex.assert_is_divisible(t, block_q)
   chex.assert_is_divisible(t, block_k)
   # An unused slot is visible to nobody, however late in the row it lies.
-  reach = jnp.where(subtree_end > jnp.arange(t), subtree_end, 0)
+  own = jnp.arange(t, dtype=jnp.int32)[None]
+  reach = jnp.where(subtree_end > own, subtree_end, 0)
   reach = reach.reshape(b, t // block_k, block_k).max(-1)
-  begin = jnp.arange(0, t, block_q)[:, None]
-  causal = jnp.arange(0, t, block_k) < begin + block_q
+  begin = jnp.arange(0, t, block_q, dtype=jnp.int32)[None, :, None]
+  key = jnp.arange(0, t, block_k, dtype=jnp.int32)[None, None, :]
+  causal = key < begin + block_q
   return causal & (begin < reach[:, None, :])
 
 
@@ -170,9 +175,9 @@ def _short_rows(q, k, v, subtree_end, near, block):
   outputs = []
   for start in range(0, t, block):
     stop = min(start + block, t)
-    i = jnp.arange(start, stop)[:, None]
-    j = jnp.arange(stop)[None, :]
-    visible = (j <= i) & (i < subtree_end[:, None, :stop])
+    i = jnp.arange(start, stop, dtype=jnp.int32)[:, None]
+    j = jnp.arange(stop, dtype=jnp.int32)[None, :]
+    visible = (j <= i)[None] & (i[None] < subtree_end[:, None, :stop])
     if near is not None:
       positions, window = near
       behind = positions[:, start:stop, None] - positions[:, None, :stop]
@@ -181,7 +186,7 @@ def _short_rows(q, k, v, subtree_end, near, block):
     score = jnp.einsum("bkqd,bkjd->bkqj", qb, k[:, :, :stop])
     score = score.reshape(b, kv, g, stop - start, stop)
     score = jnp.where(visible[:, None, None], score, HIDDEN)
-    weight = jax.nn.softmax(score.astype(jnp.float32), axis=-1)
+    weight = jax.nn.softmax(floats.wide(score), axis=-1)
     weight = weight.astype(v.dtype).reshape(b, kv, -1, stop)
     out = jnp.einsum("bkqj,bkjd->bkqd", weight, v[:, :, :stop])
     outputs.append(out.reshape(b, kv, g, stop - start, d))
@@ -219,19 +224,20 @@ def _pairs(end, near, block):
   seen = seen.any(0)
   n = seen.shape[0]
   i, j = jnp.nonzero(seen, size=n * (n + 1) // 2, fill_value=0)
-  return i, j, seen.sum()
+  return i.astype(jnp.int32), j.astype(jnp.int32), seen.sum(dtype=jnp.int32)
 
 
 def _pair_scores(q, k, end, near, i, j, block):
   """Scores [B, KV, G * block, block] in float32, and which are visible."""
   score = jnp.einsum(
-    "bkqd,bkjd->bkqj", q[i], k[j], preferred_element_type=jnp.float32
+    "bkqd,bkjd->bkqj", q[i], k[j], preferred_element_type=floats.common(q)
   )
   b = end.shape[0]
-  row = i * block + jnp.arange(block)[:, None]
-  column = j * block + jnp.arange(block)[None, :]
+  within = jnp.arange(block, dtype=i.dtype)
+  row = (i * block + within)[:, None]
+  column = (j * block + within)[None, :]
   part = lambda x, at: jax.lax.dynamic_slice_in_dim(x, at * block, block, 1)
-  visible = (column <= row) & (row < part(end, j)[:, None, :])
+  visible = (column <= row)[None] & (row[None] < part(end, j)[:, None, :])
   if near is not None:
     positions, window = near
     behind = part(positions, i)[:, :, None] - part(positions, j)[:, None, :]
@@ -244,7 +250,8 @@ def _pair_scores(q, k, end, near, i, j, block):
 
 def _constant(value, x):
   # `jnp.full` would not vary over the axes of a shard_map, as a carry must.
-  return jnp.where(x == 0, jnp.float32(value), jnp.float32(value))
+  kind = floats.common(x).type
+  return jnp.where(x == 0, kind(value), kind(value))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
@@ -267,7 +274,7 @@ def _paired_forward(q, k, v, end, near, block):
       "bkqj,bkjd->bkqd",
       weight.astype(v.dtype),
       v[j],
-      preferred_element_type=jnp.float32,
+      preferred_element_type=floats.common(v),
     )
     total = total.at[i].set(total[i] * shrink + weight.sum(-1))
     out = out.at[i].set(out[i] * shrink[..., None] + read)
@@ -284,14 +291,15 @@ def _paired_forward(q, k, v, end, near, block):
 def _paired_backward(block, saved, dout):
   q, k, v, end, near, out, log_total, (qi, kj, count) = saved
   # Σⱼ wᵢⱼ dwᵢⱼ, the inner product in the gradient of a softmax.
-  inner = (dout.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1)
+  kind = floats.common(q)
+  inner = (dout.astype(kind) * out.astype(kind)).sum(-1)
 
   def add(p, carry):
     dq, dk, dv = carry
     i, j = qi[p], kj[p]
     score, visible = _pair_scores(q, k, end, near, i, j, block)
     weight = jnp.where(visible, jnp.exp(score - log_total[i][..., None]), 0.0)
-    product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+    product = functools.partial(jnp.einsum, preferred_element_type=kind)
     dweight = product("bkqd,bkjd->bkqj", dout[i], v[j])
     dscore = (weight * (dweight - inner[i][..., None])).astype(q.dtype)
     weight = weight.astype(v.dtype)

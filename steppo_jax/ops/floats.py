@@ -37,6 +37,11 @@ def wide(x: chex.Array) -> chex.Array:
   return jnp.asarray(x).astype(common(x))
 
 
+def along_last(vector: chex.Array, x: chex.Array) -> chex.Array:
+  """A vector with axes of size 1 before it, of the rank of `x`."""
+  return vector.reshape((1,) * (x.ndim - 1) + vector.shape)
+
+
 def constant(value: chex.Numeric, kind: np.dtype) -> chex.Numeric:
   """A constant that may be multiplied with arrays of a type.
 

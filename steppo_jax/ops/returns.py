@@ -238,12 +238,12 @@ def token_gae(
   # step hides between them: there are never more steps than runs.
   found = runs.one_token(step_ids, num_steps, 8)
   found = jax.lax.cond(
-    found[1].sum() == num_runs,
+    found[1].sum(dtype=jnp.int32) == num_runs,
     lambda: found,
     lambda: runs.one_token(step_ids, num_steps, 1),
   )
   return jax.lax.cond(
-    found[1].sum() == num_runs,
+    found[1].sum(dtype=jnp.int32) == num_runs,
     lambda: _unbroken_gae(*arrays, found, discount, lambda_),
     lambda: _reordered_gae(*arrays, discount, lambda_),
   )
@@ -432,7 +432,7 @@ def _reordered_gae(
     discount,
     lambda_,
   )
-  row = jnp.arange(step_ids.shape[0])[:, None]
+  row = jnp.arange(step_ids.shape[0], dtype=jnp.int32)[:, None]
   back = jnp.zeros_like(target_t).at[row, order]
   target_t = back.set(target_t, unique_indices=True)
   return target_t - value_t, target_t

@@ -43,9 +43,9 @@ def ends_of_runs(step_ids, at_k):
 
   # Strides of T/2, T/4, ..., 1 slots, each taken if it stays inside the run.
   def body(i, at):
-    to = at + sign * (1 << (bits - 1 - i))
+    to = at + sign * (1 << (bits - 1 - jnp.asarray(i, jnp.int32)))
     to = jnp.where((to >= 0) & (to < ids.size), to, at)
-    return jnp.where(ids[to] == slot_k, to, at)
+    return jnp.where(ids[to] == slot_k[None], to, at)
 
   at = jnp.broadcast_to(at_k, (2, *at_k.shape))
   return jax.lax.fori_loop(0, bits, body, at)
@@ -54,14 +54,19 @@ def ends_of_runs(step_ids, at_k):
 def order(step_ids, num_steps):
   """[B, T] columns, those of a step side by side and in order."""
   columns = step_ids.shape[1]
-  column = jnp.broadcast_to(jnp.arange(columns), step_ids.shape)
-  start = jnp.full(num_steps, columns - 1).at[step_ids].min(column)[step_ids]
+  column = jnp.arange(columns, dtype=jnp.int32)[None]
+  column = jnp.broadcast_to(column, step_ids.shape)
+  start = (
+    jnp.full(num_steps, columns - 1, jnp.int32)
+    .at[step_ids]
+    .min(column)[step_ids]
+  )
   # Other slots go last; no step of several tokens starts there.
   start = jnp.where(step_ids > 0, start, columns - 1).astype(jnp.uint32)
   if columns > 2**16:
     return jnp.argsort(start, axis=1, stable=True)
   # On CPU one key sorts six times as fast as a key and what it carries.
-  key = start * columns + jnp.arange(columns, dtype=jnp.uint32)
+  key = start * columns + jnp.arange(columns, dtype=jnp.uint32)[None]
   return (jnp.sort(key, axis=1) % columns).astype(jnp.int32)
 
 
@@ -104,7 +109,7 @@ def discounted_tails(x_t, power):
 
 def _tails(x, power):
   """The same over the last axis by one matrix product."""
-  at = jnp.arange(x.shape[-1])
+  at = jnp.arange(x.shape[-1], dtype=jnp.int32)
   apart = at[:, None] - at[None, :] - 1
   matrix = jnp.where(apart >= 0, power[jnp.maximum(apart, 0)], 0.0)
   return jnp.matmul(x, matrix, precision=jax.lax.Precision.HIGHEST)

@@ -138,7 +138,7 @@ def to_tokens(x_k: chex.Array, step_ids: chex.Array) -> chex.Array:
   floats.check_below(step_ids, x_k.shape[0], "step_ids", "the number of steps")
   # Written out by a scatter first. XLA's CPU backend fuses everything else that
   # made `x_k` into the gather and computes it once a token, not once a step.
-  slots = jnp.arange(x_k.shape[0])
+  slots = jnp.arange(x_k.shape[0], dtype=jnp.int32)
   x_k = jnp.zeros_like(x_k).at[slots].set(x_k, unique_indices=True)
   tokens = x_k.at[step_ids].get(mode="clip", wrap_negative_indices=False)
   return jnp.where(step_ids > 0, tokens, jnp.zeros((), x_k.dtype))

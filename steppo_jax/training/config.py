@@ -7,6 +7,7 @@ import math
 import pathlib
 import sys
 import types
+import typing
 from collections.abc import Sequence
 from typing import Any
 
@@ -311,6 +312,10 @@ def keys(config: Any, prefix: str = "") -> list[str]:
 
 
 def _is_tuple(config: Any, key: str) -> bool:
-  for name in key.split("."):
-    config = getattr(config, name)
-  return isinstance(config, tuple)
+  *owners, name = key.split(".")
+  for owner in owners:
+    config = getattr(config, owner)
+  kind = typing.get_type_hints(type(config))[name]
+  return any(
+    typing.get_origin(one) is tuple for one in (kind, *typing.get_args(kind))
+  )

@@ -5,7 +5,7 @@ import inspect
 
 import pytest
 
-from steppo_jax.algorithms import estimators, objective
+from steppo_jax.algorithms import estimators, objective, options
 from steppo_jax.algorithms import table as algorithms_table
 from steppo_jax.ops import aggregation
 
@@ -140,3 +140,65 @@ def test_options_of_a_run_change_the_row():
     config.AlgorithmConfig(name="grpo", teacher="x").row()
   with pytest.raises(ValueError, match="unknown loss_weighting 'episode'"):
     config.AlgorithmConfig(name="grpo", loss_weighting="episode").row()
+
+
+# Another value of each constant that a row may have.
+OTHERS = {
+  "singleton": "raw", "scale": "none", "base_group": True, "history": 3,
+  "surrogate": "clip", "ratio": "step", "aggregation": "token_mean",
+  "tau": (2.0, 3.0), "center": True, "dual_clip": 5.0, "mix_updates": 7,
+  "clip_low": 0.25, "clip_high": 0.25,
+}  # fmt: skip
+NO_CONSTANTS = {"estimator", "source", "evidence", "options", "critic", "needs"}
+
+
+@pytest.mark.parametrize("name", algorithms_table.ALGORITHMS)
+def test_a_run_can_set_every_constant_of_a_row(name):
+  row = algorithms_table.get(name)
+  fields = {f.name for f in dataclasses.fields(row)} - NO_CONSTANTS
+  if row.segment_share is None:
+    fields -= {"segment_share"}
+  if "mix" not in dict(row.options):
+    fields -= {"mix_updates"}
+  # A test that a clip fits its ratio is elsewhere.
+  settable = {f.name for f in dataclasses.fields(options.AlgorithmConfig)}
+  for constant in sorted(fields) + [key for key, _ in row.options]:
+    assert constant in settable, f"algorithm.{constant} of {name}"
+    value = OTHERS.get(constant, 0.125)
+    made = options.AlgorithmConfig(name=name, **{constant: value}).row()
+    got = dict(made.options).get(constant, getattr(made, constant, None))
+    assert got == value
+
+
+@pytest.mark.parametrize(
+  ("name", "change", "message"),
+  [
+    ("grpo", {"omega": 1.0}, r"algorithm\.omega=1.0 is not read by grpo"),
+    ("steppo", {"eps": 1.0}, "estimator has no constants"),
+    ("steppo", {"segment_share": 0.1}, "whose steps are not cut"),
+    ("grpo", {"surrogate": "log_clip"}, r"needs algorithm\.ratio=step"),
+    ("dr_grpo", {"constant": 0.0}, r"algorithm\.constant=0 must be above 0"),
+    ("grpo", {"eps": -1.0}, r"algorithm\.eps=-1 must be at least 0"),
+    ("soft", {"tau": (1.0, 0.0)}, "must be above 0"),
+    ("gspo", {"aggregation": "token_mean", "loss_weighting": "step"},
+     "say the same"),
+  ],
+)  # fmt: skip
+def test_constants_that_a_row_does_not_have_are_refused(name, change, message):
+  with pytest.raises(ValueError, match=message):
+    options.AlgorithmConfig(name=name, **change).row()
+
+
+def test_constants_are_set_on_the_command_line():
+  from steppo_jax.training import config
+
+  made = config.override(
+    config.RunConfig(weights="w"),
+    ["algorithm.name=soft", "algorithm.tau=2,3", "algorithm.singleton=raw",
+     "algorithm.value_clip=inf", "algorithm.center=True"],
+    "train",
+  ).algorithm.row()  # fmt: skip
+  assert made.tau == (2.0, 3.0)
+  assert dict(made.options)["singleton"] == "raw"
+  assert made.value_clip == float("inf")
+  assert made.center

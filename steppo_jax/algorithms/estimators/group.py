@@ -63,7 +63,8 @@ def rloo(
   """
   del value_bt, discount, lambda_
   return_n, group_n, live_n = inputs.trajectories(table)
-  return_n = return_n - kl_reward * _kl(batch, table, extras)
+  return_n, kl_n = floats.of(return_n, _kl(batch, table, extras))
+  return_n = return_n - floats.constant(kl_reward, kl_n.dtype) * kl_n
   score_n = groups.group_leave_one_out(
     return_n, group_n, live_n, num_groups=group_n.shape[0]
   )

@@ -116,7 +116,8 @@ def resegment(
   pieces_k = segments.step_sum(
     ends.astype(jnp.float32), ids, num_steps=slots
   ).astype(jnp.int32)
-  pieces_k = jnp.maximum(pieces_k + ~found_k, 1) * table.live
+  pieces_k = pieces_k + (~found_k).astype(jnp.int32)
+  pieces_k = jnp.where(table.live, jnp.maximum(pieces_k, 1), 0)
   start_k = 1 + jnp.cumsum(pieces_k) - pieces_k
   new_ids = jnp.where(ids > 0, start_k[ids] + index_t, 0).astype(jnp.int32)
   # Which step each new slot is a piece of, 0 on slots without one.
@@ -125,7 +126,7 @@ def resegment(
     jnp.arange(slots, dtype=jnp.int32), mode="drop"
   )
   slot = jnp.arange(num_steps, dtype=jnp.int32)
-  live = (slot > 0) & (slot < 1 + pieces_k.sum())
+  live = (slot > 0) & (slot < 1 + pieces_k.sum(dtype=jnp.int32))
   of = jnp.where(live, jax.lax.cummax(of), 0)
   final = live & (slot == start_k[of] + pieces_k[of] - 1)
   first = live & (slot == start_k[of])
@@ -208,7 +209,9 @@ def _ends_before(ends, step_ids, num_steps):
     count_k, at_end_k = carry
     end, ids = column
     count = count_k[ids]
-    count_k = count_k.at[ids].set(jnp.where(ids > 0, count + end, 0))
+    count_k = count_k.at[ids].set(
+      jnp.where(ids > 0, count + end.astype(jnp.int32), 0)
+    )
     at_end_k = at_end_k.at[ids].set((ids > 0) & end)
     return (count_k, at_end_k), count
 
