@@ -136,6 +136,9 @@ def init(spec: UpdateSpec, policy: chex.ArrayTree) -> LearnerState:
     critic=critic,
     critic_optimizer=critic_optimizer,
     update=jnp.zeros((), jnp.int32),
+    kl_coef=None
+    if spec.algorithm.kl_target is None
+    else jnp.asarray(spec.algorithm.kl_coef, jnp.float32),
   )
 
 

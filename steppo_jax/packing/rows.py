@@ -165,6 +165,7 @@ def _table(
     "group": np.repeat(groups, counts).astype(np.int32),
     "anchor": _numbers([f"{s.group_uid}\n{s.anchor_obs}" for s in steps]),
     "success": np.repeat([t.success for t in trajectories], counts),
+    "version": np.array([s.policy_version for s in steps], np.int32),
     "boundary": np.zeros(len(steps), np.int32),
     "bootstrap_at": np.zeros(len(steps), np.int32),
   }
