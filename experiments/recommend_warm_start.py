@@ -28,7 +28,7 @@ CONFIG = config.SupervisedRun(
     seed=0,
     noise=0.7,
     env="recommend",
-  ),  # fmt: skip
+  ),
   env=config.EnvConfig(name="recommend", size="tiny"),
   rollout=RolloutConfig(max_steps=2, max_tokens=160, max_new_tokens=24),
   packing=PackingConfig(row_length=160),

@@ -60,6 +60,8 @@ class StepTable:
       observation; 0 where not live.
     success: [S] bool, whether the trajectory solved its task; False where not
       live. None in tables that do not tell.
+    version: [S] int32 number of updates behind the weights that sampled the
+      step; 0 where not live. None likewise.
   """
 
   live: chex.Array
@@ -73,6 +75,7 @@ class StepTable:
   group: chex.Array
   anchor: chex.Array
   success: chex.Array | None = None
+  version: chex.Array | None = None
 
 
 @chex.dataclass(frozen=True)

@@ -144,6 +144,9 @@ def policy_loss(
   loss_t = loss if loss.ndim == 2 else segments.to_tokens(loss, ids)
   if weight_t is not None:
     loss_t = weight_t * loss_t
+  if algorithm.sequence_mask is not None:
+    near_t = _near_enough(algorithm, advantage, logp_t, batch, num_steps)
+    loss_t = jnp.where(near_t, loss_t, 0.0)
   kl_t = jnp.zeros_like(loss_t)
   if ref_logp_t is not None:
     kl_t = losses.kl_k3(*floats.of(logp_t, ref_logp_t))
@@ -240,6 +243,20 @@ def _to_clock(advantage, z, step_ids, num_steps):
   return segments.step_mean(advantage, step_ids, num_steps=num_steps)
 
 
+def _near_enough(algorithm, advantage, logp_t, batch, num_steps):
+  """[B, T] False in steps that are to be less likely and are so already.
+
+  Steps whose mean advantage is negative and whose mean -z is above the bound.
+  """
+  ids = batch.step_ids
+  z_t = ratios.log_ratio(logp_t, batch.behaviour_logp, ids > 0)
+  far_k = -segments.step_mean(z_t, ids, num_steps=num_steps)
+  if advantage.ndim == 2:
+    advantage = segments.step_mean(advantage, ids, num_steps=num_steps)
+  gone_k = (advantage < 0) & (far_k > algorithm.sequence_mask)
+  return ~segments.to_tokens(jax.lax.stop_gradient(gone_k), ids)
+
+
 def _clip(algorithm, z, advantage, logp_t, batch):
   del logp_t, batch
   loss, clipped = losses.clipped_surrogate(
@@ -255,7 +272,8 @@ def _clip(algorithm, z, advantage, logp_t, batch):
 def _cispo(algorithm, z, advantage, logp_t, batch):
   del batch
   loss, clipped = losses.cispo(
-    logp_t,
+    # The gradient of a step's log-ratio is that of its pooled log-prob.
+    logp_t if z.ndim == 2 else z,
     losses.bounded_exp(z),
     advantage,
     clip_low=algorithm.clip_low,

@@ -51,6 +51,19 @@ class AlgorithmConfig:
       one, where the prompt tells thoughts from actions.
     focus_beta: Largest extra weight of an action token; see
       `ops.shaping.focus_weight`.
+    rollout_correction: Weighs tokens by how far the policy before the update is
+      from the one that sampled, and clips around the former: "tis_token",
+      "tis_step", "icepop", "geometric".
+    rollout_low: Lower end of the band of those weights.
+    rollout_high: Their cap, or the upper end of the band.
+    max_staleness: Steps sampled more updates ago train no policy.
+    sequence_mask: Nats a token from which on a step of negative advantage
+      trains no longer.
+    advantage_clip: Largest advantage, on either side of 0.
+    overlong_length: Tokens of a response at which its penalty is 1.
+    overlong_cache: Tokens before that at which the penalty starts.
+    kl_target: Nats a token that the KL is brought to, by changing its weight
+      after each update.
     mix_updates: Updates over which the weight of the teacher falls to 0; 0 lets
       it stay.
     teacher: Who re-weights the credit, for the rows that need a teacher: "peer"
@@ -93,6 +106,17 @@ class AlgorithmConfig:
   loss_weighting: str | None = None
   focus_alpha: float | None = None
   focus_beta: float | None = None
+  rollout_correction: (
+    Literal["tis_token", "tis_step", "icepop", "geometric"] | None
+  ) = None
+  rollout_low: float | None = None
+  rollout_high: float | None = None
+  max_staleness: int | None = None
+  sequence_mask: float | None = None
+  advantage_clip: float | None = None
+  overlong_length: int | None = None
+  overlong_cache: int | None = None
+  kl_target: float | None = None
   mix_updates: int | None = None
   teacher: str | None = None
 
@@ -147,6 +171,7 @@ class AlgorithmConfig:
     table.check_clip(row)
     table.check_mix(row)
     table.check_focus(row)
+    table.check_modes(row)
     if self.teacher is not None and "teacher" not in row.needs:
       raise ValueError(
         f"algorithm.teacher={self.teacher} is not read by {self.name}: leave "

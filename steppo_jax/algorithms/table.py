@@ -50,7 +50,23 @@ class Algorithm:
       `ops.shaping.focus_weight` gives to action tokens; None weighs all tokens
       alike.
     focus_beta: Largest extra weight of an action token there.
+    rollout_correction: "tis_token", "tis_step", "icepop" or "geometric" takes
+      the policy before the update for the centre of the clip, and weighs each
+      token by how likely that policy finds it beside the one that sampled; see
+      `ops.ratios.rollout_weight`. None: the policy that sampled is the centre.
+    rollout_low: Lower end of the band of those weights.
+    rollout_high: Cap, or upper end of the band.
+    max_staleness: Steps that were sampled more updates ago are left out of the
+      policy's loss; None leaves out none.
+    sequence_mask: Steps of negative advantage are left out of the surrogate
+      once the policy has gone this far from them, in nats a token.
+    advantage_clip: Advantages are held within this distance of 0.
+    overlong_length: Tokens of a response at which the penalty on long ones is
+      1; see `ops.shaping.overlong_penalty`.
+    overlong_cache: Tokens before that at which it starts; None for none.
     kl_coef: Weight of the k3 estimate of the KL to the reference policy.
+    kl_target: The weight is multiplied after each update so that the KL comes
+      to this many nats a token; None keeps it.
     entropy_coef: Weight of the entropy bonus.
     value_clip: Range of the critic's clip, or None.
     source: Where it is published.
@@ -86,7 +102,18 @@ class Algorithm:
   mix_updates: int = 0
   focus_alpha: float | None = None
   focus_beta: float = 0.0
+  rollout_correction: (
+    Literal["tis_token", "tis_step", "icepop", "geometric"] | None
+  ) = None
+  rollout_low: float = 0.5
+  rollout_high: float = 2.0
+  max_staleness: int | None = None
+  sequence_mask: float | None = None
+  advantage_clip: float | None = None
+  overlong_length: int | None = None
+  overlong_cache: int | None = None
   kl_coef: float = 0.0
+  kl_target: float | None = None
   entropy_coef: float = 0.0
   value_clip: float | None = None
 
@@ -302,6 +329,49 @@ def check_clip(algorithm: Algorithm) -> None:
   if algorithm.dual_clip is not None and algorithm.dual_clip <= 1:
     raise ValueError(
       f"dual_clip={algorithm.dual_clip:g} must be above 1, or None for none"
+    )
+
+
+def check_modes(algorithm: Algorithm) -> None:
+  """Refuses settings of the modes that cannot be meant.
+
+  Raises:
+    ValueError: a bound is not positive, an option stands without what it needs,
+      or there is no such correction.
+  """
+  kinds = ("tis_token", "tis_step", "icepop", "geometric")
+  kind, low, high = (
+    algorithm.rollout_correction, algorithm.rollout_low, algorithm.rollout_high
+  )  # fmt: skip
+  if kind is not None and kind not in kinds:
+    raise ValueError(
+      f"rollout_correction={kind!r} is none of {', '.join(kinds)}"
+    )
+  if not 0 <= low <= 1 <= high:
+    raise ValueError(
+      f"rollout_low={low:g} and rollout_high={high:g} must lie around 1: a"
+      " policy that agrees with its sampler is weighed by 1"
+    )
+  for name in ("sequence_mask", "advantage_clip", "kl_target"):
+    value = getattr(algorithm, name)
+    if value is not None and value <= 0:
+      raise ValueError(f"{name}={value:g} must be above 0, or None for none")
+  if (algorithm.max_staleness or 0) < 0:
+    raise ValueError(
+      f"max_staleness={algorithm.max_staleness} must be at least 0"
+    )
+  length, cache = algorithm.overlong_length, algorithm.overlong_cache
+  if (length is None) != (cache is None) or not 0 < (cache or 1) <= (
+    length or 1
+  ):
+    raise ValueError(
+      f"overlong_length={length} and overlong_cache={cache} are set together,"
+      " the cache between 1 and the length"
+    )
+  if algorithm.kl_target is not None and not algorithm.kl_coef:
+    raise ValueError(
+      f"kl_target={algorithm.kl_target:g} multiplies kl_coef, which is 0: set"
+      " kl_coef to the weight that it begins with"
     )
 
 

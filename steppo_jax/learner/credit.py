@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from steppo_jax.algorithms import estimators, objective
 from steppo_jax.algorithms.table import Algorithm
 from steppo_jax.batch import Advantages, TokenBatch
+from steppo_jax.learner import modes
 from steppo_jax.learner.spec import UpdateSpec
 from steppo_jax.learner.state import Batch
 from steppo_jax.models import heads
@@ -24,6 +25,8 @@ class Credit(NamedTuple):
   Attributes:
     batch: The batch, its truncated ends resolved and its steps cut into
       segments where the algorithm does so.
+    acting: The same for the policy: without steps that are too old for it, and
+      with the log-probs that its ratio starts from.
     advantages: Advantages and value targets on the steps of `batch`.
     old_value: [M, R, T] critic before the update, two of them where it has two
       heads, None without one.
@@ -36,6 +39,7 @@ class Credit(NamedTuple):
   """
 
   batch: Batch
+  acting: Batch
   advantages: Advantages
   old_value: chex.Array | None
   ref_logp: chex.Array | None
@@ -85,6 +89,8 @@ def assign(spec: UpdateSpec, state, reference, batch, teacher) -> Credit:
     flat_rows(batch.tokens), batch.table, bootstrap=spec.config.bootstrap
   )
   metrics = _batch_metrics(table)
+  table, found = modes.pay_for_length(row, table)
+  metrics |= found
   old_value = ref_logp = value_bt = hidden = weight = None
   if spec.keeps(state.critic, state.policy, batch):
     hidden = spec.over_all_rows(
@@ -100,27 +106,23 @@ def assign(spec: UpdateSpec, state, reference, batch, teacher) -> Credit:
   if old_value is not None:
     value_bt = jax.tree.map(lambda x: x.reshape(-1, shape[2]), old_value)
   if row.reads_reference:
-    if row.focus_alpha is None:
-      ref_logp, _ = spec.over_all_rows(
-        batch, functools.partial(spec.logp, reference)
-      )
-    else:
-      ref_logp, energy_t = spec.over_all_rows(
-        batch, functools.partial(spec.logp_and_energy, reference)
-      )
-      weight, found = _focus(row, flat, energy_t, shape)
-      metrics |= found
-    metrics["reference/logp"] = stats.masked_sum(
-      ref_logp, batch.tokens.step_ids > 0
-    )
+    ref_logp, weight, found = _reference(spec, row, reference, batch, flat)
+    metrics |= found
   extras = estimators.Extras()
-  if set(row.needs) & {"teacher", "entropy", "reference"}:
+  corrected = row.rollout_correction is not None
+  centre_t = flat.behaviour_logp
+  if corrected or set(row.needs) & {"teacher", "entropy", "reference"}:
     # Before the first step the policy is the one that sampled.
     known = () if hidden is None else (hidden,)
     old_logp, entropy = spec.over_all_rows(
       batch, functools.partial(spec.logp, state.policy), *known
     )
     gap = lambda a, b: (a - b).reshape(-1, shape[2])
+    if corrected:
+      centre_t = old_logp.reshape(-1, shape[2])
+      factor, found = modes.correction(row, flat, centre_t, table)
+      factor, metrics = factor.reshape(shape), metrics | found
+      weight = factor if weight is None else weight * factor
     if "teacher" in row.needs:
       mix = dict(row.options).get("mix", 1.0)
       asked = batch._replace(table=table)
@@ -142,36 +144,33 @@ def assign(spec: UpdateSpec, state, reference, batch, teacher) -> Credit:
   advantages = objective.advantages(
     row, flat, table, value_bt, extras, differentiable=spec.differentiable
   )
+  advantages = modes.clipped(row, advantages)
   metrics |= _value_metrics(flat, table, advantages, value_bt, row)
-  tokens = jax.tree.map(lambda x: x.reshape(shape), flat)
-  batch = batch._replace(tokens=tokens, table=table)
-  return Credit(batch, advantages, old_value, ref_logp, hidden, weight, metrics)
+  in_rows = lambda rows: jax.tree.map(lambda x: x.reshape(shape), rows)
+  batch = batch._replace(tokens=in_rows(flat), table=table)
+  acting = flat.replace(behaviour_logp=centre_t)
+  acting, table, found = modes.fresh(row, acting, table, state.update)
+  metrics |= found
+  acting = batch._replace(tokens=in_rows(acting), table=table)
+  return Credit(
+    batch, acting, advantages, old_value, ref_logp, hidden, weight, metrics
+  )
 
 
-def _focus(row: Algorithm, flat: TokenBatch, energy_t, shape):
-  """[M, R, T] weights of tokens in the loss, and what they are made of."""
-  sampled = flat.step_ids > 0
-  thought = flat.reasoning & sampled
-  energy_t = energy_t.reshape(sampled.shape)
-  weight_t = shaping.focus_weight(
-    energy_t,
-    thought,
-    sampled & ~thought,
-    alpha=row.focus_alpha,
-    beta=row.focus_beta,
-  ).reshape(shape)
-  # The weights of a mini-batch are divided by their own mean, so that its mean
-  # over tokens is the weighted one, in whatever microbatches it is computed.
-  total = jnp.sum(weight_t, axis=(1, 2), keepdims=True)
-  count = jnp.sum(sampled.reshape(shape), axis=(1, 2), keepdims=True)
-  share = count / jnp.where(total == 0, 1.0, total)
-  count = jnp.sum(count).astype(jnp.float32)
-  metrics = {
-    "batch/reasoning": (jnp.sum(thought).astype(jnp.float32), count),
-    "reference/energy": stats.masked_sum(energy_t, sampled & ~thought),
-    "reference/focus_weight": (jnp.sum(total), count),
-  }
-  return weight_t * share, metrics
+def _reference(spec, row: Algorithm, reference, batch, flat: TokenBatch):
+  """Log-probs of the reference, weights of tokens if the row has some."""
+  weight, metrics = None, {}
+  if row.focus_alpha is None:
+    of = lambda rows: spec.logp(reference, rows)[0]
+    ref_logp = spec.over_all_rows(batch, of)
+  else:
+    ref_logp, energy_t = spec.over_all_rows(
+      batch, lambda rows: spec.logp_and_energy(reference, rows)
+    )
+    shape = batch.tokens.tokens.shape
+    weight, metrics = modes.focus(row, flat, energy_t, shape)
+  found = stats.masked_sum(ref_logp, batch.tokens.step_ids > 0)
+  return ref_logp, weight, metrics | {"reference/logp": found}
 
 
 def _teacher_gap(spec, policy, batch, step_ids, old_logp, teacher, mix):

@@ -196,6 +196,9 @@ def init(
     critic=critic,
     critic_optimizer=critic_optimizer,
     update=jnp.zeros((), jnp.int32),
+    kl_coef=None
+    if spec.algorithm.kl_target is None
+    else jnp.asarray(spec.algorithm.kl_coef, jnp.float32),
   )
 
 

@@ -15,13 +15,17 @@ from steppo_jax.packing.rows import Packed
 
 @chex.dataclass(frozen=True)
 class LearnerState:
-  """Everything an update changes; critic and its optimizer may be None."""
+  """Everything an update changes; critic and its optimizer may be None.
+
+  So is `kl_coef`, the weight of the KL, where it stays what the row says.
+  """
 
   policy: chex.ArrayTree
   policy_optimizer: optax.OptState
   critic: chex.ArrayTree | None
   critic_optimizer: optax.OptState | None
   update: chex.Array
+  kl_coef: chex.Array | None = None
 
 
 class Batch(NamedTuple):

@@ -64,6 +64,9 @@ def update(spec: UpdateSpec, state, reference, batch, teacher=None):
     reference = lora.off(state.policy)
   _check(spec, state, reference, batch, teacher)
   spec = spec.on(batch.tokens)
+  if state.kl_coef is not None:
+    row = dataclasses.replace(spec.algorithm, kl_coef=state.kl_coef)
+    spec = spec._replace(algorithm=row)
   credit = credit_lib.assign(spec, state, reference, batch, teacher)
   metrics = credit.metrics
   critic, critic_optimizer = state.critic, state.critic_optimizer
@@ -74,6 +77,13 @@ def update(spec: UpdateSpec, state, reference, batch, teacher=None):
     metrics |= critic_metrics | {"critic/param_norm": _norm(critic)}
   policy, policy_optimizer, policy_metrics = _policy_epochs(spec, state, credit)
   metrics["policy/param_norm"] = _norm(lora.split(policy)[0])
+  kl_coef = state.kl_coef
+  if kl_coef is not None:
+    metrics["policy/kl_coef"] = kl_coef, jnp.ones(())
+    total, weight = policy_metrics["policy/kl_reference"]
+    kl_coef = _towards(
+      kl_coef, total / jnp.maximum(weight, 1), spec.algorithm.kl_target
+    )
   return (
     state.replace(
       policy=policy,
@@ -81,9 +91,19 @@ def update(spec: UpdateSpec, state, reference, batch, teacher=None):
       critic=critic,
       critic_optimizer=critic_optimizer,
       update=state.update + 1,
+      kl_coef=kl_coef,
     ),
     metrics | policy_metrics,
   )
+
+
+def _towards(kl_coef, kl, target):
+  """The weight of the KL for the next update, a little nearer to its target.
+
+  Source: Ziegler et al. 2019, arXiv:1909.08593, section 2.2.
+  """
+  error = jnp.clip(kl / target - 1.0, -0.2, 0.2)
+  return kl_coef * (1.0 + 0.1 * error)
 
 
 def _norm(tree):
@@ -296,7 +316,7 @@ def _policy_step(spec, batch, fixed: _Fixed, carry, m):
 
 def _policy_epochs(spec, state, credit: credit_lib.Credit):
   """All optimizer steps of the policy."""
-  config, batch = spec.config, credit.batch
+  config, batch = spec.config, credit.acting
   shape = batch.tokens.tokens.shape
   advantage = _to_rows(credit.advantages.advantage, shape)
   fixed = _Fixed(advantage, credit.ref_logp, credit.weight)

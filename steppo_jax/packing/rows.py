@@ -174,6 +174,7 @@ def _table(
     "group": np.repeat(groups, counts).astype(np.int32),
     "anchor": _numbers([_state(i, step) for i, step in enumerate(steps)]),
     "success": np.repeat([t.success for t in trajectories], counts),
+    "version": np.array([s.policy_version for s in steps], np.int32),
     "boundary": np.zeros(len(steps), np.int32),
     "bootstrap_at": np.zeros(len(steps), np.int32),
   }

@@ -132,7 +132,7 @@ def resegment(
   first = live & (slot == start_k[of])
   inside = segments.step_boundary(new_ids, batch.parent, num_steps=num_steps)
   take = lambda x: jnp.where(live, x[of], jnp.zeros((), x.dtype))
-  success = table.success
+  told = lambda x: None if x is None else take(x)
   table = table.replace(
     live=live,
     reward=jnp.where(final, table.reward[of], 0.0),
@@ -144,7 +144,8 @@ def resegment(
     trajectory=take(table.trajectory),
     group=take(table.group),
     anchor=take(table.anchor),
-    success=None if success is None else take(success),
+    success=told(table.success),
+    version=told(table.version),
   )
   return batch.replace(step_ids=new_ids), table
 

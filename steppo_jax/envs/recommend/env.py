@@ -28,10 +28,8 @@ class RecommendEnv:
   def reset(self, task: types.Task, seed: int) -> types.TimeStep:
     del seed  # A session is whole in its task.
     self._task, self._answers, self._right = task, [], 0
-    seen = "; ".join(" ".join(item) for item in task.payload["session"])
-    text = (
-      f"Seen: {seen}.\n\nYour task is to: name the next item.\n{self._ask()}"
-    )
+    text = f"Seen: {task.payload['seen']}.\n\n"
+    text += f"Your task is to: name the next item.\n{self._ask()}"
     return types.TimeStep(text, 0.0, False, False, self._info(False))
 
   def step(self, text: str) -> types.TimeStep:

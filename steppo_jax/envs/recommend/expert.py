@@ -39,4 +39,4 @@ def guess(
   return found
 
 
-EXPERT = experts.Expert(recommend_worlds, recommender, guess, text="session")
+EXPERT = experts.Expert(recommend_worlds, recommender, guess, text="seen")

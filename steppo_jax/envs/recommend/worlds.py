@@ -127,6 +127,7 @@ def generate(number: int, *, split: str, size: str) -> types.Task:
     family,
     {
       "session": [path(i) for i in session],
+      "seen": "; ".join(" ".join(path(i)) for i in session),
       "target": path(following(found, session)),
       "codes": shape.codes,
     },
