@@ -364,7 +364,7 @@ def steppo(sizes, out):
   name = "household_steppo.py"
   if released and sizes.preset == "smollm2_135m":
     name = "household_smollm2.py"
-  options = [*sizes.steppo, f"weights={made}"]
+  options = [*sizes.steppo, "num_devices=1", f"weights={made}"]
   if sizes.compute != "float32":
     options.append(f"compute={sizes.compute}")
   _run(name, options, out / "steppo")

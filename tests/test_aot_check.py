@@ -11,6 +11,8 @@ import pytest
 import tpu_tools
 from marks import some
 
+from steppo_jax.models import transformer
+
 aot = tpu_tools.load("aot_check")
 programs = aot.aot_programs
 
@@ -71,6 +73,69 @@ def test_every_program_compiles_for_a_mesh_and_is_measured(program):
   assert not aot.fits(found, found.total - 1)
 
 
+LOOPS = """
+%inner_body (p: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %g = f32[8]{0} all-gather(%x), dimensions={0}
+  %d = f32[8]{0} fusion(%g), kind=kLoop, backend_config={"estimated_cycles":"5"}
+}
+%inner_condition (p: (s32[], f32[8])) -> pred[] {
+  %c = s32[]{:T(128)} constant(3)
+  ROOT %l = pred[] compare(%i, %c), direction=LT
+}
+%body (p: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %w = (s32[], f32[8]) while(%t), condition=%inner_condition, body=%inner_body
+  %e = f32[8]{0} fusion(%y), kind=kLoop, backend_config={"estimated_cycles":"2"}
+}
+%condition (p: (s32[], f32[8])) -> pred[] {
+  ROOT %l = pred[] compare(%i, %n), direction=LT
+}
+ENTRY %main (p: f32[8]) -> f32[8] {
+  %w = (s32[], f32[8]) while(%t), condition=%condition, body=%body
+  %f = f32[8]{0} fusion(%p), kind=kLoop, backend_config={"estimated_cycles":"1"}
+  ROOT %r = f32[8]{0} all-reduce(%f), to_apply=%add
+}
+"""
+
+
+def test_loops_multiply_what_they_hold():
+  program = aot.hlo.Program(LOOPS)
+  # The inner loop goes round three times, the outer one as data says.
+  assert program.cycles(lambda depth: 10.0) == 1 + 10 * (2 + 3 * 5)
+  found = {(x.kind, x.depth, x.bytes) for x in program.collectives()}
+  assert found == {("all-gather", 2, 32), ("all-reduce", 0, 32)}
+
+
+@pytest.mark.parametrize("program", ["learner-full", "learner-lora"])
+def test_a_whole_run_is_counted_with_all_that_it_holds(program):
+  setting = dataclasses.replace(NANO, program=program, fsdp=1, tensor=1, rows=8)
+  mesh = aot.mesh_of(setting, jax.devices())
+  found = aot.whole_run.held(setting, mesh, update=1000, memory=2**24)
+  params = transformer.abstract_params(programs.model_of(setting))
+  whole = 4 * transformer.num_params(params)
+  parts = found.parts
+  # Every device has all of it: float32 weights, bfloat16 for the sampler.
+  assert parts["sampler"] == whole / 2
+  assert parts["policy"] >= whole
+  # Two moments of what is trained, and their counts.
+  trained = whole if program == "learner-full" else parts["policy"] - whole
+  assert 0.9 < parts["policy's optimizer"] / (2 * trained) < 1.1
+  assert bool(parts["reference"]) == (program == "learner-full")
+  assert found.peak == sum(parts.values()) + max(1000, found.hand_over)
+  left = 0.92 * 2**24 - found.peak
+  assert found.slots == left // found.slot > 0
+  assert "fits" in aot.whole_run.report(setting, found)
+  small = found._replace(memory=found.peak)
+  assert small.slots == 0
+  assert "DOES NOT FIT" in aot.whole_run.report(setting, small)
+  # Six FLOPs a weight and token, at half of the peak.
+  weights = whole / 4 - sum(
+    x.size for x in jax.tree.leaves(params) if x.ndim < 3 and x.shape[-1] != 1
+    and x.shape[0] != programs.model_of(setting).vocab_size
+  )  # fmt: skip
+  share = aot.whole_run.share_of_peak(setting, 2.0, 100, 6 * weights * 100)
+  assert share == pytest.approx(0.5, rel=0.02)
+
+
 def test_more_chips_hold_less_each():
   sizes = []
   for fsdp in (2, 8):
@@ -89,7 +154,10 @@ def test_a_mesh_that_does_not_fit_is_refused():
 def test_the_settings_cover_what_is_promised():
   found = aot.settings(aot.parse([]))
   combinations = {(s.topology, s.model, s.program) for s in found if s.fits}
-  assert len(combinations) == 3 * 2 * 4
+  # Two models on each slice, one on the chip that Colab lends.
+  assert len(combinations) == (len(aot.TOPOLOGIES) * 2 + 1) * 4
+  assert {x.split(":")[0] for x in aot.TOPOLOGIES} == set(aot.HBM)
+  assert set(aot.HBM) == set(aot.roofline.CHIPS)
   assert sum(not s.fits for s in found) == 1
   asked = ["--topology", "v6e:4x4", "--model", "nano", "--program", "decode"]
   (one,) = aot.settings(aot.parse([*asked, "--mesh", "data=2,tensor=8"]))

@@ -10,7 +10,10 @@ compiles the very update of `learner.learner.Learner` and the very functions of
 chip holds (arguments, of which donated ones are written in place; temporaries;
 both with the outputs), beside the memory of the chip, the collectives in the
 program by kind, and whether it fits. A collective inside a loop is counted
-once. Nothing is run, so nothing is said about speed.
+once. Below a learner stands what the whole run holds (`whole_run.py`) with the
+slots of the sampler that fit beside it, and the compiler's own estimate of
+cycles, which leaves out kernels, scatters and all that is asynchronous: the
+time is longer. Nothing is run. The last line is one JSON object.
 
 Without options it checks the settings of `DEFAULTS`, one of which must not fit.
 It ends with status 1 if a program that should fit does not, if the one that
@@ -19,6 +22,7 @@ should not does, or if a program is refused for any other reason.
 
 import argparse
 import dataclasses
+import json
 import os
 import pathlib
 import re
@@ -30,27 +34,27 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import aot_programs
+import hlo
+import roofline
+import whole_run
 from aot_programs import Setting
 
 GIB = 2**30
 # Bytes of high-bandwidth memory a chip, from cloud.google.com/tpu/docs/v5e,
 # /v5p and /v6e ("HBM capacity per chip": 16, 95 and 32 GB).
 HBM = {"v5e": 16 * GIB, "v5p": 95 * GIB, "v6e": 32 * GIB}
-TOPOLOGIES = ("v5e:4x4", "v5p:2x2x4", "v6e:4x4")
+# A chip of TPU7x is two devices, of which the compiler gives each so much.
+HBM["tpu7x"] = int(94.74 * GIB)
+TOPOLOGIES = ("v5e:4x4", "v5p:2x2x4", "v6e:4x4", "tpu7x:2x2x1")
 MODELS = ("qwen3_1_7b", "qwen3_4b")
-COLLECTIVES = (
-  "all-gather",
-  "all-reduce",
-  "reduce-scatter",
-  "all-to-all",
-  "collective-permute",
-)
 
 
 class Found(NamedTuple):
   """What a compiled program needs of one chip, in bytes.
 
-  `total` is the compiler's own figure where it refused for want of memory.
+  `total` is the compiler's own figure where it refused for want of memory;
+  `cycles` its estimate for one microbatch a mini-batch, or one token of decode;
+  `in_loops` the bytes of the largest collective inside of two loops or more.
   """
 
   arguments: int
@@ -60,19 +64,31 @@ class Found(NamedTuple):
   kernels: int
   seconds: float
   refused: str = ""
+  beside: int = 0  # bytes beside the arguments
+  cycles: float = 0.0
+  in_loops: float = 0.0
 
 
 def defaults() -> Iterator[Setting]:
-  """Both presets on three topologies of 16 chips, and one too large."""
+  """Both presets on slices, a small one on one chip, and one too large."""
   for topology in TOPOLOGIES:
+    # Devices of the slice: TPU7x has two a chip.
+    count = 8 if topology.startswith("tpu7x") else 16
     for model in MODELS:
       for program in aot_programs.PROGRAMS:
         sampler = program in ("prefill", "decode")
         yield Setting(
           topology, model, program,
-          fsdp=1 if sampler else 16, tensor=4 if sampler else 1,
-          rows=64 if sampler else 16,
+          fsdp=1 if sampler else count, tensor=4 if sampler else 1,
+          rows=64 if sampler else count,
         )  # fmt: skip
+  # What Colab lends.
+  for program in aot_programs.PROGRAMS:
+    sampler = program in ("prefill", "decode")
+    yield Setting(
+      "v5e:1x1", "smollm2_135m", program, rows=16 if sampler else 1,
+      row_length=1024,
+    )  # fmt: skip
   # Parameters, their gradients and Adam's moments on four chips of 16 GB.
   yield Setting("v5e:2x2", "qwen3_4b", "learner-full", fsdp=4, fits=False)
 
@@ -83,7 +99,7 @@ def collectives(text: str) -> dict[str, int]:
   An asynchronous pair of -start and -done is one.
   """
   found = {}
-  for kind in COLLECTIVES:
+  for kind in hlo.COLLECTIVES:
     count = len(re.findall(rf"[\s)}}]{kind}(?:-start)?\(", text))
     if count:
       found[kind] = count
@@ -107,6 +123,20 @@ def used(message: str) -> int:
   return 0
 
 
+def mesh_of(setting: Setting, devices: Sequence[Any]) -> Any:
+  """The mesh of a setting.
+
+  Raises:
+    ValueError: it does not fit the devices.
+  """
+  from steppo_jax.models import mesh as mesh_lib
+
+  data = setting.data or len(devices) // (setting.fsdp * setting.tensor)
+  return mesh_lib.make_model_mesh(
+    data=data, fsdp=setting.fsdp, tensor=setting.tensor, devices=devices
+  )
+
+
 def check(setting: Setting, devices: Sequence[Any]) -> Found:
   """Compiles one program for devices that need not be there.
 
@@ -115,12 +145,7 @@ def check(setting: Setting, devices: Sequence[Any]) -> Found:
   """
   import jax
 
-  from steppo_jax.models import mesh as mesh_lib
-
-  data = setting.data or len(devices) // (setting.fsdp * setting.tensor)
-  mesh = mesh_lib.make_model_mesh(
-    data=data, fsdp=setting.fsdp, tensor=setting.tensor, devices=devices
-  )
+  mesh = mesh_of(setting, devices)
   lower = aot_programs.lower_sampler
   if setting.program.startswith("learner"):
     lower = aot_programs.lower_learner
@@ -143,10 +168,54 @@ def check(setting: Setting, devices: Sequence[Any]) -> Found:
   held = memory.argument_size_in_bytes
   temporaries = memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
   new = memory.output_size_in_bytes - memory.alias_size_in_bytes
+  program = hlo.Program(text)
+  moved = [x.bytes for x in program.collectives() if x.depth > 2]
   return Found(
     held, temporaries, held + temporaries + new, collectives(text),
     text.count("tpu_custom_call"), time.perf_counter() - started,
+    beside=temporaries + new,
+    cycles=program.cycles(lambda depth: rounds(setting, mesh, depth)),
+    in_loops=max(moved, default=0.0),
   )  # fmt: skip
+
+
+def rounds(setting: Setting, mesh: Any, depth: int) -> float:
+  """Rounds of a loop that data decides: microbatches, or chunks of tokens.
+
+  One microbatch in each mini-batch, all of whose tokens are wanted; one token
+  of decode.
+  """
+  if depth < 2 or not setting.program.startswith("learner"):
+    return 1.0
+  from steppo_jax.ops import tiled_logprobs
+
+  tokens = setting.rows * setting.row_length // mesh.shape["data"]
+  return max(tokens / tiled_logprobs.TOKENS, 1.0)
+
+
+def facts(
+  setting: Setting, found: Found, hbm: int, mesh: Any
+) -> dict[str, Any]:
+  """A program for machines; a learner with what the whole run holds."""
+  told = dataclasses.asdict(setting) | found._asdict() | {
+    "refused": bool(found.refused), "hbm": hbm, "fit": fits(found, hbm)
+  }  # fmt: skip
+  if not setting.program.startswith("learner") or found.refused:
+    return told
+  told["whole_run"] = whole_run.held(setting, mesh, found.beside, hbm)
+  chip = roofline.CHIPS[setting.topology.split(":")[0]]
+  if chip.clock:
+    # Of one microbatch, of which the program's mini-batches have one each.
+    told["ms"] = 1e3 * found.cycles / chip.clock / 4
+    tokens = (
+      setting.rows
+      * setting.row_length
+      // (mesh.shape["data"] * mesh.shape["fsdp"])
+    )
+    told["mfu"] = whole_run.share_of_peak(
+      setting, told["ms"] / 1e3, tokens, chip.flops / chip.devices
+    )
+  return told
 
 
 def fits(found: Found, hbm: int) -> bool:
@@ -184,7 +253,12 @@ def devices_of(topology: str) -> Sequence[Any]:
   """Devices of a topology that libtpu knows; none of them is there."""
   from jax.experimental import topologies
 
-  found = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+  # A host has four chips unless it is said otherwise.
+  alone = {"chips_per_host_bounds": (1, 1, 1)}
+  found = topologies.get_topology_desc(
+    platform="tpu", topology_name=topology,
+    **(alone if topology.endswith(":1x1") else {}),
+  )  # fmt: skip
   return list(found.devices)
 
 
@@ -202,7 +276,8 @@ def settings(args: argparse.Namespace) -> list[Setting]:
   return [
     Setting(
       topology, model, program, row_length=args.row_length, rows=args.rows,
-      remat=args.remat, layers=args.layers, fits=not args.too_large,
+      remat=args.remat, layers=args.layers, frozen=args.frozen,
+      fits=not args.too_large,
       **{k: int(v) for k, v in axes.items()},
     )
     for topology in args.topology or TOPOLOGIES
@@ -229,6 +304,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
   add("--rows", type=int, default=16, help="rows or slots at once, in all")
   add("--row-length", type=int, default=4096)
   add("--remat", default="full", choices=("none", "dots", "full"))
+  add(
+    "--frozen",
+    default="float32",
+    choices=("float32", "bfloat16"),
+    help="type of parameters that are not trained; runs hold float32",
+  )
   add("--layers", type=int, default=0, help="in place of the preset's")
   add("--too-large", action="store_true", help="it is meant not to fit")
   return parser.parse_args(argv)
@@ -244,17 +325,29 @@ def main(argv: Sequence[str]) -> int:
   os.environ.setdefault("TPU_WORKER_ID", "0")
   os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
   print(HEADER, flush=True)
-  wrong = 0
+  wrong, told = 0, []
   for setting in wanted:
     hbm = HBM[setting.topology.split(":")[0]]
-    found = check(setting, devices_of(setting.topology))
+    devices = devices_of(setting.topology)
+    found = check(setting, devices)
     print(line(setting, found, hbm), flush=True)
+    told.append(facts(setting, found, hbm, mesh_of(setting, devices)))
+    if run := told[-1].get("whole_run"):
+      print(whole_run.report(setting, run), flush=True)
+      told[-1]["whole_run"] = whole_run.as_json(run)
+    if "mfu" in told[-1]:
+      print(
+        f"  a microbatch: {told[-1]['ms']:.0f} ms of cycles at least, MFU "
+        f"{told[-1]['mfu']:.1%} at most; largest collective in a loop of a "
+        f"layer or chunk: {found.in_loops / 2**20:.1f} MiB"
+      )
     if fits(found, hbm) != setting.fits:
       wrong += 1
       print(f"  expected: {'fits' if setting.fits else 'does not fit'}")
     if found.refused:
       print("  " + found.refused.split("\n", 1)[0][:200])
   print(f"{len(wanted)} programs, {wrong} not as expected")
+  print(json.dumps({"programs": told, "wrong": wrong}))
   return 1 if wrong else 0
 
 

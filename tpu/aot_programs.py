@@ -24,6 +24,8 @@ class Setting:
     rows: Rows whose gradients are computed at once, or slots, in all.
     remat: What the learner computes again.
     layers: Layers in place of the preset's; 0 for the preset's.
+    frozen: Type of parameters that are not trained: under adapters the
+      policy's, and the reference policy's otherwise. Runs hold float32.
     fits: What is expected.
   """
 
@@ -37,6 +39,7 @@ class Setting:
   rows: int = 16
   remat: str = "full"
   layers: int = 0
+  frozen: str = "float32"
   fits: bool = True
 
 
@@ -52,25 +55,14 @@ def model_of(setting: Setting):
   )  # fmt: skip
 
 
-def lower_learner(setting: Setting, mesh: Any) -> Any:
-  """StepPO's update: all parameters with a critic of its own, or adapters.
-
-  All parameters are float32, as Adam needs them. Under adapters the frozen ones
-  are bfloat16, as the reference policy is otherwise, and the critic's head
-  reads the policy's layers.
-  """
-  import jax
-  import jax.numpy as jnp
-
-  from steppo_jax.algorithms import table as algorithms_table
-  from steppo_jax.learner import learner, options
+def options_of(setting: Setting, mesh: Any) -> Any:
+  """StepPO's options: all parameters and a critic of its own, or adapters."""
+  from steppo_jax.learner import options
   from steppo_jax.models import mesh as mesh_lib
   from steppo_jax.models import options as models_options
-  from steppo_jax.models import transformer
 
   adapters = setting.program == "learner-lora"
-  model = model_of(setting)
-  config = options.LearnerConfig(
+  return options.LearnerConfig(
     microbatch_rows=setting.rows,
     attention_block=512,
     # 256 tokens a chip are projected to the vocabulary at once.
@@ -78,12 +70,29 @@ def lower_learner(setting: Setting, mesh: Any) -> Any:
     critic_trunk="policy" if adapters else "own",
     lora=models_options.LoraConfig(rank=32 if adapters else 0),
   )
+
+
+def lower_learner(setting: Setting, mesh: Any) -> Any:
+  """StepPO's update.
+
+  Trained parameters are float32, as Adam needs them. Under adapters the
+  critic's head reads the policy's layers.
+  """
+  import jax
+
+  from steppo_jax.algorithms import table as algorithms_table
+  from steppo_jax.learner import learner
+  from steppo_jax.models import mesh as mesh_lib
+  from steppo_jax.models import transformer
+
+  adapters = setting.program == "learner-lora"
+  model, config = model_of(setting), options_of(setting, mesh)
   made = learner.Learner(
     model, algorithms_table.get("steppo"), config, mesh, num_updates=100, seed=0
   )
   policy = transformer.abstract_params(model)
   frozen = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), policy
+    lambda x: jax.ShapeDtypeStruct(x.shape, setting.frozen), policy
   )
   # StepPO has a KL to where it started: the adapters' tree without adapters.
   reference = None if adapters else mesh_lib.shaped(mesh, frozen)

@@ -2,8 +2,9 @@
 
 XLA prints a program as computations, of which one calls others: a loop its body
 and its condition, a branch each of its sides, a fusion what it does. What a
-loop's body holds is done as often as the loop goes round, which a pass of XLA
-writes beside those loops whose count it knows.
+loop's body holds is done as often as the loop goes round. A pass of XLA writes
+that beside those loops whose count it knows; the compiler for TPUs leaves it in
+the loop's condition, as the constant that a counter is compared with.
 """
 
 import re
@@ -29,6 +30,7 @@ _CALLED = re.compile(
 )
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_BOUND = re.compile(r"s32\[\][^=]* constant\((\d+)\)")
 _KIND = re.compile(r" = (.*?)\s([a-z][\w\-]*)\(")
 _SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
 
@@ -73,13 +75,22 @@ class Program:
         for part in (many or one).split(",")
       ]
       loop = " while(" in line
-      found = _TRIPS.search(line)
-      rounds = 1.0
-      if loop:
-        rounds = float(found[1]) if found else unknown(depth)
+      rounds = self._rounds(line, depth, unknown) if loop else 1.0
       for other in called:
         if other in self._lines:
           yield from self._walk(other, depth + loop, times * rounds, unknown)
+
+  def _rounds(self, line, depth, unknown) -> float:
+    """How often the loop of a line goes round, if it is known."""
+    if found := _TRIPS.search(line):
+      return float(found[1])
+    condition = re.search(r"condition=%?([\w.\-]+)", line)[1]
+    bounds = [
+      bound[1]
+      for other in self._lines.get(condition, ())
+      if (bound := _BOUND.search(other))
+    ]
+    return float(bounds[0]) if len(bounds) == 1 else unknown(depth)
 
   def collectives(self) -> list[Collective]:
     """All collectives; an asynchronous pair of -start and -done is one."""

@@ -34,17 +34,23 @@ from steppo_jax.models.config import ModelConfig
 
 
 class Chip(NamedTuple):
-  """A data sheet: docs.cloud.google.com/tpu/docs/v5e, /v5p, /v6e (2026)."""
+  """A data sheet: docs.cloud.google.com/tpu/docs/v5e, /v5p, /v6e, /tpu7x.
+
+  As of 2026. A chip of TPU7x is two devices to JAX, each with half of this.
+  """
 
   flops: float  # bfloat16 FLOP/s at peak
   bandwidth: float  # bytes/s of high-bandwidth memory
   memory: float  # bytes
+  devices: int = 1  # that JAX makes of it
+  clock: float | None = None  # Hz, where peak and units tell it
 
 
 CHIPS = {
-  "v5e": Chip(197e12, 819e9, 16e9),
-  "v5p": Chip(459e12, 2765e9, 95e9),
-  "v6e": Chip(918e12, 1638e9, 32e9),
+  "v5e": Chip(197e12, 819e9, 16e9, clock=1.5e9),
+  "v5p": Chip(459e12, 2765e9, 95e9, clock=1.75e9),
+  "v6e": Chip(918e12, 1638e9, 32e9, clock=1.75e9),
+  "tpu7x": Chip(2307e12, 7380e9, 192e9, devices=2),
 }
 
 

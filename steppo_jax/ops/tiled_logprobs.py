@@ -45,9 +45,9 @@ class _Options(NamedTuple):
   split: Split | None
 
 
-# Logits that a device holds at once: with the columns of a tile this is 32 MiB,
-# which a TPU keeps in its vector memory.
-_TOKENS, _TILE = 4096, 2048
+# Most tokens and rows of the table that a device multiplies at once: 32 MiB of
+# logits, which a TPU keeps in its vector memory.
+TOKENS, TILE = 4096, 2048
 
 
 def tiled_logprobs(
@@ -114,10 +114,10 @@ def tiled_logprobs(
     table = jax.lax.with_sharding_constraint(
       table, _on(split, split.vocabulary or None, None)
     )
-  tile = min(_TILE, table.shape[0] // parts)
+  tile = min(TILE, table.shape[0] // parts)
   together = 1 if split is None else split.parts(split.gathered)
   most = tokens.size // (1 if split is None else split.parts(split.rows))
-  at_once = min(_TOKENS, max(chunk * size // (devices * tile), 1))
+  at_once = min(TOKENS, max(chunk * size // (devices * tile), 1))
   options = _Options(
     size, min(max(at_once // together, 1), most), tile, temperature, softcap,
     split,

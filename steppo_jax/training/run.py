@@ -111,7 +111,7 @@ class Run:
 
   def _placed(self, policy: Any) -> Any:
     """Parameters that no update changes, where those that it changes are."""
-    if policy is None or self.hosts.count == 1:
+    if policy is None or self.mesh.size == 1:
       return policy
     return mesh_lib.put(policy, mesh_lib.placements(self.mesh, policy))
 

@@ -65,7 +65,7 @@ def loss(function, hidden, table, *given, weights=WEIGHTS, **options):
 def test_tiles_and_devices_change_no_number(name, size, monkeypatch):
   # Tiles of 4 in a vocabulary that neither they nor the devices divide, of
   # which some devices have none; tokens in several chunks.
-  monkeypatch.setattr(tiled_logprobs, "_TILE", 4)
+  monkeypatch.setattr(tiled_logprobs, "TILE", 4)
   made = table(size), *arrays(size)
   run = lambda function, **options: jax.jit(
     jax.value_and_grad(

@@ -26,8 +26,9 @@ case "$TYPE" in
   v5litepod-*) flags=v5e ;;
   v5p-*) flags=v5p ;;
   v6e-*) flags=v6e ;;
+  tpu7x-*) flags=tpu7x ;;
   *)
-    echo "TYPE=$TYPE is none of v5litepod-*, v5p-*, v6e-*" >&2
+    echo "TYPE=$TYPE is none of v5litepod-*, v5p-*, v6e-*, tpu7x-*" >&2
     exit 2
     ;;
 esac

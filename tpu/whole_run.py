@@ -1,0 +1,148 @@
+"""What a whole run holds on each device: learner, sampler, and both at once.
+
+JAX is imported inside the functions: `aot_check.py` sets the environment first.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import aot_programs
+import roofline
+
+# Of a device's memory, what a run may plan with: allocators leave gaps.
+SHARE = 0.92
+
+
+class Held(NamedTuple):
+  """Bytes of one device.
+
+  Attributes:
+    parts: By what holds them, from the first update on.
+    update: What the update's program takes beside them.
+    hand_over: What handing the weights over takes beside them: the largest
+      layer once as it lies and once as the sampler reads it.
+    slot: A slot of the sampler with a whole context.
+    memory: Of the device.
+  """
+
+  parts: dict[str, int]
+  update: int
+  hand_over: int
+  slot: int
+  memory: int
+
+  @property
+  def peak(self) -> int:
+    """Bytes without any slot, while what takes most is under way."""
+    return sum(self.parts.values()) + max(self.update, self.hand_over)
+
+  @property
+  def slots(self) -> int:
+    """Slots that fit beside them, 0 if nothing does."""
+    return max(0, int(SHARE * self.memory - self.peak) // self.slot)
+
+
+def held(
+  setting: aot_programs.Setting, mesh: Any, update: int, memory: int
+) -> Held:
+  """Counts a run whose learner is `setting`.
+
+  Every device samples, with weights of its own in bfloat16, split over
+  "tensor" as the learner's are, and a cache in bfloat16. It lies there while
+  the learner updates.
+
+  Args:
+    setting: The learner's program.
+    mesh: Its devices.
+    update: Bytes that the compiled update takes beside its arguments.
+    memory: Bytes of a device.
+  """
+  import jax
+  import jax.numpy as jnp
+
+  from steppo_jax.algorithms import table as algorithms_table
+  from steppo_jax.learner import learner
+  from steppo_jax.models import mesh as mesh_lib
+  from steppo_jax.models import transformer
+
+  model = aot_programs.model_of(setting)
+  spec = learner.make_spec(
+    model, algorithms_table.get("steppo"),
+    aot_programs.options_of(setting, mesh), mesh, num_updates=100, seed=0,
+  )  # fmt: skip
+  policy = transformer.abstract_params(model)
+  as_type = lambda kind: jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, kind), policy
+  )
+  narrow, frozen = as_type(jnp.bfloat16), as_type(setting.frozen)
+  adapters = setting.program == "learner-lora"
+  state = jax.eval_shape(
+    lambda p: learner.init(spec, p), frozen if adapters else policy
+  )
+  sizes = lambda tree, where: sum(
+    math.prod(at.shard_shape(x.shape)) * x.dtype.itemsize
+    for x, at in zip(
+      jax.tree.leaves(tree),
+      jax.tree.leaves(mesh_lib.placements(where, tree)),
+      strict=True,
+    )
+  )
+  alone = mesh_lib.make_model_mesh(
+    data=mesh.size // mesh.shape["tensor"], fsdp=1,
+    tensor=mesh.shape["tensor"], devices=mesh.devices.flatten(),
+  )  # fmt: skip
+  named = {
+    "policy": state.policy,
+    "policy's optimizer": state.policy_optimizer,
+    "critic": state.critic,
+    "critic's optimizer": state.critic_optimizer,
+    "reference": None if adapters else frozen,
+  }
+  parts = {name: sizes(tree, mesh) for name, tree in named.items()}
+  parts["sampler"] = sizes(narrow, alone)
+  largest = (
+    max(sizes({name: x}, alone) for name, x in narrow["layers"].items())
+    // model.num_layers
+  )
+  largest = max(largest, sizes({"embed": narrow["embed"]}, alone))
+  slot = roofline.kv_bytes(model) * setting.row_length
+  return Held(parts, update, 2 * largest, slot // mesh.shape["tensor"], memory)
+
+
+def share_of_peak(
+  setting: aot_programs.Setting, seconds: float, tokens: int, flops: float
+) -> float:
+  """MFU: 6 FLOPs a parameter of the policy and token, of what a device can.
+
+  Passes of critic and reference, and what is computed again, count as nothing.
+
+  Args:
+    setting: Whose model it is.
+    seconds: Of one update.
+    tokens: Of one device in it.
+    flops: A second, of a device.
+  """
+  model = aot_programs.model_of(setting)
+  weights = roofline.matmul_weights(model) + roofline.logit_weights(model)
+  return 6 * weights * tokens / seconds / flops
+
+
+def report(setting: aot_programs.Setting, found: Held) -> str:
+  """One line: bytes by what holds them, and what fits."""
+  gib = lambda x: f"{x / 2**30:.2f}"
+  parts = ", ".join(f"{k} {gib(v)}" for k, v in found.parts.items() if v)
+  verdict = "DOES NOT FIT"
+  if found.slots:
+    verdict = f"fits, {found.slots} slots of {setting.row_length} a device"
+  return (
+    f"  whole run: {parts}; update {gib(found.update)}, hand-over "
+    f"{gib(found.hand_over)} beside them; {gib(found.slot)} a slot; of "
+    f"{gib(found.memory)}: {verdict}"
+  )
+
+
+def as_json(found: Held) -> dict[str, Any]:
+  """The same for machines."""
+  return found._asdict() | {
+    "peak": found.peak, "slots": found.slots, "fits": found.slots > 0
+  }  # fmt: skip
