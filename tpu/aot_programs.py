@@ -163,17 +163,17 @@ def lower_sampler(setting: Setting, mesh: Any) -> Any:
     shaped(cache.k, heads), shaped(cache.v, heads), shaped(cache.hidden,
                                                            at(rows))
   )  # fmt: skip
-  run = programs.jitted(programs.functions(model, seed=0))
+  run = programs.jitted(programs.functions(model, seed=0), None)
   whole = lambda shape, kind=np.int32: shaped(np.zeros(shape, kind), at())
   if setting.program == "prefill":
-    read = max(1, slots // 8)
+    read = (1, max(1, slots // 8))
     return run.prefill.lower(
-      params, cache, whole((read, 512)), whole(read), whole(read), whole(read),
-      whole(()), rows=read,
+      params, cache, whole((*read, 512)), whole(read), whole(read), whole(read),
+      whole(1),
     )  # fmt: skip
   turns = jax.eval_shape(lambda: decode.no_turns(slots, 1024))
   return run.sample.lower(
     cache, shaped(turns, at(rows)), params, whole(slots),
     shaped(slot_requests.SlotRequests.none(slots), at()), whole(slots, bool),
-    whole(()), whole(()),
+    whole(1), whole(()),
   )  # fmt: skip

@@ -193,41 +193,36 @@ def prefill(
   length: chex.Array,
   slots: chex.Array,
   used: chex.Array,
-  *,
-  rows: int,
 ) -> Cache:
-  """Reads new prompt tokens into some slots, `rows` of them at a time.
+  """Reads new prompt tokens into some slots, R of them at a time.
 
   Args:
     config: Sizes of the decoder.
     params: Decoder parameters by layer (`transformer.by_layer`).
     cache: The cache; donated by the caller.
-    tokens: [R, T] int32 new tokens, padded behind.
-    start: [R] int32 position of the first new token.
-    length: [R] int32 number of new tokens; 0 on unused rows.
-    slots: [R] int32 slot of each row; N on unused rows.
-    used: [] int32, all rows from here on are unused, and cost nothing but those
-      that fill up the last `rows`.
-    rows: Divides R.
+    tokens: [G, R, T] int32 new tokens, padded behind.
+    start: [G, R] int32 position of the first new token.
+    length: [G, R] int32 number of new tokens; 0 on unused rows.
+    slots: [G, R] int32 slot of each row; N on unused rows.
+    used: [] int32, how many of the G are read. The others cost nothing.
 
   Returns:
     The cache with the new keys, values and last hidden states.
   """
   capacity = _capacity(cache)
-  offset = jnp.arange(tokens.shape[1])
+  offset = jnp.arange(tokens.shape[2])
 
   def read(i, cache):
-    part = lambda x: jax.lax.dynamic_slice_in_dim(x, i * rows, rows)
-    begin, count, slot = part(start), part(length), part(slots)
+    begin, count, slot = start[i], length[i], slots[i]
     positions = jnp.where(
       offset < count[:, None], begin[:, None] + offset, capacity
     )
-    hidden, cache = _step(config, params, cache, part(tokens), positions, slot)
+    hidden, cache = _step(config, params, cache, tokens[i], positions, slot)
     last = jnp.maximum(count - 1, 0)
     hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
     return cache._replace(hidden=cache.hidden.at[slot].set(hidden, mode="drop"))
 
-  return jax.lax.fori_loop(0, (used + rows - 1) // rows, read, cache)
+  return jax.lax.fori_loop(0, used, read, cache)
 
 
 def copy(

@@ -34,8 +34,9 @@ class SlotEngine:
     max_new_tokens: int,
     end_of_turn_id: int,
     seed: int,
+    devices: Sequence[jax.Device] | None = None,
   ):
-    """Allocates the slots; nothing is compiled yet.
+    """Allocates the slots; no program is compiled yet.
 
     Args:
       model: Sizes of the decoder.
@@ -45,6 +46,8 @@ class SlotEngine:
       end_of_turn_id: The token that ends every response; a request may name
         more of them. -1 for none.
       seed: Root of all keys.
+      devices: Those that slots are split over, of this process, as far as
+        each has eight of them; None for all.
     """
     n = config.num_slots
     self.num_slots = n
@@ -63,8 +66,9 @@ class SlotEngine:
       max_new_tokens=max_new_tokens,
       prefill_lengths=config.prefill_lengths,
       seed=seed,
+      devices=devices or jax.local_devices(),
     )
-    self._slots = slots.Slots(n, context)
+    self._slots = slots.Slots(n, context, self._device.parts)
     self._queue: list[slots.PrefillPlan] = []
     self._under_way: dict[int, types.Request] = {}
     self._count = np.zeros(n, np.int32)
@@ -143,7 +147,7 @@ class SlotEngine:
       live,
       self._asked,
       fresh,
-      stop_at=max(0, len(live) - self._refill),
+      refill=self._refill,
       max_steps=self._config.burst,
     )
     self.counters.decode_steps += steps

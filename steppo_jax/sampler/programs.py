@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from steppo_jax.models import transformer
 from steppo_jax.sampler import decode, slots
@@ -30,6 +31,8 @@ LONG = 512
 # padded less.
 READ_AT_ONCE = {"cpu": 256}
 READ_AT_ONCE_ELSEWHERE = 2048
+# Fewest slots of a device, where there are several.
+LEAST_SLOTS = 8
 # Turns of prefill cost as much as so many tokens, beside those that they read.
 CALL = 8
 
@@ -37,9 +40,11 @@ CALL = 8
 class Functions(NamedTuple):
   """What the sampler runs, as pure functions of arrays; see `decode`.
 
+  Numbers that may differ from device to device come and go as arrays [S], one
+  for each of the devices that the slots are split over.
+
   Attributes:
-    prefill: (params, cache, tokens, start, length, slots, used, rows=) ->
-      cache.
+    prefill: (params, cache, tokens, start, length, slots, used) -> cache.
     copy: (cache, source, target, length, used) -> cache.
     sample: (cache, turns, params, slots, asked, fresh, stop_at, max_steps) ->
       (cache, turns, steps, tokens).
@@ -51,24 +56,80 @@ class Functions(NamedTuple):
 
 
 def functions(model: transformer.ModelConfig, *, seed: int) -> Functions:
-  """The sampler's functions; arguments are those of `Programs`."""
+  """The sampler's functions on one device; see `Programs`."""
 
-  def sample(cache, turns, params, *rest):
-    return decode.decode(model, params, cache, turns, *rest, seed=seed)
+  def sample(cache, turns, params, slots, asked, fresh, stop_at, max_steps):
+    *state, steps, tokens = decode.decode(
+      model, params, cache, turns, slots, asked, fresh, stop_at[0], max_steps,
+      seed=seed,
+    )  # fmt: skip
+    return *state, steps[None], tokens[None]
 
-  def prefill(params, cache, *rest, rows):
-    return decode.prefill(model, params, cache, *rest, rows=rows)
+  def prefill(params, cache, tokens, start, length, slots, used):
+    return decode.prefill(
+      model, params, cache, tokens, start, length, slots, used[0]
+    )
 
-  return Functions(prefill, decode.copy, sample)
+  def copy(cache, source, target, length, used):
+    return decode.copy(cache, source, target, length, used[0])
+
+  return Functions(prefill, copy, sample)
 
 
-def jitted(made: Functions) -> Functions:
-  """The same, to be compiled; cache and responses are donated."""
-  return Functions(
-    jax.jit(made.prefill, donate_argnums=1, static_argnames="rows"),
-    jax.jit(made.copy, donate_argnums=0),
-    jax.jit(made.sample, donate_argnums=(0, 1)),
+def jitted(made: Functions, mesh: jax.sharding.Mesh | None) -> Functions:
+  """The same, to be compiled; cache and responses are donated.
+
+  Args:
+    made: See `functions`.
+    mesh: Its axis "data" splits the slots, and each device works on its own:
+      numbers of slots are those of the device. None for one device.
+  """
+  slot, whole = PartitionSpec("data"), PartitionSpec()
+  cache = cache_spec()
+  takes = Functions(
+    (whole, cache, *[slot] * 5),
+    (cache, *[slot] * 4),
+    (cache, slot, whole, slot, slot, slot, slot, whole),
   )
+  gives = Functions(cache, cache, (cache, slot, slot, slot))
+  donated = Functions(1, 0, (0, 1))
+
+  def one(function, takes, gives, donated):
+    if mesh is None:
+      return jax.jit(function, donate_argnums=donated)
+    on = lambda specs: jax.tree.map(
+      lambda spec: NamedSharding(mesh, spec), specs
+    )
+    function = jax.shard_map(
+      function, mesh=mesh, in_specs=takes, out_specs=gives, check_vma=False
+    )
+    return jax.jit(
+      function, donate_argnums=donated, in_shardings=on(takes),
+      out_shardings=on(gives),
+    )  # fmt: skip
+
+  return Functions(*map(one, made, takes, gives, donated))
+
+
+def cache_spec() -> decode.Cache:
+  """The axis that splits each of the cache's arrays."""
+  blocks = PartitionSpec(None, "data")
+  return decode.Cache(blocks, blocks, PartitionSpec("data"))
+
+
+def mesh_of(
+  num_slots: int, devices: Sequence[jax.Device]
+) -> jax.sharding.Mesh | None:
+  """The devices that slots are split over, as many as have equal parts.
+
+  None for one device. A part has at least `LEAST_SLOTS` slots: a group shares
+  its prompt within a part.
+  """
+  most = min(len(devices), max(1, num_slots // LEAST_SLOTS))
+  parts = max(n for n in range(1, most + 1) if num_slots % n == 0)
+  if parts == 1:
+    return None
+  return jax.sharding.Mesh(np.array(devices[:parts]), ("data",))
 
 
 class Shared:
@@ -81,20 +142,24 @@ class Shared:
     compiled: Number of programs that have been compiled.
   """
 
-  def __init__(self, model: transformer.ModelConfig, seed: int):
+  def __init__(
+    self,
+    model: transformer.ModelConfig,
+    seed: int,
+    mesh: jax.sharding.Mesh | None,
+  ):
     self.compiled = 0
-    self._functions = jitted(functions(model, seed=seed))
+    self._functions = jitted(functions(model, seed=seed), mesh)
     self._found: dict[Any, concurrent.futures.Future] = {}
     self._lock = threading.Lock()
 
-  def get(self, name: str, key: Any, args: tuple, **static: int) -> Callable:
+  def get(self, name: str, key: Any, args: tuple) -> Callable:
     """The program `name` for arguments of these shapes, compiled if need be.
 
     Args:
       name: A field of `Functions`.
       key: Tells apart arguments of different shapes.
       args: Arguments, or their shapes and types.
-      **static: What the function is compiled for besides.
     """
     with self._lock:
       ours = (name, key) not in self._found
@@ -103,7 +168,7 @@ class Shared:
     if ours:
       try:
         function = getattr(self._functions, name)
-        future.set_result(function.lower(*args, **static).compile())
+        future.set_result(function.lower(*args).compile())
       except BaseException as error:
         with self._lock:
           del self._found[name, key]
@@ -114,10 +179,13 @@ class Shared:
 
 @functools.lru_cache(maxsize=4)
 def _shared(
-  model: transformer.ModelConfig, num_slots: int, seed: int
+  model: transformer.ModelConfig,
+  num_slots: int,
+  seed: int,
+  mesh: jax.sharding.Mesh | None,
 ) -> Shared:
   del num_slots  # So that few programs are kept.
-  return Shared(model, seed)
+  return Shared(model, seed, mesh)
 
 
 class Programs:
@@ -128,6 +196,7 @@ class Programs:
 
   Attributes:
     turns: Responses under way.
+    parts: S, the devices that the slots are split over, in their order.
   """
 
   def __init__(
@@ -139,8 +208,9 @@ class Programs:
     max_new_tokens: int,
     prefill_lengths: Sequence[int],
     seed: int,
+    devices: Sequence[jax.Device],
   ):
-    """Allocates the cache; nothing is compiled yet.
+    """Allocates the cache; no program is compiled yet.
 
     Args:
       model: Sizes of the decoder.
@@ -150,20 +220,36 @@ class Programs:
       prefill_lengths: Sizes into which runs of prompt tokens are cut,
         ascending.
       seed: Root of all keys.
+      devices: Those that may be used; see `mesh_of`.
     """
-    self.turns = decode.no_turns(num_slots, max_new_tokens)
+    mesh = mesh_of(num_slots, devices)
+    self.parts = 1 if mesh is None else mesh.size
     self._params: Any = None
     self._num_slots = num_slots
-    self._cache = decode.empty_cache(model, num_slots, context)
+    # Slots are numbered within their part.
+    self._each = num_slots // self.parts
+
+    def start():
+      turns = decode.no_turns(num_slots, max_new_tokens)
+      return decode.empty_cache(model, num_slots, context), turns
+
+    self._everywhere = None
+    if mesh is None:
+      self._cache, self.turns = start()
+    else:
+      at = lambda spec: NamedSharding(mesh, spec)
+      self._everywhere = at(PartitionSpec())
+      split = jax.tree.map(at, cache_spec()), at(PartitionSpec("data"))
+      self._cache, self.turns = jax.jit(start, out_shardings=split)()
     self._prefill_lengths, self._row_sizes = shapes(
-      num_slots, context, tuple(prefill_lengths)
+      self._each, context, tuple(prefill_lengths)
     )
     at_once = READ_AT_ONCE.get(jax.default_backend(), READ_AT_ONCE_ELSEWHERE)
     self._read_rows = {
-      size: min(num_slots, max(-(-num_slots // 8), at_once // size))
+      size: min(self._each, max(-(-self._each // 8), at_once // size))
       for size in self._prefill_lengths
     }
-    self._shared = _shared(model, num_slots, seed)
+    self._shared = _shared(model, num_slots, seed, mesh)
     self._compiled_before = self._shared.compiled
 
   @property
@@ -173,6 +259,8 @@ class Programs:
 
   @params.setter
   def params(self, params: Any) -> None:
+    if self._everywhere is not None and params is not None:
+      params = jax.device_put(params, self._everywhere)
     self._params = params
     shape = lambda x: (np.shape(x), np.dtype(x.dtype).name)
     held = (params, self._cache, self.turns)
@@ -190,7 +278,7 @@ class Programs:
     nothing = SlotRequests.none(self._num_slots)
     fresh = np.zeros(self._num_slots, bool)
     calls += [
-      self._sample_call([], rows, nothing, fresh, 0, 0)
+      self._sample_call(self._by_part([]), rows, nothing, fresh, 0, 0)
       for rows in self._row_sizes
     ]
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
@@ -224,7 +312,7 @@ class Programs:
     asked: SlotRequests,
     fresh: np.ndarray,
     *,
-    stop_at: int,
+    refill: int,
     max_steps: int,
   ) -> tuple[int, int]:
     """Samples in some slots; see `decode.decode`.
@@ -233,54 +321,81 @@ class Programs:
       live: The slots whose responses are under way.
       asked: What is asked of all slots.
       fresh: [N] bool, slots that start a response.
-      stop_at: Number of live slots at which to stop.
+      refill: Number of responses after whose end to stop. Each part of the
+        slots stops by itself, after its share of them.
       max_steps: Tokens after which to stop.
 
     Returns:
       Tokens read side by side, and their number over all slots.
     """
-    rows = next(rows for rows in self._row_sizes if rows >= len(live))
-    call = self._sample_call(live, rows, asked, fresh, stop_at, max_steps)
+    split = self._by_part(live)
+    most = max(map(len, split))
+    rows = next(rows for rows in self._row_sizes if rows >= most)
+    call = self._sample_call(split, rows, asked, fresh, refill, max_steps)
     self._cache, self.turns, steps, tokens = self._run(call)
-    return int(steps), int(tokens)
+    steps, tokens = jax.device_get((steps, tokens))
+    return int(steps.max()), int(tokens.sum())
 
-  def _program(self, name, size, args, static) -> Callable:
-    return self._shared.get(name, (size, self._key), args, **static)
+  def _by_part(self, items, slot=lambda item: item) -> list[list]:
+    """Items by the part that their slots belong to."""
+    split = [[] for _ in range(self.parts)]
+    for item in items:
+      split[slot(item) // self._each].append(item)
+    return split
+
+  def _program(self, name, size, args) -> Callable:
+    return self._shared.get(name, (size, self._key), args)
 
   def _run(self, call):
     return self._program(*call)(*call[2])
 
-  def _sample_call(self, live, rows, asked, fresh, stop_at, max_steps):
-    into = np.full(rows, self._num_slots, np.int32)
-    into[: len(live)] = live
+  def _sample_call(self, split, rows, asked, fresh, refill, max_steps):
+    into = np.full((self.parts, rows), self._each, np.int32)
+    share = -(-refill // self.parts)
+    stop_at = np.zeros(self.parts, np.int32)
+    for part, live in enumerate(split):
+      into[part, : len(live)] = np.array(live, np.int32) % self._each
+      stop_at[part] = max(0, len(live) - share)
     args = (
-      self._cache, self.turns, self._params, into, asked, fresh,
-      np.int32(stop_at), np.int32(max_steps),
+      self._cache, self.turns, self._params, into.reshape(-1), asked, fresh,
+      stop_at, np.int32(max_steps),
     )  # fmt: skip
-    return "sample", rows, args, {}
+    return "sample", rows, args
 
   def _copy_call(self, batch):
-    source, target, length = np.zeros((3, self._num_slots), np.int32)
-    for row, read in enumerate(batch):
-      source[row], target[row] = read.source, read.slot
-      length[row] = read.start
-    args = self._cache, source, target, length, np.int32(len(batch))
-    return "copy", 0, args, {}
+    shape = 3, self.parts, self._each
+    source, target, length = np.zeros(shape, np.int32)
+    used = np.zeros(self.parts, np.int32)
+    for part, copies in enumerate(self._by_part(batch, lambda x: x.slot)):
+      used[part] = len(copies)
+      for row, read in enumerate(copies):
+        source[part, row] = read.source % self._each
+        target[part, row] = read.slot % self._each
+        length[part, row] = read.start
+    flat = lambda x: x.reshape(-1)
+    return "copy", 0, (
+      self._cache, flat(source), flat(target), flat(length), used
+    )  # fmt: skip
 
   def _prefill_call(self, batch, size):
-    at_once = self._read_rows[size]
-    rows = -(-self._num_slots // at_once) * at_once
-    tokens = np.zeros((rows, size), np.int32)
-    start, length = np.zeros((2, rows), np.int32)
-    into = np.full(rows, self._num_slots, np.int32)
-    for row, (slot, begin, ids) in enumerate(batch):
-      tokens[row, : len(ids)] = ids
-      start[row], length[row], into[row] = begin, len(ids), slot
-    args = (
-      self._params, self._cache, tokens, start, length, into,
-      np.int32(len(batch)),
+    rows = self._read_rows[size]
+    groups = -(-self._each // rows)
+    shape = self.parts, groups * rows
+    tokens = np.zeros((*shape, size), np.int32)
+    start, length = np.zeros((2, *shape), np.int32)
+    into = np.full(shape, self._each, np.int32)
+    used = np.zeros(self.parts, np.int32)
+    for part, runs in enumerate(self._by_part(batch, lambda x: x[0])):
+      used[part] = -(-len(runs) // rows)
+      for row, (slot, begin, ids) in enumerate(runs):
+        tokens[part, row, : len(ids)] = ids
+        start[part, row], length[part, row] = begin, len(ids)
+        into[part, row] = slot % self._each
+    cut = lambda x: x.reshape(self.parts * groups, rows, *x.shape[2:])
+    return "prefill", size, (
+      self._params, self._cache, cut(tokens), cut(start), cut(length),
+      cut(into), used,
     )  # fmt: skip
-    return "prefill", size, args, {"rows": at_once}
 
 
 def shapes(

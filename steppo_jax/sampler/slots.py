@@ -27,9 +27,15 @@ class PrefillPlan(NamedTuple):
 
 
 class Slots:
-  """Which slot belongs to which session, and what each slot holds."""
+  """Which slot belongs to which session, and what each slot holds.
 
-  def __init__(self, num_slots: int, context: int):
+  Slots that are split over devices share prefixes within a device: they lie
+  there in `parts` runs of equal length.
+  """
+
+  def __init__(self, num_slots: int, context: int, parts: int = 1):
+    self._each = num_slots // parts
+    self._part = np.arange(num_slots) // self._each
     self._held = np.zeros((num_slots, context), np.int32)
     self._length = np.zeros(num_slots, np.int32)
     self._of: dict[str, int] = {}
@@ -73,7 +79,8 @@ class Slots:
 
     A session keeps its slot from turn to turn, and what that holds of the
     prompt. A new session takes the free slot that holds most of its prompt, or
-    copies from the slot that does, if half of the prompt is saved.
+    copies from the slot that does, if half of the prompt is saved and a slot
+    of the same device is free.
 
     Args:
       session: Name of the session; a slot is free if it is new.
@@ -88,11 +95,18 @@ class Slots:
       start = min(types.common_prefix(held, prompt), most)
     else:
       shared = np.minimum(self._shared(prompt), most)
-      slot = max(self._free, key=lambda free: shared[free])
-      start, best = int(shared[slot]), int(np.argmax(shared))
-      if shared[best] > start and 2 * shared[best] >= len(prompt):
+      parts = self._part
+      room = np.bincount(parts[list(self._free)], minlength=len(parts))[parts]
+      # Of equals that whose device has most room, where a group can follow.
+      slot = max(self._free, key=lambda free: (shared[free], room[free]))
+      start = int(shared[slot])
+      within_reach = np.where(room > 0, shared, 0)
+      best = int(np.argmax(within_reach))
+      saved = int(within_reach[best])
+      if saved > start and 2 * saved >= len(prompt):
         # Keep what the other free slots hold: the oldest goes first.
-        source, slot, start = best, self._free[0], int(shared[best])
+        slot = next(x for x in self._free if parts[x] == parts[best])
+        source, start = best, saved
       self._free.remove(slot)
       self._of[session] = slot
     self._held[slot, : len(prompt)] = prompt

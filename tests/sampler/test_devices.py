@@ -1,0 +1,102 @@
+"""All devices sample, each on its own, and the answers are those of one."""
+
+import re
+
+import jax
+import numpy as np
+import pytest
+import worlds
+
+from steppo_jax import types
+from steppo_jax.sampler import engine as engine_lib
+from steppo_jax.sampler import options, programs, slots
+
+COLLECTIVE = re.compile(
+  r"all-(gather|reduce|to-all)|reduce-scatter|collective|send|recv"
+)
+
+
+def make(devices):
+  made = engine_lib.SlotEngine(
+    worlds.model(),
+    options.SamplerConfig(num_slots=16, prefill_lengths=(16,)),
+    context=worlds.CONTEXT,
+    max_new_tokens=8,
+    end_of_turn_id=worlds.tokenizer().end_of_turn_id,
+    seed=0,
+    devices=jax.local_devices()[:devices],
+  )
+  made.set_params(worlds.policy(), 0)
+  return made
+
+
+def play(engine):
+  """Groups of two over three turns, of which fewer and fewer go on."""
+  rng = np.random.default_rng(0)
+  tasks = [rng.integers(3, 400, 12 + n) for n in range(7)]
+  prompts = [task for task in tasks for _ in range(2)]
+  found = {}
+  for turn in range(3):
+    live = range(0, len(prompts), 1 + turn)
+    answers = engine.generate(
+      [
+        types.Request(str(n), prompts[n].astype(np.int32), (n, turn), 8, 1.0)
+        for n in live
+      ]
+    )
+    for n, answer in zip(live, answers, strict=True):
+      found[n, turn] = answer
+      seen = np.random.default_rng(n).integers(3, 400, 5)
+      prompts[n] = np.concatenate([prompts[n], answer.response_ids, seen])
+  return found
+
+
+@pytest.fixture(scope="module")
+def alone():
+  return play(make(1))
+
+
+@pytest.mark.parametrize("devices", [2, 4, 8])
+def test_devices_answer_as_one_does_and_say_nothing_to_each_other(
+  devices, alone, monkeypatch
+):
+  monkeypatch.setattr(programs, "LEAST_SLOTS", 2)
+  engine = make(devices)
+  found = play(engine)
+  for key, want in alone.items():
+    np.testing.assert_array_equal(found[key].response_ids, want.response_ids)
+    np.testing.assert_allclose(
+      found[key].behaviour_logp, want.behaviour_logp, atol=1e-5
+    )
+  # The second of each group takes what the first has read.
+  assert engine.counters.copied_tokens == sum(11 + n for n in range(7))
+  compiled = engine._device._shared._found
+  assert {name for name, _ in compiled} == {"prefill", "copy", "sample"}
+  for (name, _), program in compiled.items():
+    text = program.result().as_text()
+    assert f"num_partitions={devices}" in text
+    assert not COLLECTIVE.search(text), name
+
+
+@pytest.mark.parametrize(
+  ("num_slots", "devices", "parts"),
+  [(128, 8, 8), (16, 8, 2), (15, 8, 1), (20, 8, 2), (24, 2, 2), (30, 4, 3)],
+)
+def test_slots_are_split_into_equal_parts_of_eight_or_more(
+  num_slots, devices, parts
+):
+  mesh = programs.mesh_of(num_slots, jax.devices()[:devices])
+  assert (1 if mesh is None else mesh.size) == parts
+
+
+def test_a_group_goes_where_there_is_most_room_and_spills_over():
+  known = slots.Slots(6, 24, parts=2)
+  plan = lambda name, prompt: known.plan(name, np.array(prompt))
+  assert plan("a0", [1, 2, 3, 4]).slot == 0
+  # Another prompt goes to the other device, the same to this one.
+  assert plan("b0", [5, 6, 7, 8]).slot == 3
+  assert plan("a1", [1, 2, 3, 4])[:3] == (1, 0, 3)
+  assert plan("a2", [1, 2, 3, 4])[:3] == (2, 0, 3)
+  # The first device is full: read anew, then copied there.
+  assert plan("a3", [1, 2, 3, 4])[:3] == (4, None, 0)
+  assert plan("a4", [1, 2, 3, 4])[:3] == (5, 4, 3)
