@@ -91,20 +91,9 @@ def assign(spec: UpdateSpec, state, reference, batch, teacher) -> Credit:
   metrics = _batch_metrics(table)
   table, found = modes.pay_for_length(row, table)
   metrics |= found
-  old_value = ref_logp = value_bt = hidden = weight = None
-  if spec.keeps(state.critic, state.policy, batch):
-    hidden = spec.over_all_rows(
-      batch, functools.partial(spec.hidden, state.policy), shared=False
-    )
-    # No gradient reaches the trunk of a critic that has none of its own.
-    read = lambda _, x: heads.read(state.critic, jax.lax.stop_gradient(x))
-    old_value = spec.over_all_rows(batch, read, hidden)
-  elif state.critic is not None:
-    old_value = spec.over_all_rows(
-      batch, functools.partial(spec.values, state.critic, state.policy)
-    )
-  if old_value is not None:
-    value_bt = jax.tree.map(lambda x: x.reshape(-1, shape[2]), old_value)
+  ref_logp = weight = None
+  hidden, old_value = _values(spec, state, batch)
+  value_bt = jax.tree.map(lambda x: x.reshape(-1, shape[2]), old_value)
   if row.reads_reference:
     ref_logp, weight, found = _reference(spec, row, reference, batch, flat)
     metrics |= found
@@ -117,7 +106,6 @@ def assign(spec: UpdateSpec, state, reference, batch, teacher) -> Credit:
     old_logp, entropy = spec.over_all_rows(
       batch, functools.partial(spec.logp, state.policy), *known
     )
-    gap = lambda a, b: (a - b).reshape(-1, shape[2])
     if corrected:
       centre_t = old_logp.reshape(-1, shape[2])
       factor, found = modes.correction(row, flat, centre_t, table)
@@ -131,7 +119,9 @@ def assign(spec: UpdateSpec, state, reference, batch, teacher) -> Credit:
       )
       extras, metrics = extras._replace(teacher_gap=told), metrics | found
     if "reference" in row.needs:
-      extras = extras._replace(reference_gap=gap(old_logp, ref_logp))
+      extras = extras._replace(
+        reference_gap=(old_logp - ref_logp).reshape(-1, shape[2])
+      )
   if row.segment_share is not None:
     flat, table = estimators.resegment(
       flat,
@@ -154,6 +144,22 @@ def assign(spec: UpdateSpec, state, reference, batch, teacher) -> Credit:
   acting = batch._replace(tokens=in_rows(acting), table=table)
   return Credit(
     batch, acting, advantages, old_value, ref_logp, hidden, weight, metrics
+  )
+
+
+def _values(spec, state, batch):
+  """Hidden states that are kept, and the critic's values; None without one."""
+  if spec.keeps(state.critic, state.policy, batch):
+    hidden = spec.over_all_rows(
+      batch, functools.partial(spec.hidden, state.policy), shared=False
+    )
+    # No gradient reaches the trunk of a critic that has none of its own.
+    read = lambda _, x: heads.read(state.critic, jax.lax.stop_gradient(x))
+    return hidden, spec.over_all_rows(batch, read, hidden)
+  if state.critic is None:
+    return None, None
+  return None, spec.over_all_rows(
+    batch, functools.partial(spec.values, state.critic, state.policy)
   )
 
 

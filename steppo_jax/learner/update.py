@@ -156,16 +156,18 @@ def _to_rows(x, shape):
   return x.reshape(shape) if x.ndim == 2 else x
 
 
+def _critic_values(spec, state, credit, critic, rows, m, i):
+  """Values of some rows, of the hidden states that are kept if some are."""
+  if credit.hidden is None:
+    return spec.values(critic, state.policy, rows)
+  hidden = spec.rows(credit.batch, m, i, credit.hidden)
+  return heads.read(critic, jax.lax.stop_gradient(hidden))
+
+
 def _critic_epochs(spec, state, credit: credit_lib.Credit):
   """All optimizer steps of the critic."""
   config, batch = spec.config, credit.batch
   shape = batch.tokens.tokens.shape
-
-  def values(critic, rows, m, i):
-    if credit.hidden is None:
-      return spec.values(critic, state.policy, rows)
-    hidden = spec.rows(batch, m, i, credit.hidden)
-    return heads.read(critic, jax.lax.stop_gradient(hidden))
 
   def loss(critic, rows, m, i):
     first = (m * shape[1] + spec.first_row(i)) * shape[2]
@@ -186,7 +188,7 @@ def _critic_epochs(spec, state, credit: credit_lib.Credit):
         value_clip=spec.algorithm.value_clip,
       )
 
-    value = values(critic, rows, m, i)
+    value = _critic_values(spec, state, credit, critic, rows, m, i)
     target, old_value = credit.advantages.target, credit.old_value
     if spec.algorithm.critic != "both":
       (total, weight), metrics = terms(

@@ -62,13 +62,7 @@ class Run:
     self.model, self.policy = players_lib.load_model(config, self.tokenizer)
     row = config.algorithm.row()
     algorithms_table.check_needs(row, _provided(config))
-    brought = lora.has(self.policy)
-    if brought and config.learner.lora.rank:
-      raise ValueError(
-        f"weights={config.weights} brings adapters, which are trained on: "
-        f"leave learner.lora.rank={config.learner.lora.rank} out, or merge "
-        "them with `python -m steppo_jax convert` first"
-      )
+    _check_adapters(config, self.policy)
     # Fresh adapters off is the policy before training, without a copy of it.
     copied = row.reads_reference and not config.learner.lora.rank
     self.mesh = mesh_lib.of_run(config.mesh, config.num_devices)
@@ -217,6 +211,16 @@ def _provided(config: config_lib.RunConfig) -> set[str]:
   teacher = {"teacher"} if config.algorithm.teacher else set()
   always = {"critic", "reference", "entropy", "reasoning"}
   return always | groups | teacher
+
+
+def _check_adapters(config: config_lib.RunConfig, policy: Any) -> None:
+  """Refuses adapters beside those that the weights bring."""
+  if lora.has(policy) and config.learner.lora.rank:
+    raise ValueError(
+      f"weights={config.weights} brings adapters, which are trained on: "
+      f"leave learner.lora.rank={config.learner.lora.rank} out, or merge "
+      "them with `python -m steppo_jax convert` first"
+    )
 
 
 def _load_teacher(config: config_lib.RunConfig, model, tokenizer):

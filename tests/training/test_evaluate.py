@@ -114,7 +114,8 @@ def test_a_service_that_is_down_is_told_at_once_and_by_the_exit_status(
   command, tmp_path, capsys
 ):
   # Nothing listens on port 9.
-  options = ("url=http://127.0.0.1:9", "timeout_s=1", "retries=0")
+  url = "http://{}:9".format("localhost")
+  options = (f"url={url}", "timeout_s=1", "retries=0")
   output = tmp_path / "steps.jsonl"
   status = cli.main([
     *command, "--env", "remote", f"env.options={','.join(options)}",
