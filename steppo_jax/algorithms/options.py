@@ -3,10 +3,10 @@
 import dataclasses
 from typing import Literal
 
-from steppo_jax.algorithms import table
+from steppo_jax.algorithms import checks, table
 
-# The teacher that is the policy itself; see `packing.teacher_rows`.
-PEER = "peer"
+# Teachers that are the policy itself, told more; see `packing.teacher_rows`.
+PEER, HINDSIGHT = "peer", "hindsight"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,10 +43,19 @@ class AlgorithmConfig:
       after each update.
     mix_updates: Updates over which the weight of the teacher falls to 0; 0 lets
       it stay.
+    teacher_lag: Updates after which a teacher that is the policy itself becomes
+      the policy of the time; 0 is the policy before each update.
+    span: Of stepopsd: which tokens the teacher re-weights, those of the whole
+      "step", of its "action" outside of thoughts, or of the "answer", the
+      action of the last step.
+    equal_step_mean_abs: Of stepopsd: whether the steps of an episode are then
+      brought to one mean size of the advantage.
     teacher: Who re-weights the credit, for the rows that need a teacher: "peer"
-      is the policy itself, shown a successful episode of the same task; any
-      other text is the safetensors file of a policy that sees what the student
-      sees.
+      is the policy itself, shown a successful episode of the same task before
+      each prompt; "hindsight" is the policy, told behind each prompt whether
+      the episode succeeded and, if only others of its task did, how the first
+      of them went; any other text is the safetensors file of a policy that sees
+      what the student sees.
   """
 
   name: str = "steppo"
@@ -72,12 +81,15 @@ class AlgorithmConfig:
   overlong_cache: int | None = None
   kl_target: float | None = None
   mix_updates: int | None = None
+  teacher_lag: int | None = None
+  span: Literal["step", "action", "answer"] | None = None
+  equal_step_mean_abs: bool | None = None
   teacher: str | None = None
 
   @property
   def teacher_file(self) -> str | None:
     """The file of a teacher with weights of its own, None without one."""
-    return None if self.teacher == PEER else self.teacher
+    return None if self.teacher in (PEER, HINDSIGHT) else self.teacher
 
   def row(self) -> table.Algorithm:
     """The row with its constants replaced.
@@ -92,12 +104,16 @@ class AlgorithmConfig:
       if getattr(self, field.name, None) is not None
     }
     row = dataclasses.replace(table.get(self.name), **changes)
+    if self.teacher_file is not None:
+      row = dataclasses.replace(row, teacher_lag=0)
+    for name in ("span", "equal_step_mean_abs"):
+      row = table.with_option(row, name, getattr(self, name))
     if self.loss_weighting is not None:
       row = table.weighted(row, self.loss_weighting)
     table.check_clip(row)
     table.check_mix(row)
-    table.check_focus(row)
-    table.check_modes(row)
+    checks.check_focus(row)
+    checks.check_modes(row)
     if self.teacher is not None and "teacher" not in row.needs:
       raise ValueError(
         f"algorithm.teacher={self.teacher} is not read by {self.name}: leave "
