@@ -3,10 +3,10 @@
 import dataclasses
 from typing import Literal
 
-from steppo_jax.algorithms import table
+from steppo_jax.algorithms import checks, table
 
-# The teacher that is the policy itself; see `packing.teacher_rows`.
-PEER = "peer"
+# Teachers that are the policy itself, told more; see `packing.teacher_rows`.
+PEER, HINDSIGHT = "peer", "hindsight"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +45,10 @@ class AlgorithmConfig:
     high: Largest weight that a teacher gives.
     mix: Share of the advantage that is re-weighted.
     decay: Share of a belief that a step hands on.
+    band: Of agentopsd: largest distance of a weight from 1.
+    limit: Of stepopsd: largest factor that brings steps to one mean size.
+    divide: Of sapo_rec: whether a distance from the mean is divided by the
+      deviation.
     loss_weighting: What counts the same in the loss: each "token", each "step"
       or each "trajectory".
     focus_alpha: Weight of the tokens of thoughts in the loss; any row may have
@@ -66,10 +70,19 @@ class AlgorithmConfig:
       after each update.
     mix_updates: Updates over which the weight of the teacher falls to 0; 0 lets
       it stay.
+    teacher_lag: Updates after which a teacher that is the policy itself becomes
+      the policy of the time; 0 is the policy before each update.
+    span: Of stepopsd: which tokens the teacher re-weights, those of the whole
+      "step", of its "action" outside of thoughts, or of the "answer", the
+      action of the last step.
+    equal_step_mean_abs: Of stepopsd: whether the steps of an episode are then
+      brought to one mean size of the advantage.
     teacher: Who re-weights the credit, for the rows that need a teacher: "peer"
-      is the policy itself, shown a successful episode of the same task; any
-      other text is the safetensors file of a policy that sees what the student
-      sees.
+      is the policy itself, shown a successful episode of the same task before
+      each prompt; "hindsight" is the policy, told behind each prompt whether
+      the episode succeeded and, if only others of its task did, how the first
+      of them went; any other text is the safetensors file of a policy that sees
+      what the student sees.
   """
 
   name: str = "steppo"
@@ -103,6 +116,9 @@ class AlgorithmConfig:
   high: float | None = None
   mix: float | None = None
   decay: float | None = None
+  band: float | None = None
+  limit: float | None = None
+  divide: bool | None = None
   loss_weighting: str | None = None
   focus_alpha: float | None = None
   focus_beta: float | None = None
@@ -118,12 +134,15 @@ class AlgorithmConfig:
   overlong_cache: int | None = None
   kl_target: float | None = None
   mix_updates: int | None = None
+  teacher_lag: int | None = None
+  span: Literal["step", "action", "answer"] | None = None
+  equal_step_mean_abs: bool | None = None
   teacher: str | None = None
 
   @property
   def teacher_file(self) -> str | None:
     """The file of a teacher with weights of its own, None without one."""
-    return None if self.teacher == PEER else self.teacher
+    return None if self.teacher in (PEER, HINDSIGHT) else self.teacher
 
   def row(self) -> table.Algorithm:
     """The row with its constants replaced.
@@ -166,12 +185,14 @@ class AlgorithmConfig:
         f"algorithm.loss_weighting={self.loss_weighting} and algorithm."
         f"aggregation={self.aggregation} say the same: leave one out"
       )
+    if self.teacher_file is not None:
+      row = dataclasses.replace(row, teacher_lag=0)
     if self.loss_weighting is not None:
       row = table.weighted(row, self.loss_weighting)
     table.check_clip(row)
     table.check_mix(row)
-    table.check_focus(row)
-    table.check_modes(row)
+    checks.check_focus(row)
+    checks.check_modes(row)
     if self.teacher is not None and "teacher" not in row.needs:
       raise ValueError(
         f"algorithm.teacher={self.teacher} is not read by {self.name}: leave "
@@ -181,10 +202,10 @@ class AlgorithmConfig:
 
 
 # Constants that have to lie above 0, or not below it.
-_POSITIVE = ("constant", "value_clip")
+_POSITIVE = ("constant", "limit", "value_clip")
 _NOT_NEGATIVE = (
   "power", "eps", "alpha", "history", "low", "high", "mix", "decay",
-  "segment_share", "discount", "lambda_", "token_discount", "token_lambda",
+  "band", "segment_share", "discount", "lambda_", "token_discount", "token_lambda",
   "kl_coef",
 )  # fmt: skip
 

@@ -46,6 +46,8 @@ class Algorithm:
       None: they are not.
     mix_updates: Updates over which the option `mix` falls to 0 in a straight
       line (`learner.credit.annealed`); 0 leaves it as it is.
+    teacher_lag: Updates after which a teacher that is the policy itself becomes
+      the policy of the time; 0 is the policy before each update.
     focus_alpha: Weight of reasoning tokens in the loss, beside those that
       `ops.shaping.focus_weight` gives to action tokens; None weighs all tokens
       alike.
@@ -100,6 +102,7 @@ class Algorithm:
   constant: float = 1024.0
   segment_share: float | None = None
   mix_updates: int = 0
+  teacher_lag: int = 0
   focus_alpha: float | None = None
   focus_beta: float = 0.0
   rollout_correction: (
@@ -131,7 +134,9 @@ class Algorithm:
     wants = set(self.needs)
     wants |= {"critic"} if self.critic else set()
     wants |= {"reference"} if self.reads_reference else set()
-    return wants | ({"reasoning"} if self.focus_alpha is not None else set())
+    told = self.focus_alpha is not None
+    told |= dict(self.options).get("span", "step") != "step"
+    return wants | ({"reasoning"} if told else set())
 
 
 # Weightings of the loss by name: what counts the same, and the function of
@@ -212,8 +217,9 @@ ALGORITHMS: dict[str, Algorithm] = {
     options=_constants(mix=0.5, **_BAND), mix_updates=50),
   "stepopsd": _replace(
     _GRPO, estimator="stepopsd", source="arXiv:2605.27140", needs=_TAUGHT,
-    evidence="secondary", options=_constants(mix=0.2, **_BAND),
-    mix_updates=50),
+    options=_constants(mix=0.5, span="step", equal_step_mean_abs=False,
+                       limit=2.0, **_BAND),
+    mix_updates=50, teacher_lag=10),
   "agentopsd": _replace(
     _GRPO, estimator="agentopsd", source="arXiv:2608.05987", needs=_TAUGHT,
     options=_constants(decay=0.95, mix=0.5, band=0.2, **_ZSCORE)),
@@ -332,67 +338,6 @@ def check_clip(algorithm: Algorithm) -> None:
     )
 
 
-def check_modes(algorithm: Algorithm) -> None:
-  """Refuses settings of the modes that cannot be meant.
-
-  Raises:
-    ValueError: a bound is not positive, an option stands without what it needs,
-      or there is no such correction.
-  """
-  kinds = ("tis_token", "tis_step", "icepop", "geometric")
-  kind, low, high = (
-    algorithm.rollout_correction, algorithm.rollout_low, algorithm.rollout_high
-  )  # fmt: skip
-  if kind is not None and kind not in kinds:
-    raise ValueError(
-      f"rollout_correction={kind!r} is none of {', '.join(kinds)}"
-    )
-  if not 0 <= low <= 1 <= high:
-    raise ValueError(
-      f"rollout_low={low:g} and rollout_high={high:g} must lie around 1: a"
-      " policy that agrees with its sampler is weighed by 1"
-    )
-  for name in ("sequence_mask", "advantage_clip", "kl_target"):
-    value = getattr(algorithm, name)
-    if value is not None and value <= 0:
-      raise ValueError(f"{name}={value:g} must be above 0, or None for none")
-  if (algorithm.max_staleness or 0) < 0:
-    raise ValueError(
-      f"max_staleness={algorithm.max_staleness} must be at least 0"
-    )
-  length, cache = algorithm.overlong_length, algorithm.overlong_cache
-  if (length is None) != (cache is None) or not 0 < (cache or 1) <= (
-    length or 1
-  ):
-    raise ValueError(
-      f"overlong_length={length} and overlong_cache={cache} are set together,"
-      " the cache between 1 and the length"
-    )
-  if algorithm.kl_target is not None and not algorithm.kl_coef:
-    raise ValueError(
-      f"kl_target={algorithm.kl_target:g} multiplies kl_coef, which is 0: set"
-      " kl_coef to the weight that it begins with"
-    )
-
-
-def check_focus(algorithm: Algorithm) -> None:
-  """Refuses weights of tokens that are none.
-
-  Raises:
-    ValueError: a weight is negative, or `focus_beta` stands alone.
-  """
-  alpha, beta = algorithm.focus_alpha, algorithm.focus_beta
-  if alpha is None and beta:
-    raise ValueError(
-      f"focus_beta={beta:g} is not read without focus_alpha: set both, 1 weighs"
-      " thoughts like actions"
-    )
-  if alpha is not None and (alpha < 0 or beta < 0):
-    raise ValueError(
-      f"focus_alpha={alpha:g} and focus_beta={beta:g} must be at least 0"
-    )
-
-
 def check_mix(algorithm: Algorithm) -> None:
   """Refuses a schedule of `mix` that cannot be followed.
 
@@ -415,13 +360,13 @@ _COMPARED = "episodes of one task are compared, set group_size above 1"
 _PROVIDED_BY = {
   "group": _COMPARED,
   "anchor": _COMPARED,
-  "teacher": "algorithm.teacher=peer shows the policy a successful episode, or"
-  " names a file of weights",
+  "teacher": "algorithm.teacher=peer shows the policy a successful episode,"
+  " =hindsight tells it how its own ended, or it names a file of weights",
   "reference": "a KL term needs the parameters of a reference policy, or"
   " algorithm.kl_coef=0",
   "critic": "values come from the critic in the learner's state",
   "entropy": "entropies come from the policy before the update",
-  "reasoning": "focus_alpha tells thoughts from actions, pack with"
+  "reasoning": "thoughts are told from actions, pack with"
   " packing.rows.pack(reasoning=True)",
 }
 

@@ -76,14 +76,16 @@ def assign(spec: UpdateSpec, state, reference, batch, teacher) -> Credit:
     spec: What the update is made of.
     state: `learner.state.LearnerState`.
     reference: Parameters of the reference policy, or None.
-    batch: `learner.state.Batch`. With `batch.teacher` the teacher is the policy
-      as it is, reading those rows.
-    teacher: Parameters of another teacher, or None.
+    batch: `learner.state.Batch`. With `batch.teacher` the teacher reads those
+      rows in place of the batch's.
+    teacher: Parameters of the teacher, or None: the policy as it is, where
+      there are rows of a teacher.
 
   Returns:
     See `Credit`. With segments as steps the step axis is longer than before.
   """
   row = annealed(spec.algorithm, state.update)
+  teacher = state.policy if teacher is None else teacher
   shape = batch.tokens.tokens.shape
   flat, table = estimators.resolve_truncation(
     flat_rows(batch.tokens), batch.table, bootstrap=spec.config.bootstrap
@@ -97,9 +99,8 @@ def assign(spec: UpdateSpec, state, reference, batch, teacher) -> Credit:
   if row.reads_reference:
     ref_logp, weight, found = _reference(spec, row, reference, batch, flat)
     metrics |= found
-  extras = estimators.Extras()
+  extras, centre_t = estimators.Extras(), flat.behaviour_logp
   corrected = row.rollout_correction is not None
-  centre_t = flat.behaviour_logp
   if corrected or set(row.needs) & {"teacher", "entropy", "reference"}:
     # Before the first step the policy is the one that sampled.
     known = () if hidden is None else (hidden,)
@@ -109,13 +110,15 @@ def assign(spec: UpdateSpec, state, reference, batch, teacher) -> Credit:
     if corrected:
       centre_t = old_logp.reshape(-1, shape[2])
       factor, found = modes.correction(row, flat, centre_t, table)
-      factor, metrics = factor.reshape(shape), metrics | found
-      weight = factor if weight is None else weight * factor
+      weight, metrics = (
+        modes.times(weight, factor.reshape(shape)),
+        found | metrics,
+      )
     if "teacher" in row.needs:
       mix = dict(row.options).get("mix", 1.0)
       asked = batch._replace(table=table)
       told, found = _teacher_gap(
-        spec, state.policy, asked, flat.step_ids, old_logp, teacher, mix
+        spec, asked, flat.step_ids, old_logp, teacher, mix
       )
       extras, metrics = extras._replace(teacher_gap=told), metrics | found
     if "reference" in row.needs:
@@ -179,7 +182,7 @@ def _reference(spec, row: Algorithm, reference, batch, flat: TokenBatch):
   return ref_logp, weight, metrics | {"reference/logp": found}
 
 
-def _teacher_gap(spec, policy, batch, step_ids, old_logp, teacher, mix):
+def _teacher_gap(spec, batch, step_ids, old_logp, teacher, mix):
   """[B, T] how much more likely the teacher finds each action token.
 
   Exactly 0 where there is no teacher to ask: at steps that `batch.teacher`
@@ -187,11 +190,10 @@ def _teacher_gap(spec, policy, batch, step_ids, old_logp, teacher, mix):
   """
   mix = jnp.asarray(mix, floats.common(mix))
   read = batch if batch.teacher is None else batch.teacher
-  told = teacher if batch.teacher is None else policy
   spec = spec.on(read.tokens)
   used = jnp.where(mix > 0, read.rows_used, 0)
   logp = spec.over_all_rows(
-    read._replace(rows_used=used), lambda rows: spec.logp(told, rows)[0]
+    read._replace(rows_used=used), lambda rows: spec.logp(teacher, rows)[0]
   ).reshape(-1)
   at = jnp.arange(step_ids.size, dtype=jnp.int32).reshape(step_ids.shape)
   heard = (step_ids > 0) & (mix > 0)

@@ -199,6 +199,9 @@ def init(
     kl_coef=None
     if spec.algorithm.kl_target is None
     else jnp.asarray(spec.algorithm.kl_coef, jnp.float32),
+    teacher=jax.tree.map(jnp.array, policy)
+    if spec.algorithm.teacher_lag
+    else None,
   )
 
 

@@ -41,6 +41,11 @@ def correction(row: Algorithm, flat: TokenBatch, old_logp_t, table):
   }
 
 
+def times(weight, factor):
+  """A weight of tokens times a factor; the factor where there is none."""
+  return factor if weight is None else weight * factor
+
+
 def fresh(row: Algorithm, flat: TokenBatch, table, update):
   """Tokens and table without the actions of steps that are too old."""
   if row.max_staleness is None:

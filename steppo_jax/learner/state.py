@@ -17,7 +17,8 @@ from steppo_jax.packing.rows import Packed
 class LearnerState:
   """Everything an update changes; critic and its optimizer may be None.
 
-  So is `kl_coef`, the weight of the KL, where it stays what the row says.
+  So are `kl_coef`, the weight of the KL, where it stays what the row says, and
+  `teacher`, a policy of some updates ago, where nobody learns of it.
   """
 
   policy: chex.ArrayTree
@@ -26,6 +27,7 @@ class LearnerState:
   critic_optimizer: optax.OptState | None
   update: chex.Array
   kl_coef: chex.Array | None = None
+  teacher: chex.ArrayTree | None = None
 
 
 class Batch(NamedTuple):

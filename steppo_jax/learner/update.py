@@ -44,17 +44,17 @@ def update(spec: UpdateSpec, state, reference, batch, teacher=None):
     batch: `learner.state.Batch`.
     teacher: Parameters of a fixed teacher, say the policy of a longer run.
       They are evaluated on the tokens as they were sampled, so that the teacher
-      sees what the student saw. None where the algorithm reads none, and where
-      the policy itself, told more, is the teacher: `batch.teacher` is then what
-      it reads (`packing.teacher_rows.pack`).
+      sees what the student saw, or on the rows of `batch.teacher`. None where
+      the algorithm reads none, and where the policy itself, told more, is the
+      teacher of `batch.teacher` (`packing.teacher_rows.pack`): as it is before
+      the update, or as it was up to `teacher_lag` updates ago.
 
   Returns:
     State after, and metrics.
 
   Raises:
-    ValueError: a policy that the algorithm reads is missing, there are two
-      teachers, or rows do not make whole microbatches. Raised while tracing:
-      nothing is compiled.
+    ValueError: a policy that the algorithm reads is missing, or rows do not
+      make whole microbatches. Raised while tracing: nothing is compiled.
   """
   if (
     reference is None
@@ -62,6 +62,9 @@ def update(spec: UpdateSpec, state, reference, batch, teacher=None):
     and lora.has(state.policy)
   ):
     reference = lora.off(state.policy)
+  if batch.teacher is not None and teacher is None:
+    # The policy as it is, or as it was some updates ago.
+    teacher = state.policy if state.teacher is None else state.teacher
   _check(spec, state, reference, batch, teacher)
   spec = spec.on(batch.tokens)
   if state.kl_coef is not None:
@@ -92,9 +95,18 @@ def update(spec: UpdateSpec, state, reference, batch, teacher=None):
       critic_optimizer=critic_optimizer,
       update=state.update + 1,
       kl_coef=kl_coef,
+      teacher=_lagging(spec.algorithm, state, policy),
     ),
     metrics | policy_metrics,
   )
+
+
+def _lagging(algorithm, state, policy):
+  """The teacher of the next update: the policy of a moment ago, or its own."""
+  if state.teacher is None:
+    return None
+  turn = (state.update + 1) % algorithm.teacher_lag == 0
+  return jax.tree.map(lambda x, y: jnp.where(turn, x, y), policy, state.teacher)
 
 
 def _towards(kl_coef, kl, target):
@@ -121,13 +133,9 @@ def _divided(grads, weight):
 
 
 def _check(spec: UpdateSpec, state, reference, batch, teacher) -> None:
-  if teacher is not None and batch.teacher is not None:
-    raise ValueError(
-      "there are two teachers, parameters and rows of a teacher: leave one out"
-    )
   policies = {
     "critic": state.critic, "reference": reference,
-    "teacher": batch.teacher if teacher is None else teacher,
+    "teacher": teacher,
   }  # fmt: skip
   policies["reasoning"] = batch.tokens.reasoning
   found = {name for name, params in policies.items() if params is not None}

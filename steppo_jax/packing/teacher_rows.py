@@ -1,12 +1,14 @@
-"""A teacher that has seen a peer: a successful episode of the same task.
+"""A teacher that knows more than the student, and the rows that it reads.
 
-The teacher is the policy itself. What it reads is the peer's episode and then,
-in the same context, what the student read and wrote; everything stays token
-ids.
+The teacher is the policy itself. It reads a successful episode of the same task
+and then, in the same context, what the student read and wrote (`choose`); or
+what the student read, then how the episode ended, then what the student wrote
+(`hindsight`). Everything stays token ids.
 """
 
 import dataclasses
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -72,16 +74,88 @@ def choose(
 def with_context(
   trajectory: types.Trajectory, context: np.ndarray
 ) -> types.Trajectory:
-  """The trajectory with `context` before every prompt.
-
-  It ends without a prompt to bootstrap from: a teacher gives no values.
-  """
+  """The trajectory with `context` before every prompt."""
   steps = [
     dataclasses.replace(
       step, prompt_ids=np.concatenate([context, step.prompt_ids])
     )
     for step in trajectory.steps
   ]
+  return _ended(trajectory, steps)
+
+
+class Hints(NamedTuple):
+  """Token ids of what a teacher is told of an episode behind its prompts.
+
+  Attributes:
+    succeeded: That it succeeded.
+    failed: That it failed.
+    peer: That an episode which succeeded follows.
+    end: What stands behind all of it, such as the end of a turn.
+  """
+
+  succeeded: np.ndarray
+  failed: np.ndarray
+  peer: np.ndarray
+  end: np.ndarray
+
+
+def hindsight(
+  trajectories: Sequence[types.Trajectory], hints: Hints
+) -> list[np.ndarray]:
+  """What the teacher of each trajectory is told behind every prompt.
+
+  Whether the episode succeeded; and, if it failed where another of its group
+  succeeded, the episode of the first that did, by its uid.
+
+  Args:
+    trajectories: Finished episodes; a group has one `group_uid`.
+    hints: How that is said.
+
+  Returns:
+    [N] token ids of each.
+  """
+  first: dict[str, types.Trajectory] = {}
+  for one in sorted(trajectories, key=lambda t: (len(t.uid), t.uid)):
+    if one.success:
+      first.setdefault(one.steps[0].group_uid, one)
+  told = []
+  for one in trajectories:
+    parts = [hints.succeeded if one.success else hints.failed]
+    peer = first.get(one.steps[0].group_uid)
+    if not one.success and peer is not None:
+      parts += [hints.peer, episode(peer)]
+    told.append(np.concatenate([*parts, hints.end]).astype(np.int32))
+  return told
+
+
+def make_hints(tokenizer: types.Tokenizer) -> Hints:
+  """The hints in words of ours: the published wording is not ours to copy."""
+  return Hints(
+    *map(tokenizer.encode, (
+      "Later it turned out: this episode succeeded.",
+      "Later it turned out: this episode failed.",
+      " One that succeeded: ",
+    )),
+    np.array([tokenizer.end_of_turn_id], np.int32),
+  )  # fmt: skip
+
+
+def with_suffix(
+  trajectory: types.Trajectory, suffix: np.ndarray
+) -> types.Trajectory:
+  """The trajectory with `suffix` between every prompt and its response."""
+  steps = [
+    dataclasses.replace(
+      step, prompt_ids=np.concatenate([step.prompt_ids, suffix])
+    )
+    for step in trajectory.steps
+  ]
+  return _ended(trajectory, steps)
+
+
+def _ended(trajectory, steps):
+  """It ends without a prompt to bootstrap from: a teacher gives no values."""
   steps[-1] = dataclasses.replace(steps[-1], terminated=True, truncated=False)
   return dataclasses.replace(
     trajectory, steps=tuple(steps), final_prompt_ids=None
@@ -96,11 +170,12 @@ def pack(
   rows_multiple: int,
   pad_id: int,
   rows: int | None = None,
+  hints: Hints | None = None,
 ) -> tuple[TeacherRows, int]:
   """Lays out what the teacher of every step reads, in the layout of the batch.
 
-  Rows are `config.teacher_length` tokens long. A trajectory whose
-  peer's episode does not fit before it is left out, and counted.
+  Rows are `config.teacher_length` tokens long. A trajectory that does not fit
+  with what is told is left out, and counted.
 
   Args:
     trajectories: Those that were packed, as they were played.
@@ -109,26 +184,30 @@ def pack(
     rows_multiple: The number of rows is a multiple of this.
     pad_id: Token id for unused slots.
     rows: Number of rows R; None picks the bucket that fits.
+    hints: Tells the teacher behind every prompt how the episode ended
+      (`hindsight`); None shows it a peer's episode before (`choose`).
 
   Returns:
     The rows, and the number of trajectories that were left out.
   """
   length = config.teacher_length or 2 * config.row_length
-  contexts = dict(
-    zip((t.uid for t in trajectories), choose(trajectories), strict=True)
-  )
+  if hints is None:
+    told, put = choose(trajectories), with_context
+  else:
+    told, put = hindsight(trajectories, hints), with_suffix
+  told = dict(zip((t.uid for t in trajectories), told, strict=True))
   made, numbers, left_out, number = [], [], 0, 1
   for trajectory in packed.trajectories:
     first, number = number, number + len(trajectory.steps)
-    context = contexts[trajectory.uid]
-    if context is None:
+    ids = told[trajectory.uid]
+    if ids is None:
       continue
     steps = trajectory.steps
     longest = max(len(s.prompt_ids) + len(s.response_ids) for s in steps)
-    if len(context) + longest > length:
+    if len(ids) + longest > length:
       left_out += 1
       continue
-    made.append(with_context(trajectory, context))
+    made.append(put(trajectory, ids))
     numbers += range(first, number)
   num_steps = len(packed.table.live)
   found = packing_rows.pack(

@@ -181,8 +181,14 @@ class Run:
   ) -> tuple[batch.TeacherRows | None, dict[str, int]]:
     """What the policy reads as its own teacher, and who was left out."""
     config = self.config
-    if config.algorithm.teacher != algorithm_options.PEER:
+    own = algorithm_options.PEER, algorithm_options.HINDSIGHT
+    if config.algorithm.teacher not in own:
       return None, {}
+    hints, paths = None, self._paths
+    if config.algorithm.teacher == algorithm_options.HINDSIGHT:
+      # What is told stands behind each prompt: no step extends another.
+      hints = teacher_rows.make_hints(self.tokenizer)
+      paths = config.rollout.max_steps
     by_step = config.packing.layout == "rows"
     rows, left_out = teacher_rows.pack(
       trajectories,
@@ -190,7 +196,8 @@ class Run:
       config.packing,
       rows_multiple=config.learner.microbatch_rows,
       pad_id=self.tokenizer.pad_id,
-      rows=None if by_step else self._num_episodes * self._paths,
+      rows=None if by_step else self._num_episodes * paths,
+      hints=hints,
     )
     return rows, {"teacher/left_out": left_out}
 
@@ -231,7 +238,7 @@ def _load_teacher(config: config_lib.RunConfig, model, tokenizer):
   if not pathlib.Path(path).is_file():
     raise ValueError(
       f"algorithm.teacher={path} is neither {algorithm_options.PEER!r} nor a "
-      "file of weights"
+      f"file of weights, nor {algorithm_options.HINDSIGHT!r}"
     )
   sizes, params = pretrained_policy.load_policy(path, tokenizer)
   if sizes != model:

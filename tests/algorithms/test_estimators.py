@@ -10,7 +10,7 @@ import reference
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steppo_jax.algorithms import estimators
+from steppo_jax.algorithms import estimators, options
 from steppo_jax.algorithms import table as algorithms_table
 
 seeds = st.integers(0, 2**31)
@@ -353,3 +353,42 @@ def test_sapo_rec_compares_steps_of_one_place_in_one_group(divide):
       score = right[n, k] - values.mean()
       expected.append(score / values.std() if divide else score)
   close(got[1:], expected)
+
+
+@pytest.mark.parametrize(
+  ("span", "weighted"),
+  [("step", [1, 1, 1, 1]), ("action", [0, 1, 1, 1]), ("answer", [0, 0, 0, 1])],
+)
+def test_stepopsd_reweights_a_span_and_can_equalise_steps(span, weighted):
+  # A: a thought, an action; two actions. B fails. Gaps of 9 clip at 1.2.
+  tokens, table = base.small(
+    [2, 2, 1], reward=[0, 1, 0], last=[0, 1, 1], trajectory=[0, 0, 1]
+  )
+  ids = tokens.step_ids
+  thought = np.zeros(ids.shape, bool)
+  thought[0, 1] = thought[1, 1] = True
+  thought[1, 1] = span == "answer"
+  tokens = tokens.replace(reasoning=thought)
+  run_with = functools.partial(
+    estimators.stepopsd, tokens, table, None,
+    estimators.Extras(teacher_gap=np.where(ids > 0, 9, np.nan).astype("f4")),
+    discount=1.0, lambda_=1.0, eps=0.0, singleton="zero", low=0.8, high=1.2,
+    mix=0.5, limit=2.0,
+  )  # fmt: skip
+  a = np.sqrt(0.5)
+  got = run_with(span=span, equal_step_mean_abs=False).advantage
+  found = a * (1 + 0.1 * np.array(weighted))
+  close(got[:2, 1:], found.reshape(2, 2))
+  equal = np.asarray(run_with(span=span, equal_step_mean_abs=True).advantage)
+  sizes = np.abs(equal[:2, 1:]).mean(1)
+  close(sizes, np.full(2, found.mean()))
+  with pytest.raises(ValueError, match="span is 'step', 'action' or 'answer'"):
+    run_with(span="word", equal_step_mean_abs=False)
+  if span != "step":
+    row = options.AlgorithmConfig("stepopsd", span=span).row()
+    assert "reasoning" in row.wants
+    with pytest.raises(ValueError, match=r"pack\(reasoning=True\)"):
+      estimators.stepopsd(
+        tokens.replace(reasoning=None), *run_with.args[1:],
+        **run_with.keywords, span=span, equal_step_mean_abs=False,
+      )  # fmt: skip

@@ -212,16 +212,16 @@ def test_the_rows_follow_the_published_schedules():
   falls = {name: algorithms_table.get(name).mix_updates for name in TAUGHT}
   assert falls == {"serl": 50, "stepopsd": 50, "agentopsd": 0}
   starts = [dict(algorithms_table.get(name).options)["mix"] for name in TAUGHT]
-  assert starts == [0.5, 0.2, 0.5]
+  assert starts == [0.5, 0.5, 0.5]
+  lags = [algorithms_table.get(name).teacher_lag for name in TAUGHT]
+  assert lags == [0, 10, 0]
 
 
-def test_two_teachers_and_rows_of_half_a_microbatch_are_refused():
+def test_no_teacher_and_rows_of_half_a_microbatch_are_refused():
   made, rows, _ = packed("packed")
   parts = whole_updates.parts_of(row("serl"))
   batch = learner_state.put_batch(made, parts.mesh, rows)
   start = whole_updates.start(parts)
-  with pytest.raises(ValueError, match="there are two teachers"):
-    update_lib.update(parts, start, None, batch, worlds.policy(2))
   tokens = jax.tree.map(lambda x: x[:, :3], batch.teacher.tokens)
   uneven = batch._replace(teacher=batch.teacher._replace(tokens=tokens))
   with pytest.raises(ValueError, match="3 rows of the teacher are not a multi"):
@@ -326,3 +326,33 @@ def test_a_teacher_that_cannot_be_had_is_refused(changes, message, tmp_path):
 def test_rows_of_a_teacher_shorter_than_its_students_are_refused():
   with pytest.raises(ValueError, match=r"teacher_length=8 is shorter than.*12"):
     packing_options.PackingConfig(row_length=12, teacher_length=8)
+
+
+def test_a_lagging_teacher_is_the_policy_of_some_updates_ago():
+  made, rows, _ = packed("packed")
+  lagging = row("stepopsd", mix=1.0, low=0.0, high=9.0)
+  lagging = dataclasses.replace(lagging, teacher_lag=2)
+  parts = whole_updates.parts_of(lagging)
+  batch = learner_state.put_batch(made, parts.mesh, rows)
+  run = jax.jit(functools.partial(update_lib.update, parts))
+  state, old = whole_updates.start(parts), []
+  for _ in range(3):
+    old.append(state.policy)
+    state, _ = run(state, None, batch)
+    told = jax.device_get(state.teacher)
+    # After two updates, and again after four, the teacher is of the moment.
+    turn = state.policy if int(state.update) == 2 else None
+    wanted = turn if turn is not None else (old[0] if len(old) < 2 else old[2])
+    assert whole_updates.distance(told, wanted) == 0
+  assert whole_updates.distance(old[0], old[2]) > 1e-4
+  # What it says is read: with the policy of the moment the step is another.
+  live = state.replace(teacher=state.policy)
+  credit_of = jax.jit(
+    lambda state: (
+      credit.assign(
+        parts, state, None, batch, state.teacher
+      ).advantages.advantage
+    )
+  )
+  gap = np.abs(credit_of(state) - credit_of(live)).max()
+  assert gap > 1e-4

@@ -211,3 +211,62 @@ def test_a_trajectory_that_was_cut_is_taught_by_a_whole_peer():
   assert first[:17] == [*long, 8, 9, 5, p, p, p]
   assert second[:7] == [5, p, p, p, 5, 6, 7]
   assert rows.covered[:4].tolist() == [False, True, True, False]
+
+
+HINTS = teacher_rows.Hints(*(np.array([x], np.int32) for x in (1, 2, 3, 4)))
+
+
+def test_hindsight_tells_the_outcome_and_a_failure_its_first_correct_peer():
+  played = [
+    trajectory("d", 3, success=False),
+    trajectory("c", 4),
+    trajectory("b", 5),
+    trajectory("y", 2, group="lost", success=False),
+    trajectory("z", 2, group="alone"),
+  ]
+  peer = teacher_rows.episode(played[2]).tolist()
+  expected = {
+    "d": [2, 3, *peer, 4], "c": [1, 4], "b": [1, 4], "y": [2, 4], "z": [1, 4]
+  }  # fmt: skip
+  rng = np.random.default_rng(0)
+  for _ in range(5):
+    found = {
+      t.uid: told.tolist()
+      for t, told in zip(
+        played, teacher_rows.hindsight(played, HINTS), strict=True
+      )
+    }
+    assert found == expected
+    played = [played[i] for i in rng.permutation(len(played))]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_hindsight_stands_between_prompt_and_response(layout):
+  played = episodes()
+  config = options.PackingConfig(layout, worlds.CONTEXT)
+  made = packing.pack(
+    played, [0] * len(played), config, num_parts=1, rows_multiple=8, pad_id=0
+  )
+  rows, left_out = teacher_rows.pack(
+    played, made, config, rows_multiple=8, pad_id=0, hints=HINTS
+  )
+  assert left_out == 0
+  told = dict(
+    zip(
+      (t.uid for t in played), teacher_rows.hindsight(played, HINTS),
+      strict=True,
+    )
+  )  # fmt: skip
+  ids, parent = rows.tokens.tokens[0], rows.tokens.parent[0]
+  for number, (step, whose) in steps_of(made).items():
+    assert rows.covered[number]
+    where = np.argwhere(rows.tokens.step_ids[0] == number)
+    if not len(where):
+      continue
+    # Back from the first token of the response to the root of its tree.
+    row, at = where[0]
+    path = []
+    while parent[row, at] != at:
+      at = parent[row, at]
+      path.append(int(ids[row, at]))
+    assert path[::-1] == [*step.prompt_ids, *told[whose.uid]]

@@ -62,27 +62,65 @@ def stepopsd(
   low,
   high,
   mix,
+  span,
+  equal_step_mean_abs,
+  limit,
 ):
   """GRPO, each token re-weighted through a sigmoid of the teacher gap.
 
-  `mix` falls from 0.2 to 0 over 50 updates in the paper. The normalisation over
-  steps that follows there was not found and is left out.
+  `mix` falls from 0.5 to 0 over 50 updates in the public code (from 0.2 in the
+  paper). `span` says which tokens are re-weighted: all of a "step", those of
+  its "action", outside of thoughts, or those of the "answer", the action of the
+  last step. With `equal_step_mean_abs` the steps of a trajectory are then
+  brought to one mean |A|, by factors of at most `limit`
+  (`shaping.equal_step_scale`).
 
   Returns:
     Advantages [B, T].
 
-  Source: arXiv:2605.27140, read in a secondary source.
+  Raises:
+    ValueError: there is no such span, or it needs a mask of thoughts that the
+      batch does not have.
+
+  Source: arXiv:2605.27140, public code.
   """
   del value_bt, discount, lambda_
   shaped_t = shaping.reweight_sigmoid(
     _grpo_t(batch, table, eps, singleton),
     _gap(extras),
-    batch.step_ids > 0,
+    _within(span, batch, table),
     low=low,
     high=high,
     mix=mix,
   )
+  if equal_step_mean_abs:
+    scale_k = shaping.equal_step_scale(
+      shaped_t,
+      batch.step_ids,
+      table.trajectory,
+      num_steps=table.live.shape[0],
+      limit=limit,
+    )
+    shaped_t = shaped_t * segments.to_tokens(scale_k, batch.step_ids)
   return Advantages(advantage=shaped_t, target=None)
+
+
+def _within(span, batch, table):
+  """[B, T] the tokens that a teacher re-weights."""
+  sampled_t = batch.step_ids > 0
+  if span == "step":
+    return sampled_t
+  if span not in ("action", "answer"):
+    raise ValueError(f"span is 'step', 'action' or 'answer', not {span!r}")
+  if batch.reasoning is None:
+    raise ValueError(
+      f"span={span!r} tells thoughts from actions: pack the trajectories with"
+      " packing.rows.pack(reasoning=True)"
+    )
+  action_t = sampled_t & ~batch.reasoning
+  if span == "action":
+    return action_t
+  return action_t & segments.to_tokens(table.last, batch.step_ids)
 
 
 def agentopsd(
