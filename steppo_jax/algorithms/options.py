@@ -205,8 +205,8 @@ class AlgorithmConfig:
 _POSITIVE = ("constant", "limit", "value_clip")
 _NOT_NEGATIVE = (
   "power", "eps", "alpha", "history", "low", "high", "mix", "decay",
-  "band", "segment_share", "discount", "lambda_", "token_discount", "token_lambda",
-  "kl_coef",
+  "band", "segment_share", "discount", "lambda_", "token_discount",
+  "token_lambda", "kl_coef",
 )  # fmt: skip
 
 

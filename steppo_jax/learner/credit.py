@@ -100,7 +100,7 @@ def assign(spec: UpdateSpec, state, reference, batch, teacher) -> Credit:
     ref_logp, weight, found = _reference(spec, row, reference, batch, flat)
     metrics |= found
   extras, centre_t = estimators.Extras(), flat.behaviour_logp
-  corrected = row.rollout_correction is not None
+  corrected = row.rollout_correction
   if corrected or set(row.needs) & {"teacher", "entropy", "reference"}:
     # Before the first step the policy is the one that sampled.
     known = () if hidden is None else (hidden,)
@@ -110,21 +110,16 @@ def assign(spec: UpdateSpec, state, reference, batch, teacher) -> Credit:
     if corrected:
       centre_t = old_logp.reshape(-1, shape[2])
       factor, found = modes.correction(row, flat, centre_t, table)
-      weight, metrics = (
-        modes.times(weight, factor.reshape(shape)),
-        found | metrics,
-      )
+      weight = modes.times(weight, factor.reshape(shape))
+      metrics |= found
     if "teacher" in row.needs:
-      mix = dict(row.options).get("mix", 1.0)
-      asked = batch._replace(table=table)
       told, found = _teacher_gap(
-        spec, asked, flat.step_ids, old_logp, teacher, mix
+        spec, row, batch._replace(table=table), flat, old_logp, teacher
       )
       extras, metrics = extras._replace(teacher_gap=told), metrics | found
     if "reference" in row.needs:
-      extras = extras._replace(
-        reference_gap=(old_logp - ref_logp).reshape(-1, shape[2])
-      )
+      gap = (old_logp - ref_logp).reshape(-1, shape[2])
+      extras = extras._replace(reference_gap=gap)
   if row.segment_share is not None:
     flat, table = estimators.resegment(
       flat,
@@ -141,8 +136,9 @@ def assign(spec: UpdateSpec, state, reference, batch, teacher) -> Credit:
   metrics |= _value_metrics(flat, table, advantages, value_bt, row)
   in_rows = lambda rows: jax.tree.map(lambda x: x.reshape(shape), rows)
   batch = batch._replace(tokens=in_rows(flat), table=table)
-  acting = flat.replace(behaviour_logp=centre_t)
-  acting, table, found = modes.fresh(row, acting, table, state.update)
+  acting, table, found = modes.fresh(
+    row, flat.replace(behaviour_logp=centre_t), table, state.update
+  )
   metrics |= found
   acting = batch._replace(tokens=in_rows(acting), table=table)
   return Credit(
@@ -182,12 +178,13 @@ def _reference(spec, row: Algorithm, reference, batch, flat: TokenBatch):
   return ref_logp, weight, metrics | {"reference/logp": found}
 
 
-def _teacher_gap(spec, batch, step_ids, old_logp, teacher, mix):
+def _teacher_gap(spec, row, batch, flat: TokenBatch, old_logp, teacher):
   """[B, T] how much more likely the teacher finds each action token.
 
   Exactly 0 where there is no teacher to ask: at steps that `batch.teacher`
   leaves out, and everywhere once `mix` is 0, when nothing is evaluated.
   """
+  step_ids, mix = flat.step_ids, dict(row.options).get("mix", 1.0)
   mix = jnp.asarray(mix, floats.common(mix))
   read = batch if batch.teacher is None else batch.teacher
   spec = spec.on(read.tokens)
