@@ -1,5 +1,6 @@
 """The parts of a run of reinforcement learning, made from its options."""
 
+import functools
 import math
 import pathlib
 from collections.abc import Callable, Sequence
@@ -52,10 +53,8 @@ class Run:
     on_failure: Callable[[types.Trajectory], None] = lambda _: None,
   ):
     config.check_training()
-    self.hosts = hosts
-    self.config = config
-    self.folder = folder
-    self.log = log
+    self.hosts, self.log = hosts, log
+    self.config, self.folder = config, folder
     self.tokenizer = pretrained_policy.load_tokenizer(
       config.tokenizer, config.weights, config.base
     )
@@ -93,14 +92,9 @@ class Run:
     self.evaluator = evaluate.Evaluator(
       self.players, panel, config.evaluation.temperature
     )
-    self._told = lambda t: None if t.error is None else on_failure(t)
-
-    def on_every(trajectory):
-      self._told(trajectory)
-      on_episode(trajectory)
-
+    self._on_failure = on_failure
     self.rollouts = training_episodes.Rollouts(
-      config, folder, self.players, on_every
+      config, folder, self.players, functools.partial(self._told, on_episode)
     )
 
   def _placed(self, policy: Any) -> Any:
@@ -125,6 +119,12 @@ class Run:
       for j in range(config.group_size)
     ]
 
+  def _told(self, then, trajectory: types.Trajectory) -> None:
+    if trajectory.error is not None:
+      self._on_failure(trajectory)
+    if then is not None:
+      then(trajectory)
+
   def hand_over(self, policy: Any, version: int) -> None:
     """Gives the sampler the weights that the learner has made.
 
@@ -135,7 +135,9 @@ class Run:
   def evaluate(self, update: int) -> dict[str, Any]:
     """Plays the panel with the weights that the sampler holds."""
     with self.log.span(events.EVALUATION, update):
-      found, played = self.evaluator(on_finish=self._told)
+      found, played = self.evaluator(
+        on_finish=functools.partial(self._told, None)
+      )
     if played and all(t.error is not None for t in played):
       raise RuntimeError(
         f"evaluation after update {update}: all {len(played)} episodes failed, "

@@ -14,6 +14,7 @@ from steppo_jax.pretrained import policy
 from steppo_jax.reports import panel
 
 ROOT = pathlib.Path(__file__).parents[2]
+HERE = "127.0.0.1"
 STEPPO = str(ROOT / "experiments" / "household_steppo.py")
 
 
@@ -114,8 +115,7 @@ def test_a_service_that_is_down_is_told_at_once_and_by_the_exit_status(
   command, tmp_path, capsys
 ):
   # Nothing listens on port 9.
-  url = "http://{}:9".format("localhost")
-  options = (f"url={url}", "timeout_s=1", "retries=0")
+  options = (f"url=http://{HERE}:9", "timeout_s=1", "retries=0")
   output = tmp_path / "steps.jsonl"
   status = cli.main([
     *command, "--env", "remote", f"env.options={','.join(options)}",
@@ -129,7 +129,7 @@ def test_a_service_that_is_down_is_told_at_once_and_by_the_exit_status(
   summary = json.loads((tmp_path / "steps.summary.json").read_text())
   (failure,) = summary["failures"].values()
   assert failure["count"] == 4
-  assert "127.0.0.1:9" in failure["first"]
+  assert f"{HERE}:9" in failure["first"]
 
 
 @pytest.mark.parametrize(
