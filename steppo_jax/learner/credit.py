@@ -27,8 +27,8 @@ class Credit(NamedTuple):
     advantages: Advantages and value targets on the steps of `batch`.
     old_value: [M, R, T] critic before the update, None without one.
     ref_logp: [M, R, T] log-probs under the reference policy, or None.
-    hidden: [M, R, T, D] hidden states of the policy before the update, None
-      where they are not kept; see `UpdateSpec.keeps`.
+    hidden: Hidden states of the policy before the update, of `UpdateSpec.keep`;
+      None where they are not kept.
     metrics: (sum, weight) pairs by name.
   """
 
@@ -83,9 +83,7 @@ def assign(spec: UpdateSpec, state, reference, batch, teacher) -> Credit:
   metrics = _batch_metrics(table)
   old_value = ref_logp = value_bt = hidden = None
   if spec.keeps(state.critic, state.policy, batch):
-    hidden = spec.over_all_rows(
-      batch, functools.partial(spec.hidden, state.policy), shared=False
-    )
+    hidden = spec.keep(batch, functools.partial(spec.hidden, state.policy))
     # No gradient reaches the trunk of a critic that has none of its own.
     read = lambda _, x: heads.read(state.critic, jax.lax.stop_gradient(x))
     old_value = spec.over_all_rows(batch, read, hidden)
@@ -105,9 +103,8 @@ def assign(spec: UpdateSpec, state, reference, batch, teacher) -> Credit:
   extras = estimators.Extras()
   if set(row.needs) & {"teacher", "entropy", "reference"}:
     # Before the first step the policy is the one that sampled.
-    known = () if hidden is None else (hidden,)
     old_logp, entropy = spec.over_all_rows(
-      batch, functools.partial(spec.logp, state.policy), *known
+      batch, functools.partial(spec.logp, state.policy), hidden
     )
     gap = lambda a, b: (a - b).reshape(-1, shape[2])
     if "teacher" in row.needs:

@@ -131,7 +131,7 @@ def _critic_epochs(spec, state, credit: credit_lib.Credit):
   def values(critic, rows, m, i):
     if credit.hidden is None:
       return spec.values(critic, state.policy, rows)
-    hidden = spec.rows(batch, m, i, credit.hidden)
+    hidden = spec.kept(credit.hidden, m, i)
     return heads.read(critic, jax.lax.stop_gradient(hidden))
 
   def loss(critic, rows, m, i):
