@@ -31,8 +31,8 @@ class Credit(NamedTuple):
     old_value: [M, R, T] critic before the update, two of them where it has two
       heads, None without one.
     ref_logp: [M, R, T] log-probs under the reference policy, or None.
-    hidden: [M, R, T, D] hidden states of the policy before the update, None
-      where they are not kept; see `UpdateSpec.keeps`.
+    hidden: Hidden states of the policy before the update, of `UpdateSpec.keep`;
+      None where they are not kept.
     weight: [M, R, T] weight of each action token in the loss, of mean 1 over
       those of each mini-batch, or None.
     metrics: (sum, weight) pairs by name.
@@ -103,9 +103,8 @@ def assign(spec: UpdateSpec, state, reference, batch, teacher) -> Credit:
   corrected = row.rollout_correction
   if corrected or set(row.needs) & {"teacher", "entropy", "reference"}:
     # Before the first step the policy is the one that sampled.
-    known = () if hidden is None else (hidden,)
     old_logp, entropy = spec.over_all_rows(
-      batch, functools.partial(spec.logp, state.policy), *known
+      batch, functools.partial(spec.logp, state.policy), hidden
     )
     if corrected:
       centre_t = old_logp.reshape(-1, shape[2])
@@ -149,9 +148,7 @@ def assign(spec: UpdateSpec, state, reference, batch, teacher) -> Credit:
 def _values(spec, state, batch):
   """Hidden states that are kept, and the critic's values; None without one."""
   if spec.keeps(state.critic, state.policy, batch):
-    hidden = spec.over_all_rows(
-      batch, functools.partial(spec.hidden, state.policy), shared=False
-    )
+    hidden = spec.keep(batch, functools.partial(spec.hidden, state.policy))
     # No gradient reaches the trunk of a critic that has none of its own.
     read = lambda _, x: heads.read(state.critic, jax.lax.stop_gradient(x))
     return hidden, spec.over_all_rows(batch, read, hidden)

@@ -211,11 +211,7 @@ class UpdateSpec(NamedTuple):
     def cut(x):
       part = jax.lax.dynamic_index_in_dim(x, m, 0, keepdims=False)
       part = jax.lax.dynamic_slice_in_dim(part, first, self.size, 0)
-      if self.axis is not None:
-        return part
-      return jax.lax.with_sharding_constraint(
-        part, mesh_lib.by_row(self.mesh, 0)
-      )
+      return self._by_row(part, 0)
 
     return jax.tree.map(cut, batch.tokens if array is None else array)
 
@@ -243,48 +239,73 @@ class UpdateSpec(NamedTuple):
     zero = mesh_lib.constrain(self.mesh, zero)
     return self.added(jax.lax.fori_loop(0, self.count(batch, m), body, zero))
 
-  def over_all_rows(self, batch, function, *arrays, shared=True):
-    """Applies function(rows, ...) -> [r, T, ...] arrays everywhere.
+  def over_all_rows(self, batch, function, kept=None):
+    """Applies function(rows) -> [r, T] arrays everywhere; [M, R, T] each.
 
-    Args:
-      batch: The batch.
-      function: Of microbatches and of the same rows of `arrays`.
-      *arrays: [M, R, T, ...] each.
-      shared: False leaves what a device of `axis` computes to itself, which is
-        enough for work on the same rows later.
-
-    Returns:
-      [M, R, T, ...] each. Rows that are not computed hold 0.
+    Rows that are not computed hold 0. With `kept`, of `keep`, the function also
+    gets what was kept of the same rows.
     """
     shape = batch.tokens.tokens.shape
-    of = lambda m, i: function(
-      self.rows(batch, m, i), *(self.rows(batch, m, i, x) for x in arrays)
-    )
+
+    def of(m, i):
+      more = () if kept is None else (self.kept(kept, m, i),)
+      return function(self.rows(batch, m, i), *more)
 
     def part(m, out):
       def body(i, out):
         put = lambda whole, x: jax.lax.dynamic_update_slice(
-          whole,
-          x[None],
-          (jnp.int32(m), self.first_row(i)) + (jnp.int32(0),) * (x.ndim - 1),
+          whole, x[None], (jnp.int32(m), self.first_row(i), jnp.int32(0))
         )
         return jax.tree.map(put, out, of(m, i))
 
       return jax.lax.fori_loop(0, self.count(batch, m), body, out)
 
-    def empty(x):
-      whole = jnp.zeros(shape + x.shape[2:], x.dtype)
-      if x.ndim == 2 or self.axis is not None:
-        return whole
-      # Hidden states are large: each device has those of its rows.
-      return jax.lax.with_sharding_constraint(
-        whole, mesh_lib.by_row(self.mesh, 1)
-      )
-
-    out = jax.tree.map(empty, jax.eval_shape(of, 0, 0))
-    out = jax.lax.fori_loop(0, shape[0], part, out)
+    out = jax.tree.map(
+      lambda x: jnp.zeros(shape, x.dtype), jax.eval_shape(of, 0, 0)
+    )
     # Each row is computed by one device, and 0 at the others.
-    return self.added(out) if shared else out
+    return self.added(jax.lax.fori_loop(0, shape[0], part, out))
+
+  def keep(self, batch, function):
+    """function(rows) -> [r, T, D] of all microbatches, where it was computed.
+
+    Returns:
+      [M, I, r, T, D]: I microbatches of r rows, which are split over devices as
+      they are in each microbatch, so that nothing is moved to be kept or read.
+    """
+    parts, rows, _ = batch.tokens.tokens.shape
+    like = jax.eval_shape(function, self.rows(batch, 0, 0))
+    count = rows // self.config.microbatch_rows
+
+    def part(m, out):
+      def body(i, out):
+        found = function(self.rows(batch, m, i))[None, None]
+        return self._by_row(
+          jax.lax.dynamic_update_slice(out, found, _place(m, i)), 2
+        )
+
+      return jax.lax.fori_loop(0, self.count(batch, m), body, out)
+
+    out = jnp.zeros((parts, count, *like.shape), like.dtype)
+    return jax.lax.fori_loop(0, parts, part, self._by_row(out, 2))
+
+  def kept(self, array, m, i):
+    """What `keep` kept of microbatch i of part m."""
+    shape = (1, 1, *array.shape[2:])
+    found = jax.lax.dynamic_slice(array, _place(m, i), shape)
+    return self._by_row(found.reshape(shape[2:]), 0)
+
+  def _by_row(self, array, axis: int):
+    if self.axis is not None:
+      return array
+    return jax.lax.with_sharding_constraint(
+      array, mesh_lib.by_row(self.mesh, axis)
+    )
+
+
+def _place(m, i):
+  """Where the hidden states of microbatch i of part m begin."""
+  return tuple(map(jnp.int32, (m, i, 0, 0, 0)))
 
 
 # Bytes of hidden states that are kept whatever the size of the policy.

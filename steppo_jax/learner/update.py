@@ -168,7 +168,7 @@ def _critic_values(spec, state, credit, critic, rows, m, i):
   """Values of some rows, of the hidden states that are kept if some are."""
   if credit.hidden is None:
     return spec.values(critic, state.policy, rows)
-  hidden = spec.rows(credit.batch, m, i, credit.hidden)
+  hidden = spec.kept(credit.hidden, m, i)
   return heads.read(critic, jax.lax.stop_gradient(hidden))
 
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import learner_runs
 import pytest
+import tpu_tools
 import worlds
 
 from steppo_jax.learner import learner, memory
@@ -15,6 +16,8 @@ from steppo_jax.learner import options as learner_options
 from steppo_jax.learner import state as learner_state
 from steppo_jax.models import attend, mesh, transformer
 from steppo_jax.models import config as model_config
+
+hlo = tpu_tools.load("hlo")
 
 # Deep enough that what layers keep is most of the memory.
 MODEL = model_config.ModelConfig(
@@ -113,3 +116,29 @@ def test_a_split_without_need_is_warned_of():
     memory.warn_of_split(split, state, 1000, int(need / 0.92) - 1)
     rows = mesh.make_model_mesh(data=8, fsdp=1, tensor=1)
     memory.warn_of_split(rows, state, 1000, 2**40)
+
+
+def test_what_is_kept_stays_where_it_was_computed():
+  split = mesh.make_model_mesh(data=1, fsdp=8, tensor=1)
+  spec = learner.make_spec(
+    worlds.model(), learner_runs.row("grpo"), learner_runs.CONFIG, split,
+    num_updates=1, seed=0,
+  )  # fmt: skip
+  # Two microbatches in each mini-batch.
+  batch = learner_state.put_batch(learner_runs.packed(multiple=16), split)
+  states = lambda rows: jnp.sin(rows.tokens[..., None] * jnp.arange(64.0))
+
+  @jax.jit
+  def run(batch):
+    kept = spec.keep(batch, states)
+    assert kept.shape[:3] == (*batch.rows_used.shape, 2, 8)
+    return spec.over_all_rows(batch, lambda _, x: x.sum(-1), kept)
+
+  found = run(batch)
+  # Rows that hold nothing are not computed.
+  used = jnp.arange(16) < -(-batch.rows_used[:, None] // 8) * 8
+  want = jnp.where(used[..., None], states(batch.tokens).sum(-1), 0.0)
+  learner_runs.close(found, want)
+  program = hlo.Program(run.lower(batch).compile().as_text())
+  moved = max(x.bytes for x in program.collectives())
+  assert moved < 4 * 64 * batch.tokens.tokens[0].size / 8
