@@ -124,14 +124,7 @@ def assign(spec: UpdateSpec, state, reference, batch, teacher) -> Credit:
     if "reference" in row.needs:
       extras = extras._replace(reference_gap=gap(old_logp, ref_logp))
   if row.segment_share is not None:
-    flat, table = estimators.resegment(
-      flat,
-      table,
-      jax.lax.stop_gradient(entropy.reshape(-1, shape[2])),
-      share=row.segment_share,
-      num_steps=table.live.shape[0]
-      + math.ceil(row.segment_share * math.prod(shape)),
-    )
+    flat, table = _segments(row, flat, table, entropy)
   advantages = objective.advantages(row, flat, table, value_bt, extras)
   advantages = modes.clipped(row, advantages)
   metrics |= _value_metrics(flat, table, advantages, value_bt, row)
@@ -142,6 +135,18 @@ def assign(spec: UpdateSpec, state, reference, batch, teacher) -> Credit:
   metrics |= found
   acting = batch._replace(tokens=in_rows(acting), table=table)
   return Credit(batch, acting, advantages, old_value, ref_logp, weight, metrics)
+
+
+def _segments(row: Algorithm, flat: TokenBatch, table, entropy):
+  """Segments as steps: see `estimators.resegment`."""
+  more = math.ceil(row.segment_share * flat.tokens.size)
+  return estimators.resegment(
+    flat,
+    table,
+    jax.lax.stop_gradient(entropy.reshape(flat.tokens.shape)),
+    share=row.segment_share,
+    num_steps=table.live.shape[0] + more,
+  )
 
 
 def _reference(spec, row: Algorithm, reference, batch, flat: TokenBatch):
