@@ -120,14 +120,7 @@ def assign(spec: UpdateSpec, state, reference, batch, teacher) -> Credit:
       gap = (old_logp - ref_logp).reshape(-1, shape[2])
       extras = extras._replace(reference_gap=gap)
   if row.segment_share is not None:
-    flat, table = estimators.resegment(
-      flat,
-      table,
-      jax.lax.stop_gradient(entropy.reshape(-1, shape[2])),
-      share=row.segment_share,
-      num_steps=table.live.shape[0]
-      + math.ceil(row.segment_share * math.prod(shape)),
-    )
+    flat, table = _segments(row, flat, table, entropy)
   advantages = objective.advantages(
     row, flat, table, value_bt, extras, differentiable=spec.differentiable
   )
@@ -156,6 +149,18 @@ def _values(spec, state, batch):
     return None, None
   return None, spec.over_all_rows(
     batch, functools.partial(spec.values, state.critic, state.policy)
+  )
+
+
+def _segments(row: Algorithm, flat: TokenBatch, table, entropy):
+  """Segments as steps: see `estimators.resegment`."""
+  more = math.ceil(row.segment_share * flat.tokens.size)
+  return estimators.resegment(
+    flat,
+    table,
+    jax.lax.stop_gradient(entropy.reshape(flat.tokens.shape)),
+    share=row.segment_share,
+    num_steps=table.live.shape[0] + more,
   )
 
 
