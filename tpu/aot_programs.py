@@ -158,7 +158,10 @@ def lower_sampler(setting: Setting, mesh: Any) -> Any:
   )
   params = mesh_lib.shaped(mesh, params)
   cache = jax.eval_shape(lambda: decode.empty_cache(model, slots, context))
-  heads = at(None, rows, mesh_lib.head_axis(mesh, model.num_kv_heads))
+  before_heads = () if decode.by_head() else (None,)  # positions
+  heads = at(
+    None, rows, *before_heads, mesh_lib.head_axis(mesh, model.num_kv_heads)
+  )
   cache = decode.Cache(
     shaped(cache.k, heads), shaped(cache.v, heads), shaped(cache.hidden,
                                                            at(rows))

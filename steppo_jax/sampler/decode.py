@@ -27,13 +27,16 @@ NUMBERS = 2**18
 class Cache(NamedTuple):
   """Keys and values of every slot, one array a layer, in blocks of positions.
 
-  Blocks come first, so that a block of all slots lies in one piece. In a block
-  keys lie with the position last: the scores of one new token are then sums of
-  whole rows of them. On CPU that takes a half to a quarter of the time.
+  Blocks come first, so that a block of all slots lies in one piece. On CPU keys
+  lie with the position last, where it is `by_head`: the scores of one new token
+  are then sums of whole rows of them, in a half to a quarter of the time.
+  Elsewhere positions come first, as loops on a TPU want them: it would turn the
+  whole cache around at the begin and the end of every call.
 
   Attributes:
-    k: L arrays [C / P, N, KV, D, P], rotated keys by block, slot and position.
-    v: L arrays [C / P, N, KV, P, D].
+    k: L arrays, rotated keys by block, slot and position: [C / P, N, KV, D, P]
+      by head, [C / P, N, P, KV, D] else.
+    v: L arrays [C / P, N, KV, P, D] by head, [C / P, N, P, KV, D] else.
     hidden: [N, W] last hidden state of each slot, which predicts its next
       token.
   """
@@ -59,6 +62,16 @@ class Responses(NamedTuple):
   live: chex.Array
 
 
+def by_head() -> bool:
+  """Whether heads come before positions in the cache; see `Cache`."""
+  return jax.default_backend() == "cpu"
+
+
+def _sizes(cache_v: chex.Array) -> tuple[int, int]:
+  """Blocks of the cache and positions of a block."""
+  return cache_v.shape[0], cache_v.shape[3 if by_head() else 2]
+
+
 def no_turns(num_slots: int, max_new_tokens: int) -> Responses:
   """Slots without a response under way."""
   shape = (num_slots, max_new_tokens)
@@ -81,9 +94,12 @@ def empty_cache(
   zeros = lambda *shape: tuple(
     jnp.zeros(shape, config.compute) for _ in range(config.num_layers)
   )
+  keys, values = (kv, size, block), (kv, block, size)
+  if not by_head():
+    keys = values = (block, kv, size)
   return Cache(
-    zeros(blocks, n, kv, size, block),
-    zeros(blocks, n, kv, block, size),
+    zeros(blocks, n, *keys),
+    zeros(blocks, n, *values),
     jnp.zeros((num_slots, config.width), config.compute),
   )
 
@@ -105,13 +121,15 @@ def _attention(q, k, v, slots, positions, window):
   only.
   """
   r, t, h, d = q.shape
-  blocks, _, kv, size, _ = v.shape
+  blocks, size = _sizes(v)
+  kv = v.shape[2 if by_head() else 3]
   groups = h // kv
+  key, value = ("rkdc", "rkcd") if by_head() else ("rckd", "rckd")
   q = q.reshape(r, t, kv, groups, d).transpose(0, 2, 3, 1, 4) * d**-0.5
   q = q.reshape(r, kv, -1, d)
 
   def scores(block):
-    score = jnp.einsum("rkqd,rkdc->rkqc", q, _read(k, block, slots))
+    score = jnp.einsum(f"rkqd,{key}->rkqc", q, _read(k, block, slots))
     score = score.reshape(r, kv, groups, t, size).astype(jnp.float32)
     at = block * size + jnp.arange(size)
     visible = at <= positions[..., None]
@@ -122,7 +140,7 @@ def _attention(q, k, v, slots, positions, window):
 
   def values(weight, block):
     weight = weight.astype(v.dtype)
-    return jnp.einsum("rkqc,rkcd->rkqd", weight, _read(v, block, slots))
+    return jnp.einsum(f"rkqc,{value}->rkqd", weight, _read(v, block, slots))
 
   def add(block, state):
     top, total, out = state
@@ -155,17 +173,17 @@ def _step(config, params, cache, tokens, positions, slots):
   of the cache mark padding: nothing is stored.
   """
   ks, vs = list(cache.k), list(cache.v)
-  size = cache.v[0].shape[3]
+  _, size = _sizes(cache.v[0])
 
   def attend_at(layer):
     def attend(q, k, v, window=FULL):
       rows = jnp.arange(q.shape[0]) if slots is None else slots
       row, block, inside = rows[:, None], positions // size, positions % size
-      every = slice(None)
       # An index array on either side of slices puts the slices last.
-      at = ks[layer].at[block, row, every, every, inside]
+      every = (slice(None),) * by_head()
+      at = ks[layer].at[block, row, *every, *every, inside]
       ks[layer] = at.set(k, mode="drop")
-      at = vs[layer].at[block, row, every, inside]
+      at = vs[layer].at[block, row, *every, inside]
       vs[layer] = at.set(v, mode="drop")
       return _attention(q, ks[layer], vs[layer], slots, positions, window)
 
@@ -180,7 +198,7 @@ def _step(config, params, cache, tokens, positions, slots):
 
 def _capacity(cache: Cache) -> int:
   """Positions of a slot."""
-  blocks, _, _, size, _ = cache.v[0].shape
+  blocks, size = _sizes(cache.v[0])
   return blocks * size
 
 
@@ -241,7 +259,7 @@ def copy(
     length: [R] int32 number of positions.
     used: [] int32 number of copies.
   """
-  size = cache.v[0].shape[3]
+  _, size = _sizes(cache.v[0])
 
   def one(x, block, source, target):
     part = jax.lax.dynamic_slice(

@@ -102,13 +102,20 @@ def test_programs_are_compiled_when_needed_or_all_side_by_side():
   assert made.compiles == programs.MOST
 
 
-def test_a_cache_of_many_blocks_answers_like_one_of_one(monkeypatch):
+def test_blocks_and_layout_of_the_cache_change_no_answer(monkeypatch):
   model = dataclasses.replace(worlds.model(), num_layers=2, windows=(7, 0))
   params = jax.jit(lambda key: transformer.init(model, key))(jax.random.key(0))
   found = []
-  for blocks, context in (((128,), 128), ((16,), 123)):
-    monkeypatch.setattr(decode, "BLOCKS", blocks)
+  # One block; several; several as they lie on an accelerator.
+  for block, context, by_head in (
+    (128, 128, True), (16, 123, True), (16, 124, False)
+  ):  # fmt: skip
+    monkeypatch.setattr(decode, "BLOCKS", (block,))
+    monkeypatch.setattr(decode, "by_head", lambda by_head=by_head: by_head)
     found.append(play(make(model, params, context=context, lengths=(16,))))
-  for x, y in zip(*found, strict=True):
-    np.testing.assert_array_equal(x.response_ids, y.response_ids)
-    np.testing.assert_allclose(x.behaviour_logp, y.behaviour_logp, atol=1e-5)
+  for x, y, z in zip(*found, strict=True):
+    for other in (y, z):
+      np.testing.assert_array_equal(x.response_ids, other.response_ids)
+      np.testing.assert_allclose(
+        x.behaviour_logp, other.behaviour_logp, atol=1e-5
+      )
