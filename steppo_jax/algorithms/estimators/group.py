@@ -342,8 +342,9 @@ def _compared(x_n, group_n, live_n, scale, eps):
   variance_g = groups.group_mean(
     jnp.square(far_n), group_n, live_n, num_groups=num
   )
-  eps = floats.constant(eps, x_n.dtype)
-  return far_n / (stats.deviation(variance_g)[group_n] + eps)
+  spread_n = stats.deviation(variance_g)[group_n]
+  spread_n = jnp.where(live_n, spread_n, 1.0)  # Of others it may be NaN.
+  return far_n / (spread_n + floats.constant(eps, x_n.dtype))
 
 
 def _histories(table, history):
