@@ -122,7 +122,7 @@ def _values_and_slopes(function):
 @pytest.mark.parametrize("function", [_of_tokens, _of_members])
 @given(
   st.lists(st.booleans(), min_size=5, max_size=5),
-  st.sampled_from(f32([[0, 1, -2, 0.5, 3], [0] * 5, [0, 1, 1, 1, 1]])),
+  st.sampled_from([*f32([[0, 1, -2, 0.5, 3], [0] * 5, [0, 1, 1, 1, 1]])]),
 )  # fmt: skip
 def test_what_is_empty_or_equal_gives_0_and_finite_derivatives(
   function, here, x
