@@ -200,7 +200,17 @@ def parse(base: str, assignments: tuple[str, ...]) -> config.RunConfig:
 
 # Options that came after results were kept, with the value at which a run is
 # what it was without them.
-_LATER = ((("evaluation", "temperature"), 0.0), (("base",), None))
+_LATER = (
+  (("evaluation", "temperature"), 0.0),
+  (("base",), None),
+  (("learner", "critic_layers"), None),
+  (("learner", "remat"), "auto"),
+)
+# Options of a method that there were before; of all others None came later.
+_ALGORITHM = frozenset((
+  "name", "discount", "lambda_", "clip_low", "clip_high", "kl_coef",
+  "entropy_coef", "ratio", "loss_weighting", "mix_updates", "teacher",
+))  # fmt: skip
 
 
 def digest(matrix: Matrix, cell: Cell) -> str:
@@ -217,6 +227,11 @@ def digest(matrix: Matrix, cell: Cell) -> str:
     group = functools.reduce(dict.get, groups, options)
     if group[name] == value:
       del group[name]
+  options["algorithm"] = {
+    name: value
+    for name, value in options["algorithm"].items()
+    if name in _ALGORITHM or value is not None
+  }
   text = json.dumps(options, sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 
