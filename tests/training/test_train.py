@@ -143,16 +143,33 @@ def test_episodes_that_break_are_counted_and_the_run_goes_on(
   assert shares == [count / 6 for count in counts]
 
 
+@pytest.mark.parametrize(
+  ("whole", "message"),
+  [
+    (0, r"evaluation after update 0: all 8 episodes failed.*gone"),
+    (8, r"all 6 episodes failed.*gone"),
+  ],
+)
 def test_an_update_in_which_everything_breaks_stops_the_run(
-  tmp_path, monkeypatch
+  tmp_path, monkeypatch, whole, message
 ):
   from steppo_jax.envs.household import env as household
 
-  def broken(self, text):
-    raise OSError("gone")
+  begun = []
+  reset, step = household.HouseholdEnv.reset, household.HouseholdEnv.step
 
+  def counted(self, task, seed):
+    begun.append(task)
+    return reset(self, task, seed)
+
+  def broken(self, text):
+    if len(begun) > whole:
+      raise OSError("gone")
+    return step(self, text)
+
+  monkeypatch.setattr(household.HouseholdEnv, "reset", counted)
   monkeypatch.setattr(household.HouseholdEnv, "step", broken)
-  with pytest.raises(RuntimeError, match=r"all 6 episodes failed.*gone"):
+  with pytest.raises(RuntimeError, match=message):
     run(small_config(tmp_path))
 
 
