@@ -60,5 +60,5 @@ def test_workers_that_cannot_start_stop_the_run_and_say_why(tmp_path):
     limits=WorkerLimits(backoff_s=0.01),
   )  # fmt: skip
   options = small_runs.small_config(tmp_path, num_updates=1, env=env)
-  with pytest.raises(RuntimeError, match=r"all 6 episodes failed.*crash=2\.0"):
+  with pytest.raises(RuntimeError, match=r"all 8 episodes failed.*crash=2\.0"):
     small_runs.run(options)
