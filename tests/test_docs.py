@@ -63,6 +63,13 @@ def test_a_section_says_what_the_row_says(name):
   assert re.search(r"^    \S", text, flags=re.M)
 
 
+def test_the_readme_counts_the_algorithms():
+  text = (ROOT / "README.md").read_text()
+  told = re.findall(r"(\d+) algorithms|methods named \| (\d+),", text)
+  assert len(told) >= 4
+  assert {int(a or b) for a, b in told} == {len(algorithms_table.ALGORITHMS)}
+
+
 def test_the_reconstructions_are_listed_together():
   said = re.search(r"^Reconstructed rows: (.*?)\.$", ALGORITHMS_MD, flags=re.M)
   assert re.findall(r"`(\w+)`", said[1]) == [
