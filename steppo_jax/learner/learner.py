@@ -85,7 +85,7 @@ def make_spec(
       f"learner.microbatch_rows={config.microbatch_rows} is not a multiple "
       f"of the {mesh_lib.row_parts(mesh)} devices"
     )
-  if (config.critic_layers or 0) > model.num_layers:
+  if not own and (config.critic_layers or 0) > model.num_layers:
     raise ValueError(
       f"learner.critic_layers={config.critic_layers} is more than the "
       f"{model.num_layers} layers of the policy: take fewer"
@@ -271,13 +271,15 @@ class Learner:
         for `learner.remat=auto`; None asks the devices at the first update.
     """
     self._mesh, self._memory = mesh, memory
+    own = isinstance(model, Model)  # It says itself what is computed again.
     self._like = lambda remat: _shared(
-      dataclasses.replace(model, remat=remat), algorithm, config, mesh,
-      num_updates, seed, temperature,
+      model if own else dataclasses.replace(model, remat=remat),
+      algorithm, config, mesh, num_updates, seed, temperature,
     )  # fmt: skip
-    automatic = config.remat == "auto"
-    self._choosing = automatic and model.remat == "none"
-    self._take(model.remat if automatic else config.remat)
+    automatic = own or config.remat == "auto"
+    known = "none" if own else model.remat
+    self._choosing = automatic and not own and known == "none"
+    self._take(known if automatic else config.remat)
     self._compiled: dict[Any, jax.stages.Compiled] = {}
     self._traced_before = len(self._traced)
 
