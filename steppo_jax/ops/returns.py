@@ -332,6 +332,15 @@ def turn_and_token_gae(
   Source: VETTA; credit of Schulman et al. 2016, arXiv:1506.02438, on both
     clocks.
   """
+  reward_k = jnp.asarray(reward_k)
+  chex.assert_type(reward_k, float)
+  # Both clocks give what the widest of them is computed in.
+  kind = floats.common(
+    *(reward_k, turn_value_k, token_value_t, turn_bootstrap_k),
+    *(token_bootstrap_k, alpha, turn_discount, turn_lambda, token_discount),
+    token_lambda,
+  )
+  reward_k = reward_k.astype(kind)
   turn_k, turn_target_k = step_gae(
     reward_k,
     turn_value_k,
@@ -350,6 +359,7 @@ def turn_and_token_gae(
     lambda_=token_lambda,
   )
   within_t = segments.centered(token_t, step_ids, num_steps=turn_k.shape[0])
+  alpha = floats.constant(alpha, kind)
   advantage_t = segments.to_tokens(turn_k, step_ids) + alpha * within_t
   return TurnAndTokenGae(turn_k, turn_target_k, token_target_t, advantage_t)
 

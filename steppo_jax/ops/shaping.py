@@ -175,10 +175,9 @@ def belief_filter(
   chex.assert_rank(last_k, 1)
   chex.assert_equal_shape([*arrays, last_k])
   chex.assert_type([*arrays, last_k], [float, float, float, bool])
-  evidence_k, success_k, advantage_k = floats.of(*arrays)
-  kind = floats.common(evidence_k, decay, band)
-  evidence_k, decay = evidence_k.astype(kind), floats.constant(decay, kind)
-  band = floats.constant(band, kind)
+  kind = floats.common(*arrays, mix, band, decay)
+  evidence_k, success_k, advantage_k = (x.astype(kind) for x in arrays)
+  decay, band = floats.constant(decay, kind), floats.constant(band, kind)
   first_k = jnp.roll(last_k, 1).at[0].set(True)
 
   def body(before, x):

@@ -64,7 +64,9 @@ def test_constants_of_float64_are_taken_and_make_the_result_float64():
       returns.step_gae(
         x, x, LAST, x, discount=jnp.float64(0.9), lambda_=jnp.float32(1)
       )[0],
-      shaping.belief(x, x, LAST, decay=jnp.float64(0.9), mix=0.5),
+      *shaping.belief_filter(
+        x, x / 4, x, LAST, decay=jnp.float64(0.9), mix=0.5, band=0.2
+      ),
       ratios.pooled_log_ratio_centered(
         x[None], np.int32([[1, 1, 2]]), jnp.float64(0.1), num_steps=3, power=0.5
       ),
