@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import test_transforms
+import transform_cases
 
 from steppo_jax.ops import groups, ratios, returns, shaping, stats
 
@@ -24,9 +24,9 @@ def strict(*, x64):
     yield
 
 
-@pytest.mark.parametrize("name", test_transforms.CASES)
+@pytest.mark.parametrize("name", transform_cases.CASES)
 def test_no_operation_needs_implicit_promotion(name):
-  function, x = test_transforms.CASES[name]
+  function, x = transform_cases.CASES[name]
   plain = jax.jit(function)(x)
   with strict(x64=False):
     found = jax.jit(function)(x)
@@ -37,9 +37,9 @@ def test_no_operation_needs_implicit_promotion(name):
   )
 
 
-@pytest.mark.parametrize("name", test_transforms.CASES)
+@pytest.mark.parametrize("name", transform_cases.CASES)
 def test_what_is_given_as_float64_stays_float64(name):
-  function, x = test_transforms.CASES[name]
+  function, x = transform_cases.CASES[name]
   plain = jax.jit(function)(x)
   with HOME.enable_x64(True):
     found = jax.jit(function)(np.float64(x))

@@ -3,9 +3,9 @@
 import functools
 import re
 
+import mark_tokens as marks
 import numpy as np
 import pytest
-import test_marks as marks
 import worlds
 from hypothesis import given
 from hypothesis import strategies as st

@@ -7,7 +7,7 @@ import inspect
 
 import pytest
 import worlds
-from test_train import small_config
+from small_runs import small_config
 
 from steppo_jax import types
 from steppo_jax.envs import base
