@@ -148,6 +148,8 @@ def test_every_estimator_without_a_teacher_is_studied(load):
   study = load("estimators_study")
   known = study.steppo_jax.ALGORITHMS.values()
   free = {row.estimator for row in known if "teacher" not in row.needs}
+  # It credits each step by itself for being right, and no step of the chain is.
+  free.remove("sapo_rec")
   assert {v.row.estimator for v in study.variants()} == free
   labels = [v.label for v in study.variants()]
   assert len(labels) == len(set(labels))

@@ -366,7 +366,7 @@ def test_a_full_server_turns_away_and_a_key_is_asked_for(folder):
     found = asyncio.run(together())
     refused = [one for one in found if isinstance(one, Exception)]
     assert {type(one) for one in refused} == {openai.RateLimitError}
-    assert 1 <= len(refused) <= 6
+    assert 1 <= len(refused) <= 7
     assert refused[0].response.headers["retry-after"] == "1"
     # All that was taken in was answered.
     answered = metrics(url)["steppo_requests_answered_total"]
