@@ -63,33 +63,7 @@ def make_spec(
     ValueError: the microbatch cannot be split over the devices, the temperature
       is 0, or the row names a function that is not there.
   """
-  objective.check_names(algorithm)
-  if not temperature > 0:
-    raise ValueError(
-      f"rollout.temperature={temperature} must be above 0 in training: a "
-      "greedy policy explores nothing"
-    )
-  own = isinstance(model, Model)
-  if own and algorithm.critic and model.values is None:
-    raise ValueError(
-      f"estimator {algorithm.estimator!r} needs a critic: give Model(..., "
-      "values=) and init(..., critic=)"
-    )
-  if not own and model.windows and config.attention == "pallas":
-    raise ValueError(
-      "learner.attention=pallas knows of no sliding windows: take xla or auto "
-      f"for a {model.family} model"
-    )
-  if config.microbatch_rows % mesh_lib.row_parts(mesh):
-    raise ValueError(
-      f"learner.microbatch_rows={config.microbatch_rows} is not a multiple "
-      f"of the {mesh_lib.row_parts(mesh)} devices"
-    )
-  if not own and (config.critic_layers or 0) > model.num_layers:
-    raise ValueError(
-      f"learner.critic_layers={config.critic_layers} is more than the "
-      f"{model.num_layers} layers of the policy: take fewer"
-    )
+  _check(model, algorithm, config, mesh, temperature)
   steps = config.num_minibatches * num_updates
   warmup = config.critic_warmup if algorithm.critic else 0
   # Adam's square root has no derivative where a gradient is always 0.
@@ -117,6 +91,37 @@ def make_spec(
     temperature,
     differentiable,
   )
+
+
+def _check(model, algorithm, config, mesh, temperature) -> None:
+  """Refuses what no update can be made of; see `make_spec`."""
+  objective.check_names(algorithm)
+  if not temperature > 0:
+    raise ValueError(
+      f"rollout.temperature={temperature} must be above 0 in training: a "
+      "greedy policy explores nothing"
+    )
+  own = isinstance(model, Model)
+  if own and algorithm.critic and model.values is None:
+    raise ValueError(
+      f"estimator {algorithm.estimator!r} needs a critic: give Model(..., "
+      "values=) and init(..., critic=)"
+    )
+  if not own and model.windows and config.attention == "pallas":
+    raise ValueError(
+      "learner.attention=pallas knows of no sliding windows: take xla or auto "
+      f"for a {model.family} model"
+    )
+  if config.microbatch_rows % mesh_lib.row_parts(mesh):
+    raise ValueError(
+      f"learner.microbatch_rows={config.microbatch_rows} is not a multiple "
+      f"of the {mesh_lib.row_parts(mesh)} devices"
+    )
+  if not own and (config.critic_layers or 0) > model.num_layers:
+    raise ValueError(
+      f"learner.critic_layers={config.critic_layers} is more than the "
+      f"{model.num_layers} layers of the policy: take fewer"
+    )
 
 
 def make_parts(

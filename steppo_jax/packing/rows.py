@@ -185,6 +185,18 @@ def _table(
   return columns
 
 
+def _cut(trajectories, part, row_length: int):
+  """What fits rows of a length, and the number of steps that do not."""
+  kept, cut = checks.fit(trajectories, row_length)
+  part = [p for p, t in zip(part, kept, strict=True) if t is not None]
+  if trajectories and not part:
+    raise ValueError(
+      f"no first step of {len(kept)} trajectories fits row_length="
+      f"{row_length}: raise packing.row_length"
+    )
+  return [t for t in kept if t is not None], part, cut
+
+
 def pack(
   trajectories: Sequence[types.Trajectory],
   part: Sequence[int],
@@ -227,14 +239,7 @@ def pack(
     checks.told_thoughts(trajectories)
   cut = 0
   if config.too_long == "truncate":
-    kept, cut = checks.fit(trajectories, config.row_length)
-    part = [p for p, t in zip(part, kept, strict=True) if t is not None]
-    if trajectories and not part:
-      raise ValueError(
-        f"no first step of {len(kept)} trajectories fits row_length="
-        f"{config.row_length}: raise packing.row_length"
-      )
-    trajectories = [t for t in kept if t is not None]
+    trajectories, part, cut = _cut(trajectories, part, config.row_length)
   steps = [step for t in trajectories for step in t.steps]
   finals = [t.final_prompt_ids for t in trajectories]
   num_steps = num_steps or bucket(len(steps) + 1, smallest=64)

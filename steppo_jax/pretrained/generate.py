@@ -85,9 +85,10 @@ class Generator:
     shown, done = "", []
     while not done:
       done = self._engine.poll()
-      ids, _ = self._engine.so_far(_SESSION)
       if done:
         ids = done[0][1].response_ids
+      else:
+        ids, _ = self._engine.so_far()[_SESSION]
       self.response_ids = ids
       shown_ids = base.without_end(self._tokenizer.stop_ids, ids)
       text = self._tokenizer.decode(shown_ids)

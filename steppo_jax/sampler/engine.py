@@ -154,17 +154,18 @@ class SlotEngine:
     self.counters.decode_tokens += tokens
     return self._collect(live)
 
-  def so_far(self, session: str) -> tuple[np.ndarray, np.ndarray]:
-    """What a response under way has: [R] int32 ids, [R] float32 log-probs.
+  def so_far(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """What responses under way have: [R] int32 ids and [R] float32 log-probs.
 
-    Both are empty if none is under way.
+    By session; all of them come from the device at once.
     """
+    turns = self._device.turns
+    ids, logp = jax.device_get((turns.ids, turns.behaviour_logp))
+    found = {}
     for slot, request in self._under_way.items():
-      if request.session == session:
-        turns, n = self._device.turns, self._count[slot]
-        ids, logp = jax.device_get((turns.ids, turns.behaviour_logp))
-        return ids[slot, :n].copy(), logp[slot, :n].copy()
-    return np.zeros(0, np.int32), np.zeros(0, np.float32)
+      n = self._count[slot]
+      found[request.session] = ids[slot, :n].copy(), logp[slot, :n].copy()
+    return found
 
   def cut(self, session: str) -> None:
     """Lets a response under way end at its next token, as at its limit."""

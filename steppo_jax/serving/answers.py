@@ -1,6 +1,5 @@
 """One answer of a served policy: from a request's text to text and tokens."""
 
-import asyncio
 import contextlib
 import functools
 import json
@@ -287,7 +286,7 @@ async def whole(
   """The same when it has ended."""
   async with contextlib.aclosing(stream(policy, request, answer)) as texts:
     async for _ in texts:
-      await asyncio.sleep(0)
+      pass
   return answer
 
 

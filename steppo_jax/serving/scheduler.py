@@ -24,8 +24,8 @@ _log = logging.getLogger(__name__)
 class StreamingEngine(types.Engine, Protocol):
   """An engine that tells what responses under way have, and can end them."""
 
-  def so_far(self, session: str) -> tuple[np.ndarray, np.ndarray]:
-    """[R] int32 ids and [R] float32 log-probs of a response under way."""
+  def so_far(self) -> Mapping[str, tuple[np.ndarray, np.ndarray]]:
+    """[R] ids and log-probs of each response under way, by session."""
 
   def cut(self, session: str) -> None:
     """Lets a response under way end at its next token."""
@@ -250,8 +250,10 @@ class Scheduler:
       )
       # The token that ended the answer has not been read.
       self._idle[request.session] = np.append(request.prompt_ids, ids[:-1])
-    for session, job in self._running.items():
-      ids, logp = self._engine.so_far(session)
+    if not self._running:
+      return
+    for session, (ids, logp) in self._engine.so_far().items():
+      job = self._running[session]
       if len(ids) > job.sent:
         job.put(Piece(ids[job.sent :], logp[job.sent :]))
         job.sent = len(ids)

@@ -1,32 +1,15 @@
 """HGPO compares the steps of a group that have the same history."""
 
-import functools
-
 import base_batch as base
-import jax
 import numpy as np
 import pytest
 import reference
+from credit_runs import NONE, close, run
 from hypothesis import given
 from hypothesis import strategies as st
 
 from steppo_jax.algorithms import estimators
 from steppo_jax.algorithms import table as algorithms_table
-
-seeds = st.integers(0, 2**31)
-close = lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=2e-5)
-f32 = lambda x: np.asarray(x, np.float32)
-NONE = estimators.Extras()
-
-
-@functools.cache
-def compiled(name, **constants):
-  return jax.jit(functools.partial(getattr(estimators, name), **constants))
-
-
-def run(name, tokens, table, value, **constants):
-  constants = {"discount": 0.9, "lambda_": 0.8, **constants}
-  return compiled(name, **constants)(tokens, table, value, NONE)
 
 
 def test_hgpo_by_hand():
