@@ -5,6 +5,7 @@ shape that it is compiled for: it reads blocks of the cache in a loop until it
 has seen the longest sequence. So one program serves every length.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import chex
@@ -285,6 +286,31 @@ def _rows(slots, arrays):
   return turns._replace(live=turns.live & used), asked, fresh & used, hidden
 
 
+def _sample(
+  config: transformer.ModelConfig,
+  params: Any,
+  asked: SlotRequests,
+  keys: chex.Array,
+  hidden: chex.Array,
+  turns: Responses,
+  where: chex.Array,
+) -> Responses:
+  """Adds one token to the responses `where`."""
+  row = jnp.arange(where.shape[0])
+  logits = transformer.logits(config, params, hidden)
+  token, logp = draw.tokens(logits, keys, turns.count, asked.temperature)
+  at = jnp.where(where, turns.count, turns.ids.shape[1])
+  count = turns.count + where
+  stopped = jnp.any(token[:, None] == asked.stop_ids, axis=1)
+  ended = where & (stopped | (count >= asked.limit))
+  return Responses(
+    turns.ids.at[row, at].set(token, mode="drop"),
+    turns.behaviour_logp.at[row, at].set(logp, mode="drop"),
+    count,
+    turns.live & ~ended,
+  )
+
+
 def decode(
   config: transformer.ModelConfig,
   params: Any,
@@ -328,22 +354,7 @@ def decode(
       slots, (turns, asked, fresh, cache.hidden)
     )
   keys = draw.request_keys(seed, asked.numbers)
-  row = jnp.arange(fresh.shape[0])
-
-  def sample(hidden, turns, where):
-    """Adds one token to the slots `where`."""
-    logits = transformer.logits(config, params, hidden)
-    token, logp = draw.tokens(logits, keys, turns.count, asked.temperature)
-    at = jnp.where(where, turns.count, turns.ids.shape[1])
-    count = turns.count + where
-    stopped = jnp.any(token[:, None] == asked.stop_ids, axis=1)
-    ended = where & (stopped | (count >= asked.limit))
-    return Responses(
-      turns.ids.at[row, at].set(token, mode="drop"),
-      turns.behaviour_logp.at[row, at].set(logp, mode="drop"),
-      count,
-      turns.live & ~ended,
-    )
+  sample = functools.partial(_sample, config, params, asked, keys)
 
   def read_and_sample(state):
     cache, _, turns, steps, work = state
