@@ -129,7 +129,10 @@ def mesh_of(
   parts = max(n for n in range(1, most + 1) if num_slots % n == 0)
   if parts == 1:
     return None
-  return jax.sharding.Mesh(np.array(devices[:parts]), ("data",))
+  return jax.make_mesh(
+    (parts,), ("data",), devices=devices[:parts],
+    axis_types=(jax.sharding.AxisType.Auto,),
+  )  # fmt: skip
 
 
 class Shared:
