@@ -53,7 +53,7 @@ test: check  ## format, lint, layers, then every test that is not slow
 	$(BIN)/python -m pytest -q $(PARALLEL) --durations=30 --durations-min=1
 
 test-slow: $(READY)  ## those that train for minutes, or repeat a test for more methods
-	$(BIN)/python -m pytest -q -m slow
+	$(BIN)/python -m pytest -q $(PARALLEL) -m slow --durations=30 --durations-min=1
 
 test-nightly: test-slow test-crash test-jax-floor test-newest  ## what make test leaves out
 

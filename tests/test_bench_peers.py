@@ -116,6 +116,7 @@ def test_another_computation_fails_the_run(
   assert f"NOT THE SAME COMPUTATION: {message}" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_peer_that_cannot_be_installed_or_run_says_why(
   run, tmp_path, monkeypatch
 ):

@@ -107,6 +107,7 @@ def test_visits_are_those_of_sampled_episodes(load):
   assert (state[:, 0].reshape(-1, 8) == state[::8, :1]).all()
 
 
+@pytest.mark.slow
 def test_only_an_exact_critic_and_the_right_clock_are_unbiased(load):
   study = load("estimators_study")
   made = [

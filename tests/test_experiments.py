@@ -51,6 +51,7 @@ def test_sampled_steps_hold_what_the_estimators_expect(load):
   np.testing.assert_array_equal(steps.state[ended], 0)
 
 
+@pytest.mark.slow
 def test_the_zero_bootstrap_converges_to_the_value_of_the_steps_left(load):
   truncation = load("truncation")
   exact, limit, tables = truncation.run(

@@ -27,6 +27,7 @@ def checked(out, *args):
   return status, parts
 
 
+@pytest.mark.slow
 def test_a_part_that_ends_badly_stops_no_other(tmp_path, monkeypatch):
   monkeypatch.setattr(gpu_check, "PARTS", {"decode": 0.3, "gap": 300})
   status, parts = checked(tmp_path, "--parts", "decode,gap")

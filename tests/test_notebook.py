@@ -83,6 +83,7 @@ def test_it_trains_is_killed_goes_on_and_plots(tmp_path):
     assert (tmp_path / f"run/{name}.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_a_training_that_fails_shows_its_own_words(tmp_path):
   found = small(
     tmp_path, device_flags="", KILL_AT=None, UPDATES=0, EVALUATION_EPISODES=1

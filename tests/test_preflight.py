@@ -51,6 +51,7 @@ def test_missing_devices_and_the_wrong_platform_are_named(tmp_path):
   assert "platform cpu, expected tpu" in found["devices"]
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
   # Root may write to a read-only folder, and nobody below a file.
   if os.geteuid() == 0:
@@ -69,6 +70,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
   assert "File exists" in found["storage"]
 
 
+@pytest.mark.slow
 def test_two_processes_sum_over_each_others_devices(tmp_path):
   with socket.socket() as free:
     free.bind(("localhost", 0))

@@ -89,6 +89,7 @@ def same(x, y):
     assert np.asarray(x[name]).tobytes() == np.asarray(y[name]).tobytes(), name
 
 
+@pytest.mark.slow
 def test_all_forms_are_converted_into_each_other_bit_by_bit(
   capsys, folder, model, tmp_path
 ):

@@ -79,6 +79,7 @@ def cells(folder):
   return compare_report.read(folder / "out")
 
 
+@pytest.mark.slow
 def test_a_smoke_matrix_runs_is_reported_and_is_not_run_twice(
   base, tmp_path, capsys
 ):
@@ -122,6 +123,7 @@ def test_a_smoke_matrix_runs_is_reported_and_is_not_run_twice(
   capsys.readouterr()
 
 
+@pytest.mark.slow
 def test_a_crashed_cell_is_a_line_and_the_others_go_on(base, tmp_path):
   # It needs a teacher, which nobody gives it: the run fails when it begins.
   broken = matrix.Method("broken", (0.2, 0.2), ("algorithm.name=serl",))
@@ -341,6 +343,7 @@ def test_equal_options_are_the_same_run_wherever_the_weights_lie(
   assert name(other) != name(paths[0])
 
 
+@pytest.mark.slow
 def test_options_are_read_by_many_threads_at_once(base):
   often = sys.getswitchinterval()
   sys.setswitchinterval(1e-6)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from marks import some
 
 from steppo_jax import __main__ as cli
 from steppo_jax.datasets import store
@@ -119,12 +120,12 @@ def test_real_tasks_bring_their_files_and_can_be_moved(
 
 @pytest.mark.parametrize(
   ("env", "folder", "splits"),
-  [
+  some(
     ("alfworld", "alfworld", {"valid_seen": 140}),
-    ("webshop", "webshop", None),
     ("search_qa", "hotpotqa", {"train": 200, "validation": 621}),
     ("paper_search", "paper_search", {"auto_test": 1000, "real_test": 50}),
-  ],
+    slow=[("webshop", "webshop", None)],
+  ),
 )
 def test_the_real_data_come_back_as_they_were(
   env, folder, splits, shared_dir, tmp_path

@@ -103,6 +103,7 @@ def test_families_are_about_equally_likely():
   assert all(150 < count < 250 for count in families.values())
 
 
+@pytest.mark.slow
 def test_held_out_combinations_are_in_valid_unseen_alone():
   seen, unseen = set(), set()
   for size in ("tiny", "full"):
@@ -116,6 +117,7 @@ def test_held_out_combinations_are_in_valid_unseen_alone():
     assert {combo[0] for combo in combos} == set(household_worlds.FAMILIES)
 
 
+@pytest.mark.slow
 def test_no_game_is_in_two_splits():
   games = [
     json.dumps(task.payload, sort_keys=True)

@@ -102,6 +102,7 @@ def test_episodes_over_the_service_are_those_without(url, folder):
   far.close()
 
 
+@pytest.mark.slow
 def test_many_threads_share_a_client(url, folder):
   remote = papers_service.RemoteLibrary(url)
   want = papers_library.open_library(folder).search("notes", 3)

@@ -7,6 +7,7 @@ import hypothesis
 import pools
 import pytest
 from hypothesis import strategies as st
+from marks import some
 from pools import TASK, pool
 
 from steppo_jax.envs import base
@@ -89,16 +90,18 @@ def test_what_a_worker_prints_does_no_harm_and_is_kept():
 
 @pytest.mark.parametrize(
   ("text", "error", "message"),
-  [
-    ("die 7", base.EnvDied, "status 7 in step"),
+  some(
     ("segfault", base.EnvDied, "SIGSEGV in step"),
-    ("closefds", base.EnvDied, "status 1 in step"),
-    ("exit 4", base.EnvRaised, "4"),
     ("raise no server", base.EnvRaised, "no server"),
-    ("hang", base.EnvTimeout, "no answer to step within 1 s"),
     ("hold", base.EnvTimeout, "no answer to step within 1 s"),
-    ("stopped", base.EnvTimeout, "no answer to step within 1 s"),
-  ],
+    slow=[
+      ("die 7", base.EnvDied, "status 7 in step"),
+      ("closefds", base.EnvDied, "status 1 in step"),
+      ("exit 4", base.EnvRaised, "4"),
+      ("hang", base.EnvTimeout, "no answer to step within 1 s"),
+      ("stopped", base.EnvTimeout, "no answer to step within 1 s"),
+    ],
+  ),
 )
 def test_a_worker_that_fails_is_named_and_the_next_reset_gets_another(
   text, error, message

@@ -11,6 +11,7 @@ import time
 
 import pools
 import pytest
+from marks import some
 from pools import TASK, gone, pool
 
 from steppo_jax import types
@@ -25,11 +26,13 @@ def limits(**changes):
 
 @pytest.mark.parametrize(
   ("at_start", "error", "message"),
-  [
-    ("raise", base.EnvRaised, "cannot be made"),
+  some(
     ("die", base.EnvDied, "status 3 in start"),
-    ("hang", base.EnvTimeout, "no answer to start within 0.4 s"),
-  ],
+    slow=[
+      ("raise", base.EnvRaised, "cannot be made"),
+      ("hang", base.EnvTimeout, "no answer to start within 0.4 s"),
+    ],
+  ),
 )
 def test_a_worker_that_cannot_start_is_tried_again_and_given_up(
   at_start, error, message
@@ -193,13 +196,15 @@ print(a.step("x").info["pid"], b.step("child").observation,
 
 @pytest.mark.parametrize(
   ("end", "kill"),
-  [
-    ("b.step('hang')", True),
+  some(
     ("b.step('hold')", True),
-    ("time.sleep(3600)", True),
     ("raise ValueError('the trainer fails')", False),
-    ("sys.exit(0)", False),
-  ],
+    slow=[
+      ("b.step('hang')", True),
+      ("time.sleep(3600)", True),
+      ("sys.exit(0)", False),
+    ],
+  ),
 )
 def test_no_worker_outlives_its_parent(end, kill):
   folder = str(pathlib.Path(pools.__file__).parent)

@@ -66,6 +66,7 @@ def test_recall_on_the_821_questions_is_that_of_rank_bm25(real, stop_words):
     assert abs(recall - RANK_BM25_RECALL[stop_words]) <= 0.02
 
 
+@pytest.mark.slow
 def test_an_index_on_disk_finds_what_one_in_memory_does(real, tmp_path):
   folder, tasks = real
   path = tmp_path / "index.sqlite"

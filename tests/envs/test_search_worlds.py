@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from marks import some
 
 from steppo_jax.envs.questions import env as questions_env
 from steppo_jax.envs.questions import worlds as questions_worlds
@@ -21,7 +22,9 @@ def _facts(task):
   return task.family, words[1].split(" of ")[0], second
 
 
-@pytest.mark.parametrize("size", questions_worlds.SIZES)
+@pytest.mark.parametrize(
+  "size", some("tiny", "medium", slow=questions_worlds.SIZES)
+)
 def test_every_question_is_answered_by_two_searches(size):
   env = questions_env.SearchQAEnv()
   for split in questions_worlds.SPLITS:
@@ -37,7 +40,7 @@ def test_every_question_is_answered_by_two_searches(size):
         assert action.split(">")[1].split("<")[0] in text
 
 
-@pytest.mark.parametrize("size", ["small", "medium", "full"])
+@pytest.mark.parametrize("size", some("small", slow=["medium", "full"]))
 def test_one_search_for_the_question_seldom_finds_the_second_paragraph(size):
   env = questions_env.SearchQAEnv()
   first = both = 0

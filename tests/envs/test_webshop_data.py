@@ -212,6 +212,7 @@ def test_the_index_split_is_the_public_one(webshop_dir):
   assert (len(tested), len(tested & trained)) == (85, 79)
 
 
+@pytest.mark.slow
 def test_the_product_split_keeps_products_apart(webshop_dir):
   splits = {
     split: webshop_env.load_tasks(webshop_dir, split)

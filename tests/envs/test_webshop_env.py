@@ -1,6 +1,7 @@
 """A visit to the shop: calls, pages, rewards, and what is refused."""
 
 import pytest
+from marks import some
 
 from steppo_jax import types
 from steppo_jax.envs.webshop import catalog as webshop_catalog
@@ -150,7 +151,9 @@ def test_a_call_that_is_not_possible_costs_the_penalty_alone(call):
   assert (env.visit.anchor(), env.visit.observation) == (before, page)
 
 
-@pytest.mark.parametrize("size", webshop_worlds.SIZES)
+@pytest.mark.parametrize(
+  "size", some("tiny", "medium", slow=webshop_worlds.SIZES)
+)
 def test_plans_win_in_the_golden_number_of_steps(size):
   env = webshop_env.WebShopEnv()
   for seed in range(30):

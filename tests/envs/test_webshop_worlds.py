@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from marks import some
 
 from steppo_jax.envs.webshop import env as webshop_env
 from steppo_jax.envs.webshop import match as webshop_match
@@ -30,7 +31,9 @@ def _goal(task):
   return catalog, catalog.goals[task.payload["goal"]]
 
 
-@pytest.mark.parametrize("size", webshop_worlds.SIZES)
+@pytest.mark.parametrize(
+  "size", some("tiny", "medium", slow=webshop_worlds.SIZES)
+)
 @pytest.mark.parametrize("split", _SPLITS)
 def test_only_the_product_that_is_meant_fulfils_a_goal(size, split):
   for task in _tasks(8, split, size):
@@ -49,7 +52,7 @@ def test_only_the_product_that_is_meant_fulfils_a_goal(size, split):
       assert (found.small > 0.999) == meant
 
 
-@pytest.mark.parametrize("split", _SPLITS)
+@pytest.mark.parametrize("split", some("valid_unseen", slow=_SPLITS))
 def test_every_shop_has_customers_and_page_limits(split):
   for size, (counts, *_, page_size, shops) in webshop_worlds.SIZES.items():
     for number in range(min(shops, 64)):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import whole_updates
 import worlds
+from marks import some
 
 from steppo_jax.algorithms import options
 from steppo_jax.algorithms import table as algorithms_table
@@ -67,7 +68,7 @@ def test_the_weights_are_those_of_the_reference_and_the_thoughts():
   )
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", some("actfocus_grpo", slow=NAMES))
 def test_without_a_difference_it_is_the_base_row_to_the_bit(name):
   base = row_of(name, focus_alpha=None, focus_beta=0.0)
   plain, told = whole_updates.updated(base)

@@ -18,6 +18,7 @@ KINDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", some("hindsight", slow=KINDS))
 def test_a_run_gives_a_row_all_that_it_needs(kind, tmp_path):
   options = small_runs.small_config(

@@ -25,6 +25,7 @@ def test_eight_devices_give_the_update_of_one(name, sgd):
   close(a.critic, b.critic)
 
 
+@pytest.mark.slow
 def test_the_kernel_gives_the_update_of_the_blocks(sgd):
   kernel = dataclasses.replace(CONFIG, attention="pallas")
   a, _ = run(packed(), row("grpo"))
@@ -92,6 +93,7 @@ def test_the_gap_is_told_where_other_mini_batches_are_empty(held):
   assert total / count < 1e-4
 
 
+@pytest.mark.slow
 def test_the_actor_is_frozen_while_the_critic_warms_up():
   config = dataclasses.replace(CONFIG, critic_warmup=1)
   state, _ = run(packed(), row("steppo"), config=config)
@@ -103,6 +105,7 @@ def test_the_actor_is_frozen_while_the_critic_warms_up():
   )
 
 
+@pytest.mark.slow
 def test_the_target_kl_stops_the_policy_and_not_the_critic():
   config = dataclasses.replace(CONFIG, target_kl=1e-9, actor_epochs=3)
   state, found = run(packed(), row("steppo"), config=config)
@@ -112,6 +115,7 @@ def test_the_target_kl_stops_the_policy_and_not_the_critic():
   assert int(state.update) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", some("steppo", slow=["ppo"]))
 def test_the_critic_learns_the_returns_of_a_batch(name):
   config = dataclasses.replace(
@@ -145,6 +149,7 @@ def test_an_update_compiles_once_per_shape_and_once_for_equal_learners():
   assert [compiled(), compiled()] == [1, 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kl_coef", some(0.1, slow=[0.0]))
 def test_the_reference_policy_pulls_the_policy_back(kl_coef, sgd):
   one = mesh.make_mesh(1)
@@ -184,6 +189,7 @@ def test_rows_that_are_no_forest_reach_no_device():
     learner_state.put_batch(broken, mesh.make_mesh(1))
 
 
+@pytest.mark.slow
 def test_a_head_on_the_policys_trunk_learns_and_moves_nothing_else():
   config = dataclasses.replace(
     CONFIG, critic_trunk="policy", critic_epochs=8, critic_warmup=99
@@ -201,6 +207,7 @@ def test_a_head_on_the_policys_trunk_learns_and_moves_nothing_else():
   assert found[name][0] < 0.99 * first[name][0]
 
 
+@pytest.mark.slow
 def test_a_fresh_head_gives_the_update_of_a_fresh_critic():
   # Both say 0 everywhere, so that the first credit is the same.
   shared = dataclasses.replace(CONFIG, critic_trunk="policy")

@@ -42,6 +42,7 @@ def gradient(remat):
   return jax.jit(jax.grad(loss)).lower(params, tokens, tokens).compile()
 
 
+@pytest.mark.slow
 def test_the_fastest_that_fits_is_taken():
   need = {name: memory.needed(gradient(name)) for name in memory.REMATS}
   assert need["none"] > need["dots"] > need["full"]

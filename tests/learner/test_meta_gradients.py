@@ -122,6 +122,7 @@ def trained(name, at):
   )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", some("steppo", slow=[*ROWS]))
 def test_gradients_through_20_updates_are_finite_differences(name):
   at = COMMON | ROWS[name]

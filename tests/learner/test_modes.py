@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import whole_updates
 import worlds
+from marks import some
 
 from steppo_jax.algorithms import objective, options
 from steppo_jax.algorithms import table as algorithms_table
@@ -47,7 +48,7 @@ def updated(row, batch):
   return jax.device_get(run(whole_updates.start(parts), None, batch))
 
 
-@pytest.mark.parametrize("kind", ["tis_token", "icepop"])
+@pytest.mark.parametrize("kind", some("tis_token", slow=["icepop"]))
 def test_a_sampler_that_agrees_makes_decoupled_ppo_the_plain_one(kind):
   plain, _ = updated(learner_runs.row("grpo"), centred())
   row = learner_runs.row("grpo", rollout_correction=kind)
@@ -79,6 +80,7 @@ def test_decoupled_ppo_clips_around_the_policy_before_the_update():
   same(gone.weight, 0 * ids)
 
 
+@pytest.mark.slow
 def test_old_steps_train_the_critic_alone():
   batch = whole_updates.batch()
   table = batch.table
@@ -100,6 +102,7 @@ def test_old_steps_train_the_critic_alone():
     assigned(row, untold)
 
 
+@pytest.mark.slow
 def test_long_responses_pay_and_advantages_have_bounds():
   plain = assigned(learner_runs.row("steppo"))
   # Credit is the reward alone: γ = 0 with a critic of no opinion would be it.
@@ -141,6 +144,7 @@ def small():
   return base_batch.small([2, 3, 1])
 
 
+@pytest.mark.slow
 def test_a_step_that_is_rare_already_is_left_in_peace():
   # Steps 1 to 3: gone far, gone far but wanted, near.
   row = learner_runs.row("grpo", sequence_mask=0.3, clip_low=0.9)
@@ -172,6 +176,7 @@ def test_smooth_surrogates_stand_on_the_grain_of_steps(surrogate):
     np.testing.assert_allclose(np.asarray(grad)[ids == k], want, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_weight_of_the_kl_follows_its_target():
   row = dataclasses.replace(
     algorithms_table.get("grpo"), kl_coef=0.1, kl_target=1e-9

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hand_records import TWO_STEPS, step, trajectory
+from marks import some
 
 import steppo_jax as sj
 from steppo_jax.learner import learner
@@ -65,10 +66,12 @@ def _value(critic, rows):
 
 @pytest.mark.parametrize(
   "wrap",
-  [
-    lambda x: (x,), lambda x: [x], lambda x: {3: x}, lambda x: x,
-    lambda x: {"kernel": x}, lambda x: {"a": ({0: x}, None)},
-  ],
+  some(
+    lambda x: x, lambda x: {"a": ({0: x}, None)},
+    slow=[
+      lambda x: (x,), lambda x: [x], lambda x: {3: x}, lambda x: {"kernel": x},
+    ],
+  ),
 )  # fmt: skip
 def test_any_tree_of_parameters_is_a_policy(wrap):
   start = wrap(jnp.zeros((12, 12)))
@@ -165,7 +168,7 @@ EMPTY = {
 }
 
 
-@pytest.mark.parametrize("name", ["steppo", "grpo"])
+@pytest.mark.parametrize("name", some("grpo", slow=["steppo"]))
 def test_empty_parts_leave_finite_parameters_metrics_and_gradients(name):
   row = dataclasses.replace(sj.ALGORITHMS[name], kl_coef=0.0)
 

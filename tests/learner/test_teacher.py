@@ -12,6 +12,7 @@ import pytest
 import small_runs
 import whole_updates
 import worlds
+from marks import some
 
 from steppo_jax.algorithms import table as algorithms_table
 from steppo_jax.learner import credit, spec
@@ -109,6 +110,7 @@ def of_response(prompt, response):
   return np.asarray(logp_by_hand(padded))[len(prompt) - 1 : len(ids) - 1]
 
 
+@pytest.mark.slow
 def test_the_gap_is_that_of_a_plain_forward_pass():
   known = peer_episodes.contexts()
   found, compared = gaps("packed"), 0
@@ -130,7 +132,7 @@ def test_the_gap_is_that_of_a_plain_forward_pass():
 
 
 @pytest.mark.parametrize(
-  ("layout", "devices"), [("rows", 1), ("tree", 1), ("packed", 8)]
+  ("layout", "devices"), some(("packed", 8), slow=[("rows", 1), ("tree", 1)])
 )
 def test_layouts_and_devices_agree_on_the_gap(layout, devices):
   expected, found = gaps("packed"), gaps(layout, devices)
@@ -149,7 +151,7 @@ def test_the_share_of_steps_with_a_peer_is_reported():
   np.testing.assert_allclose(found["teacher/gap"], (total, heard), rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", TAUGHT)
+@pytest.mark.parametrize("name", some("serl", slow=TAUGHT))
 def test_without_a_peer_the_advantage_is_grpos_to_the_bit(name):
   shaped, found = assigned(row(name), won=())
   live = packed("packed")[0].table.live.sum()
@@ -159,6 +161,7 @@ def test_without_a_peer_the_advantage_is_grpos_to_the_bit(name):
   assert not np.array_equal(other, shaped)
 
 
+@pytest.mark.slow
 def test_the_teachers_weight_falls_to_nothing_over_its_updates():
   run = assigner(row("serl", mix_updates=50))
   # Half of 0.5 is left at update 25; from 50 on all is GRPO's, to the bit.
@@ -177,7 +180,7 @@ def test_the_teachers_weight_falls_to_nothing_over_its_updates():
   assert run._cache_size() == 1
 
 
-@pytest.mark.parametrize("kind", ["peer", "file"])
+@pytest.mark.parametrize("kind", some("peer", slow=["file"]))
 def test_nobody_is_asked_once_the_teachers_weight_is_gone(kind, monkeypatch):
   asked, logp = [], spec.UpdateSpec.logp
 
@@ -276,6 +279,7 @@ def test_a_run_with_peers_trains_and_reports(with_peers):
   assert whole_updates.distance(before, after) > 1e-4
 
 
+@pytest.mark.slow
 def test_a_group_without_a_winner_has_no_peer(tmp_path):
   options = small_runs.small_config(
     tmp_path, tasks_per_update=2, group_size=3, algorithm=SERL,
@@ -328,6 +332,7 @@ def test_rows_of_a_teacher_shorter_than_its_students_are_refused():
     packing_options.PackingConfig(row_length=12, teacher_length=8)
 
 
+@pytest.mark.slow
 def test_a_lagging_teacher_is_the_policy_of_some_updates_ago():
   made, rows, _ = packed("packed")
   lagging = row("stepopsd", mix=1.0, low=0.0, high=9.0)

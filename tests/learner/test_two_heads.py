@@ -21,6 +21,7 @@ def row_of(**changes):
   return dataclasses.replace(row, **changes)
 
 
+@pytest.mark.slow
 def test_each_head_learns_its_targets_by_a_mean_of_its_own():
   # One gradient step of plain descent on each head's bias: minus the rate
   # times the mean error over steps, or over tokens.

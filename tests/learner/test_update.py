@@ -121,6 +121,7 @@ def test_rows_that_make_no_whole_microbatches_are_refused():
     update_lib.update(parts, start(parts), None, batch())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", some("serl", slow=["stepopsd", "agentopsd"]))
 def test_a_teacher_that_is_the_policy_leaves_grpo(name):
   row = dataclasses.replace(algorithms_table.get(name), kl_coef=0.0)
@@ -132,6 +133,7 @@ def test_a_teacher_that_is_the_policy_leaves_grpo(name):
   assert distance(plain.policy, other.policy) > 1e-5
 
 
+@pytest.mark.slow
 def test_rloo_pays_for_its_distance_from_the_reference():
   row = algorithms_table.get("rloo")
   free = dataclasses.replace(
@@ -154,6 +156,7 @@ def test_rloo_pays_for_its_distance_from_the_reference():
   assert np.abs(far - unpaid).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_segments_are_cut_where_the_policy_is_unsure():
   row = algorithms_table.get("sapo_segment")
 
@@ -216,6 +219,7 @@ def test_a_dropped_step_trains_nothing():
   assert cut["critic/value"][1] == live - ended
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", some("grpo", slow=["steppo"]))
 def test_each_weighting_counts_what_it_names(name):
   # Weights of one mini-batch each, summed over both.
@@ -241,6 +245,7 @@ def test_each_weighting_counts_what_it_names(name):
   assert distance(step, trajectory) < 1e-6
 
 
+@pytest.mark.slow
 def test_a_frozen_trunk_is_computed_once_and_gives_the_same(monkeypatch):
   # This row also reads the entropy of the policy before the update.
   row = algorithms_table.get("sapo_segment")

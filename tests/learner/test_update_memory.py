@@ -17,6 +17,7 @@ def peak(vocab_size, **options):
   return update_memory.peak(model, **options), 4 * vocab_size * model.width
 
 
+@pytest.mark.slow
 def test_a_vocabulary_of_152k_costs_adapters_its_embedding_alone():
   small, table = peak(8_192, rank=8)
   large, wide = peak(151_936, rank=8)

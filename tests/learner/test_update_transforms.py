@@ -80,6 +80,7 @@ def slope(function, at, step):
   return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", some("steppo", slow=["capo", "ppo", "gigpo"]))
 def test_four_runs_in_one_vmap_are_four_runs(name):
   def one(seed, discount, lambda_, clip, rate):
@@ -186,6 +187,7 @@ def test_parameters_after_an_update_have_gradients_in_its_constants():
     np.testing.assert_allclose(grad[name], near[name], rtol=8e-2, err_msg=name)
 
 
+@pytest.mark.slow
 def test_steppo_has_gradients_in_discount_and_lambda_and_none_in_its_clip():
   base = learner_runs.row("steppo", value_clip=None)
 
@@ -218,6 +220,7 @@ def test_gradients_pass_through_adamw():
   assert abs(grad) > 1e-3
 
 
+@pytest.mark.slow
 def test_without_the_option_the_update_has_no_reverse_gradient():
   base = learner_runs.row("grpo")
 

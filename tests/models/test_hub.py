@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+from marks import some
 
 from steppo_jax import trees
 from steppo_jax.models.formats import hub, names
@@ -46,7 +47,7 @@ def test_a_checkpoint_is_written_as_it_was_read(tmp_path, name, limit):
   assert [p.name for p in tmp_path.iterdir()] == ["new"]
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("dtype", some(jnp.bfloat16, slow=[jnp.float16]))
 def test_a_narrower_checkpoint_keeps_its_bits(tmp_path, dtype):
   model, params = families.checkpoint("qwen3")
   small = jax.tree.map(lambda x: x.astype(dtype), params)
@@ -71,7 +72,7 @@ def by_axis(mesh, axis, name):
 
 
 @pytest.mark.parametrize("axis", [-1, -2])
-@pytest.mark.parametrize("shape", [(8, 1), (2, 4)])
+@pytest.mark.parametrize("shape", some((2, 4), slow=[((8, 1),)]))
 def test_any_devices_hold_the_same_bits(shape, axis):
   mesh = jax.make_mesh(
     shape, ("a", "b"), axis_types=(jax.sharding.AxisType.Auto,) * 2
@@ -88,6 +89,7 @@ def test_any_devices_hold_the_same_bits(shape, axis):
   assert parts[0].data.size * mesh.shape[name] == kernel.size
 
 
+@pytest.mark.slow
 def test_loading_holds_less_than_one_tensor_beside_the_parameters(
   tmp_path, capsys
 ):

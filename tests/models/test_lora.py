@@ -147,6 +147,7 @@ def test_an_update_moves_adapters_alone_and_keeps_state_for_them_alone():
     np.testing.assert_array_equal(new[path], leaf)
 
 
+@pytest.mark.slow
 def test_the_reference_is_the_policy_with_its_adapters_off():
   policy = with_adapters()
   _, implied, found = updated(policy, None)
@@ -160,6 +161,7 @@ def test_the_reference_is_the_policy_with_its_adapters_off():
   np.testing.assert_array_equal(total, same["policy/kl_reference"][0])
 
 
+@pytest.mark.slow
 def test_rank_0_is_the_update_of_all_parameters():
   whole = dataclasses.replace(CONFIG, rank=0)
   before, after, _ = updated(worlds.policy(), worlds.policy(), config=whole)
@@ -174,6 +176,7 @@ def test_a_critic_begins_without_adapters():
   assert not lora.has(critic["trunk"])
 
 
+@pytest.mark.slow
 def test_supervised_steps_train_adapters_alone():
   rows = jax.tree.map(lambda x: x[0], learner_runs.packed().tokens)
   optimizer, step = supervised.make_step(
@@ -193,6 +196,7 @@ def test_supervised_steps_train_adapters_alone():
     np.testing.assert_array_equal(x, y)
 
 
+@pytest.mark.slow
 def test_a_run_exports_a_policy_of_low_rank_change(tmp_path):
   options = small_runs.small_config(tmp_path, num_updates=2)
   options = dataclasses.replace(

@@ -83,6 +83,7 @@ def _curvature_of_credit():
   return jax.jit(lambda at: (jax.jacfwd(slope)(at), jax.jacrev(slope)(at)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [(0.0, 0.8), (0.9, 0.0), (0.0, 0.0)])
 def test_second_derivatives_of_credit_where_nothing_is_passed_on(at):
   forward, reverse = _curvature_of_credit()(np.float32(at))

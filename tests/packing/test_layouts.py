@@ -197,6 +197,7 @@ def forest_gradients(layout):
   return function
 
 
+@pytest.mark.slow
 @settings(max_examples=10, deadline=None)
 @given(paths=random_forests.conversations())
 def test_random_forests_have_one_gradient_in_three_layouts(paths):

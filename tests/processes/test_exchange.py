@@ -79,6 +79,7 @@ def test_who_ends_or_leaves_is_named_at_once():
     assert "process 1, which ended before the rest" in str(got[0])
 
 
+@pytest.mark.slow
 def test_who_is_silent_is_named():
   server = exchange.Server("127.0.0.1", 0, 2, silence_s=4.0)
   client = exchange.Client("127.0.0.1", server.port, 0, limit_s=60.0)

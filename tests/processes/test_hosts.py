@@ -233,12 +233,14 @@ def test_a_run_goes_on_with_another_number_of_processes(base, alone, tmp_path):
   check_same(alone, run_dir)
 
 
+@pytest.mark.slow
 def test_processes_with_other_numbers_of_devices_are_refused(base, tmp_path):
   status, said = train(base, tmp_path / "run", [1, 2])
   assert status == [2, 2], said
   assert "the number of devices: process 1 has 2" in said[0]
 
 
+@pytest.mark.slow
 def test_a_supervised_run_in_two_processes_is_refused(tmp_path):
   file = HERE.parent / "experiments" / "household_sft.py"
   status, said = train(file, tmp_path / "run", [1, 1])

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 import worlds
+from marks import some
 
 from steppo_jax import types
 from steppo_jax.sampler import engine as engine_lib
@@ -56,7 +57,7 @@ def alone():
   return play(make(1))
 
 
-@pytest.mark.parametrize("devices", [2, 4, 8])
+@pytest.mark.parametrize("devices", some(4, slow=[2, 8]))
 def test_devices_answer_as_one_does_and_say_nothing_to_each_other(
   devices, alone, monkeypatch
 ):

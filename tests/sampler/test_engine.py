@@ -98,6 +98,7 @@ def test_nothing_compiles_after_warm_up():
   assert engine.compiles == before
 
 
+@pytest.mark.slow
 def test_an_engine_like_one_before_compiles_nothing():
   worlds.engine(num_slots=3).warm_up()
   engine = worlds.engine(num_slots=3)

@@ -5,6 +5,7 @@ import itertools
 
 import jax
 import numpy as np
+import pytest
 import worlds
 from hypothesis import given
 from hypothesis import strategies as st
@@ -102,6 +103,7 @@ def test_programs_are_compiled_when_needed_or_all_side_by_side():
   assert made.compiles == programs.MOST
 
 
+@pytest.mark.slow
 def test_blocks_and_layout_of_the_cache_change_no_answer(monkeypatch):
   model = dataclasses.replace(worlds.model(), num_layers=2, windows=(7, 0))
   params = jax.jit(lambda key: transformer.init(model, key))(jax.random.key(0))

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import saved_states
+from marks import some
 from saved_states import bits, state
 
 from steppo_jax.storage import checkpoint
@@ -39,7 +40,9 @@ def link(path):
   path.symlink_to(kept.name)
 
 
-@pytest.mark.parametrize("damage", [flip, cut, pathlib.Path.unlink, link])
+@pytest.mark.parametrize(
+  "damage", some(flip, slow=[cut, pathlib.Path.unlink, link])
+)
 def test_whatever_is_damaged_the_one_before_is_used(
   checkpoint_folder, tmp_path, caplog, damage
 ):
@@ -197,6 +200,7 @@ with checkpoint.Checkpoints(sys.argv[1], keep=3) as saved:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
 def test_a_slow_disk_is_waited_for_and_a_kill_meanwhile_loses_nothing(
   tmp_path,

@@ -6,6 +6,7 @@ import pathlib
 import jax
 import pytest
 import worlds
+from marks import some
 
 from steppo_jax import __main__ as cli
 from steppo_jax.datasets import tasks as datasets_tasks
@@ -77,13 +78,13 @@ def test_sampled_episodes_on_two_panels_leave_tables_steps_and_a_dataset(
 
 @pytest.mark.parametrize(
   ("env", "scores"),
-  [
-    ("search_qa", {"exact_match", "f1"}),
+  some(
     ("webshop", {"official", "small"}),
     ("paper_search",
      {f"{n}@{k}" for n in ("precision", "recall", "f1")
       for k in ("all", 100, 50, 25)}),
-  ],
+    slow=[("search_qa", {"exact_match", "f1"})],
+  ),
 )  # fmt: skip
 def test_scores_of_the_environment_are_in_the_tables(
   command, env, scores, tmp_path, capsys

@@ -31,6 +31,7 @@ def arrays_of(folder):
     return store.restore(update, like)[0], update
 
 
+@pytest.mark.slow
 def test_a_critic_that_diverges_stops_the_run_before_it_is_saved(tmp_path):
   options = small_runs.small_config(tmp_path)
   # Weights of 1e16 are finite; what they compute in the next update is not.

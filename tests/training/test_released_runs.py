@@ -60,6 +60,7 @@ def options(folder, tmp_path, **changes):
   )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_folder_is_trained_and_its_policy_taken_up(folder, tmp_path):
   run = small_runs.run(options(folder, tmp_path))
   (line,) = [

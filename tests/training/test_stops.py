@@ -72,6 +72,7 @@ def finish(command):
   return done
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", some(signal.SIGTERM, slow=[signal.SIGINT]))
 def test_a_signal_ends_with_42_and_the_same_command_goes_on(
   finished, tmp_path, number
@@ -97,6 +98,7 @@ def test_a_signal_ends_with_42_and_the_same_command_goes_on(
   assert "unseen" in done.stdout or "success" in done.stdout
 
 
+@pytest.mark.slow
 def test_two_runs_in_one_folder_are_refused(finished, tmp_path):
   options, _ = finished
   target = tmp_path / "shared"
@@ -123,6 +125,7 @@ def test_kill_9_and_the_same_command_end_with_the_same_bits(finished, tmp_path):
   assert small_runs.bits(folder) == small_runs.bits(target)
 
 
+@pytest.mark.slow
 def test_a_truncated_checkpoint_falls_back_to_the_one_before(
   finished, tmp_path
 ):

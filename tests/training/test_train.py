@@ -57,6 +57,7 @@ def test_a_run_writes_metrics_policy_and_facts(finished):
   assert list((folder / "tensorboard").iterdir())
 
 
+@pytest.mark.slow
 def test_a_panel_can_be_sampled_as_training_samples(tmp_path):
   options = small_config(tmp_path, weights=str(WARM))
   found = []
@@ -189,6 +190,7 @@ def test_a_method_of_groups_trains_on_small_games(name, layout, tmp_path):
   assert lines[1]["policy/stepped"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("layout", "history", "packed_as"),
   some(("official", None, "packed"), slow=[("prefix_friendly", 1, "tree")]),
@@ -210,6 +212,7 @@ def test_prompts_that_are_written_anew_train_too(
   assert lines[1]["policy/sampler_gap"] < 1e-5
 
 
+@pytest.mark.slow
 def test_a_teacher_is_read_from_its_file(tmp_path):
   options = small_config(tmp_path, num_updates=1, tasks_per_update=2,
                          group_size=3)  # fmt: skip

@@ -20,6 +20,7 @@ def here(tmp_path_factory):
   return small_runs.run(options)
 
 
+@pytest.mark.slow
 def test_workers_give_the_same_bits(here, tmp_path):
   options = small_runs.small_config(
     tmp_path, env=config.EnvConfig(size="tiny", workers=2)

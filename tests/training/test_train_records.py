@@ -2,6 +2,7 @@
 
 import shutil
 
+import pytest
 import small_runs
 import worlds
 
@@ -10,6 +11,7 @@ from steppo_jax.storage import folder as run_folder
 from steppo_jax.training import train
 
 
+@pytest.mark.slow
 def test_episodes_of_some_updates_are_kept_and_come_back(tmp_path):
   options = small_runs.small_config(tmp_path, record_every=2)
   folder = run_folder.open_folder(options, "test", "test")
