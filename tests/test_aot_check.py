@@ -56,8 +56,8 @@ def test_the_compilers_refusal_is_read():
 @pytest.mark.parametrize(
   "program",
   some(
-    *(x for x in programs.PROGRAMS if "learner" not in x),
-    slow=[x for x in programs.PROGRAMS if "learner" in x],
+    "prefill",
+    slow=programs.PROGRAMS,
   ),
 )
 def test_every_program_compiles_for_a_mesh_and_is_measured(program):
@@ -136,6 +136,7 @@ def test_a_whole_run_is_counted_with_all_that_it_holds(program):
   assert share == pytest.approx(0.5, rel=0.02)
 
 
+@pytest.mark.slow
 def test_more_chips_hold_less_each():
   sizes = []
   for fsdp in (2, 8):

@@ -124,12 +124,14 @@ def test_all_forms_are_converted_into_each_other_bit_by_bit(
   assert config["eos_token_id"] == words.end_of_turn_id
 
 
+@pytest.mark.slow
 def test_types_are_narrowed_on_demand(capsys, folder, tmp_path):
   run(capsys, "convert", folder, tmp_path / "x", "--dtype", "bfloat16")
   _, params = sources.load(sources.find(tmp_path / "x"))
   assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("bfloat16")}
 
 
+@pytest.mark.slow
 def test_a_runs_checkpoint_is_exported_with_adapters_merged(
   capsys, folder, model, tmp_path
 ):
@@ -181,6 +183,7 @@ def test_a_model_answers_the_same_in_every_form(
   assert text == words.decode(known).encode("utf-8", "replace").decode() + "\n"
 
 
+@pytest.mark.slow
 def test_draws_follow_the_seed(capsys, folder):
   options = ("--model", folder, "--chat", "--system", "Be brief.", "--prompt",
              "hello", "--temperature", 1.5, "--max-tokens", 8)  # fmt: skip
@@ -190,6 +193,7 @@ def test_draws_follow_the_seed(capsys, folder):
   assert texts[0] == texts[1] != texts[2]
 
 
+@pytest.mark.slow
 def test_lines_of_the_input_are_turns_of_a_chat(capsys, folder, monkeypatch):
   monkeypatch.setattr("sys.stdin", io.StringIO("hello\nand now?\n"))
   options = ("--model", folder, "--max-tokens", 5)
@@ -313,6 +317,7 @@ def test_a_prompt_with_a_surrogate_is_read(capsys, folder):
   assert text.endswith("\n")
 
 
+@pytest.mark.slow
 def test_a_weights_file_answers_with_its_own_tokenizer(capsys, tmp_path):
   path = tmp_path / "w.safetensors"
   sizes = presets.get("nano", worlds.tokenizer().vocab_size)

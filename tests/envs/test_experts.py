@@ -90,6 +90,7 @@ def test_a_plan_that_does_not_win_is_refused():
     experts.play(task, env, ["dance"], wins=False)
 
 
+@pytest.mark.slow
 def test_haste_costs_the_share_of_episodes_that_was_asked_for(tmp_path):
   options = made("search_qa", num_episodes=400, noise=0.5)
   demonstrations.prepare(tmp_path, options)

@@ -96,6 +96,7 @@ def test_sizes_bound_the_number_of_receptacles(size, least, most):
   assert most - 1 <= max(counts) <= most
 
 
+@pytest.mark.slow
 def test_families_are_about_equally_likely():
   families = collections.Counter(task.family for task in _tasks(1200))
   assert families.keys() == set(household_worlds.FAMILIES)

@@ -49,6 +49,7 @@ def real(shared_dir):
   return folder
 
 
+@pytest.mark.slow
 def test_recall_on_the_test_queries_is_the_known_one(real):
   env = papers_env.PaperSearchEnv(data_dir=real)
   tasks = papers_library.load_tasks(real, "auto_test")

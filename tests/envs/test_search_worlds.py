@@ -54,6 +54,7 @@ def test_one_search_for_the_question_seldom_finds_the_second_paragraph(size):
   assert both < 0.1 * 150
 
 
+@pytest.mark.slow
 def test_held_out_pairs_of_facts_are_asked_in_valid_unseen_alone():
   asked = {
     split: {_facts(task) for task in _tasks(split, "small", 600)}

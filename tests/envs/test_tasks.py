@@ -1,18 +1,19 @@
 """Task lists: functions of (seed, update), pinned panels, refused names."""
 
 import pytest
+from marks import some
 
 from steppo_jax.envs.webshop import tasks as webshop_tasks
 from steppo_jax.training import config, players
 
 GENERATED = ["household", "paper_search", "recommend", "search_qa", "webshop"]
 # Environment, folder below the shared data, split of a panel.
-RECORDED = [
+RECORDED = some(
   ("search_qa", "hotpotqa", "validation"),
   ("paper_search", "paper_search", "auto_test"),
-  ("webshop", "webshop", "valid_unseen"),
   ("alfworld", "alfworld", "valid_seen"),
-]
+  slow=[("webshop", "webshop", "valid_unseen")],
+)
 
 
 @pytest.mark.parametrize("env", GENERATED)

@@ -81,6 +81,7 @@ def _random_agent(rng, task):
   return act
 
 
+@pytest.mark.slow
 def test_a_random_agent_stays_at_the_known_level_of_the_real_shop(shared_dir):
   # Thousands of episodes of benchmarks/envs.py: score .105, success .003.
   data_dir = shared_dir / "data" / "webshop"

@@ -228,6 +228,7 @@ def test_the_product_split_keeps_products_apart(webshop_dir):
   assert not said["train"] & said["valid_seen"]
 
 
+@pytest.mark.slow
 def test_the_public_split_can_be_sampled_and_pinned(webshop_dir):
   tasks = webshop_tasks.shopping("tiny", str(webshop_dir), by="index")
   first = tasks.sample(6, seed=1, update=2)

@@ -65,6 +65,7 @@ def test_every_shop_has_customers_and_page_limits(split):
       )
 
 
+@pytest.mark.slow
 def test_held_out_pairs_are_in_valid_unseen_alone():
   for size, split in itertools.product(webshop_worlds.SIZES, _SPLITS):
     for task in _tasks(40, split, size):

@@ -68,6 +68,7 @@ def test_the_weights_are_those_of_the_reference_and_the_thoughts():
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", some("actfocus_grpo", slow=NAMES))
 def test_without_a_difference_it_is_the_base_row_to_the_bit(name):
   base = row_of(name, focus_alpha=None, focus_beta=0.0)

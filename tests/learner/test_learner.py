@@ -33,6 +33,7 @@ def test_the_kernel_gives_the_update_of_the_blocks(sgd):
   close(a.policy, b.policy)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", some("grpo", slow=["steppo", "capo", "ppo"]))
 def test_microbatches_change_nothing(name, sgd):
   small = dataclasses.replace(CONFIG, microbatch_rows=2)

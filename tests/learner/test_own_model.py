@@ -168,6 +168,7 @@ EMPTY = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", some("grpo", slow=["steppo"]))
 def test_empty_parts_leave_finite_parameters_metrics_and_gradients(name):
   row = dataclasses.replace(sj.ALGORITHMS[name], kl_coef=0.0)

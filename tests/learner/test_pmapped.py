@@ -22,6 +22,7 @@ def run(batch, algorithm, *, devices=4, updates=1, config=learner_runs.CONFIG):
 
 
 # A critic on steps and on tokens, a centre over the whole mini-batch.
+@pytest.mark.slow
 @pytest.mark.parametrize("name", some("steppo", slow=["capo", "ppo"]))
 def test_four_devices_under_pmap_are_the_learner(name, sgd):
   batch, algorithm = learner_runs.packed(), learner_runs.row(name)

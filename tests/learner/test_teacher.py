@@ -131,6 +131,7 @@ def test_the_gap_is_that_of_a_plain_forward_pass():
   assert compared > 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("layout", "devices"), some(("packed", 8), slow=[("rows", 1), ("tree", 1)])
 )
@@ -180,6 +181,7 @@ def test_the_teachers_weight_falls_to_nothing_over_its_updates():
   assert run._cache_size() == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", some("peer", slow=["file"]))
 def test_nobody_is_asked_once_the_teachers_weight_is_gone(kind, monkeypatch):
   asked, logp = [], spec.UpdateSpec.logp

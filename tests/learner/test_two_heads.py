@@ -57,6 +57,7 @@ def test_each_head_learns_its_targets_by_a_mean_of_its_own():
     assert told[f"critic/{name}"][0] > 0
 
 
+@pytest.mark.slow
 def test_a_critic_of_some_layers_reads_no_other():
   model = dataclasses.replace(worlds.model(), num_layers=3)
   policy = transformer.init(model, jax.random.key(0))

@@ -30,8 +30,7 @@ from steppo_jax.ops import ratios, segments
 
 ALL = list(algorithms_table.ALGORITHMS)
 CRITICS = [name for name in ALL if algorithms_table.get(name).critic]
-# A critic on steps; segments that are cut anew; a reference and a teacher.
-FAST = ("steppo", "sapo_segment", "serl")
+FAST = ("steppo",)
 
 
 @pytest.mark.parametrize("name", some(*FAST, slow=ALL))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
+from marks import some
 
 from steppo_jax.models import attend
 from steppo_jax.ops import attention, attention_pallas
@@ -27,6 +28,10 @@ IMPLEMENTATIONS = {
   "pallas": pallas(8, 4),
   "pallas_long_keys": pallas(4, 8),
 }
+SHORT = some(
+  *(x for x in IMPLEMENTATIONS if x != "pallas_long_keys"),
+  slow=["pallas_long_keys"],
+)
 
 
 def forest(rng, tokens=T):
@@ -112,7 +117,7 @@ def hold(function, q, k, v, end, dout, rtol=1e-5):
     close(x, y, rtol)
 
 
-@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+@pytest.mark.parametrize("name", SHORT)
 def test_outputs_and_gradients_equal_a_slow_loop(name):
   for seed in range(4):
     end = forests(seed)
@@ -136,7 +141,7 @@ def test_bfloat16_is_accumulated_in_float32(name):
   hold(IMPLEMENTATIONS[name], q, k, v, end, dout, rtol=2e-2)
 
 
-@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+@pytest.mark.parametrize("name", SHORT)
 def test_plain_causal_rows_equal_the_attention_of_jax(name):
   end = np.full((2, T), T, np.int32)
   q, k, v, dout = arrays(7, end)
@@ -190,7 +195,9 @@ def test_steps_without_a_pair_fetch_nothing_new():
   np.testing.assert_array_equal(got, [-2, 1, -2, 3, -4, -1, -1, -1, -1, -1])
 
 
-@pytest.mark.parametrize("name", ["loop", "pallas", "pallas_long_keys"])
+@pytest.mark.parametrize(
+  "name", some("loop", "pallas", slow=["pallas_long_keys"])
+)
 def test_pairs_of_blocks_without_a_visible_pair_are_not_computed(name):
   # Two chains of eight tokens, eight unused slots. A mask alone would not stop
   # NaN in the first chain and the unused slots: 0 * NaN = NaN.
@@ -223,7 +230,7 @@ def test_long_rows_take_linear_memory_and_one_program():
   assert lines == more_lines
 
 
-@pytest.mark.parametrize("name", ["unrolled", "loop", "pallas"])
+@pytest.mark.parametrize("name", some("pallas", slow=["unrolled", "loop"]))
 def test_vmap_and_shard_map_agree_with_jit(name):
   end = forests(10)
   q, k, v, dout = arrays(10, end)

@@ -17,6 +17,7 @@ import pytest
 import reference
 from hypothesis import given
 from hypothesis import strategies as st
+from marks import some
 
 from steppo_jax.ops import groups, losses, returns, shaping
 
@@ -80,7 +81,7 @@ def test_stepopsd_brings_steps_to_one_size(neighbours):
     base.close(f32(values) * scale[1 + k], want)
 
 
-@pytest.mark.parametrize("name", ["vetta", "vetta_truncated"])
+@pytest.mark.parametrize("name", some("vetta", slow=["vetta_truncated"]))
 def test_vetta_adds_what_tokens_differ_by(neighbours, name):
   case = neighbours[name]
   x, want = case["inputs"], case["expected"]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
+from marks import some
 from transform_cases import CASES, IDS, LAST, X_K, X_T, close
 
 from steppo_jax.ops import returns
@@ -17,7 +18,11 @@ def _flat(tree):
   return jnp.concatenate([x.reshape(-1) for x in jax.tree.leaves(tree)])
 
 
-@pytest.mark.parametrize("name", CASES)
+# Loops over tokens take seconds to trace and lower.
+QUICK = [x for x in CASES if x not in ("token_gae", "turn_and_token_gae")]
+
+
+@pytest.mark.parametrize("name", some("token_gae", *QUICK, slow=CASES))
 def test_every_transform_agrees_with_eager(name):
   function, x = CASES[name]
   run = lambda x: _flat(function(x))
@@ -40,7 +45,7 @@ def test_every_transform_agrees_with_eager(name):
   close(jax.jit(sharded)(many), mapped)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", some(*QUICK, slow=CASES))
 def test_forward_and_reverse_gradients_agree(name):
   function, x = CASES[name]
   run = lambda x: _flat(function(x))
@@ -53,7 +58,7 @@ def test_forward_and_reverse_gradients_agree(name):
   np.testing.assert_allclose(reverse, expected, rtol=2e-5, atol=2e-5)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", some(*QUICK, slow=CASES))
 def test_second_derivatives_are_finite_and_agree(name):
   function, x = CASES[name]
   curved = lambda x: jnp.square(_flat(function(x))).sum()

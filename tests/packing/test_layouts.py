@@ -125,6 +125,7 @@ def trunk_trained_per_branch(batch):
   return batch._replace(tokens=batch.tokens.replace(step_ids=ids))
 
 
+@pytest.mark.slow
 def test_training_the_trunk_once_per_branch_is_another_gradient():
   row = row_of("steppo")
   exact = packed("rows")

@@ -91,12 +91,16 @@ def test_the_second_interrupt_ends_it_at_once():
   process = start("""
 with handler.held():
   print("ready", flush=True)
-  time.sleep(1.0)
-  print("here", flush=True)
-  time.sleep(30)
+  try:
+    while signal.getsignal(signal.SIGINT) is not signal.SIG_DFL:
+      time.sleep(0.01)
+    print("asked", flush=True)
+    time.sleep(30)
+  finally:
+    print("stopped", flush=True)
 """)
   process.send_signal(signal.SIGINT)
-  time.sleep(0.3)
+  assert process.stdout.readline() == "asked\n"
   process.send_signal(signal.SIGINT)
   code, out, _ = end(process, timeout=10)
   assert code == -signal.SIGINT

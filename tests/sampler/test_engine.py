@@ -366,6 +366,7 @@ def test_more_stop_ids_than_fit_are_refused():
     worlds.engine().generate([wanted])
 
 
+@pytest.mark.slow
 def test_rows_without_a_token_are_never_sampled():
   # Their logits are the largest by far.
   model = transformer.ModelConfig(vocab_size=70, num_ids=64, width=8)

@@ -91,6 +91,7 @@ def test_runs_are_those_that_cost_least():
     assert cost(programs.cut(length, sizes)) == least
 
 
+@pytest.mark.slow
 def test_programs_are_compiled_when_needed_or_all_side_by_side():
   made = make(worlds.model(), worlds.policy(), context=1100)
   request = types.Request("a", np.arange(3, 9, dtype=np.int32), (0,), 2, 1.0)

@@ -79,11 +79,13 @@ def test_sampled_episodes_on_two_panels_leave_tables_steps_and_a_dataset(
 @pytest.mark.parametrize(
   ("env", "scores"),
   some(
-    ("webshop", {"official", "small"}),
     ("paper_search",
      {f"{n}@{k}" for n in ("precision", "recall", "f1")
       for k in ("all", 100, 50, 25)}),
-    slow=[("search_qa", {"exact_match", "f1"})],
+    slow=[
+      ("search_qa", {"exact_match", "f1"}),
+      ("webshop", {"official", "small"}),
+    ],
   ),
 )  # fmt: skip
 def test_scores_of_the_environment_are_in_the_tables(

@@ -28,6 +28,7 @@ def test_workers_give_the_same_bits(here, tmp_path):
   assert small_runs.bits(small_runs.run(options)) == small_runs.bits(here)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_while_workers_crash_and_hang(tmp_path):
   env = config.EnvConfig(
     "faulty", size="tiny", workers=2, limits=WorkerLimits(step_s=0.5),
