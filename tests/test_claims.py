@@ -5,6 +5,7 @@ import pathlib
 
 import numpy as np
 import pytest
+from marks import some
 from scipy import stats
 
 from steppo_jax.compare import cells as compare
@@ -39,17 +40,12 @@ def test_the_tables_in_the_text_are_those_of_the_results(path):
 
 @pytest.mark.parametrize(
   "name",
-  [
-    "critic",
-    "equal",
-    "equal_ablation",
-    "group_weighting",
-    "horizon",
-    "scratchpad_ablation",
-    "shop",
-    "updates",
-  ],
-)
+  some(
+    "equal_ablation", "group_weighting",
+    slow=["critic", "equal", "horizon", "scratchpad_ablation", "shop",
+          "updates"],
+  ),
+)  # fmt: skip
 def test_committed_results_are_known_to_their_matrix(name):
   # An option that is added to the package does not ask for the runs again.
   made = matrix.load(str(ROOT / "experiments" / "compare" / f"{name}.py"))
