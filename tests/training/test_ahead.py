@@ -152,6 +152,12 @@ def learn(made, episodes, *, first=0, last=UPDATES, pause=lambda: None):
   return found
 
 
+def learn_on(made, episodes):
+  for update in range(1, UPDATES):
+    made.play(update, episodes(update))
+    made.set_policy(update + 1, update + 1)
+
+
 @settings(max_examples=12)
 @given(
   seed=st.integers(0, 10**6),
@@ -243,9 +249,7 @@ def test_what_breaks_the_rollouts_is_told_to_the_learner(tmp_path):
     full.write_text("no folder")
     made.set_policy(1, 1)
     with pytest.raises(RuntimeError, match="cannot write the journal"):
-      for update in (1, 2, 3):
-        made.play(update, episodes(update))
-        made.set_policy(update + 1, update + 1)
+      learn_on(made, episodes)
 
 
 def test_waiting_for_an_episode_is_said_with_its_name(
@@ -264,6 +268,7 @@ def test_waiting_for_an_episode_is_said_with_its_name(
   assert "update 0 waits for episodes ['0-0-0'" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_run_learns_from_what_older_weights_sampled(tmp_path):
   small = small_runs.small_config(tmp_path, keep_journals=9)
   rollout = dataclasses.replace(small.rollout, staleness=2)
