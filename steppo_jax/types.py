@@ -203,7 +203,8 @@ class Engine(Protocol):
   """Samples responses for requests that come and go.
 
   A run gives it weights (`set_params`), compiles once (`warm_up`), and plays
-  between two changes of the weights. The loop that plays episodes needs only
+  between two changes of the weights. A run whose rollouts go on meanwhile has
+  them changed by `prepare` and `swap`. The loop that plays episodes needs only
   `num_slots`, `submit`, `poll` and `release`.
 
   Attributes:
@@ -232,6 +233,23 @@ class Engine(Protocol):
       params: The policy's parameters, as a tree of arrays on any devices;
         adapters among them are merged. They are copied.
       version: Number of updates behind them.
+
+    Raises:
+      RuntimeError: responses are under way.
+    """
+
+  def prepare(self, params: Any) -> Any:
+    """Weights in the form that it samples with, for `swap`.
+
+    Unlike the rest it may be called by another thread, and while responses are
+    under way.
+
+    Args:
+      params: As for `set_params`; they are copied.
+    """
+
+  def swap(self, prepared: Any, version: int) -> None:
+    """As `set_params`, of weights that are prepared; it takes no time.
 
     Raises:
       RuntimeError: responses are under way.

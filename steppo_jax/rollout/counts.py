@@ -54,3 +54,27 @@ def summary(
     causes = collections.Counter(r.partition(":")[0] for r in reasons)
     out |= {f"{kind}/{cause}": (n, 1) for cause, n in sorted(causes.items())}
   return {name: (float(a), float(b)) for name, (a, b) in out.items()}
+
+
+def staleness(
+  trajectories: Sequence[types.Trajectory], update: int
+) -> dict[str, tuple[float, float]]:
+  """How far behind the weights were that sampled the steps of an update.
+
+  A step's staleness is the number of updates between the weights that sampled
+  it and those that it trains.
+
+  Args:
+    trajectories: Whole episodes.
+    update: The updates done before they are trained on.
+
+  Returns:
+    As (sum, weight): the mean `staleness`, and for each that occurs the share
+    of steps `staleness_share/K`.
+  """
+  behind = [update - s.policy_version for t in trajectories for s in t.steps]
+  shares = collections.Counter(behind)
+  return {"staleness": (float(sum(behind)), float(len(behind)))} | {
+    f"staleness_share/{k}": (float(n), float(len(behind)))
+    for k, n in sorted(shares.items())
+  }

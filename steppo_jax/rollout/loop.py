@@ -3,9 +3,10 @@
 import collections
 import contextlib
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterable
 from concurrent import futures
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -28,6 +29,53 @@ class Episode(NamedTuple):
   task: types.Task
   seed: int
   key: tuple[int, ...]
+
+
+class Feed(Protocol):
+  """Where a rollout that goes on while others learn has its episodes from.
+
+  All methods are called by the thread that plays. Any may raise, which breaks
+  the rollout off.
+  """
+
+  def take(self) -> Episode | None:
+    """The next episode; None if none may begin now."""
+
+  def ended(self) -> bool:
+    """Whether `take` will give no episode any more."""
+
+  def change_waits(self) -> bool:
+    """Whether the engine is to get other weights: until it has, no response
+    begins, so that each is sampled by one policy."""
+
+  def change(self) -> None:
+    """Gives the engine its weights; no response is under way."""
+
+  def news(self) -> futures.Future:
+    """Done once `take` may give an episode; asked for after it gave none."""
+
+
+class _Listed:
+  """A feed of episodes that are all there at the start."""
+
+  def __init__(self, episodes: Iterable[Episode]):
+    self._rest = collections.deque(episodes)
+    self._news = futures.Future()
+
+  def take(self) -> Episode | None:
+    return self._rest.popleft() if self._rest else None
+
+  def ended(self) -> bool:
+    return not self._rest
+
+  def change_waits(self) -> bool:
+    return False
+
+  def change(self) -> None:
+    raise AssertionError("no weights wait")
+
+  def news(self) -> futures.Future:
+    return self._news
 
 
 @dataclasses.dataclass
@@ -74,13 +122,47 @@ def run(
   Returns:
     Trajectories in the order of `episodes`.
   """
-  return _Rollout(engine, make_env, prompt, config, on_finish, waiting).run(
-    episodes
-  )
+  episodes = list(episodes)
+  done: dict[str, types.Trajectory] = {}
+
+  def keep(trajectory: types.Trajectory) -> None:
+    done[trajectory.uid] = trajectory
+    if on_finish is not None:
+      on_finish(trajectory)
+
+  feed = _Listed(episodes)
+  run_from(engine, make_env, feed, prompt, config, keep, waiting=waiting)
+  return [done[episode.uid] for episode in episodes]
+
+
+def run_from(
+  engine: types.Engine,
+  make_env: Callable[[], types.Env],
+  feed: Feed,
+  prompt: prompt_base.Prompt,
+  config: RolloutConfig,
+  on_finish: Callable[[types.Trajectory], None],
+  *,
+  waiting: Callable[[], contextlib.AbstractContextManager] = (
+    contextlib.nullcontext
+  ),
+) -> None:
+  """Runs the episodes of a feed until it has ended; otherwise as `run`.
+
+  Args:
+    engine: Samples the responses; see `Feed.change` for its weights.
+    make_env: See `run`.
+    feed: Gives the episodes.
+    prompt: See `run`.
+    config: See `run`.
+    on_finish: Called with each trajectory when it ends.
+    waiting: See `run`.
+  """
+  _Rollout(engine, make_env, prompt, config, on_finish, waiting).run(feed)
 
 
 class _Rollout:
-  """What `run` keeps while it runs."""
+  """What `run_from` keeps while it runs."""
 
   def __init__(self, engine, make_env, prompt, config, on_finish, waiting):
     self._engine = engine
@@ -89,42 +171,65 @@ class _Rollout:
     self._config = config
     self._on_finish = on_finish
     self._waiting = waiting
-    self._done: dict[int, types.Trajectory] = {}
     self._live: dict[int, _Live | None] = {}
     self._retried: dict[int, tuple[str, ...]] = {}
+    self._again: collections.deque[tuple[int, Episode]] = collections.deque()
+    self._numbers = itertools.count()
+    self._number_of: dict[str, int] = {}
     self._idle: list[types.Env] = []
+    self._most = min(engine.num_slots, config.max_live or engine.num_slots)
 
-  def run(self, episodes: Iterable[Episode]) -> list[types.Trajectory]:
+  def run(self, feed: Feed) -> None:
     engine, live = self._engine, self._live
-    waiting = collections.deque(enumerate(episodes))
-    index_of: dict[str, int] = {}
-    most = min(engine.num_slots, self._config.max_live or engine.num_slots)
     rest = self._prompt, self._config
+    requests, under_way = [], 0
     try:
       with _Calls(self._config.env_threads, self._waiting) as calls:
-        while waiting or live:
-          while waiting and len(live) < most:
-            index, episode = waiting.popleft()
-            live[index], index_of[episode.uid] = None, index
-            env = self._idle.pop() if self._idle else None
-            calls.start(index, _start, episode, env, self._make_env, *rest)
-          requests = []
+        while True:
+          self._begin(feed, calls)
+          if not live:
+            if feed.ended():
+              return
+            with self._waiting():
+              futures.wait([feed.news()])
+            continue
           # All are with their environments: nothing to do but wait.
-          for index, found in calls.finished(wait=len(calls) == len(live)):
+          idle = len(calls) == len(live)
+          news = None if len(live) == self._most else feed.news()
+          for index, found in calls.finished(wait=idle, news=news):
             if isinstance(found, _Live):
               live[index] = found
               requests.append(self._request(found))
             elif again := self._end(index, found):
-              waiting.appendleft((index, again))
-          engine.submit(requests)
+              self._again.appendleft((index, again))
+          if feed.change_waits() and not under_way:
+            feed.change()
+          if not feed.change_waits():
+            engine.submit(requests)
+            under_way += len(requests)
+            requests = []
           for request, response in engine.poll():
-            index = index_of[request.session]
+            under_way -= 1
+            index = self._number_of[request.session]
             calls.start(index, _advance, live[index], response, *rest)
     finally:
       # A rollout that is broken off leaves episodes under way.
       for env in [*self._idle, *(s.env for s in live.values() if s)]:
         _close(env)
-    return [self._done[index] for index in range(len(self._done))]
+
+  def _begin(self, feed: Feed, calls: "_Calls") -> None:
+    """Resets environments for as many episodes as there are and have room."""
+    while len(self._live) < self._most:
+      if self._again:
+        index, episode = self._again.popleft()
+      elif (episode := feed.take()) is not None:
+        index = self._number_of[episode.uid] = next(self._numbers)
+      else:
+        return
+      self._live[index] = None
+      env = self._idle.pop() if self._idle else None
+      rest = self._prompt, self._config
+      calls.start(index, _start, episode, env, self._make_env, *rest)
 
   def _request(self, state: _Live) -> types.Request:
     return types.Request(
@@ -150,9 +255,9 @@ class _Rollout:
       self._retried[index] = (*retried, ended.error)
       return found.again
     ended = dataclasses.replace(ended, retried=retried) if retried else ended
-    self._done[index] = ended
-    if self._on_finish is not None:
-      self._on_finish(ended)
+    self._retried.pop(index, None)
+    del self._number_of[ended.uid]
+    self._on_finish(ended)
     return None
 
 
@@ -195,15 +300,19 @@ class _Calls:
         future.set_result(function(*args))
     self._pending[future] = index
 
-  def finished(self, *, wait: bool) -> list[tuple[int, object]]:
+  def finished(
+    self, *, wait: bool, news: futures.Future | None
+  ) -> list[tuple[int, object]]:
     """Results that are there, in the order of the calls.
 
     Args:
       wait: Whether to wait for the first if there is none.
+      news: Ends the waiting too, where it is given.
     """
     if wait:
       with self._waiting():
-        futures.wait(self._pending, return_when=futures.FIRST_COMPLETED)
+        either = [*self._pending, *([] if news is None else [news])]
+        futures.wait(either, return_when=futures.FIRST_COMPLETED)
     ready = [future for future in self._pending if future.done()]
     return [(self._pending.pop(future), future.result()) for future in ready]
 

@@ -22,6 +22,11 @@ class RolloutConfig:
       before it counts as an error: from its start, with the same key, so that
       the same episode comes of it. Without them an environment that fails now
       and then loses long episodes more often than short ones.
+    staleness: Most updates between the weights that sample a token and the
+      update that trains it. 0 plays and learns in turns. From 1 on rollouts go
+      on while the learner works (asynchronous training, `training.ahead`):
+      worth it where environments are slow, or devices idle otherwise. No
+      episode is thrown away, whatever the number.
   """
 
   max_steps: int = 15
@@ -31,9 +36,12 @@ class RolloutConfig:
   env_threads: int = 0
   max_live: int | None = None
   retries: int = 0
+  staleness: int = 0
 
   def __post_init__(self):
     if self.max_live is not None and self.max_live < 1:
       raise ValueError(f"rollout.max_live={self.max_live} must be at least 1")
     if self.retries < 0:
       raise ValueError(f"rollout.retries={self.retries} must be at least 0")
+    if self.staleness < 0:
+      raise ValueError(f"rollout.staleness={self.staleness} must be at least 0")

@@ -82,15 +82,23 @@ class SlotEngine:
     Raises:
       RuntimeError: responses are under way.
     """
-    if self._under_way:
-      raise RuntimeError(
-        f"{len(self._under_way)} responses are under way: poll until they have "
-        "ended before the weights change"
-      )
+    self._require_rest()
     # The old ones go first: a device may have no room for both.
     self._device.params = self._version = None
-    self._device.params = hand_over.for_sampler(self._model, params)
-    self._version = version
+    self.swap(self.prepare(params), version)
+
+  def prepare(self, params: Any) -> Any:
+    """Weights in the form that `swap` takes; see `types.Engine`."""
+    return hand_over.for_sampler(self._model, params)
+
+  def swap(self, prepared: Any, version: int) -> None:
+    """As `set_params`, of weights that are prepared.
+
+    Raises:
+      RuntimeError: responses are under way.
+    """
+    self._require_rest()
+    self._device.params, self._version = prepared, version
     self._slots.clear()
 
   def warm_up(self) -> None:
@@ -230,6 +238,13 @@ class SlotEngine:
   def compiles(self) -> int:
     """Programs compiled so far; constant after `warm_up`."""
     return self._device.compiles
+
+  def _require_rest(self) -> None:
+    if self._under_way:
+      raise RuntimeError(
+        f"{len(self._under_way)} responses are under way: poll until they have "
+        "ended before the weights change"
+      )
 
   def _require_params(self, caller: str) -> None:
     if self._version is None:

@@ -169,6 +169,9 @@ class Rollouts:
     now = dataclasses.asdict(counters)
     return trajectories, {name: now[name] - before[name] for name in now}
 
+  def close(self) -> None:
+    """Ends what goes on between two calls of `play`: here nothing."""
+
   def record(self, trajectories, update: int) -> None:
     """Keeps the episodes of an update, if it is one of those to be kept."""
     every = self._config.record_every

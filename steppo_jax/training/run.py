@@ -1,5 +1,6 @@
 """The parts of a run of reinforcement learning, made from its options."""
 
+import contextlib
 import functools
 import math
 import pathlib
@@ -21,6 +22,7 @@ from steppo_jax.processes import hosts as hosts_lib
 from steppo_jax.processes import kill_points
 from steppo_jax.rollout import loop
 from steppo_jax.storage import events
+from steppo_jax.training import ahead
 from steppo_jax.training import config as config_lib
 from steppo_jax.training import episodes as training_episodes
 from steppo_jax.training import evaluate
@@ -86,15 +88,26 @@ class Run:
       self.tasks, config.env.name,
       config.evaluation.split, config.evaluation.episodes,
     )  # fmt: skip
-    self.players = players_lib.make(
-      config, self.model, self.tokenizer, hosts=hosts, waiting=log.waiting
-    )
-    self.evaluator = evaluate.Evaluator(
-      self.players, panel, config.evaluation.temperature
+    make_players = functools.partial(
+      players_lib.make, config, self.model, self.tokenizer, hosts=hosts
     )
     self._on_failure = on_failure
-    self.rollouts = training_episodes.Rollouts(
-      config, folder, self.players, functools.partial(self._told, on_episode)
+    told = functools.partial(self._told, on_episode)
+    if config.rollout.staleness:
+      # Rollouts go on while others play the panel, in a thread that the event
+      # log knows nothing of.
+      self.players = make_players(waiting=contextlib.nullcontext)
+      self._judges = make_players(waiting=log.waiting)
+      self.rollouts = ahead.Ahead(
+        config, folder, self.players, told, self.episodes
+      )
+    else:
+      self.players = self._judges = make_players(waiting=log.waiting)
+      self.rollouts = training_episodes.Rollouts(
+        config, folder, self.players, told
+      )
+    self.evaluator = evaluate.Evaluator(
+      self._judges, panel, config.evaluation.temperature
     )
 
   def _placed(self, policy: Any) -> Any:
@@ -131,10 +144,20 @@ class Run:
     Adapters are merged, so that sampling takes no longer.
     """
     self.rollouts.set_policy(policy, version)
+    self._handed = policy
+
+  def close(self) -> None:
+    """Ends rollouts that go on, and the environments' workers."""
+    self.rollouts.close()
+    self.players.close()
+    if self._judges is not self.players:
+      self._judges.close()
 
   def evaluate(self, update: int) -> dict[str, Any]:
-    """Plays the panel with the weights that the sampler holds."""
+    """Plays the panel with the weights that were handed over last."""
     with self.log.span(events.EVALUATION, update):
+      if self._judges is not self.players:
+        self._judges.engine.set_params(self._handed, update)
       found, played = self.evaluator(
         on_finish=functools.partial(self._told, None)
       )

@@ -86,7 +86,7 @@ def train(
       run = Run(config, folder, log, on_episode, hosts, on_failure)
     kill_points.passed("train: built")
     with contextlib.ExitStack() as stack:
-      stack.enter_context(run.players)
+      stack.callback(run.close)
       store = checkpoint.Checkpoints(
         folder / run_folder.CHECKPOINTS_NAME, config.keep_checkpoints, hosts
       )
@@ -224,6 +224,10 @@ def _one_update(run: Run, state, update: int, held):
   kill_points.passed("update: handed over")
   mean = metrics.Mean()
   mean.add({f"rollout/{k}": v for k, v in counts.summary(trajectories).items()})
+  if run.config.rollout.staleness:
+    mean.add(
+      {f"rollout/{k}": v for k, v in counts.staleness(whole, update).items()}
+    )
   mean.add(pairs)
   result = mean.result() | plain | left_out
   if "critic/unexplained_variance" in result:

@@ -180,6 +180,29 @@ def test_new_weights_drop_the_cache():
   assert answer.policy_version == 3
 
 
+def test_prepared_weights_wait_for_the_responses_under_way():
+  engine, other = (
+    worlds.engine(),
+    jax.tree.map(lambda x: x * 1.5, worlds.policy()),
+  )
+  asked = request("a", [5, 6, 7])
+  engine.submit([asked])
+  prepared = engine.prepare(other)
+  with pytest.raises(RuntimeError, match="1 responses are under way"):
+    engine.swap(prepared, 4)
+  while not (ended := engine.poll()):
+    pass
+  assert ended[0][1].policy_version == 0
+  engine.swap(prepared, 4)
+  swapped = engine.generate([request("b", [5, 6, 7], key=(1,))])[0]
+  engine.set_params(other, 4)
+  whole = engine.generate([request("b", [5, 6, 7], key=(1,))])[0]
+  assert swapped.policy_version == whole.policy_version == 4
+  np.testing.assert_array_equal(swapped.response_ids, whole.response_ids)
+  np.testing.assert_array_equal(swapped.behaviour_logp, whole.behaviour_logp)
+  engine.release("a"), engine.release("b")
+
+
 def test_the_limit_ends_a_response():
   answers = worlds.engine().generate(
     [request(str(i), [9, 10, 11], key=(i,), new=3) for i in range(8)]

@@ -1,0 +1,312 @@
+"""Rollouts that go on while the learner works: asynchronous training.
+
+With `rollout.staleness=K` the episodes of update u begin as soon as u - K
+updates are done. Tokens of update u are then sampled with weights that are at
+most K updates behind those that are trained with them, and the learner finds
+the episodes of its next update finished, or nearly.
+
+-   **The bound holds by admission.** An episode begins only when the engine is
+    given weights of at least u - K updates, and weights only get newer. Nothing
+    is ever too old, so that nothing is thrown away; where an episode is slow
+    the learner waits for it.
+-   **A step is sampled by one policy.** Weights change between responses, never
+    inside one: new ones wait until the responses under way have ended. An
+    episode may run across several changes, and each of its steps names its own
+    `policy_version`. What the sampler holds of earlier prompts is dropped with
+    the weights that made it, and read anew.
+-   **Order and share are those of `Rollouts`.** Update u is trained on the
+    episodes that `Run.episodes` names for it, in their order, and each process
+    plays its share of them. What differs from a run that waits is the weights
+    alone.
+
+Every episode is in the journal of its update before it is trained on. A run
+that goes on finds the finished ones there, whichever weights sampled them, and
+trains each exactly once; those that were under way are played from their start
+with the weights there are then.
+"""
+
+import collections
+import dataclasses
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent import futures
+from typing import Any
+
+from steppo_jax import types
+from steppo_jax.processes import kill_points
+from steppo_jax.rollout import gathering, loop
+from steppo_jax.rollout import journal as journal_lib
+from steppo_jax.training import episodes as episodes_lib
+
+_log = logging.getLogger(__name__)
+
+# Seconds of waiting after which a log line says for whom.
+_TELL_S = 60.0
+# Seconds that a call of an environment may take to the end of the run.
+_END_S = 30.0
+
+
+class _Closed(Exception):
+  """Ends the thread that plays."""
+
+
+@dataclasses.dataclass
+class _Batch:
+  """The episodes of one update that this process plays."""
+
+  update: int
+  episodes: Sequence[loop.Episode]
+  journal: journal_lib.Journal | None
+  done: dict[str, types.Trajectory] = dataclasses.field(default_factory=dict)
+
+  @property
+  def missing(self) -> list[str]:
+    return [e.uid for e in self.episodes if e.uid not in self.done]
+
+  def finish(self) -> None:
+    if self.journal is not None:
+      if self.journal.end is None:
+        self.journal.finish({})
+      self.journal.close()
+
+
+class Ahead(episodes_lib.Rollouts):
+  """Plays the episodes of later updates while an earlier one is learned.
+
+  Args:
+    config: The run's options, with `rollout.staleness` of at least 1.
+    folder: The run's folder.
+    players: What plays the episodes, in a thread of its own; nobody else may
+      use them from the first `play` to `close`.
+    on_episode: Called with every trajectory of an update, by whoever calls
+      `play`.
+    episodes_of: The episodes of an update, those of all processes; called once
+      for each update, in order.
+  """
+
+  def __init__(
+    self,
+    config,
+    folder,
+    players,
+    on_episode: Callable[[types.Trajectory], None],
+    episodes_of: Callable[[int], Sequence[loop.Episode]],
+  ):
+    super().__init__(config, folder, players, on_episode)
+    self._episodes_of = episodes_of
+    self._bound = config.rollout.staleness
+    self._changed = threading.Condition()
+    self._thread: threading.Thread | None = None
+    self._failed: BaseException | None = None
+    self._closed = False
+    self._news: futures.Future = futures.Future()
+    self._version, self._next = 0, 0
+    self._waiting: tuple[Any, int] | None = None
+    self._queue: collections.deque[loop.Episode] = collections.deque()
+    self._batches: dict[int, _Batch] = {}
+    self._of: dict[str, _Batch] = {}
+    self._counted: dict[str, int] = {}
+
+  # What the learner's thread calls.
+
+  def set_policy(self, policy: Any, version: int) -> None:
+    """Gives the engine weights, between two of its responses.
+
+    Args:
+      policy: Parameters on any devices; they are copied.
+      version: Updates behind them.
+    """
+    if self._thread is None:
+      self._version = self._next = version
+      self._players.engine.set_params(policy, version)
+      return
+    prepared = self._players.engine.prepare(policy)
+    with self._changed:
+      self._waiting, self._version = (prepared, version), version
+      self._tell()
+
+  def play(
+    self, update: int, episodes: Sequence[loop.Episode]
+  ) -> tuple[list[types.Trajectory], dict[str, int]]:
+    """Waits for the episodes of the next update; see `Rollouts.play`.
+
+    Raises:
+      RuntimeError: a journal cannot be written, or a step is staler than the
+        bound, which would be a fault of this class.
+    """
+    if self._thread is None:
+      self._counted = dataclasses.asdict(self._players.engine.counters)
+      self._thread = threading.Thread(
+        target=self._work, name="rollouts", daemon=True
+      )
+      self._thread.start()
+    batch = self._finished(update)
+    mine = [batch.done[e.uid] for e in batch.episodes]
+    oldest = min(
+      (s.policy_version for t in mine for s in t.steps), default=update
+    )
+    if update - oldest > self._bound:
+      raise RuntimeError(
+        f"update {update} got a step of {oldest} updates, more than "
+        f"rollout.staleness={self._bound} behind"
+      )
+    now = dataclasses.asdict(self._players.engine.counters)
+    counted = {name: n - self._counted[name] for name, n in now.items()}
+    self._counted = now
+    what = f"the episodes of update {update}"
+    return gathering.gather(self._hosts, what, mine, episodes, counted)
+
+  def finished_updates(self) -> int:
+    """Updates whose episodes have ended and wait for the learner."""
+    with self._changed:
+      return sum(not batch.missing for batch in self._batches.values())
+
+  def close(self) -> None:
+    """Ends the thread; episodes under way are played anew another time."""
+    with self._changed:
+      self._closed = True
+      self._tell()
+    if self._thread is not None:
+      self._thread.join(_END_S)
+      if self._thread.is_alive():
+        _log.warning("an environment holds the rollouts: they are left behind")
+
+  def _finished(self, update: int) -> _Batch:
+    """The episodes of an update once all have ended; tells of each."""
+    told: set[str] = set()
+    since = time.monotonic()
+    while True:
+      with self._changed:
+        if self._failed is not None:
+          raise self._failed
+        batch = self._batches.get(update)
+        fresh = [] if batch is None else list(batch.done.values())
+        missing = batch is None or batch.missing
+        if missing and len(fresh) == len(told):
+          self._changed.wait(1.0)
+        if not missing:
+          del self._batches[update]
+      for trajectory in fresh:
+        if trajectory.uid not in told:
+          told.add(trajectory.uid)
+          self._on_episode(trajectory)
+      if not missing:
+        kill_points.passed("rollout: finished")
+        return batch
+      if time.monotonic() - since > _TELL_S:
+        since = time.monotonic()
+        _log.warning(
+          "update %d waits for %s; the sampler has weights of %s updates and "
+          "%d episodes wait to begin",
+          update,
+          "its episodes to begin" if batch is None else f"episodes {missing}",
+          self._players.engine.version,
+          len(self._queue),
+        )
+
+  def _tell(self) -> None:
+    """Wakes both threads; the lock is held."""
+    if not self._news.done():
+      self._news.set_result(None)
+    self._changed.notify_all()
+
+  # What the thread that plays calls: `loop.Feed`.
+
+  def _work(self) -> None:
+    players = self._players
+    try:
+      loop.run_from(
+        players.engine, players.make_env, self, players.prompt,
+        players.rollout, self._ended_one,
+      )  # fmt: skip
+    except _Closed:
+      pass
+    except BaseException as error:  # The learner's thread raises it.
+      with self._changed:
+        self._failed = error
+        self._changed.notify_all()
+    finally:
+      for batch in self._batches.values():
+        if batch.journal is not None:
+          batch.journal.close()
+
+  def take(self) -> loop.Episode | None:
+    """The next episode that the bound admits."""
+    with self._changed:
+      self._check_open()
+      while not self._queue:
+        if self.ended() or self._next - self._bound > self._version:
+          self._news = futures.Future()
+          return None
+        self._begin(self._next)
+        self._next += 1
+      return self._queue.popleft()
+
+  def ended(self) -> bool:
+    """Whether the last update's episodes have all begun."""
+    return not self._queue and self._next >= self._config.num_updates
+
+  def change_waits(self) -> bool:
+    """Whether there are newer weights than the engine's."""
+    with self._changed:
+      self._check_open()
+      return self._waiting is not None
+
+  def change(self) -> None:
+    """Gives the engine the newest weights."""
+    with self._changed:
+      prepared, version = self._waiting
+      self._waiting = None
+    self._players.engine.swap(prepared, version)
+
+  def news(self) -> futures.Future:
+    """Done once weights have come since `take` gave no episode."""
+    return self._news
+
+  def _check_open(self) -> None:
+    if self._closed:
+      raise _Closed
+
+  def _begin(self, update: int) -> None:
+    """Queues the episodes of an update that its journal has not."""
+    everyone = self._episodes_of(update)
+    mine = self._hosts.share(everyone, self._config.group_size)
+    batch = _Batch(update, mine, None)
+    if self._config.keep_journals is not None:
+      belongs = {
+        "update": update,
+        "seed": self._config.seed,
+        "staleness": self._bound,
+        "episodes": [episode.uid for episode in mine],
+      }
+      path = journal_lib.path_of(self._journals, update, self._hosts.index)
+      batch.journal = journal_lib.Journal(path, belongs)
+      kill_points.passed("journal: opened")
+      task_of = {e.uid: e.task for e in mine}
+      # With the very task that was sampled, not what JSON made of it.
+      batch.done = {
+        uid: dataclasses.replace(t, task=task_of[uid])
+        for uid, t in batch.journal.trajectories.items()
+      }
+    self._batches[update] = batch
+    missing = set(batch.missing)
+    if not missing:
+      batch.finish()
+    for episode in mine:
+      if episode.uid in missing:
+        self._of[episode.uid] = batch
+        self._queue.append(episode)
+    self._changed.notify_all()
+
+  def _ended_one(self, trajectory: types.Trajectory) -> None:
+    batch = self._of.pop(trajectory.uid)
+    if batch.journal is not None:
+      batch.journal.append(trajectory)
+      kill_points.passed("rollout: an episode")
+    with self._changed:
+      if batch.missing == [trajectory.uid]:
+        batch.finish()
+      batch.done[trajectory.uid] = trajectory
+      self._changed.notify_all()

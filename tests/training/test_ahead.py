@@ -1,0 +1,295 @@
+"""Rollouts that go on while the learner works: nothing is stale or lost."""
+
+import collections
+import contextlib
+import dataclasses
+import itertools
+import logging
+import random
+import threading
+import time
+
+import numpy as np
+import pytest
+import small_runs
+import worlds
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from steppo_jax import types
+from steppo_jax.processes import hosts
+from steppo_jax.prompts import base as prompt_base
+from steppo_jax.rollout import journal, loop
+from steppo_jax.storage import metrics
+from steppo_jax.training import ahead, config, players
+
+UPDATES = 5
+
+
+class Engine(worlds.ScriptedEngine):
+  """Answers in any order, some calls later, with the weights it was given."""
+
+  def __init__(self, rng, num_slots):
+    super().__init__(lambda *_: "look", num_slots)
+    self.counters = types.EngineCounters()
+    self.version = None
+    self.begun: list[tuple[str, int]] = []
+    self._rng = rng
+
+  def set_params(self, params, version):
+    self.swap(self.prepare(params), version)
+
+  def prepare(self, params):
+    return params
+
+  def swap(self, prepared, version):
+    assert not self._asked, "responses are under way"
+    assert prepared == version
+    self.version = version
+
+  def submit(self, requests):
+    super().submit(requests)
+    assert len(self._asked) <= self.num_slots
+    self.begun += [(r.session, self.version) for r in requests]
+
+  def poll(self):
+    ready = [r for r in self._asked if self._rng.random() < 0.6]
+    self._asked = [r for r in self._asked if r not in ready]
+    return [
+      (r, dataclasses.replace(self._respond(r), policy_version=self.version))
+      for r in ready
+    ]
+
+
+class Env:
+  """Ends after the steps that its task names; some raise, some are slow."""
+
+  def reset(self, task, seed):
+    self.left, self.slow = task.payload["steps"], task.payload["slow"]
+    if task.payload["fails"]:
+      raise OSError("is not there today")
+    return types.TimeStep("start", 0.0, False, False, {})
+
+  def step(self, text):
+    if self.slow:
+      time.sleep(0.003)
+    self.left -= 1
+    return types.TimeStep("go on", 1.0, self.left == 0, False, {})
+
+  def close(self):
+    pass
+
+
+class Makers:
+  at_once = None
+
+  def __call__(self):
+    return Env()
+
+  def close(self):
+    pass
+
+
+def options(folder, **changes):
+  made = config.RunConfig(
+    weights="none",
+    num_updates=UPDATES, tasks_per_update=2, group_size=2,
+    run_dir=str(folder), rollout=worlds.ROLLOUT,
+  )  # fmt: skip
+  rollout = dataclasses.replace(
+    made.rollout, max_steps=9, max_tokens=400, **changes
+  )
+  return dataclasses.replace(made, rollout=rollout)
+
+
+def episodes_of(rng):
+  """Episodes by update, whose lengths are drawn once."""
+  payloads = {
+    key: {
+      "steps": rng.randint(1, 7),
+      "fails": rng.random() < 0.1,
+      "slow": rng.random() < 0.2,
+    }
+    for key in itertools.product(range(UPDATES), range(2), range(2))
+  }
+
+  def of(update):
+    return [
+      loop.Episode(
+        f"{update}-{g}-{j}",
+        types.Task(f"t{update}-{g}", "test", "", payloads[update, g, j]),
+        j,
+        (0, update, g, j),
+      )
+      for g in range(2)
+      for j in range(2)
+    ]
+
+  return of
+
+
+def make(folder, seed, *, slots=3, told=None, **changes):
+  """An `Ahead` with what it needs, and the engine behind it."""
+  chosen = options(folder, **changes)
+  engine = Engine(random.Random(seed), slots)
+  playing = players.Players(
+    engine, prompt_base.CompactPrompt(worlds.tokenizer()), Makers(),
+    chosen.rollout, hosts.ALONE, contextlib.nullcontext,
+  )  # fmt: skip
+  tell = (lambda _: None) if told is None else told.append
+  episodes = episodes_of(random.Random(seed))
+  return ahead.Ahead(chosen, folder, playing, tell, episodes), engine, episodes
+
+
+def learn(made, episodes, *, first=0, last=UPDATES, pause=lambda: None):
+  """What the learner does, but the learning: the episodes by update."""
+  found = {}
+  made.set_policy(first, first)
+  for update in range(first, last):
+    found[update], _ = made.play(update, episodes(update))
+    pause()
+    made.set_policy(update + 1, update + 1)
+  return found
+
+
+def learn_on(made, episodes):
+  for update in range(1, UPDATES):
+    made.play(update, episodes(update))
+    made.set_policy(update + 1, update + 1)
+
+
+@settings(max_examples=12)
+@given(
+  seed=st.integers(0, 10**6),
+  bound=st.integers(1, 4),
+  slots=st.integers(1, 9),
+  threads=st.sampled_from([0, 3]),
+)
+def test_every_episode_is_trained_once_and_none_is_staler_than_the_bound(
+  seed, bound, slots, threads, tmp_path_factory
+):
+  told, rng = [], random.Random(seed)
+  made, engine, episodes = make(
+    tmp_path_factory.mktemp("any"), seed, slots=slots, told=told,
+    staleness=bound, env_threads=threads,
+  )  # fmt: skip
+  done = collections.deque()
+  with contextlib.closing(made):
+    found = learn(
+      made, episodes, pause=lambda: time.sleep(rng.choice((0, 0.002)))
+    )
+  for update, trajectories in found.items():
+    assert [t.uid for t in trajectories] == [e.uid for e in episodes(update)]
+    for one, episode in zip(trajectories, episodes(update), strict=True):
+      assert (one.error is not None) == episode.task.payload["fails"]
+      if one.error is None:
+        assert len(one.steps) == episode.task.payload["steps"]
+      versions = [step.policy_version for step in one.steps]
+      assert versions == sorted(versions)
+      done += [update - version for version in versions]
+  assert all(0 <= behind <= bound for behind in done)
+  # The ends of the first updates are as fresh as anything can be.
+  assert sorted(t.uid for t in told) == sorted(
+    e.uid for update in range(UPDATES) for e in episodes(update)
+  )
+  # Nobody begins before the bound admits it.
+  for uid, version in engine.begun:
+    assert int(uid.split("-")[0]) - bound <= version
+
+
+def test_rollouts_go_on_while_the_learner_works(tmp_path):
+  made, engine, episodes = make(tmp_path, 1, staleness=2)
+  with contextlib.closing(made):
+    made.set_policy(0, 0)
+    made.play(0, episodes(0))
+    until = time.monotonic() + 20
+    # The learner is at update 0 all the time.
+    while made.finished_updates() < 2 and time.monotonic() < until:
+      time.sleep(0.01)
+    assert made.finished_updates() == 2
+    begun = len(engine.begun)
+    time.sleep(0.1)
+    # A learner that stops is not run away from.
+    assert len(engine.begun) == begun
+
+
+@pytest.mark.parametrize("bound", [1, 3])
+def test_what_was_finished_before_the_end_is_trained_on_as_it_was(
+  tmp_path, bound
+):
+  made, _, episodes = make(tmp_path, 2, staleness=bound)
+  with contextlib.closing(made):
+    before = learn(made, episodes, last=3)
+  held = {}
+  for path in (tmp_path / "journal").iterdir():
+    held |= journal.read(path).trajectories
+  # As if the weights of update 1 were the last that had been saved.
+  again, engine, _ = make(tmp_path, 2, staleness=bound)
+  with contextlib.closing(again):
+    after = learn(again, episodes, first=1)
+  for update in (1, 2):
+    for one, other in zip(before[update], after[update], strict=True):
+      assert journal.same(one, other)
+  later = {t.uid: t for update in (3, 4) for t in after[update]}
+  for uid, kept in held.items():
+    if uid in later:
+      assert journal.same(kept, later[uid])
+  assert not {uid for uid, _ in engine.begun} & set(held)
+
+
+def test_what_breaks_the_rollouts_is_told_to_the_learner(tmp_path):
+  made, _, episodes = make(tmp_path, 3, staleness=1)
+  made.set_policy(0, 0)
+  with contextlib.closing(made):
+    made.play(0, episodes(0))
+    full = tmp_path / "journal"
+    for path in full.iterdir():
+      path.unlink()
+    full.rmdir()
+    full.write_text("no folder")
+    made.set_policy(1, 1)
+    with pytest.raises(RuntimeError, match="cannot write the journal"):
+      learn_on(made, episodes)
+
+
+def test_waiting_for_an_episode_is_said_with_its_name(
+  tmp_path, caplog, monkeypatch
+):
+  monkeypatch.setattr(ahead, "_TELL_S", 0.0)
+  made, engine, episodes = make(tmp_path, 4, staleness=1)
+  go = threading.Event()
+  monkeypatch.setattr(engine, "poll", lambda: (go.wait(0.01) and poll()) or [])
+  poll = super(Engine, engine).poll
+  made.set_policy(0, 0)
+  with contextlib.closing(made), caplog.at_level(logging.WARNING):
+    timer = threading.Timer(1.5, go.set)
+    timer.start()
+    made.play(0, episodes(0))
+  assert "update 0 waits for episodes ['0-0-0'" in caplog.text
+
+
+@pytest.mark.slow
+def test_a_run_learns_from_what_older_weights_sampled(tmp_path):
+  small = small_runs.small_config(tmp_path, keep_journals=9)
+  rollout = dataclasses.replace(small.rollout, staleness=2)
+  small = dataclasses.replace(small, rollout=rollout)
+  small_runs.run(small, stop_after=1)
+  folder = small_runs.run(small)
+  lines = metrics.read_jsonl(folder / "metrics.jsonl")
+  assert [line["update"] for line in lines] == [0, 1, 2, 3]
+  for line in lines[1:]:
+    assert 0 <= line["rollout/staleness"] <= 2
+    shares = [v for k, v in line.items() if "staleness_share" in k]
+    np.testing.assert_allclose(sum(shares), 1, rtol=1e-6)
+    assert line["rollout/episodes"] == 6
+    assert line["policy/grad_norm"] > 0
+  # Under way before the first update was learned.
+  assert lines[2]["rollout/staleness"] > 0
+  trained = [
+    t.steps[0].policy_version
+    for update in range(3)
+    for t in journal.read(
+      journal.path_of(folder / "journal", update, 0)
+    ).trajectories.values()
+  ]
+  assert len(trained) == 18
