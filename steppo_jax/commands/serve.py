@@ -68,6 +68,10 @@ def register(add: Callable[..., argparse.ArgumentParser]) -> None:
   )  # fmt: skip
   policy.add_argument("--seed", type=int, default=0)
   policy.add_argument(
+    "--pool", metavar="FILE",
+    help="record sessions as episodes in this pool; see docs/agents.md",
+  )  # fmt: skip
+  policy.add_argument(
     "--api-key",
     help=f"what clients have to send; better in the variable {_KEY}",
   )
@@ -108,7 +112,8 @@ def _serve_policy(args) -> None:
   try:
     import uvicorn
 
-    from steppo_jax.serving import app, scheduler
+    from steppo_jax.rollout import pool
+    from steppo_jax.serving import app, scheduler, sessions
   except ImportError as error:
     raise RuntimeError(
       f"serve policy needs the package {error.name}: "
@@ -116,15 +121,19 @@ def _serve_policy(args) -> None:
     ) from error
   listening = _bound(args.host, args.port)
   with contextlib.closing(listening):
+    recorded = args.pool and pool.Pool(args.pool)
     policy = _policy(args, scheduler.Scheduler)
     host, port = listening.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     # A script that starts the service waits for this line.
     print(f"listening on http://{shown}:{port}", flush=True)
-    config = uvicorn.Config(
-      app.make(policy, api_key=key), log_level="warning",
-      timeout_graceful_shutdown=1,
+    served = app.make(
+      policy, api_key=key,
+      sessions=recorded and sessions.Sessions(policy, recorded),
     )  # fmt: skip
+    config = uvicorn.Config(
+      served, log_level="warning", timeout_graceful_shutdown=1
+    )
     try:
       uvicorn.Server(config).run([listening])
     finally:

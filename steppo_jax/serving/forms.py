@@ -24,6 +24,8 @@ class Form:
     asked: schema.ChatRequest | schema.CompletionRequest,
     answer: answers.Answer,
     wanted: types.Request,
+    *,
+    name: str | None = None,
   ):
     """Nothing is told yet.
 
@@ -32,10 +34,12 @@ class Form:
       asked: What the client sent.
       answer: What is sampled; it grows.
       wanted: What the engine was asked for.
+      name: Names the answer and its calls; None for a name of its own.
     """
     self.policy, self.asked = policy, asked
     self.answer, self.wanted = answer, wanted
-    self._id = f"{self.prefix}-{uuid.uuid4().hex}"
+    self._name = name or uuid.uuid4().hex
+    self._id = f"{self.prefix}-{self._name}"
     self._created = int(time.time())
     self._told = 0
 
@@ -98,9 +102,10 @@ class Chat(Form):
     *,
     tools: Sequence[schema.Tool] | None,
     opened: bool,
+    name: str | None = None,
   ):
-    """See `answers.called` for the last two."""
-    super().__init__(policy, asked, answer, wanted)
+    """See `answers.called` for tools and `opened`."""
+    super().__init__(policy, asked, answer, wanted, name=name)
     self._tools, self._opened = tools, opened
 
   def _logprobs(self, tokens) -> dict[str, Any] | None:
@@ -123,14 +128,14 @@ class Chat(Form):
     found = answers.called(self.policy, self.answer, self._tools, self._opened)
     return [
       {
-        "id": f"call_{uuid.uuid4().hex[:24]}",
+        "id": f"call_{self._name[:20]}{k:04}",
         "type": "function",
         "function": {
           "name": call.name,
           "arguments": json.dumps(dict(call.arguments), ensure_ascii=False),
         },
       }
-      for call in found
+      for k, call in enumerate(found)
     ]
 
   def whole(self) -> dict[str, Any]:
@@ -231,3 +236,33 @@ class Completion(Form):
     """The last events."""
     yield self.frame([self._choice("", (), self.answer.finish)], self.event)
     yield from self.last()
+
+
+def generated(
+  wanted: types.Request, answer: answers.Answer, name: str
+) -> dict[str, Any]:
+  """The answer of `/inference/v1/generate`: token ids.
+
+  Args:
+    wanted: What the engine was asked for.
+    answer: All of what was sampled.
+    name: Names the answer.
+  """
+  content = [
+    {"token": f"token_id:{i}", "token_id": i, "logprob": logp,
+     "top_logprobs": []}
+    for i, _, logp in answer.tokens(0)
+  ]  # fmt: skip
+  return {
+    "request_id": f"gen-{name}",
+    "choices": [
+      {
+        "index": 0,
+        "token_ids": answer.ids,
+        "logprobs": {"content": content},
+        "finish_reason": answer.finish,
+      }
+    ],
+    "prompt_token_ids": wanted.prompt_ids.tolist(),
+    "weight_version": answer.version,
+  }
