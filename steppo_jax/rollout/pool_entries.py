@@ -3,9 +3,12 @@
 This module imports no JAX.
 """
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from steppo_jax import types
 from steppo_jax.rollout import codec
@@ -167,3 +170,31 @@ def counts(pool: pool_lib.Pool) -> dict[str, int]:
     if state == "failed":
       found[f"failed/{cause}"] = count
   return found
+
+
+def to_json(trajectory: types.Trajectory, entry: Entry) -> dict[str, Any]:
+  """An episode as JSON-able data: its record, and what was said of it."""
+  plain = lambda x: x.tolist() if isinstance(x, np.ndarray) else x
+  steps = [
+    {
+      field.name: plain(getattr(step, field.name))
+      for field in dataclasses.fields(step)
+      if field.name not in ("trajectory_uid", "group_uid")
+    }
+    for step in trajectory.steps
+  ]
+  return {
+    "uid": trajectory.uid,
+    "group": entry.group,
+    "channel": entry.channel,
+    "state": entry.state,
+    "labels": dict(entry.labels),
+    "notes": entry.notes,
+    "task": types.task_to_json(trajectory.task),
+    "success": trajectory.success,
+    "error": trajectory.error,
+    "reward": trajectory.total_reward,
+    "scores": dict(trajectory.scores),
+    "final_prompt_ids": plain(trajectory.final_prompt_ids),
+    "steps": [step | {"metadata": dict(step["metadata"])} for step in steps],
+  }
