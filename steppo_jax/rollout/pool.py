@@ -372,6 +372,32 @@ class Pool:
     kill_points.passed("pool: consumed")
     return count
 
+  def forget(self, owner: str) -> None:
+    """Drops the records of what an owner has consumed; it stays listed."""
+    with self.file.transaction() as run:
+      run(
+        "UPDATE episodes SET payload = NULL "
+        "WHERE owner = ? AND state = 'consumed'",
+        owner,
+      )
+
+  def owners(self) -> list[str]:
+    """Who has leased something."""
+    with self.file.transaction() as run:
+      rows = run("SELECT DISTINCT owner FROM episodes WHERE state = 'leased'")
+      return [owner for (owner,) in rows]
+
+  def reclaim(self) -> None:
+    """Gives all running episodes out again.
+
+    For the only process that starts any, when it is started anew.
+    """
+    with self.file.transaction() as run:
+      run(
+        "UPDATE episodes SET state = 'issued', owner = '', until = NULL "
+        "WHERE state = 'running'"
+      )
+
   def expire(self) -> None:
     """Takes back what belongs to leases that have ended."""
     with self.file.transaction() as run:

@@ -1,5 +1,6 @@
 """What clients of sessions send, checked."""
 
+import hashlib
 from typing import Annotated, Any, Literal
 
 import pydantic
@@ -41,14 +42,15 @@ class Task(_Form):
 class Create(_Form):
   """`POST /sessions`.
 
-  Without a task it is one that waits in the pool. Sessions of one task whose
-  `group_size` is above 1 are compared with each other.
+  Without a task it is one that waits in the pool, of any channel unless one is
+  named; sessions with a task are for training unless one is. Sessions of one
+  task whose `group_size` is above 1 are compared with each other.
   """
 
   task: Task | None = None
   group: Annotated[str, Field(min_length=1, max_length=256)] | None = None
   group_size: Annotated[int, Field(ge=1, le=1024)] = 1
-  channel: Literal["train", "validation"] = "train"
+  channel: Literal["train", "validation"] | None = None
   key: Annotated[list[Word], Field(min_length=1, max_length=5)] | None = None
   labels: Labels = {}
   notes: Notes = ""
@@ -102,3 +104,11 @@ class Finish(_Form):
   labels: Labels = {}
   notes: Notes | None = None
   order: Order | None = None
+
+
+def digest(form: pydantic.BaseModel) -> bytes:
+  """Tells what clients sent apart, by its kind and everything in it."""
+  text = f"{type(form).__name__} {form.model_dump_json()}"
+  return hashlib.blake2b(
+    text.encode("utf-8", "surrogatepass"), digest_size=16
+  ).digest()

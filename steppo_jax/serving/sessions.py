@@ -9,7 +9,6 @@ a reward credits all calls before it.
 import asyncio
 import contextlib
 import dataclasses
-import hashlib
 import json
 import re
 import secrets
@@ -18,7 +17,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import pydantic
 
 from steppo_jax import types
 from steppo_jax.rollout import pool as pool_lib
@@ -66,7 +64,7 @@ class Sessions:
       answers.Fault: there are too many, the pool is full, no task waits, or the
         same `request_id` was used for something else.
     """
-    digest = _digest(form)
+    digest = session_schema.digest(form)
     async with self._making:
       if form.request_id in self._asked:
         before, session = self._asked[form.request_id]
@@ -116,7 +114,7 @@ class Sessions:
       for j in range(form.group_size)
     ]
     uid = episodes[0][0]
-    self.pool.issue(group, task, episodes, channel=channel)
+    self.pool.issue(group, task, episodes, channel=channel or "train")
     return self.pool.start(self._owner, until, uid=uid)
 
   def take(self, ticket: pool_lib.Ticket, owner: str) -> Session:
@@ -206,9 +204,10 @@ class Sessions:
         "max_steps_exceeded",
       )  # fmt: skip
     temperature = settings.temperature
+    longest = [n for n in (settings.limit, limits.max_new_tokens) if n]
     wanted = self._policy.request(
       plan.ids,
-      limit=settings.limit or limits.max_new_tokens,
+      limit=min(longest, default=None),
       temperature=(
         temperature if limits.temperature is None else limits.temperature
       ),
@@ -312,7 +311,7 @@ class Sessions:
 
   def _written(self, session, form, apply) -> dict[str, Any]:
     """Does something once for each order number."""
-    digest, count = _digest(form), len(session.writes)
+    digest, count = session_schema.digest(form), len(session.writes)
     order = form.order
     if order is not None and order < count:
       before, found = session.writes[order]
@@ -342,7 +341,7 @@ class Sessions:
       answers.Fault: it was finished otherwise, the pool cannot be written, or
         the session's time was over before.
     """
-    digest = _digest(form)
+    digest = session_schema.digest(form)
     async with session.closing:
       if session.finished is not None:
         if session.finished[0] != digest:
@@ -389,7 +388,7 @@ class Sessions:
     """
     kept = await _in_thread(pool_entries.receipt, self.pool, uid)
     digest, found = json.loads(kept) if kept else (None, None)
-    if digest != _digest(form).hex():
+    if digest != session_schema.digest(form).hex():
       raise answers.Fault(
         410, "the session is not under way here: it has ended, or was lost "
         "when the gateway was started anew", "session_lost",
@@ -416,17 +415,14 @@ class Sessions:
           await self.finish(session, form)
     await _in_thread(self.pool.expire)
 
+  @property
+  def alive(self) -> bool:
+    """Whether answers are sampled."""
+    return self._policy.scheduler.alive
+
   def counts(self) -> dict[str, int]:
     """Numbers of live sessions, and of episodes in the pool by state."""
     return {"live": len(self._live)} | pool_entries.counts(self.pool)
-
-
-def _digest(form: pydantic.BaseModel) -> bytes:
-  text = form.model_dump_json()
-  return hashlib.blake2b(
-    f"{type(form).__name__} {text}".encode("utf-8", "surrogatepass"),
-    digest_size=16,
-  ).digest()
 
 
 async def _in_thread(function: Callable, *args, **kwargs) -> Any:

@@ -21,6 +21,7 @@ from steppo_jax.processes import hosts as hosts_lib
 from steppo_jax.processes import kill_points
 from steppo_jax.rollout import loop
 from steppo_jax.storage import events
+from steppo_jax.storage import folder as run_folder
 from steppo_jax.training import config as config_lib
 from steppo_jax.training import episodes as training_episodes
 from steppo_jax.training import evaluate
@@ -87,8 +88,9 @@ class Run:
       config.evaluation.split, config.evaluation.episodes,
     )  # fmt: skip
     self.players = players_lib.make(
-      config, self.model, self.tokenizer, hosts=hosts, waiting=log.waiting
-    )
+      config, self.model, self.tokenizer, hosts=hosts, waiting=log.waiting,
+      pool=folder / run_folder.POOL_NAME,
+    )  # fmt: skip
     self.evaluator = evaluate.Evaluator(
       self.players, panel, config.evaluation.temperature
     )

@@ -78,6 +78,9 @@ def test_an_episode_goes_through_its_states_and_comes_out_as_it_was(pool):
   assert journal.same(found, trajectory("g-0"))
   assert pool.consume("learner") == 1 == pool.consume("learner")
   assert pool.lease("another", 10) == []
+  assert pool_entries.trajectories(pool, ["g-0"])
+  pool.forget("learner")
+  assert not pool_entries.trajectories(pool, ["g-0"])
   counts = pool_entries.counts(pool)
   assert {k: n for k, n in counts.items() if n} == {
     "consumed": 1, "failed": 1, "failed/Broken": 1,

@@ -13,6 +13,8 @@ import served_policies
 
 from steppo_jax.envs.household import env as household
 from steppo_jax.envs.household import worlds as household_worlds
+from steppo_jax.packing import rows
+from steppo_jax.packing.options import PackingConfig
 from steppo_jax.prompts import chat
 from steppo_jax.rollout import journal, loop
 from steppo_jax.rollout import options as rollout_options
@@ -227,3 +229,42 @@ def test_a_stream_that_is_cut_is_answered_whole_when_it_is_asked_again(
   (step,) = agent_calls.recorded(made, pool).steps
   assert step.response_ids.tolist() == ids
   assert step.prompt_ids.tolist() == prompt_ids
+
+
+def test_branches_are_one_trajectory_that_is_packed_as_a_tree(
+  policy, url, pool
+):
+  """Two sub-agents, and one whose history was cut: one row of the learner."""
+  made = agent_calls.make(url)
+  system = {"role": "system", "content": "You are one of several."}
+  with agent_calls.client_of(made) as client:
+    for name in ("left", "right"):
+      messages = [system, agent_calls.user(name)]
+      for turn in range(2):
+        said = agent_calls.ask(client, messages).choices[0].message.content
+        messages += [
+          {"role": "assistant", "content": said},
+          agent_calls.user(f"and {turn}"),
+        ]
+    agent_calls.ask(client, [system, *messages[-2:]])
+  for step in range(5):
+    agent_calls.post(made, "rewards", step=step, reward=float(step))
+  agent_calls.post(made, "finish", status="terminated").raise_for_status()
+  one = agent_calls.recorded(made, pool)
+  assert [step.reward for step in one.steps] == [0, 1, 2, 3, 4]
+  packed = {
+    layout: rows.pack(
+      [one], [0], PackingConfig(row_length=1024, layout=layout), num_parts=1,
+      rows_multiple=1, pad_id=0,
+    )
+    for layout in ("rows", "packed", "tree")
+  }  # fmt: skip
+  sizes = [packed[x].unique_tokens for x in ("rows", "packed", "tree")]
+  assert sizes == sorted(set(sizes), reverse=True)
+  # Credit flows through all steps in the order in which the calls began.
+  table = packed["tree"].table
+  assert table.reward[1:6].tolist() == [0, 1, 2, 3, 4]
+  assert table.last[1:6].tolist() == [False] * 4 + [True]
+  step_of = packed["tree"].tokens.step_ids
+  for number, step in enumerate(one.steps, 1):
+    assert np.count_nonzero(step_of == number) == len(step.response_ids)

@@ -2,21 +2,17 @@
 
 import contextlib
 import dataclasses
-import socket
-import threading
 
 import jax
-import uvicorn
 import vocabularies
 
 from steppo_jax.models import presets, transformer
 from steppo_jax.rollout import pool as pool_lib
 from steppo_jax.sampler import engine as engine_lib
 from steppo_jax.sampler import options
-from steppo_jax.serving import answers, app, scheduler, sessions
+from steppo_jax.serving import answers, app, background, scheduler, sessions
 from steppo_jax.tokenizer import loading
 
-HOST = "127.0.0.1"
 CONTEXT = 1024
 NEW_TOKENS = 12
 
@@ -71,21 +67,13 @@ def served(made_policy, pool=None, *, api_key=None, limits=None):
     own = not isinstance(pool, pool_lib.Pool)
     opened = pool_lib.Pool(pool) if own else pool
     recorded = sessions.Sessions(made_policy, opened, limits=limits)
-  listening = socket.create_server((HOST, 0))
-  config = uvicorn.Config(
+  server = background.Background(
     app.make(made_policy, api_key=api_key, sessions=recorded),
-    log_level="warning",
-    timeout_graceful_shutdown=1,
+    background.listen("127.0.0.1", 0, key=None, option=""),
   )
-  server = uvicorn.Server(config)
-  thread = threading.Thread(target=server.run, args=([listening],))
-  thread.start()
   try:
-    port = listening.getsockname()[1]
-    yield f"http://{HOST}:{port}"
+    yield server.url
   finally:
-    server.should_exit = True
-    thread.join()
-    listening.close()
+    server.close()
     if pool is not None and own:
       opened.close()
