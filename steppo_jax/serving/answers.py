@@ -223,6 +223,7 @@ class Answer:
     text: What can be shown of them: whole characters, in front of a stop text.
     finish: "stop" or "length" when it has ended, None before. Tokens behind the
       one that completes a stop text are not taken.
+    stopped_by: The stop text that ended it, None for none.
     version: Updates behind the weights, when it has ended.
   """
 
@@ -243,6 +244,7 @@ class Answer:
     self.logp: list[float] = []
     self.text = ""
     self.finish: str | None = None
+    self.stopped_by: str | None = None
     self.version: int | None = None
 
   def add(self, piece: scheduler_lib.Piece) -> str:
@@ -269,10 +271,9 @@ class Answer:
     text = self._decoded + tail
     # What is shown holds no beginning of a stop text.
     shown = len(self.text)
-    at = min(
-      (k for s in self._stops if (k := text.find(s, shown)) >= 0), default=-1
-    )
-    if at >= 0:
+    found = [(k, s) for s in self._stops if (k := text.find(s, shown)) >= 0]
+    if found:
+      at, self.stopped_by = min(found)
       text, self.finish = text[:at], "stop"
     elif self.finish is None:
       # The last character may have bytes to come, and a stop text letters.

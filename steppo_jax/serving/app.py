@@ -23,6 +23,7 @@ from steppo_jax.serving import (
   answers,
   forms,
   http,
+  messages,
   schema,
   session_app,
   turns,
@@ -50,6 +51,10 @@ def make(
     served.route("POST", "/v1/chat/completions", served.chat),
     served.route("POST", "/v1/completions", served.completion),
     served.route("POST", "/inference/v1/generate", served.generate),
+    served.route("POST", "/v1/messages", served.messages, messages.error),
+    served.route(
+      "POST", "/v1/messages/count_tokens", served.count, messages.error
+    ),
     served.route("GET", "/v1/models", served.models),
     served.route("GET", "/v1/models/{name:path}", served.model),
   ]
@@ -91,14 +96,20 @@ class _Served:
     self._sessions = sessions
     self._created = int(time.time())
 
-  def route(self, method: str, path: str, handler: Callable) -> routing.Route:
+  def route(
+    self,
+    method: str,
+    path: str,
+    handler: Callable,
+    tell: Callable | None = None,
+  ) -> routing.Route:
     """A handler for whoever is let in, whose faults are answers."""
 
     async def handle(request: requests.Request) -> responses.Response:
       request.state.session_id = self._let_in(request)
       return await handler(request)
 
-    return routing.Route(path, http.answered(handle), methods=[method])
+    return routing.Route(path, http.answered(handle, tell), methods=[method])
 
   def _let_in(self, request: requests.Request) -> str | None:
     """The session whose key a client sent, None for the server's own.
@@ -150,14 +161,36 @@ class _Served:
     """`POST /v1/chat/completions`."""
     session = self._session(request)
     asked = await http.read(request, schema.ChatRequest)
-    tools = None if asked.tool_choice == "none" else asked.tools
+    return await self._converse(request, session, asked, forms.Chat)
+
+  async def messages(self, request: requests.Request) -> responses.Response:
+    """`POST /v1/messages`."""
+    session = self._session(request)
+    asked = (await http.read(request, messages.MessagesRequest)).chat()
+    return await self._converse(request, session, asked, messages.Messages)
+
+  async def count(self, request: requests.Request) -> responses.Response:
+    """`POST /v1/messages/count_tokens`."""
+    asked = (await http.read(request, messages.CountRequest)).chat()
+    ids, _, _ = self._policy.chat_ids(asked.messages, _tools(asked))
+    return responses.JSONResponse({"input_tokens": len(ids)})
+
+  async def _converse(
+    self,
+    request: requests.Request,
+    session: session_lib.Session | None,
+    asked: schema.ChatRequest,
+    kind: type[forms.Chat],
+  ) -> responses.Response:
+    """Answers a conversation, in one of the forms."""
+    tools = _tools(asked)
     if session is not None:
       # Agents name whatever model they were written for.
       turn = await self._sessions.ask(
         session, asked, tools, **session_app.told(request)
       )
       answer = self._replayed(turn)
-      form = forms.Chat(
+      form = kind(
         self._policy, asked, answer, turn.wanted, tools=tools,
         opened=turn.plan.opened, name=_name(session, turn),
       )  # fmt: skip
@@ -170,9 +203,7 @@ class _Served:
       seed=asked.seed, stop_ids=stop_ids, limit_field=field,
     )  # fmt: skip
     answer = answers.Answer(self._policy.tokenizer, stop_ids, asked.stops)
-    form = forms.Chat(
-      self._policy, asked, answer, wanted, tools=tools, opened=opened
-    )
+    form = kind(self._policy, asked, answer, wanted, tools=tools, opened=opened)
     return await _send(request, form, self._policy.scheduler.answer(wanted))
 
   def _replayed(self, turn: turns.Turn) -> answers.Answer:
@@ -300,6 +331,11 @@ class _Served:
       for name, value in self._sessions.counts().items():
         gauge.add_metric([name], value)
       yield gauge
+
+
+def _tools(asked: schema.ChatRequest) -> list[schema.Tool] | None:
+  """What may be called."""
+  return None if asked.tool_choice == "none" else asked.tools
 
 
 def _settings(asked: schema.CompletionRequest) -> turns.Settings:

@@ -17,6 +17,8 @@ class Form:
   object: str
   event: str
   prefix: str
+  # Behind the last event.
+  ending = "data: [DONE]\n\n"
 
   def __init__(
     self,
@@ -52,6 +54,14 @@ class Form:
       "model": self.policy.name,
       "choices": choices,
     }
+
+  def event_text(self, data: dict[str, Any]) -> str:
+    """An event as it is sent."""
+    return f"data: {json.dumps(data)}\n\n"
+
+  def fault(self, fault: answers.Fault) -> dict[str, Any]:
+    """What ends a stream that fails."""
+    return {"error": {"message": fault.message, "code": fault.code}}
 
   def usage(self) -> dict[str, int]:
     """Numbers of tokens."""
@@ -171,15 +181,15 @@ class Chat(Form):
     }
     return self.frame([choice], self.event)
 
-  def begin(self) -> dict[str, Any]:
-    """The first event."""
+  def begin(self) -> list[dict[str, Any]]:
+    """The first events."""
     delta = {"role": "assistant", "content": ""}
-    return {**self._chunk(delta), **self.prompt_ids()}
+    return [{**self._chunk(delta), **self.prompt_ids()}]
 
-  def piece(self, text: str) -> dict[str, Any]:
+  def piece(self, text: str) -> list[dict[str, Any]]:
     """Some more text; none of an answer that may be calls of tools."""
     delta = {} if self._tools else {"content": text}
-    return self._chunk(delta, self.new_tokens())
+    return [self._chunk(delta, self.new_tokens())]
 
   def end(self) -> Iterable[dict[str, Any]]:
     """The last events."""
@@ -223,14 +233,15 @@ class Completion(Form):
     choice |= self.prompt_ids()
     return {**self.frame([choice], self.object), "usage": self.usage()}
 
-  def begin(self) -> dict[str, Any]:
-    """The first event."""
+  def begin(self) -> list[dict[str, Any]]:
+    """The first events."""
     choice = self._choice("", (), None) | self.prompt_ids()
-    return self.frame([choice], self.event)
+    return [self.frame([choice], self.event)]
 
-  def piece(self, text: str) -> dict[str, Any]:
+  def piece(self, text: str) -> list[dict[str, Any]]:
     """Some more text."""
-    return self.frame([self._choice(text, self.new_tokens(), None)], self.event)
+    choice = self._choice(text, self.new_tokens(), None)
+    return [self.frame([choice], self.event)]
 
   def end(self) -> Iterable[dict[str, Any]]:
     """The last events."""

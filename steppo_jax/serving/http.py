@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import json
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -20,14 +19,19 @@ class Gone(Exception):
   """The client has hung up."""
 
 
-def answered(handler: Callable) -> Callable:
-  """A handler whose faults are answers."""
+def answered(handler: Callable, tell: Callable | None = None) -> Callable:
+  """A handler whose faults are answers.
+
+  Args:
+    handler: Takes a request.
+    tell: Makes the body that tells a fault; None for OpenAI's form.
+  """
 
   async def handle(request: requests.Request) -> responses.Response:
     try:
       return await handler(request)
     except answers.Fault as fault:
-      return error(fault)
+      return error(fault, tell)
     except Gone:
       return responses.Response(status_code=499)
 
@@ -69,8 +73,17 @@ async def read(request: requests.Request, form: type) -> Any:
     raise answers.Fault(400, told, "invalid_request_error", field) from raised
 
 
-def error(fault: answers.Fault) -> responses.JSONResponse:
-  """A fault in OpenAI's form."""
+def error(
+  fault: answers.Fault, tell: Callable | None = None
+) -> responses.JSONResponse:
+  """A fault as an answer, in OpenAI's form unless there is another."""
+  headers = (
+    {"Retry-After": str(_RETRY_AFTER_S)} if fault.status in (429, 503) else None
+  )
+  return responses.JSONResponse((tell or _openai)(fault), fault.status, headers)
+
+
+def _openai(fault: answers.Fault) -> dict[str, Any]:
   kinds = {401: "authentication_error", 429: "rate_limit_error"}
   kind = "server_error" if fault.status >= 500 else "invalid_request_error"
   body = {
@@ -79,10 +92,7 @@ def error(fault: answers.Fault) -> responses.JSONResponse:
     "param": fault.field,
     "code": fault.code,
   }
-  headers = (
-    {"Retry-After": str(_RETRY_AFTER_S)} if fault.status in (429, 503) else None
-  )
-  return responses.JSONResponse({"error": body}, fault.status, headers)
+  return {"error": body}
 
 
 async def not_found(request: requests.Request, raised: Exception) -> Any:
@@ -120,16 +130,16 @@ async def events(
   form: forms.Form, texts: AsyncIterator[str], first: str
 ) -> AsyncIterator[str]:
   """The events of a stream."""
-  event = lambda data: f"data: {json.dumps(data)}\n\n"
   async with contextlib.aclosing(texts):
     try:
-      yield event(form.begin())
-      yield event(form.piece(first))
+      for data in (*form.begin(), *form.piece(first)):
+        yield form.event_text(data)
       async for text in texts:
-        yield event(form.piece(text))
+        for data in form.piece(text):
+          yield form.event_text(data)
     except answers.Fault as fault:
-      yield event({"error": {"message": fault.message, "code": fault.code}})
+      yield form.event_text(form.fault(fault))
       return
   for data in form.end():
-    yield event(data)
-  yield "data: [DONE]\n\n"
+    yield form.event_text(data)
+  yield form.ending
