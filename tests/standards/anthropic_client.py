@@ -78,7 +78,7 @@ async def together():
 
 found["together"] = len(asyncio.run(together()))
 for name, more in (
-  ("wrong", {"temperature": -1.0}),
+  ("wrong", {"extra_body": {"temperature": -1.0}}),
   ("long", {"messages": [{"role": "user", "content": "a " * 5000}]}),
 ):
   try:
