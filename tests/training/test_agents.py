@@ -3,86 +3,43 @@
 import contextlib
 import dataclasses
 import os
-import pathlib
-import re
 import subprocess
 import sys
 import threading
 
+import agent_runs
 import jax
 import pytest
 import small_runs
-import vocabularies
 
 from steppo_jax.models import transformer
-from steppo_jax.models.formats import hub
-from steppo_jax.packing.options import PackingConfig
 from steppo_jax.rollout import codec, loop, pool_entries
-from steppo_jax.rollout import options as rollout_options
 from steppo_jax.rollout import pool as pool_lib
-from steppo_jax.sampler.options import SamplerConfig
 from steppo_jax.storage import folder as run_folder
 from steppo_jax.storage import metrics
 from steppo_jax.tokenizer import loading
-from steppo_jax.training import config, players
-
-ROOT = pathlib.Path(__file__).parents[2]
-MODEL = transformer.ModelConfig(
-  vocab_size=512, width=32, num_layers=2, num_heads=2, num_kv_heads=1,
-  head_dim=16, mlp_width=48,
-)  # fmt: skip
+from steppo_jax.training import players
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-  made = tmp_path_factory.mktemp("released") / "model"
-  hub.save(made, MODEL, transformer.init(MODEL, jax.random.key(0)))
-  vocabularies.write_folder(
-    made, vocabularies.byte_level(), template=vocabularies.CHATML
-  )
-  return made
+  return agent_runs.model(tmp_path_factory.mktemp("released") / "model")
 
 
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory):
   """The programs of the page on agents, by name."""
   made = tmp_path_factory.mktemp("programs")
-  text = (ROOT / "docs" / "agents.md").read_text()
-  found = re.findall(r"```python\n# (\w+\.py)\n(.*?)```", text, flags=re.S)
-  for name, code in found:
-    (made / name).write_text(code)
-  assert [name for name, _ in found] == ["my_agent.py", "my_service.py"]
+  names = agent_runs.programs(made)
+  assert names == ["my_agent.py", "my_service.py"]
   return made
 
 
 @pytest.fixture(autouse=True)
 def importable(monkeypatch):
   """What programs import is this checkout."""
-  monkeypatch.setenv("PYTHONPATH", str(ROOT))
+  monkeypatch.setenv("PYTHONPATH", str(agent_runs.ROOT))
   monkeypatch.delenv("STEPPO_API_KEY", raising=False)
-
-
-def options(folder, tmp_path, *, source="agents", **agents):
-  """Updates on two short episodes each."""
-  small = small_runs.small_config(tmp_path)
-  return dataclasses.replace(
-    small,
-    weights=str(folder),
-    tokenizer=loading.OWN_TOKENIZER,
-    num_updates=2,
-    tasks_per_update=2,
-    rollout=dataclasses.replace(
-      small.rollout, source=source, max_steps=3, max_tokens=1024,
-      max_new_tokens=8,
-    ),
-    agents=rollout_options.AgentConfig(processes=2, seconds=120.0, **agents),
-    sampler=SamplerConfig(num_slots=2, prefill_lengths=(512,), burst=8),
-    packing=PackingConfig(row_length=1024),
-    learner=dataclasses.replace(
-      small.learner, num_minibatches=1, critic_warmup=0, critic_trunk="policy"
-    ),
-    evaluation=config.EvalConfig(every=9, episodes=1),
-  )  # fmt: skip
 
 
 def played(run_dir):
@@ -94,7 +51,7 @@ def played(run_dir):
 @pytest.mark.slow
 def test_the_program_of_the_page_is_trained(folder, programs, tmp_path):
   command = f"{sys.executable} {programs / 'my_agent.py'}"
-  made = options(folder, tmp_path, command=command)
+  made = agent_runs.options(folder, tmp_path, command=command)
   found = small_runs.run(made)
   entries, records = played(found)
   assert {e.state for e in entries} == {"consumed"}
@@ -105,7 +62,7 @@ def test_the_program_of_the_page_is_trained(folder, programs, tmp_path):
   assert all(e.steps == 3 for e in train)
   assert all(r.steps[-1].truncated for r in records)
   assert sum(step.reward for r in records for step in r.steps) != 0
-  lines = metrics.read_lines(found)
+  lines = metrics.read_jsonl(found)
   for line in lines[1:]:
     assert line["rollout/error_share"] == 0
     # The weights that sampled are those that the update began with.
@@ -114,11 +71,11 @@ def test_the_program_of_the_page_is_trained(folder, programs, tmp_path):
 
 @contextlib.contextmanager
 def made_players(folder, tmp_path, **how):
-  made = options(folder, tmp_path, **how)
+  made = agent_runs.options(folder, tmp_path, **how)
   tokenizer = loading.load(folder)
-  model = dataclasses.replace(MODEL, num_ids=tokenizer.num_ids)
+  model = dataclasses.replace(agent_runs.MODEL, num_ids=tokenizer.num_ids)
   with players.make(made, model, tokenizer) as found:
-    params = transformer.init(MODEL, jax.random.key(0))
+    params = transformer.init(agent_runs.MODEL, jax.random.key(0))
     found.engine.set_params(params, 0)
     yield found, made
 
