@@ -2,7 +2,7 @@
 
 import json
 
-import httpx
+import agent_calls
 import pytest
 import served_policies
 
@@ -30,7 +30,7 @@ def url(policy):
 
 
 def ask(url, **more):
-  return httpx.post(f"{url}/v1/messages", json=BODY | more, timeout=60)
+  return agent_calls.send(f"{url}/v1/messages", json=BODY | more)
 
 
 def events(found):
@@ -49,7 +49,7 @@ def test_an_answer_is_that_of_the_same_chat(url):
     "messages": [{"role": "system", "content": "Be short."},
                  *BODY["messages"]],
   }  # fmt: skip
-  want = httpx.post(f"{url}/v1/chat/completions", json=chat).json()
+  want = agent_calls.send(f"{url}/v1/chat/completions", json=chat).json()
   assert found["prompt_token_ids"] == want["prompt_token_ids"]
   assert found["token_ids"] == want["choices"][0]["token_ids"]
   text = want["choices"][0]["message"]["content"]
@@ -160,5 +160,5 @@ def test_faults_have_the_form_of_the_client(
 
 def test_tokens_are_counted(url):
   body = {k: BODY[k] for k in ("model", "system", "messages")}
-  found = httpx.post(f"{url}/v1/messages/count_tokens", json=body).json()
+  found = agent_calls.send(f"{url}/v1/messages/count_tokens", json=body).json()
   assert found["input_tokens"] == ask(url).json()["usage"]["input_tokens"]

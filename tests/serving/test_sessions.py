@@ -30,7 +30,8 @@ SYSTEM = "Answer with one command."
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory):
   tokenizer = served_policies.tokenizer(tmp_path_factory.mktemp("t") / "nano")
-  made = served_policies.policy(tokenizer, served_policies.engine(tokenizer))
+  engine = served_policies.engine(tokenizer, num_slots=1)
+  made = served_policies.policy(tokenizer, engine)
   yield made
   made.scheduler.close()
 
@@ -53,7 +54,7 @@ TASKS = [
 
 def play(url, prompt, _):
   """An agent that knows nothing but its client, at the task that waits."""
-  made = httpx.post(f"{url}/sessions", json={}).json()
+  made = agent_calls.send(f"{url}/sessions", json={}).json()
   env = household.HouseholdEnv()
   task = next(t for t in TASKS if t.uid == made["task"]["uid"])
   out = env.reset(task, made["seed"])
@@ -106,13 +107,15 @@ def played(policy):
   return prompt, found
 
 
-@pytest.mark.parametrize("at_once", [1, 3])
+@pytest.mark.parametrize(
+  "at_once", [1, pytest.param(3, marks=pytest.mark.slow)]
+)
 def test_an_agents_episode_is_the_internal_loops(policy, played, pool, at_once):
   """To the last bit where both sample one at a time."""
   prompt, wanted = played
-  if at_once == 1:
+  if at_once > 1:
     policy = served_policies.policy(
-      policy.tokenizer, served_policies.engine(policy.tokenizer, num_slots=1)
+      policy.tokenizer, served_policies.engine(policy.tokenizer)
     )
   with pool_lib.Pool(pool) as store:
     for n, task in enumerate(TASKS):
@@ -122,7 +125,7 @@ def test_an_agents_episode_is_the_internal_loops(policy, played, pool, at_once):
     concurrent.futures.ThreadPoolExecutor(at_once) as threads,
   ):
     list(threads.map(functools.partial(play, url, prompt), TASKS))
-  if at_once == 1:
+  if at_once > 1:
     policy.scheduler.close()
   with pool_lib.Pool(pool) as store:
     found = store.lease("learner", 60, groups=3)
@@ -169,7 +172,7 @@ def test_a_sampled_token_is_never_encoded_again(policy, url, pool):
     ]  # fmt: skip
     prompt_ids, _ = tokens(agent_calls.ask(client, edited))
     assert prompt_ids[: len(before) + len(answered)] != before + answered
-  steps = httpx.get(
+  steps = agent_calls.get(
     made["url"], headers={"Authorization": f"Bearer {made['api_key']}"}
   ).json()["steps"]
   assert [step["after"] for step in steps] == [None, 0, 0, 0, None]
@@ -183,9 +186,9 @@ def test_a_repeated_request_gets_the_same_answer_and_is_one_step(url, pool):
     "return_token_ids": True,
   }
   headers = {"Authorization": f"Bearer {made['api_key']}"}
-  send = lambda **more: httpx.post(
+  send = lambda **more: agent_calls.send(
     f"{made['base_url']}/chat/completions", json=body,
-    headers=headers | more, timeout=60,
+    headers=headers | more,
   )  # fmt: skip
   with concurrent.futures.ThreadPoolExecutor(4) as threads:
     found = [one.json() for one in threads.map(lambda _: send(), range(4))]

@@ -226,7 +226,7 @@ def test_no_sampled_token_is_encoded_again_whatever_a_client_does(policy):
   stateful.run_state_machine_as_test(
     machine,
     settings=hypothesis.settings(
-      max_examples=40, stateful_step_count=12, deadline=None
+      max_examples=15, stateful_step_count=10, deadline=None
     ),
   )
 

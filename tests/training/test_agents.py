@@ -115,6 +115,7 @@ def test_the_program_of_the_page_plays_what_it_was_issued(
     assert len(one.final_prompt_ids) > len(before) + 8
 
 
+@pytest.mark.slow
 def test_agents_that_come_by_themselves_are_played_with(
   folder, programs, tmp_path
 ):
