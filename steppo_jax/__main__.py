@@ -9,6 +9,7 @@ from steppo_jax.commands import (
   evaluate,
   models,
   play,
+  pool,
   reports,
   serve,
   terminal,
@@ -72,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(function=function)
     return command
 
-  for module in (train, evaluate, play, reports, data, serve, models):
+  for module in (train, evaluate, play, reports, data, serve, pool, models):
     module.register(add)
   return parser
 

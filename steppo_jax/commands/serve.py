@@ -3,10 +3,8 @@
 import argparse
 import contextlib
 import dataclasses
-import ipaddress
 import os
 import pathlib
-import socket
 from collections.abc import Callable
 
 from steppo_jax.commands import terminal
@@ -68,6 +66,10 @@ def register(add: Callable[..., argparse.ArgumentParser]) -> None:
   )  # fmt: skip
   policy.add_argument("--seed", type=int, default=0)
   policy.add_argument(
+    "--pool", metavar="FILE",
+    help="record sessions as episodes in this pool; see docs/agents.md",
+  )  # fmt: skip
+  policy.add_argument(
     "--api-key",
     help=f"what clients have to send; better in the variable {_KEY}",
   )
@@ -100,57 +102,33 @@ def _serve_papers(args) -> None:
 def _serve_policy(args) -> None:
   terminal.quiet_jax()
   key = args.api_key or os.environ.get(_KEY)
-  if not key and not _is_loopback(args.host):
-    raise ValueError(
-      f"--host={args.host} is reached from elsewhere: set {_KEY} to a secret "
-      "that clients send"
-    )
   try:
     import uvicorn
 
-    from steppo_jax.serving import app, scheduler
+    from steppo_jax.rollout import pool
+    from steppo_jax.serving import app, background, scheduler, sessions
   except ImportError as error:
     raise RuntimeError(
       f"serve policy needs the package {error.name}: "
       "pip install 'steppo_jax[gateway]'"
     ) from error
-  listening = _bound(args.host, args.port)
+  listening = background.listen(args.host, args.port, key=key, option="--")
   with contextlib.closing(listening):
+    recorded = args.pool and pool.Pool(args.pool)
     policy = _policy(args, scheduler.Scheduler)
-    host, port = listening.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
     # A script that starts the service waits for this line.
-    print(f"listening on http://{shown}:{port}", flush=True)
-    config = uvicorn.Config(
-      app.make(policy, api_key=key), log_level="warning",
-      timeout_graceful_shutdown=1,
+    print(f"listening on {background.url_of(listening)}", flush=True)
+    served = app.make(
+      policy, api_key=key,
+      sessions=recorded and sessions.Sessions(policy, recorded),
     )  # fmt: skip
+    config = uvicorn.Config(
+      served, log_level="warning", timeout_graceful_shutdown=1
+    )
     try:
       uvicorn.Server(config).run([listening])
     finally:
       policy.scheduler.close()
-
-
-def _is_loopback(host: str) -> bool:
-  try:
-    return ipaddress.ip_address(host).is_loopback
-  except ValueError:
-    return host == "localhost"
-
-
-def _bound(host: str, port: int) -> socket.socket:
-  """A socket at an address, before minutes of loading."""
-  try:
-    if not 0 <= port < 2**16:  # Higher numbers wrap around.
-      raise OverflowError("a port is a number from 0 to 65535")
-    family, *_, address = socket.getaddrinfo(
-      host, port, type=socket.SOCK_STREAM
-    )[0]
-    return socket.create_server(address, family=family, backlog=1024)
-  except (OSError, OverflowError) as error:
-    raise ValueError(
-      f"--host={host} --port={port} cannot be listened on: {error}"
-    ) from error
 
 
 def _policy(args, make_scheduler):

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from typing import Literal
 
+from steppo_jax.rollout import options as rollout_options
 from steppo_jax.training import config
 
 
@@ -206,6 +207,8 @@ _LATER = (
   (("learner", "critic_layers"), None),
   (("learner", "remat"), "auto"),
   (("rollout", "staleness"), 0),
+  (("rollout", "source"), "env"),
+  (("agents",), dataclasses.asdict(rollout_options.AgentConfig())),
 )
 # Options of a method that there were before; of all others None came later.
 _ALGORITHM = frozenset((

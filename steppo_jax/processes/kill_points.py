@@ -43,6 +43,15 @@ POINTS = (
   "train: policy written",
 )
 
+# The same for what a run passes whose episodes agents play.
+AGENT_POINTS = (
+  "agents: issued",
+  "pool: half a finish",
+  "pool: finished",
+  "pool: leased",
+  "pool: consumed",
+)
+
 
 class _Armed:
   """Where the process ends, and how."""
@@ -67,7 +76,9 @@ def arm(text: str) -> None:
   if not text:
     _Armed.name = ""
     return
-  if name not in POINTS or not count.isdecimal() or int(count) < 1:
+  if (
+    name not in POINTS + AGENT_POINTS or not count.isdecimal() or int(count) < 1
+  ):
     raise ValueError(
       f"{VARIABLE}={text!r} must be NAME=COUNT with a name of "
       "kill_points.POINTS and a count of at least 1"

@@ -1,6 +1,7 @@
 """Options of rollouts: the limits of an episode."""
 
 import dataclasses
+from typing import Literal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +38,7 @@ class RolloutConfig:
   max_live: int | None = None
   retries: int = 0
   staleness: int = 0
+  source: Literal["env", "agents", "service"] = "env"
 
   def __post_init__(self):
     if self.max_live is not None and self.max_live < 1:
@@ -45,3 +47,31 @@ class RolloutConfig:
       raise ValueError(f"rollout.retries={self.retries} must be at least 0")
     if self.staleness < 0:
       raise ValueError(f"rollout.staleness={self.staleness} must be at least 0")
+
+
+@dataclasses.dataclass(frozen=True)
+class AgentConfig:
+  """Agents that are programs of their own; see docs/agents.md.
+
+  Attributes:
+    command: What plays one episode, such as "python my_agent.py".
+    processes: Most of them at once.
+    seconds: After which one is killed, and a session that is not used ended.
+    memory_mb: Address space of one; None for no limit.
+    host: Where the gateway listens. One that is reached from elsewhere needs
+      the variable STEPPO_API_KEY, which clients send to begin a session.
+    port: Of the gateway; 0 takes a free one.
+  """
+
+  command: str = ""
+  processes: int = 8
+  seconds: float = 600.0
+  memory_mb: int | None = None
+  host: str = "127.0.0.1"
+  port: int = 0
+
+  def __post_init__(self):
+    for name in ("processes", "seconds", "memory_mb"):
+      value = getattr(self, name)
+      if value is not None and not value > 0:
+        raise ValueError(f"agents.{name}={value} must be above 0")

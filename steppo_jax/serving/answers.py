@@ -15,6 +15,9 @@ from steppo_jax.prompts import base, chat, tool_call, tool_dialects
 from steppo_jax.serving import scheduler as scheduler_lib
 from steppo_jax.serving import schema
 
+# Tokens without a whole character at their end that are decoded again.
+_MOST_PENDING = 16
+
 
 class Fault(Exception):
   """A request that is not answered, in words for whoever sent it.
@@ -71,6 +74,20 @@ class Policy:
     options = {} if tools is None else {"tools": json.loads(tools)}
     return chat.Chat(self.tokenizer, where=self.name, **options)
 
+  def template(self, tools: Sequence[schema.Tool] | None) -> chat.Chat:
+    """The chat template, which tells what tools there are.
+
+    Raises:
+      Fault: the model has none.
+    """
+    if not hasattr(self.tokenizer, "encode_template"):
+      raise Fault(
+        400,
+        f"the model {self.name} has no chat template: use /v1/completions",
+        "invalid_request_error",
+      )
+    return self._chat(tools_text(tools) or None)
+
   def chat_ids(
     self,
     messages: Sequence[schema.Message],
@@ -85,27 +102,19 @@ class Policy:
     Raises:
       Fault: the model has no chat template, or it does not take the messages.
     """
-    told = tools and json.dumps(
-      [t.model_dump(exclude_none=True) for t in tools]
-    )
-    if not hasattr(self.tokenizer, "encode_template"):
-      raise Fault(
-        400,
-        f"the model {self.name} has no chat template: use /v1/completions",
-        "invalid_request_error",
-      )
+    made = self.template(tools)
     try:
-      made = self._chat(told or None)
-      prompt = made.prompt([_message(message) for message in messages])
+      prompt = made.prompt([as_template(message) for message in messages])
     except ValueError as error:
       raise Fault(
         400, str(error), "invalid_request_error", "messages"
       ) from error
+    return prompt.ids, made.stop_ids, self.opened(prompt)
+
+  def opened(self, prompt: chat.Prompted) -> bool:
+    """Whether a prompt ends inside of a thought."""
     behind = max((end for _, end, _ in prompt.spans), default=0)
-    opened = envs_calls.opens_thought(
-      self.tokenizer.decode(prompt.ids[behind:])
-    )
-    return prompt.ids, made.stop_ids, opened
+    return envs_calls.opens_thought(self.tokenizer.decode(prompt.ids[behind:]))
 
   def text_ids(self, text: str) -> np.ndarray:
     """[P] int32 of a prompt that is text, with what begins every text."""
@@ -158,7 +167,14 @@ class Policy:
     )
 
 
-def _message(message: schema.Message) -> dict[str, Any]:
+def tools_text(tools: Sequence[schema.Tool] | None) -> str:
+  """Tools as JSON; "" without any."""
+  if not tools:
+    return ""
+  return json.dumps([tool.model_dump(exclude_none=True) for tool in tools])
+
+
+def as_template(message: schema.Message) -> dict[str, Any]:
   """A message as chat templates take it."""
   role = "system" if message.role == "developer" else message.role
   found: dict[str, Any] = {"role": role, "content": message.text}
@@ -172,7 +188,7 @@ def _message(message: schema.Message) -> dict[str, Any]:
         **({"id": called.id} if called.id else {}),
         "function": {
           "name": called.function.name,
-          "arguments": _arguments(called.function),
+          "arguments": arguments(called.function),
         },
       }
       for called in message.tool_calls
@@ -180,7 +196,12 @@ def _message(message: schema.Message) -> dict[str, Any]:
   return found
 
 
-def _arguments(function: schema.Function) -> dict[str, Any]:
+def arguments(function: schema.Function) -> dict[str, Any]:
+  """What a function was called with.
+
+  Raises:
+    ValueError: that is no JSON object.
+  """
   try:
     found = json.loads(function.arguments or "{}")
   except ValueError:
@@ -200,7 +221,9 @@ class Answer:
     ids: Tokens so far.
     logp: Their log-probabilities.
     text: What can be shown of them: whole characters, in front of a stop text.
-    finish: "stop" or "length" when it has ended, None before.
+    finish: "stop" or "length" when it has ended, None before. Tokens behind the
+      one that completes a stop text are not taken.
+    stopped_by: The stop text that ended it, None for none.
     version: Updates behind the weights, when it has ended.
   """
 
@@ -213,29 +236,70 @@ class Answer:
     self._tokenizer = tokenizer
     self._stop_ids = tuple(stop_ids)
     self._stops = stops
+    # Decoded once: the text of tokens that later ones cannot change, and the
+    # tokens behind them, whose last character may have bytes to come.
+    self._decoded = ""
+    self._pending: list[int] = []
     self.ids: list[int] = []
     self.logp: list[float] = []
     self.text = ""
     self.finish: str | None = None
+    self.stopped_by: str | None = None
     self.version: int | None = None
 
   def add(self, piece: scheduler_lib.Piece) -> str:
     """Takes more tokens; returns the text that can be shown since."""
-    self.ids += piece.ids.tolist()
-    self.logp += piece.logp.tolist()
-    self.finish, self.version = piece.stop_reason, piece.version
-    ids = base.without_end(self._stop_ids, np.array(self.ids, np.int32))
-    text = self._tokenizer.decode(ids)
-    at = min((k for s in self._stops if (k := text.find(s)) >= 0), default=-1)
-    if at >= 0:
+    before = len(self.text)
+    ids, logp = piece.ids.tolist(), piece.logp.tolist()
+    self.version = piece.version
+    # A stop text ends the answer at the very token that completes it.
+    size = 1 if self._stops else max(len(ids), 1)
+    for at in range(0, max(len(ids), 1), size):
+      reason = piece.stop_reason if at + size >= len(ids) else None
+      self._take(ids[at : at + size], logp[at : at + size], reason)
+      if self.finish is not None:
+        break
+    return self.text[before:]
+
+  def _take(self, ids, logp, reason) -> None:
+    self.ids += ids
+    self.logp += logp
+    self.finish = reason
+    whole = base.without_end(self._stop_ids, np.array(self.ids[-1:]))
+    self._pending += ids if len(whole) else ids[:-1]
+    tail = self._decode()
+    text = self._decoded + tail
+    # What is shown holds no beginning of a stop text.
+    shown = len(self.text)
+    found = [(k, s) for s in self._stops if (k := text.find(s, shown)) >= 0]
+    if found:
+      at, self.stopped_by = min(found)
       text, self.finish = text[:at], "stop"
     elif self.finish is None:
       # The last character may have bytes to come, and a stop text letters.
       text = text.rstrip("\ufffd")
       text = text[: len(text) - max(map(len, _begun(text, self._stops)))]
-    new = text[len(self.text) :]
-    self.text += new
-    return new
+    self.text += text[len(self.text) :]
+
+  def _decode(self) -> str:
+    """The text of the pending tokens, of which those that are whole leave."""
+    decode, pending = self._tokenizer.decode, self._pending
+    text = decode(pending)
+    settled = 0 if text.endswith("\ufffd") else len(pending)
+    if not settled and len(pending) > _MOST_PENDING:
+      # Bytes that are no text at all: cut where a character cannot go on.
+      settled = next(
+        at
+        for at in range(len(pending) - 1, -1, -1)
+        if not at
+        or (
+          decode(pending[at : at + 1])
+          and decode(pending[:at]) + decode(pending[at:]) == text
+        )
+      )
+    self._decoded += decode(pending[:settled])
+    del pending[:settled]
+    return text[len(text) - len(decode(pending)) :] if pending else ""
 
   def tokens(self, start: int) -> list[tuple[int, str, float]]:
     """Id, text and log-probability of each token from one on."""
@@ -256,14 +320,17 @@ def _begun(text: str, stops: Sequence[str]) -> list[str]:
 
 
 async def stream(
-  policy: Policy, request: types.Request, answer: Answer
+  pieces: AsyncIterator[scheduler_lib.Piece], answer: Answer
 ) -> AsyncIterator[str]:
   """The texts of an answer as they come; `answer` holds all of it.
+
+  Args:
+    pieces: What `scheduler.Scheduler.answer` gives.
+    answer: Takes them in.
 
   Raises:
     Fault: too many requests wait, or the engine fails.
   """
-  pieces = policy.scheduler.answer(request)
   try:
     async with contextlib.aclosing(pieces):
       async for piece in pieces:
@@ -281,10 +348,10 @@ async def stream(
 
 
 async def whole(
-  policy: Policy, request: types.Request, answer: Answer
+  pieces: AsyncIterator[scheduler_lib.Piece], answer: Answer
 ) -> Answer:
   """The same when it has ended."""
-  async with contextlib.aclosing(stream(policy, request, answer)) as texts:
+  async with contextlib.aclosing(stream(pieces, answer)) as texts:
     async for _ in texts:
       pass
   return answer

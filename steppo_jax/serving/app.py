@@ -2,150 +2,200 @@
 
 `/v1/chat/completions`, `/v1/completions`, `/v1/models`,
 `/inference/v1/generate` (token ids in and out, as verifiers and vLLM speak it),
-`/health` and `/metrics` (Prometheus).
+`/health` and `/metrics` (Prometheus). With sessions, all of these are also
+below `/sessions/ID`, and what a session's key asks for is recorded; see
+`session_app`.
 """
 
 import asyncio
 import contextlib
 import hmac
-import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import prometheus_client
 import prometheus_client.core
-import pydantic
 from starlette import applications, requests, responses, routing
 
-from steppo_jax.serving import answers, forms, schema
+from steppo_jax.serving import (
+  answers,
+  forms,
+  http,
+  messages,
+  schema,
+  session_app,
+  turns,
+)
+from steppo_jax.serving import session as session_lib
+from steppo_jax.serving import sessions as sessions_lib
 
-# A longer body is refused.
-_MAX_BYTES = 1 << 25
-_RETRY_AFTER_S = 1
 
-
-class _Gone(Exception):
-  """The client has hung up."""
-
-
-def make(policy: answers.Policy, *, api_key: str | None = None) -> Any:
+def make(
+  policy: answers.Policy,
+  *,
+  api_key: str | None = None,
+  sessions: sessions_lib.Sessions | None = None,
+) -> Any:
   """The application.
 
   Args:
     policy: What it serves.
     api_key: What clients have to send as `Authorization: Bearer KEY`; None lets
       everyone in.
+    sessions: Records what sessions ask for; None has none.
   """
-  served = _Served(policy, api_key)
-  post = lambda path, handler: routing.Route(
-    path, served.answered(handler), methods=["POST"]
-  )
-  get = lambda path, handler: routing.Route(
-    path, served.answered(handler), methods=["GET"]
-  )
+  served = _Served(policy, api_key, sessions)
+  routes = [
+    served.route("POST", "/v1/chat/completions", served.chat),
+    served.route("POST", "/v1/completions", served.completion),
+    served.route("POST", "/inference/v1/generate", served.generate),
+    served.route("POST", "/v1/messages", served.messages, messages.error),
+    served.route(
+      "POST", "/v1/messages/count_tokens", served.count, messages.error
+    ),
+    served.route("GET", "/v1/models", served.models),
+    served.route("GET", "/v1/models/{name:path}", served.model),
+  ]
+  lifespan = None
+  if sessions is not None:
+    own = session_app.Handlers(sessions)
+    routes = [
+      *routes,
+      served.route("POST", "/sessions", own.create),
+      served.route("GET", "/sessions/{session}", own.show),
+      served.route("POST", "/sessions/{session}/rewards", own.reward),
+      served.route("POST", "/sessions/{session}/labels", own.label),
+      served.route("POST", "/sessions/{session}/finish", own.finish),
+      routing.Mount("/sessions/{session}", routes=routes),
+    ]
+    lifespan = session_app.lifespan(sessions)
   return applications.Starlette(
     routes=[
-      post("/v1/chat/completions", served.chat),
-      post("/v1/completions", served.completion),
-      post("/inference/v1/generate", served.generate),
-      get("/v1/models", served.models),
-      get("/v1/models/{name:path}", served.model),
+      *routes,
       routing.Route("/health", served.health, methods=["GET"]),
       routing.Route("/metrics", served.metrics, methods=["GET"]),
     ],
-    exception_handlers={404: _not_found, 405: _not_found},
+    exception_handlers={404: http.not_found, 405: http.not_found},
+    lifespan=lifespan,
   )
-
-
-def _error(fault: answers.Fault) -> responses.JSONResponse:
-  kinds = {401: "authentication_error", 429: "rate_limit_error"}
-  kind = "server_error" if fault.status >= 500 else "invalid_request_error"
-  body = {
-    "message": fault.message,
-    "type": kinds.get(fault.status, kind),
-    "param": fault.field,
-    "code": fault.code,
-  }
-  headers = (
-    {"Retry-After": str(_RETRY_AFTER_S)} if fault.status == 429 else None
-  )
-  return responses.JSONResponse({"error": body}, fault.status, headers)
-
-
-async def _not_found(request: requests.Request, error: Exception) -> Any:
-  status = getattr(error, "status_code", 404)
-  message = f"there is no {request.method} {request.url.path}"
-  return _error(answers.Fault(status, message, "not_found"))
 
 
 class _Served:
   """The handlers of one policy."""
 
-  def __init__(self, policy: answers.Policy, api_key: str | None):
+  def __init__(
+    self,
+    policy: answers.Policy,
+    api_key: str | None,
+    sessions: sessions_lib.Sessions | None,
+  ):
     self._policy = policy
     self._api_key = api_key
+    self._sessions = sessions
     self._created = int(time.time())
 
-  def answered(self, handler: Callable) -> Callable:
-    """A handler whose faults are answers."""
+  def route(
+    self,
+    method: str,
+    path: str,
+    handler: Callable,
+    tell: Callable | None = None,
+  ) -> routing.Route:
+    """A handler for whoever is let in, whose faults are answers."""
 
     async def handle(request: requests.Request) -> responses.Response:
-      try:
-        self._let_in(request)
-        return await handler(request)
-      except answers.Fault as fault:
-        return _error(fault)
-      except _Gone:
-        return responses.Response(status_code=499)
+      request.state.session_id = self._let_in(request)
+      return await handler(request)
 
-    return handle
+    return routing.Route(path, http.answered(handle, tell), methods=[method])
 
-  def _let_in(self, request: requests.Request) -> None:
-    if self._api_key is None:
-      return
-    given = request.headers.get("authorization", "")
-    wanted = f"Bearer {self._api_key}"
-    if not hmac.compare_digest(given.encode(), wanted.encode()):
+  def _let_in(self, request: requests.Request) -> str | None:
+    """The session whose key a client sent, None for the server's own.
+
+    Raises:
+      answers.Fault: it has sent neither, or that of another session.
+    """
+    given = http.key(request)
+    named = request.path_params.get("session")
+    if self._sessions is not None:
+      named = named or request.headers.get("x-session-id")
+      uid = self._sessions.keys.uid(given, named)
+      if uid is not None:
+        return uid
+      if named is not None:
+        raise answers.Fault(
+          401, "send the key of the session as 'Authorization: Bearer KEY'",
+          "invalid_api_key",
+        )  # fmt: skip
+    wanted = self._api_key
+    if wanted is not None and not hmac.compare_digest(
+      given.encode(), wanted.encode()
+    ):
       raise answers.Fault(
         401, "send the server's key as 'Authorization: Bearer KEY'",
         "invalid_api_key",
       )  # fmt: skip
+    return None
 
-  async def _read(self, request: requests.Request, form: type) -> Any:
-    """The body of a request in its form."""
-    parts, size = [], 0
-    try:
-      async for part in request.stream():
-        parts.append(part)
-        size += len(part)
-        if size > _MAX_BYTES:
-          raise answers.Fault(
-            413, f"the body has more than {_MAX_BYTES} bytes",
-            "request_too_large",
-          )  # fmt: skip
-    except requests.ClientDisconnect:
-      raise _Gone from None
-    try:
-      found = form.model_validate_json(b"".join(parts))
-    except pydantic.ValidationError as error:
-      field, told = schema.faults(error)
-      raise answers.Fault(400, told, "invalid_request_error", field) from error
-    if found.model not in (None, self._policy.name):
+  def _session(self, request: requests.Request) -> session_lib.Session | None:
+    """The session that a call belongs to, None for none.
+
+    Raises:
+      answers.Fault: it is not under way here.
+    """
+    uid = request.state.session_id
+    return None if uid is None else session_app.live(self._sessions, uid)
+
+  def _check_model(self, name: str | None) -> None:
+    if name not in (None, self._policy.name):
       raise answers.Fault(
         404,
-        f"the model {found.model!r} is not served here, {self._policy.name!r} "
-        "is",
+        f"the model {name!r} is not served here, {self._policy.name!r} is",
         "model_not_found",
         "model",
       )
-    return found
 
   async def chat(self, request: requests.Request) -> responses.Response:
     """`POST /v1/chat/completions`."""
-    asked = await self._read(request, schema.ChatRequest)
-    tools = None if asked.tool_choice == "none" else asked.tools
+    session = self._session(request)
+    asked = await http.read(request, schema.ChatRequest)
+    return await self._converse(request, session, asked, forms.Chat)
+
+  async def messages(self, request: requests.Request) -> responses.Response:
+    """`POST /v1/messages`."""
+    session = self._session(request)
+    asked = (await http.read(request, messages.MessagesRequest)).chat()
+    return await self._converse(request, session, asked, messages.Messages)
+
+  async def count(self, request: requests.Request) -> responses.Response:
+    """`POST /v1/messages/count_tokens`."""
+    asked = (await http.read(request, messages.CountRequest)).chat()
+    ids, _, _ = self._policy.chat_ids(asked.messages, _tools(asked))
+    return responses.JSONResponse({"input_tokens": len(ids)})
+
+  async def _converse(
+    self,
+    request: requests.Request,
+    session: session_lib.Session | None,
+    asked: schema.ChatRequest,
+    kind: type[forms.Chat],
+  ) -> responses.Response:
+    """Answers a conversation, in one of the forms."""
+    tools = _tools(asked)
+    if session is not None:
+      # Agents name whatever model they were written for.
+      turn = await self._sessions.ask(
+        session, asked, tools, **session_app.told(request)
+      )
+      answer = self._replayed(turn)
+      form = kind(
+        self._policy, asked, answer, turn.wanted, tools=tools,
+        opened=turn.plan.opened, name=_name(session, turn),
+      )  # fmt: skip
+      return await _send(request, form, turn.replay(), turn.was_delivered)
+    self._check_model(asked.model)
     prompt_ids, stop_ids, opened = self._policy.chat_ids(asked.messages, tools)
     field = "max_tokens" if asked.max_tokens else "max_completion_tokens"
     wanted = self._policy.request(
@@ -153,68 +203,70 @@ class _Served:
       seed=asked.seed, stop_ids=stop_ids, limit_field=field,
     )  # fmt: skip
     answer = answers.Answer(self._policy.tokenizer, stop_ids, asked.stops)
-    form = forms.Chat(
-      self._policy, asked, answer, wanted, tools=tools, opened=opened
+    form = kind(self._policy, asked, answer, wanted, tools=tools, opened=opened)
+    return await _send(request, form, self._policy.scheduler.answer(wanted))
+
+  def _replayed(self, turn: turns.Turn) -> answers.Answer:
+    return answers.Answer(
+      self._policy.tokenizer, turn.plan.stop_ids, turn.settings.stops
     )
-    return await self._send(request, form)
 
   async def completion(self, request: requests.Request) -> responses.Response:
     """`POST /v1/completions`."""
-    asked = await self._read(request, schema.CompletionRequest)
+    session = self._session(request)
+    asked = await http.read(request, schema.CompletionRequest)
     prompt_ids = asked.prompt
     if isinstance(prompt_ids, str):
       prompt_ids = self._policy.text_ids(prompt_ids)
     stop_ids = self._policy.tokenizer.stop_ids
+    if session is not None:
+      turn = await self._sessions.ask_ids(
+        session, prompt_ids, _settings(asked), stop_ids,
+        **session_app.told(request),
+      )  # fmt: skip
+      form = forms.Completion(
+        self._policy, asked, self._replayed(turn), turn.wanted,
+        name=_name(session, turn),
+      )  # fmt: skip
+      return await _send(request, form, turn.replay(), turn.was_delivered)
+    self._check_model(asked.model)
     wanted = self._policy.request(
       prompt_ids, limit=asked.limit, temperature=asked.temperature,
       seed=asked.seed, stop_ids=stop_ids,
     )  # fmt: skip
     answer = answers.Answer(self._policy.tokenizer, stop_ids, asked.stops)
-    return await self._send(
-      request, forms.Completion(self._policy, asked, answer, wanted)
-    )
+    form = forms.Completion(self._policy, asked, answer, wanted)
+    return await _send(request, form, self._policy.scheduler.answer(wanted))
 
   async def generate(self, request: requests.Request) -> responses.Response:
     """`POST /inference/v1/generate`."""
-    asked = await self._read(request, schema.GenerateRequest)
+    session = self._session(request)
+    asked = await http.read(request, schema.GenerateRequest)
     params = asked.sampling_params
     stop_ids = (
       *self._policy.tokenizer.stop_ids, *(params.stop_token_ids or ())
     )  # fmt: skip
-    wanted = self._policy.request(
-      asked.token_ids, limit=params.max_tokens, temperature=params.temperature,
-      seed=params.seed, stop_ids=stop_ids,
-    )  # fmt: skip
+    delivered = lambda: None
+    if session is not None:
+      turn = await self._sessions.ask_ids(
+        session, asked.token_ids,
+        turns.Settings(params.max_tokens, params.temperature, params.seed),
+        stop_ids, **session_app.told(request),
+      )  # fmt: skip
+      wanted, pieces = turn.wanted, turn.replay()
+      name, delivered = _name(session, turn), turn.was_delivered
+    else:
+      self._check_model(asked.model)
+      wanted = self._policy.request(
+        asked.token_ids, limit=params.max_tokens,
+        temperature=params.temperature, seed=params.seed, stop_ids=stop_ids,
+      )  # fmt: skip
+      pieces = self._policy.scheduler.answer(wanted)
+      name = uuid.uuid4().hex
     answer = answers.Answer(self._policy.tokenizer, stop_ids, ())
-    await _unless_gone(request, answers.whole(self._policy, wanted, answer))
-    content = [
-      {"token": f"token_id:{i}", "logprob": logp, "top_logprobs": []}
-      for i, _, logp in answer.tokens(0)
-    ]
-    return responses.JSONResponse({
-      "request_id": f"gen-{uuid.uuid4().hex}",
-      "choices": [{
-        "index": 0,
-        "token_ids": answer.ids,
-        "logprobs": {"content": content},
-        "finish_reason": answer.finish,
-      }],
-      "prompt_token_ids": wanted.prompt_ids.tolist(),
-      "weight_version": answer.version,
-    })  # fmt: skip
-
-  async def _send(self, request, form: forms.Form) -> responses.Response:
-    """An answer at once or in events."""
-    if not form.asked.stream:
-      work = answers.whole(self._policy, form.wanted, form.answer)
-      await _unless_gone(request, work)
-      return responses.JSONResponse(form.whole())
-    texts = answers.stream(self._policy, form.wanted, form.answer)
-    # What is wrong with the request is known before the first event.
-    first = await _unless_gone(request, anext(texts))
-    return responses.StreamingResponse(
-      _events(form, texts, first), media_type="text/event-stream"
-    )
+    await http.unless_gone(request, answers.whole(pieces, answer))
+    delivered()
+    return responses.JSONResponse(forms.generated(wanted, answer, name))
 
   async def models(self, request: requests.Request) -> responses.Response:
     """`GET /v1/models`."""
@@ -249,9 +301,9 @@ class _Served:
     """`GET /metrics`."""
     registry = prometheus_client.CollectorRegistry()
     registry.register(self)
+    text = await asyncio.to_thread(prometheus_client.generate_latest, registry)
     return responses.Response(
-      prometheus_client.generate_latest(registry),
-      media_type=prometheus_client.CONTENT_TYPE_LATEST,
+      text, media_type=prometheus_client.CONTENT_TYPE_LATEST
     )
 
   def collect(self) -> Iterable[Any]:
@@ -272,47 +324,56 @@ class _Served:
       yield core.GaugeMetricFamily(
         f"steppo_requests_{name}", f"Requests {name}.", value=value
       )
+    if self._sessions is not None:
+      gauge = core.GaugeMetricFamily(
+        "steppo_episodes", "Episodes of the pool by state.", labels=["state"]
+      )
+      for name, value in self._sessions.counts().items():
+        gauge.add_metric([name], value)
+      yield gauge
 
 
-async def _unless_gone(request: requests.Request, work: Any) -> Any:
-  """What some work gives, which ends when the client hangs up.
+def _tools(asked: schema.ChatRequest) -> list[schema.Tool] | None:
+  """What may be called."""
+  return None if asked.tool_choice == "none" else asked.tools
 
-  Raises:
-    _Gone: it did.
+
+def _settings(asked: schema.CompletionRequest) -> turns.Settings:
+  return turns.Settings(asked.limit, asked.temperature, asked.seed, asked.stops)
+
+
+def _name(session: session_lib.Session, turn: turns.Turn) -> str:
+  """Names an answer; the same whenever it is asked for."""
+  return uuid.uuid5(uuid.NAMESPACE_URL, f"{session.uid}/{turn.number}").hex
+
+
+async def _send(
+  request: requests.Request,
+  form: forms.Form,
+  pieces: Any,
+  delivered: Callable[[], None] = lambda: None,
+) -> responses.Response:
+  """An answer at once or in events.
+
+  Args:
+    request: Who is answered.
+    form: How.
+    pieces: What is sampled.
+    delivered: Called when all of it was sent.
   """
-  task = asyncio.ensure_future(work)
-  gone = asyncio.ensure_future(_hung_up(request))
-  try:
-    await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
-    if not task.done():
-      raise _Gone
-    return task.result()
-  finally:
-    for one in (task, gone):
-      one.cancel()
-    await asyncio.gather(task, gone, return_exceptions=True)
+  if not form.asked.stream:
+    await http.unless_gone(request, answers.whole(pieces, form.answer))
+    delivered()
+    return responses.JSONResponse(form.whole())
+  texts = answers.stream(pieces, form.answer)
+  # What is wrong with the request is known before the first event.
+  first = await http.unless_gone(request, anext(texts))
 
+  async def events():
+    async with contextlib.aclosing(http.events(form, texts, first)) as found:
+      async for event in found:
+        yield event
+    if form.answer.finish is not None:
+      delivered()
 
-async def _hung_up(request: requests.Request) -> None:
-  while (await request.receive())["type"] != "http.disconnect":
-    pass
-
-
-async def _events(
-  form: forms.Form, texts: AsyncIterator[str], first: str
-) -> AsyncIterator[str]:
-  """The events of a stream."""
-  event = lambda data: f"data: {json.dumps(data)}\n\n"
-  async with contextlib.aclosing(texts):
-    try:
-      yield event(form.begin())
-      yield event(form.piece(first))
-      async for text in texts:
-        yield event(form.piece(text))
-    except answers.Fault as fault:
-      error = {"message": fault.message, "code": fault.code}
-      yield event({"error": error})
-      return
-  for data in form.end():
-    yield event(data)
-  yield "data: [DONE]\n\n"
+  return responses.StreamingResponse(events(), media_type="text/event-stream")

@@ -17,6 +17,8 @@ class Form:
   object: str
   event: str
   prefix: str
+  # Behind the last event.
+  ending = "data: [DONE]\n\n"
 
   def __init__(
     self,
@@ -24,6 +26,8 @@ class Form:
     asked: schema.ChatRequest | schema.CompletionRequest,
     answer: answers.Answer,
     wanted: types.Request,
+    *,
+    name: str | None = None,
   ):
     """Nothing is told yet.
 
@@ -32,10 +36,12 @@ class Form:
       asked: What the client sent.
       answer: What is sampled; it grows.
       wanted: What the engine was asked for.
+      name: Names the answer and its calls; None for a name of its own.
     """
     self.policy, self.asked = policy, asked
     self.answer, self.wanted = answer, wanted
-    self._id = f"{self.prefix}-{uuid.uuid4().hex}"
+    self._name = name or uuid.uuid4().hex
+    self._id = f"{self.prefix}-{self._name}"
     self._created = int(time.time())
     self._told = 0
 
@@ -48,6 +54,14 @@ class Form:
       "model": self.policy.name,
       "choices": choices,
     }
+
+  def event_text(self, data: dict[str, Any]) -> str:
+    """An event as it is sent."""
+    return f"data: {json.dumps(data)}\n\n"
+
+  def fault(self, fault: answers.Fault) -> dict[str, Any]:
+    """What ends a stream that fails."""
+    return {"error": {"message": fault.message, "code": fault.code}}
 
   def usage(self) -> dict[str, int]:
     """Numbers of tokens."""
@@ -98,9 +112,10 @@ class Chat(Form):
     *,
     tools: Sequence[schema.Tool] | None,
     opened: bool,
+    name: str | None = None,
   ):
-    """See `answers.called` for the last two."""
-    super().__init__(policy, asked, answer, wanted)
+    """See `answers.called` for tools and `opened`."""
+    super().__init__(policy, asked, answer, wanted, name=name)
     self._tools, self._opened = tools, opened
 
   def _logprobs(self, tokens) -> dict[str, Any] | None:
@@ -123,14 +138,14 @@ class Chat(Form):
     found = answers.called(self.policy, self.answer, self._tools, self._opened)
     return [
       {
-        "id": f"call_{uuid.uuid4().hex[:24]}",
+        "id": f"call_{self._name[:20]}{k:04}",
         "type": "function",
         "function": {
           "name": call.name,
           "arguments": json.dumps(dict(call.arguments), ensure_ascii=False),
         },
       }
-      for call in found
+      for k, call in enumerate(found)
     ]
 
   def whole(self) -> dict[str, Any]:
@@ -166,15 +181,15 @@ class Chat(Form):
     }
     return self.frame([choice], self.event)
 
-  def begin(self) -> dict[str, Any]:
-    """The first event."""
+  def begin(self) -> list[dict[str, Any]]:
+    """The first events."""
     delta = {"role": "assistant", "content": ""}
-    return {**self._chunk(delta), **self.prompt_ids()}
+    return [{**self._chunk(delta), **self.prompt_ids()}]
 
-  def piece(self, text: str) -> dict[str, Any]:
+  def piece(self, text: str) -> list[dict[str, Any]]:
     """Some more text; none of an answer that may be calls of tools."""
     delta = {} if self._tools else {"content": text}
-    return self._chunk(delta, self.new_tokens())
+    return [self._chunk(delta, self.new_tokens())]
 
   def end(self) -> Iterable[dict[str, Any]]:
     """The last events."""
@@ -218,16 +233,47 @@ class Completion(Form):
     choice |= self.prompt_ids()
     return {**self.frame([choice], self.object), "usage": self.usage()}
 
-  def begin(self) -> dict[str, Any]:
-    """The first event."""
+  def begin(self) -> list[dict[str, Any]]:
+    """The first events."""
     choice = self._choice("", (), None) | self.prompt_ids()
-    return self.frame([choice], self.event)
+    return [self.frame([choice], self.event)]
 
-  def piece(self, text: str) -> dict[str, Any]:
+  def piece(self, text: str) -> list[dict[str, Any]]:
     """Some more text."""
-    return self.frame([self._choice(text, self.new_tokens(), None)], self.event)
+    choice = self._choice(text, self.new_tokens(), None)
+    return [self.frame([choice], self.event)]
 
   def end(self) -> Iterable[dict[str, Any]]:
     """The last events."""
     yield self.frame([self._choice("", (), self.answer.finish)], self.event)
     yield from self.last()
+
+
+def generated(
+  wanted: types.Request, answer: answers.Answer, name: str
+) -> dict[str, Any]:
+  """The answer of `/inference/v1/generate`: token ids.
+
+  Args:
+    wanted: What the engine was asked for.
+    answer: All of what was sampled.
+    name: Names the answer.
+  """
+  content = [
+    {"token": f"token_id:{i}", "token_id": i, "logprob": logp,
+     "top_logprobs": []}
+    for i, _, logp in answer.tokens(0)
+  ]  # fmt: skip
+  return {
+    "request_id": f"gen-{name}",
+    "choices": [
+      {
+        "index": 0,
+        "token_ids": answer.ids,
+        "logprobs": {"content": content},
+        "finish_reason": answer.finish,
+      }
+    ],
+    "prompt_token_ids": wanted.prompt_ids.tolist(),
+    "weight_version": answer.version,
+  }

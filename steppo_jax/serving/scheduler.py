@@ -7,11 +7,12 @@ room for the next that waits, and no more may wait than a bound says.
 
 import asyncio
 import collections
+import contextlib
 import dataclasses
 import itertools
 import logging
 import threading
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -42,7 +43,7 @@ class Piece(NamedTuple):
     ids: [n] int32.
     logp: [n] float32, log-probabilities of the policy that sampled them.
     stop_reason: "stop" or "length" with the last piece, None before.
-    version: Updates behind the weights, with the last piece.
+    version: Updates behind the weights.
   """
 
   ids: np.ndarray
@@ -111,6 +112,7 @@ class Scheduler:
     self._numbers = itertools.count()
     self._changed = threading.Condition()
     self._closed = False
+    self._held = 0
     self.counts: collections.Counter[str] = collections.Counter()
     self._thread = threading.Thread(
       target=self._run, name="scheduler", daemon=True
@@ -150,7 +152,7 @@ class Scheduler:
         self.counts["refused"] += 1
         raise Full(f"{len(self._waiting)} requests wait already")
       self._waiting.append(job)
-      self._changed.notify()
+      self._changed.notify_all()
     try:
       while True:
         piece = await job.pieces.get()
@@ -162,11 +164,31 @@ class Scheduler:
     finally:
       job.cut = True
 
+  @contextlib.contextmanager
+  def held(self) -> Iterator[None]:
+    """Lets no answer begin inside of it, and waits for those under way.
+
+    The engine belongs to whoever holds the scheduler, who may give it other
+    weights; what it kept of earlier conversations is not used any more.
+    """
+    with self._changed:
+      self._held += 1
+      self._changed.wait_for(lambda: not self._running or not self.alive)
+    try:
+      yield
+    finally:
+      with self._changed:
+        for session in self._idle:
+          self._engine.release(session)
+        self._idle.clear()
+        self._held -= 1
+        self._changed.notify_all()
+
   def close(self) -> None:
     """Ends the thread; answers under way end with an error."""
     with self._changed:
       self._closed = True
-      self._changed.notify()
+      self._changed.notify_all()
     self._thread.join()
 
   def _run(self) -> None:
@@ -180,6 +202,7 @@ class Scheduler:
       error = RuntimeError(f"the engine has failed: {raised}")
       with self._changed:
         self._closed = True
+        self._changed.notify_all()
     for job in (*self._running.values(), *self._waiting):
       job.put(error)
 
@@ -187,7 +210,9 @@ class Scheduler:
     """Waits for work; returns False when closed."""
     with self._changed:
       self._changed.wait_for(
-        lambda: self._closed or self._waiting or self._running
+        lambda: (
+          self._closed or self._running or (self._waiting and not self._held)
+        )
       )
       return not self._closed
 
@@ -198,20 +223,20 @@ class Scheduler:
         self._engine.cut(session)
     while len(self._running) < self._engine.num_slots:
       with self._changed:
-        if not self._waiting:
+        if not self._waiting or self._held:
           return
         job = self._waiting.popleft()
-      if job.cut:
-        self.counts["cancelled"] += 1
-        continue
-      session = self._session(job.request.prompt_ids)
-      request = dataclasses.replace(job.request, session=session)
-      try:
-        self._engine.submit([request])
-      except ValueError as error:
-        job.put(error)
-        continue
-      self._running[session] = job
+        if job.cut:
+          self.counts["cancelled"] += 1
+          continue
+        session = self._session(job.request.prompt_ids)
+        request = dataclasses.replace(job.request, session=session)
+        try:
+          self._engine.submit([request])
+        except ValueError as error:
+          job.put(error)
+          continue
+        self._running[session] = job
       counters = self._engine.counters
       self.counts["prompt"] = counters.prompt_tokens
       self.counts["read"] = counters.prefill_tokens
@@ -237,6 +262,11 @@ class Scheduler:
     for request, response in done:
       with self._changed:
         job = self._running.pop(request.session)
+        # The token that ended the answer has not been read.
+        self._idle[request.session] = np.append(
+          request.prompt_ids, response.response_ids[:-1]
+        )
+        self._changed.notify_all()
       ids, logp = response.response_ids, response.behaviour_logp
       self.counts["sampled"] += len(ids)
       self.counts["cancelled" if job.cut else "answered"] += 1
@@ -248,12 +278,11 @@ class Scheduler:
           response.policy_version,
         )
       )
-      # The token that ended the answer has not been read.
-      self._idle[request.session] = np.append(request.prompt_ids, ids[:-1])
     if not self._running:
       return
     for session, (ids, logp) in self._engine.so_far().items():
       job = self._running[session]
       if len(ids) > job.sent:
-        job.put(Piece(ids[job.sent :], logp[job.sent :]))
+        version = self._engine.version
+        job.put(Piece(ids[job.sent :], logp[job.sent :], None, version))
         job.sent = len(ids)

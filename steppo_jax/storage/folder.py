@@ -24,6 +24,8 @@ ADAPTER_NAME = "adapter"
 POLICY_NAME = "policy.safetensors"
 CHECKPOINTS_NAME = "checkpoints"
 JOURNALS_NAME = "journal"
+# Of runs whose episodes agents play.
+POOL_NAME = "pool.sqlite"
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 

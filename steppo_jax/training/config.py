@@ -22,7 +22,7 @@ from steppo_jax.models import presets
 from steppo_jax.models.options import MeshConfig
 from steppo_jax.packing.options import PackingConfig
 from steppo_jax.prompts.options import PromptConfig
-from steppo_jax.rollout.options import RolloutConfig
+from steppo_jax.rollout.options import AgentConfig, RolloutConfig
 from steppo_jax.sampler.options import SamplerConfig
 
 # What other trainers offer and this one refuses, with the reason.
@@ -144,6 +144,7 @@ class RunConfig:
   env: EnvConfig = EnvConfig()
   prompt: PromptConfig = PromptConfig()
   rollout: RolloutConfig = RolloutConfig()
+  agents: AgentConfig = AgentConfig()
   sampler: SamplerConfig = SamplerConfig()
   packing: PackingConfig = PackingConfig()
   mesh: MeshConfig = MeshConfig()

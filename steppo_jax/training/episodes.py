@@ -143,7 +143,9 @@ class Rollouts:
     before = dict(journal.trajectories)
     if before:
       _log.info("%d episodes are in the journal already", len(before))
-    if self._config.rollout.env_threads:
+    rollout = self._config.rollout
+    # A pool gives agents' episodes again as they were.
+    if rollout.env_threads and rollout.source == "env":
       for trajectory in before.values():
         self._on_episode(trajectory)
       episodes = [e for e in episodes if e.uid not in before]
@@ -187,11 +189,12 @@ class Rollouts:
       )
 
   def prune(self, needed_from: int) -> None:
-    """Removes journals that are old.
+    """Lets go of episodes that no restart needs.
 
     Args:
       needed_from: First update that a restart may play again.
     """
+    self._players.settle(needed_from)
     if self._config.keep_journals is not None and self._hosts.is_first:
       journal_lib.prune(
         self._journals,

@@ -9,6 +9,7 @@ what differs, which episodes are played and at which temperature, is told to
 
 import contextlib
 import dataclasses
+import pathlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -133,6 +134,9 @@ class Players:
     """Ends the environments' workers, if there are any."""
     self.make_env.close()
 
+  def settle(self, needed_from: float) -> None:
+    """Nothing to do: what was played is nowhere but in the journal."""
+
   def play(
     self,
     episodes: Iterable[loop.Episode],
@@ -174,7 +178,8 @@ def make(
   waiting: Callable[[], contextlib.AbstractContextManager] = (
     contextlib.nullcontext
   ),
-) -> Players:
+  pool: pathlib.Path | None = None,
+) -> Any:
   """The players that the options describe, with an engine of their own.
 
   Args:
@@ -183,6 +188,10 @@ def make(
     tokenizer: The tokenizer of its weights.
     hosts: See `Players`.
     waiting: See `Players`.
+    pool: File of the episodes of agents; None for one that is gone afterwards.
+
+  Returns:
+    `Players`, or `agents.AgentPlayers`, which have the same methods.
 
   Raises:
     ValueError: an option of the environment or the prompt does not fit.
@@ -196,6 +205,17 @@ def make(
     end_of_turn_id=tokenizer.end_of_turn_id,
     seed=config.seed,
   )
+  if rollout.source != "env":
+    if not isinstance(config, config_lib.RunConfig):
+      raise ValueError(
+        f"rollout.source={rollout.source} is for reinforcement learning"
+      )
+    # A server is needed by these runs alone.
+    from steppo_jax.training import agents
+
+    return agents.AgentPlayers(
+      config, engine, tokenizer, pool=pool, hosts=hosts, waiting=waiting
+    )
   prompt = sections.make(config.prompt, tokenizer, config.env.name)
   # Made last: nothing that fails after it could leave workers behind.
   envs = make_env(config.env)

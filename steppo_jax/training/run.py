@@ -22,6 +22,7 @@ from steppo_jax.processes import hosts as hosts_lib
 from steppo_jax.processes import kill_points
 from steppo_jax.rollout import loop
 from steppo_jax.storage import events
+from steppo_jax.storage import folder as run_folder
 from steppo_jax.training import ahead
 from steppo_jax.training import config as config_lib
 from steppo_jax.training import episodes as training_episodes
@@ -89,8 +90,9 @@ class Run:
       config.evaluation.split, config.evaluation.episodes,
     )  # fmt: skip
     make_players = functools.partial(
-      players_lib.make, config, self.model, self.tokenizer, hosts=hosts
-    )
+      players_lib.make, config, self.model, self.tokenizer, hosts=hosts,
+      pool=folder / run_folder.POOL_NAME,
+    )  # fmt: skip
     self._on_failure = on_failure
     told = functools.partial(self._told, on_episode)
     if config.rollout.staleness:

@@ -179,6 +179,9 @@ def _updates(run: Run, store: checkpoint.Checkpoints, on_update, held):
           kill_points.passed("train: saved")
         with log.span(events.METRICS, update):
           on_update(done, found)
+    with log.span(events.CHECKPOINT):
+      store.wait()
+    run.players.settle(config.num_updates)
   return state
 
 

@@ -1,0 +1,115 @@
+"""A server on a thread of its own, beside what its process does otherwise."""
+
+import asyncio
+import ipaddress
+import socket
+import threading
+from collections.abc import Coroutine
+from typing import Any
+
+import uvicorn
+
+from steppo_jax.rollout import agents
+
+
+def listen(
+  host: str, port: int, *, key: str | None, option: str
+) -> socket.socket:
+  """A socket at an address, which may be reached from elsewhere with a key.
+
+  Args:
+    host: Of the address.
+    port: Of the address; 0 takes a free one.
+    key: What clients have to send, None for nothing.
+    option: How the options of host and port begin, such as "--", for errors.
+
+  Raises:
+    ValueError: it cannot be listened on, or needs a key.
+  """
+  if not key and not _is_loopback(host):
+    raise ValueError(
+      f"{option}host={host} is reached from elsewhere: set "
+      f"{agents.SECRET} to a secret that clients send"
+    )
+  try:
+    if not 0 <= port < 2**16:  # Higher numbers wrap around.
+      raise OverflowError("a port is a number from 0 to 65535")
+    family, *_, address = socket.getaddrinfo(
+      host, port, type=socket.SOCK_STREAM
+    )[0]
+    return socket.create_server(address, family=family, backlog=1024)
+  except (OSError, OverflowError) as error:
+    raise ValueError(
+      f"{option}host={host} {option}port={port} cannot be listened on: {error}"
+    ) from error
+
+
+def _is_loopback(host: str) -> bool:
+  try:
+    return ipaddress.ip_address(host).is_loopback
+  except ValueError:
+    return host == "localhost"
+
+
+def url_of(listening: socket.socket) -> str:
+  """The address of a server."""
+  host, port = listening.getsockname()[:2]
+  return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+class Background:
+  """Serves an application until it is closed.
+
+  Attributes:
+    url: Its address.
+  """
+
+  def __init__(self, app: Any, listening: socket.socket):
+    """Starts the thread; returns when requests are answered.
+
+    Args:
+      app: An ASGI application.
+      listening: A socket at an address.
+
+    Raises:
+      RuntimeError: the application does not start.
+    """
+    self.url = url_of(listening)
+    config = uvicorn.Config(
+      app, log_level="warning", timeout_graceful_shutdown=1
+    )
+    self._server = uvicorn.Server(config)
+    self._listening = listening
+    self._started = threading.Event()
+    self._loop: asyncio.AbstractEventLoop | None = None
+    self._thread = threading.Thread(
+      target=lambda: asyncio.run(self._serve()), name="server", daemon=True
+    )
+    self._thread.start()
+    self._started.wait()
+    if not self._server.started:
+      raise RuntimeError(f"the server at {self.url} does not start")
+
+  async def _serve(self) -> None:
+    self._loop = asyncio.get_running_loop()
+    watching = asyncio.create_task(self._watch())
+    try:
+      await self._server.serve([self._listening])
+    finally:
+      watching.cancel()
+      self._started.set()
+
+  async def _watch(self) -> None:
+    while not self._server.started:
+      await asyncio.sleep(0.01)
+    self._started.set()
+
+  def call(self, work: Coroutine[Any, Any, Any]) -> Any:
+    """Runs something on the server's event loop; returns what it gives."""
+    return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+  def close(self) -> None:
+    """Ends the server."""
+    self._server.should_exit = True
+    self._thread.join()
+    self._listening.close()

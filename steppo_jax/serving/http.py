@@ -1,0 +1,145 @@
+"""What every handler of HTTP does: bodies, errors, events, who has gone."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pydantic
+from starlette import requests, responses
+
+from steppo_jax.serving import answers, forms, schema
+
+# A longer body is refused.
+_MAX_BYTES = 1 << 25
+_RETRY_AFTER_S = 1
+
+
+class Gone(Exception):
+  """The client has hung up."""
+
+
+def answered(handler: Callable, tell: Callable | None = None) -> Callable:
+  """A handler whose faults are answers.
+
+  Args:
+    handler: Takes a request.
+    tell: Makes the body that tells a fault; None for OpenAI's form.
+  """
+
+  async def handle(request: requests.Request) -> responses.Response:
+    try:
+      return await handler(request)
+    except answers.Fault as fault:
+      return error(fault, tell)
+    except Gone:
+      return responses.Response(status_code=499)
+
+  return handle
+
+
+def key(request: requests.Request) -> str:
+  """The key that a client sent, "" without one."""
+  given = request.headers.get("authorization", "")
+  kind, _, value = given.partition(" ")
+  if kind.lower() == "bearer":
+    return value.strip()
+  return request.headers.get("x-api-key", "")
+
+
+async def read(request: requests.Request, form: type) -> Any:
+  """The body of a request in its form.
+
+  Raises:
+    answers.Fault: it is too long, or does not have that form.
+    Gone: the client has hung up.
+  """
+  parts, size = [], 0
+  try:
+    async for part in request.stream():
+      parts.append(part)
+      size += len(part)
+      if size > _MAX_BYTES:
+        raise answers.Fault(
+          413, f"the body has more than {_MAX_BYTES} bytes",
+          "request_too_large",
+        )  # fmt: skip
+  except requests.ClientDisconnect:
+    raise Gone from None
+  try:
+    return form.model_validate_json(b"".join(parts))
+  except pydantic.ValidationError as raised:
+    field, told = schema.faults(raised)
+    raise answers.Fault(400, told, "invalid_request_error", field) from raised
+
+
+def error(
+  fault: answers.Fault, tell: Callable | None = None
+) -> responses.JSONResponse:
+  """A fault as an answer, in OpenAI's form unless there is another."""
+  headers = (
+    {"Retry-After": str(_RETRY_AFTER_S)} if fault.status in (429, 503) else None
+  )
+  return responses.JSONResponse((tell or _openai)(fault), fault.status, headers)
+
+
+def _openai(fault: answers.Fault) -> dict[str, Any]:
+  kinds = {401: "authentication_error", 429: "rate_limit_error"}
+  kind = "server_error" if fault.status >= 500 else "invalid_request_error"
+  body = {
+    "message": fault.message,
+    "type": kinds.get(fault.status, kind),
+    "param": fault.field,
+    "code": fault.code,
+  }
+  return {"error": body}
+
+
+async def not_found(request: requests.Request, raised: Exception) -> Any:
+  """Says that there is no such endpoint."""
+  status = getattr(raised, "status_code", 404)
+  message = f"there is no {request.method} {request.url.path}"
+  return error(answers.Fault(status, message, "not_found"))
+
+
+async def unless_gone(request: requests.Request, work: Any) -> Any:
+  """What some work gives, which ends when the client hangs up.
+
+  Raises:
+    Gone: it did.
+  """
+  task = asyncio.ensure_future(work)
+  gone = asyncio.ensure_future(_hung_up(request))
+  try:
+    await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+    if not task.done():
+      raise Gone
+    return task.result()
+  finally:
+    for one in (task, gone):
+      one.cancel()
+    await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def _hung_up(request: requests.Request) -> None:
+  while (await request.receive())["type"] != "http.disconnect":
+    pass
+
+
+async def events(
+  form: forms.Form, texts: AsyncIterator[str], first: str
+) -> AsyncIterator[str]:
+  """The events of a stream."""
+  async with contextlib.aclosing(texts):
+    try:
+      for data in (*form.begin(), *form.piece(first)):
+        yield form.event_text(data)
+      async for text in texts:
+        for data in form.piece(text):
+          yield form.event_text(data)
+    except answers.Fault as fault:
+      yield form.event_text(form.fault(fault))
+      return
+  for data in form.end():
+    yield form.event_text(data)
+  yield form.ending

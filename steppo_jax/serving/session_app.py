@@ -1,0 +1,133 @@
+"""The endpoints of sessions: made, rewarded, labelled, finished."""
+
+import asyncio
+import contextlib
+import logging
+from typing import Any
+
+from starlette import requests, responses
+
+from steppo_jax.serving import answers, http, session_schema
+from steppo_jax.serving import session as session_lib
+from steppo_jax.serving import sessions as sessions_lib
+
+_log = logging.getLogger(__name__)
+# Seconds between two looks for sessions that nobody uses any more.
+_EVERY_S = 5.0
+
+
+def told(request: requests.Request) -> dict[str, Any]:
+  """What the headers of a call tell of its place in the session.
+
+  Raises:
+    answers.Fault: a header is no number.
+  """
+  found = {}
+  for name, header in (
+    ("resent", "x-stainless-retry-count"), ("order", "x-session-order"),
+  ):  # fmt: skip
+    text = request.headers.get(header)
+    if text is None:
+      continue
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+      raise answers.Fault(
+        400, f"the header {header}={text[:20]!r} must be 0 or more",
+        "invalid_request_error",
+      )  # fmt: skip
+    found[name] = int(text)
+  return found | {"resent": found.get("resent", 0) > 0}
+
+
+def live(sessions: sessions_lib.Sessions, uid: str) -> session_lib.Session:
+  """A session that is known here.
+
+  Raises:
+    answers.Fault: it is not.
+  """
+  session = sessions.get(uid)
+  if session is None:
+    raise answers.Fault(
+      410, "the session is not under way here: it has ended, or was lost when "
+      "the gateway was started anew", "session_lost",
+    )  # fmt: skip
+  return session
+
+
+def lifespan(sessions: sessions_lib.Sessions) -> Any:
+  """What a server does beside answering, as Starlette takes it."""
+
+  async def watch():
+    while True:
+      await asyncio.sleep(min(_EVERY_S, sessions.limits.idle_s / 2))
+      try:
+        await sessions.expire()
+      except Exception:
+        _log.exception("sessions that nobody uses cannot be ended")
+
+  @contextlib.asynccontextmanager
+  async def running(_):
+    task = asyncio.create_task(watch())
+    try:
+      yield
+    finally:
+      task.cancel()
+      await asyncio.gather(task, return_exceptions=True)
+
+  return running
+
+
+class Handlers:
+  """The handlers of sessions."""
+
+  def __init__(self, sessions: sessions_lib.Sessions):
+    self._sessions = sessions
+
+  async def create(self, request: requests.Request) -> responses.Response:
+    """`POST /sessions`, with the server's key."""
+    if request.state.session_id is not None:
+      raise answers.Fault(
+        401, "a session is made with the server's key, not with a session's",
+        "invalid_api_key",
+      )  # fmt: skip
+    form = await http.read(request, session_schema.Create)
+    session = await self._sessions.create(form)
+    root = str(request.base_url).rstrip("/")
+    own = f"{root}/sessions/{session.uid}"
+    return responses.JSONResponse(
+      session.told()
+      | {
+        "url": own,
+        "base_url": f"{own}/v1",
+        "api_key": self._sessions.keys.of(session.uid),
+      }
+    )
+
+  async def show(self, request: requests.Request) -> responses.Response:
+    """`GET /sessions/ID`."""
+    return responses.JSONResponse(self._live(request).told())
+
+  async def reward(self, request: requests.Request) -> responses.Response:
+    """`POST /sessions/ID/rewards`."""
+    form = await http.read(request, session_schema.Rewarded)
+    session = self._live(request)
+    return responses.JSONResponse(self._sessions.reward(session, form))
+
+  async def label(self, request: requests.Request) -> responses.Response:
+    """`POST /sessions/ID/labels`."""
+    form = await http.read(request, session_schema.Labelled)
+    session = self._live(request)
+    return responses.JSONResponse(self._sessions.label(session, form))
+
+  async def finish(self, request: requests.Request) -> responses.Response:
+    """`POST /sessions/ID/finish`."""
+    form = await http.read(request, session_schema.Finish)
+    session = self._sessions.get(request.state.session_id)
+    if session is None:
+      uid = request.state.session_id
+      found = await self._sessions.finished_before(uid, form)
+    else:
+      found = await self._sessions.finish(session, form)
+    return responses.JSONResponse(found)
+
+  def _live(self, request: requests.Request) -> session_lib.Session:
+    return live(self._sessions, request.state.session_id)

@@ -1,0 +1,442 @@
+"""Sessions: one agent at one task, recorded as an episode to be trained on.
+
+Every call of the model is a step: the prompt, what was sampled, and the rewards
+that the agent, or whoever judges it, sends for it. Steps stand in the order in
+which the calls began, whichever branch of the conversation they are on, so that
+a reward credits all calls before it.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+import re
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from steppo_jax import types
+from steppo_jax.rollout import pool as pool_lib
+from steppo_jax.rollout import pool_entries
+from steppo_jax.serving import answers, schema, session_keys, session_schema
+from steppo_jax.serving import turns as turns_lib
+from steppo_jax.serving.session import Limits, Session
+
+# A gateway counts an idle session as lost before the pool does.
+_LEASES = 2
+
+
+class Sessions:
+  """The sessions of a gateway; all methods belong to its event loop.
+
+  Attributes:
+    pool: Where finished sessions go.
+    keys: Their secrets.
+    limits: Their bounds.
+  """
+
+  def __init__(
+    self,
+    policy: answers.Policy,
+    pool: pool_lib.Pool,
+    *,
+    limits: Limits | None = None,
+    clock=time.monotonic,
+  ):
+    self._policy = policy
+    self.pool = pool
+    self.limits = limits or Limits()
+    self.keys = session_keys.Keys(pool.file.path)
+    self._clock = clock
+    self._owner = f"gateway-{secrets.token_hex(8)}"
+    self._live: dict[str, Session] = {}
+    self._finished: dict[str, Session] = {}
+    self._asked: dict[str, tuple[bytes, Session]] = {}
+    self._making = asyncio.Lock()
+
+  async def create(self, form: session_schema.Create) -> Session:
+    """Begins a session.
+
+    Raises:
+      answers.Fault: there are too many, the pool is full, no task waits, or the
+        same `request_id` was used for something else.
+    """
+    digest = session_schema.digest(form)
+    async with self._making:
+      if form.request_id in self._asked:
+        before, session = self._asked[form.request_id]
+        if before != digest:
+          raise answers.Fault(
+            409, f"request_id {form.request_id!r} was used for another session",
+            "conflict", "request_id",
+          )  # fmt: skip
+        return session
+      if len(self._live) >= self.limits.live:
+        raise answers.Fault(
+          429, f"{len(self._live)} sessions are under way already",
+          "rate_limit_exceeded",
+        )  # fmt: skip
+      ticket = await _in_thread(self._ticket, form)
+      if ticket is None:
+        raise answers.Fault(503, "no task waits to be done", "no_task")
+      session = self.take(ticket, self._owner)
+      session.labels |= form.labels
+      session.notes = form.notes
+      if form.request_id is not None:
+        self._asked[form.request_id] = digest, session
+        if len(self._asked) > self.limits.kept:
+          del self._asked[next(iter(self._asked))]
+      return session
+
+  def _ticket(self, form: session_schema.Create) -> pool_lib.Ticket | None:
+    task, channel = form.wanted(), form.channel
+    until = _LEASES * self.limits.idle_s
+    if task is None:
+      return self.pool.start(self._owner, until, channel=channel)
+    uid = None
+    if form.group_size > 1:
+      ticket = self.pool.start(
+        self._owner, until, task_uid=task.uid, channel=channel
+      )
+      if ticket is not None:
+        return ticket
+    # The name is part of addresses and of keys.
+    shown = re.sub(r"[^A-Za-z0-9_]+", "-", task.uid)[:64]
+    group = f"{shown}-{secrets.token_hex(6)}"
+    key = tuple(form.key or np.frombuffer(secrets.token_bytes(8), "<u4"))
+    key = tuple(map(int, key))
+    alone = form.group_size == 1
+    episodes = [
+      (f"{group}-{j}", key if alone else (*key, j), j)
+      for j in range(form.group_size)
+    ]
+    uid = episodes[0][0]
+    self.pool.issue(group, task, episodes, channel=channel or "train")
+    return self.pool.start(self._owner, until, uid=uid)
+
+  def take(self, ticket: pool_lib.Ticket, owner: str) -> Session:
+    """A session for an episode that was begun in the pool."""
+    now = self._clock()
+    session = Session(
+      ticket, owner, turns_lib.Turns(self._policy), now, now, now
+    )
+    self._live[ticket.uid] = session
+    return session
+
+  def get(self, uid: str) -> Session | None:
+    """A session, finished or not; None for one that is not known here."""
+    return self._live.get(uid) or self._finished.get(uid)
+
+  async def ask(
+    self,
+    session: Session,
+    asked: schema.ChatRequest,
+    tools: Sequence[schema.Tool] | None,
+    *,
+    resent: bool = False,
+    order: int | None = None,
+  ) -> turns_lib.Turn:
+    """The turn that answers a chat's call, which may be one that was before.
+
+    Args:
+      session: The session.
+      asked: What the client sent.
+      tools: What may be called.
+      resent: Whether it says that it has sent it before.
+      order: The number of the step, where the client tells it.
+
+    Raises:
+      answers.Fault: the session is finished, the call does not fit, or the
+        number is not that of the next step.
+    """
+    self._check_live(session)
+    plan = session.turns.plan(asked.messages, tools)
+    settings = turns_lib.Settings(
+      asked.limit, asked.temperature, asked.seed, asked.stops
+    )
+    turn = session.repeated(plan, settings, resent=resent, order=order)
+    return turn or self._begin(session, plan, settings, tools)
+
+  async def ask_ids(
+    self,
+    session: Session,
+    ids: Sequence[int] | np.ndarray,
+    settings: turns_lib.Settings,
+    stop_ids: tuple[int, ...],
+    *,
+    resent: bool = False,
+    order: int | None = None,
+  ) -> turns_lib.Turn:
+    """The turn that answers a call whose prompt is token ids; see `ask`."""
+    self._check_live(session)
+    plan = session.turns.plan_ids(np.asarray(ids, np.int64), stop_ids)
+    turn = session.repeated(plan, settings, resent=resent, order=order)
+    return turn or self._begin(session, plan, settings, None)
+
+  def _begin(self, session, plan, settings, tools) -> turns_lib.Turn:
+    number = session.turns.next_number
+    try:
+      wanted = self._wanted(session, plan, settings, number)
+    except answers.Fault as fault:
+      if fault.code in ("context_length_exceeded", "max_steps_exceeded"):
+        session.cut = plan.ids
+      raise
+    session.cut = None
+    turn = turns_lib.Turn(
+      number, plan._replace(ids=wanted.prompt_ids), settings, wanted,
+      answers.Answer(self._policy.tokenizer, plan.stop_ids, settings.stops),
+      tools,
+    )  # fmt: skip
+    session.turns.begin(turn)
+    task = asyncio.ensure_future(self._sample(session, turn))
+    session.tasks.add(task)
+    task.add_done_callback(session.tasks.discard)
+    return turn
+
+  def _wanted(self, session, plan, settings, number) -> types.Request:
+    limits = self.limits
+    if number >= limits.turns:
+      raise answers.Fault(
+        400, f"the session has had its {limits.turns} steps: finish it",
+        "max_steps_exceeded",
+      )  # fmt: skip
+    temperature = settings.temperature
+    longest = [n for n in (settings.limit, limits.max_new_tokens) if n]
+    wanted = self._policy.request(
+      plan.ids,
+      limit=min(longest, default=None),
+      temperature=(
+        temperature if limits.temperature is None else limits.temperature
+      ),
+      seed=settings.seed,
+      stop_ids=plan.stop_ids,
+    )
+    if settings.seed is None:
+      key = (*session.ticket.key, number)
+      wanted = dataclasses.replace(wanted, key=key)
+    return wanted
+
+  async def _sample(self, session: Session, turn: turns_lib.Turn) -> None:
+    """Samples an answer to its end, whoever still reads it."""
+    try:
+      pieces = self._policy.scheduler.answer(turn.wanted)
+      async with contextlib.aclosing(pieces):
+        async for piece in pieces:
+          turn.answer.add(piece)
+          turn.pieces.append(piece)
+          if turn.done:
+            break
+          turn.grew()
+      session.turns.ended(turn)
+      turn.grew()
+    except Exception as error:
+      session.turns.failed(turn, error)
+    self._use(session)
+
+  def _use(self, session: Session) -> None:
+    """Puts the end of a session's time off."""
+    session.touched = now = self._clock()
+    if now - session.renewed < self.limits.idle_s / 3:
+      return
+    session.renewed = now
+    task = asyncio.ensure_future(self._renew(session))
+    session.tasks.add(task)
+    task.add_done_callback(session.tasks.discard)
+
+  async def _renew(self, session: Session) -> None:
+    # What cannot be renewed is found out when it is finished.
+    with contextlib.suppress(pool_lib.Lost, answers.Fault):
+      until = _LEASES * self.limits.idle_s
+      await _in_thread(self.pool.renew, session.uid, session.owner, until)
+
+  def _check_live(self, session: Session) -> None:
+    if session.finished is not None or session.closing.locked():
+      raise answers.Fault(410, "the session is finished", "session_finished")
+    self._use(session)
+
+  def reward(
+    self, session: Session, form: session_schema.Rewarded
+  ) -> dict[str, Any]:
+    """Takes a reward in; returns what the client is told.
+
+    Raises:
+      answers.Fault: there is no such step, the session is finished, or the
+        order number is not the next.
+    """
+
+    def apply():
+      done = [turn.number for turn in session.turns.all if turn.done]
+      step = form.step
+      if step is None and done:
+        step = done[-1]
+      if step not in done:
+        raise answers.Fault(
+          409, f"the session has no step {step}: it has {len(done)}",
+          "no_such_step", "step",
+        )  # fmt: skip
+      named = session.rewards.get(step, {}) | {form.name: form.reward}
+      if not abs(sum(named.values())) <= types.LARGEST_REWARD:
+        raise answers.Fault(
+          400, f"the rewards of step {step} add up to {sum(named.values())}",
+          "invalid_request_error", "reward",
+        )  # fmt: skip
+      session.rewards[step] = named
+      facts = {"invalid": form.invalid, "anchor": form.anchor}
+      known = {name: x for name, x in facts.items() if x is not None}
+      session.facts.setdefault(step, {}).update(known)
+      return {"step": step, "reward": sum(named.values())}
+
+    return self._written(session, form, apply)
+
+  def label(
+    self, session: Session, form: session_schema.Labelled
+  ) -> dict[str, Any]:
+    """Takes labels and notes in; see `reward`."""
+
+    def apply():
+      if len(session.labels | form.labels) > 32:
+        raise answers.Fault(
+          400, "a session has at most 32 labels", "invalid_request_error",
+          "labels",
+        )  # fmt: skip
+      session.labels |= form.labels
+      if form.notes is not None:
+        session.notes = form.notes
+      return {"labels": dict(session.labels)}
+
+    return self._written(session, form, apply)
+
+  def _written(self, session, form, apply) -> dict[str, Any]:
+    """Does something once for each order number."""
+    digest, count = session_schema.digest(form), len(session.writes)
+    order = form.order
+    if order is not None and order < count:
+      before, found = session.writes[order]
+      if before == digest:
+        return found
+    self._check_live(session)
+    if order is not None and order != count:
+      raise answers.Fault(
+        409, f"order {order} is not that of the next write, which is {count}",
+        "conflict", "order",
+      )  # fmt: skip
+    if count >= self.limits.writes:
+      raise answers.Fault(
+        400, f"the session has had {count} writes, which is the most",
+        "invalid_request_error",
+      )  # fmt: skip
+    found = {"id": session.uid, **apply(), "order": count + 1}
+    session.writes.append((digest, found))
+    return found
+
+  async def finish(
+    self, session: Session, form: session_schema.Finish
+  ) -> dict[str, Any]:
+    """Hands a session over to the pool; returns when that holds it.
+
+    Raises:
+      answers.Fault: it was finished otherwise, the pool cannot be written, or
+        the session's time was over before.
+    """
+    digest = session_schema.digest(form)
+    async with session.closing:
+      if session.finished is not None:
+        if session.finished[0] != digest:
+          raise answers.Fault(
+            409, "the session was finished in another way", "conflict"
+          )
+        return session.finished[1]
+      if form.order not in (None, len(session.writes)):
+        raise answers.Fault(
+          409, f"order {form.order} is not {len(session.writes)}", "conflict",
+          "order",
+        )  # fmt: skip
+      while session.tasks:
+        await asyncio.wait(set(session.tasks))
+      record = session.record(self._policy, form)
+      labels = session.labels | form.labels
+      notes = session.notes if form.notes is None else form.notes
+      found = {
+        "id": session.uid,
+        "status": session.status(form) if record.error is None else "error",
+        "error": record.error,
+        "steps": len(record.steps),
+        "reward": record.total_reward,
+        "success": record.success,
+      }
+      try:
+        await _in_thread(
+          self.pool.finish, record, session.owner, labels=labels, notes=notes,
+          receipt=json.dumps([digest.hex(), found]),
+        )  # fmt: skip
+      except pool_lib.Lost as error:
+        self._end(session, (b"", found))
+        raise answers.Fault(410, str(error), "session_lost") from error
+      self._end(session, (digest, found))
+      return found
+
+  async def finished_before(
+    self, uid: str, form: session_schema.Finish
+  ) -> dict[str, Any]:
+    """What a session was finished with before this gateway was started.
+
+    Raises:
+      answers.Fault: it was not, or in another way: it is lost.
+    """
+    kept = await _in_thread(pool_entries.receipt, self.pool, uid)
+    digest, found = json.loads(kept) if kept else (None, None)
+    if digest != session_schema.digest(form).hex():
+      raise answers.Fault(
+        410, "the session is not under way here: it has ended, or was lost "
+        "when the gateway was started anew", "session_lost",
+      )  # fmt: skip
+    return found
+
+  def _end(self, session, finished) -> None:
+    session.finished = finished
+    self._live.pop(session.uid, None)
+    self._finished[session.uid] = session
+    if len(self._finished) > self.limits.kept:
+      del self._finished[next(iter(self._finished))]
+
+  async def expire(self) -> None:
+    """Counts sessions as failed that nobody has used for too long."""
+    now = self._clock()
+    for session in list(self._live.values()):
+      late = now - session.began > self.limits.lasting_s
+      if late or now - session.touched > self.limits.idle_s:
+        form = session_schema.Finish(
+          status="error", cause="SessionExpired", message="nobody finished it"
+        )
+        with contextlib.suppress(answers.Fault):
+          await self.finish(session, form)
+    await _in_thread(self.pool.expire)
+
+  @property
+  def alive(self) -> bool:
+    """Whether answers are sampled."""
+    return self._policy.scheduler.alive
+
+  def counts(self) -> dict[str, int]:
+    """Numbers of live sessions, and of episodes in the pool by state."""
+    return {"live": len(self._live)} | pool_entries.counts(self.pool)
+
+
+async def _in_thread(function: Callable, *args, **kwargs) -> Any:
+  """Calls what may wait for the disk.
+
+  Raises:
+    answers.Fault: the pool is full, or cannot be written.
+    pool.Lost: the pool has given the episode to somebody else.
+  """
+  try:
+    return await asyncio.to_thread(function, *args, **kwargs)
+  except pool_lib.Full as error:
+    raise answers.Fault(429, str(error), "rate_limit_exceeded") from error
+  except pool_lib.Lost:
+    raise
+  except RuntimeError as error:
+    raise answers.Fault(503, str(error), "server_error") from error

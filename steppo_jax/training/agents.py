@@ -1,0 +1,379 @@
+"""Players that are agents of their own, which ask this process for answers.
+
+The episodes of an update are issued to the pool. Agents take them, one session
+each, and ask the gateway, which samples with the run's own engine. What they
+finished is leased to the update that it was played for, so that a run that is
+killed within the update trains on the same episodes, and is consumed once a
+checkpoint holds the update.
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent import futures
+from typing import Any
+
+import pydantic
+
+from steppo_jax import types
+from steppo_jax.processes import hosts as hosts_lib
+from steppo_jax.processes import kill_points
+from steppo_jax.rollout import agents as agents_lib
+from steppo_jax.rollout import loop, options, pool_entries
+from steppo_jax.rollout import pool as pool_lib
+from steppo_jax.serving import (
+  answers,
+  app,
+  background,
+  scheduler,
+  session_schema,
+  sessions,
+)
+from steppo_jax.serving import session as session_lib
+
+_LOOK_S = 0.05
+# Nobody else takes what this run has leased.
+_FOREVER_S = 10 * 365 * 24 * 3600.0
+
+
+class GatedEngine:
+  """The run's side of an engine that a gateway samples with."""
+
+  def __init__(self, engine: types.Engine, gate: scheduler.Scheduler):
+    self._engine, self._gate = engine, gate
+    self.num_slots = engine.num_slots
+    self.counters = engine.counters
+
+  @property
+  def compiles(self) -> int:
+    """See `types.Engine`."""
+    return self._engine.compiles
+
+  @property
+  def version(self) -> int | None:
+    """See `types.Engine`."""
+    return self._engine.version
+
+  def set_params(self, params: Any, version: int) -> None:
+    """Gives the engine weights when no answer is under way."""
+    with self._gate.held():
+      self._engine.set_params(params, version)
+
+  def warm_up(self) -> None:
+    """Compiles every program that requests can need."""
+    with self._gate.held():
+      self._engine.warm_up()
+
+
+@dataclasses.dataclass(frozen=True)
+class AgentPrompt:
+  """What a run has to know of prompts that the gateway makes.
+
+  Attributes:
+    tokenizer: What it encodes with.
+    append_only: An agent may begin its conversation anew at any step.
+  """
+
+  tokenizer: types.Tokenizer
+  append_only: bool = False
+
+  def action(self, response_ids) -> str:
+    """What was said."""
+    return self.tokenizer.decode(response_ids)
+
+
+class AgentPlayers:
+  """Plays episodes as `players.Players` does, by agents.
+
+  Attributes:
+    engine: The sampler, for whoever gives it weights.
+    prompt: See `AgentPrompt`.
+    rollout: Limits of an episode.
+    hosts: The processes of the run: one.
+    waiting: See `players.Players`.
+    url: The address of the gateway.
+  """
+
+  def __init__(
+    self,
+    config: Any,
+    engine: types.Engine,
+    tokenizer: types.Tokenizer,
+    *,
+    pool: pathlib.Path | None,
+    hosts: hosts_lib.Hosts,
+    waiting: Callable[[], contextlib.AbstractContextManager],
+  ):
+    """Starts the gateway.
+
+    Args:
+      config: The options of the run.
+      engine: Samples; nobody else uses it.
+      tokenizer: That of its weights, with a chat template.
+      pool: The file of episodes; None for one that is gone afterwards.
+      hosts: See `AgentPlayers`.
+      waiting: See `AgentPlayers`.
+
+    Raises:
+      ValueError: an option does not fit.
+      RuntimeError: the pool cannot be written.
+    """
+    self.rollout: options.RolloutConfig = config.rollout
+    self.hosts, self.waiting = hosts, waiting
+    self.prompt = AgentPrompt(tokenizer)
+    _check(config, tokenizer, hosts)
+    self._agents = None
+    if config.rollout.source == "agents":
+      self._agents = agents_lib.Agents(config.agents)
+    self._config: options.AgentConfig = config.agents
+    self._keep: int | None = config.keep_journals
+    self._settled: list[str] = []
+    key = os.environ.get(agents_lib.SECRET)
+    listening = background.listen(
+      config.agents.host, config.agents.port, key=key, option="agents."
+    )
+    self._closing = contextlib.ExitStack()
+    with contextlib.ExitStack() as stack:
+      stack.callback(listening.close)
+      if pool is None:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        pool = pathlib.Path(folder) / "pool.sqlite"
+      self._pool = stack.enter_context(pool_lib.Pool(pool, capacity=1 << 30))
+      # Of a process that was killed: only this one plays.
+      self._pool.reclaim()
+      gate = scheduler.Scheduler(engine, max_waiting=1 << 16)
+      stack.callback(gate.close)
+      self.engine = GatedEngine(engine, gate)
+      self._limits = session_lib.Limits(
+        live=1 << 16,
+        turns=self.rollout.max_steps,
+        idle_s=config.agents.seconds,
+        max_new_tokens=self.rollout.max_new_tokens,
+      )
+      policy = answers.Policy(
+        "policy", tokenizer, gate, context=self.rollout.max_tokens,
+        max_new_tokens=self.rollout.max_new_tokens,
+        dialect=config.prompt.dialect,
+      )  # fmt: skip
+      self._sessions = sessions.Sessions(
+        policy, self._pool, limits=self._limits
+      )
+      self._server = background.Background(
+        app.make(policy, api_key=key, sessions=self._sessions), listening
+      )
+      stack.callback(self._server.close)
+      if self._agents is not None:
+        stack.callback(self._agents.close)
+      self._closing = stack.pop_all()
+    self.url = self._server.url
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    self.close()
+
+  def close(self) -> None:
+    """Ends agents and gateway."""
+    self._closing.close()
+
+  def play(
+    self,
+    episodes: Iterable[loop.Episode],
+    *,
+    temperature: float | None = None,
+    on_finish: Callable[[types.Trajectory], None] | None = None,
+  ) -> list[types.Trajectory]:
+    """Has episodes played with the weights the engine holds.
+
+    Args:
+      episodes: What to play, whole groups.
+      temperature: Of an evaluation; None for training.
+      on_finish: Called with each trajectory, in the order of `episodes`.
+
+    Returns:
+      Trajectories in the order of `episodes`, failed ones with their cause.
+    """
+    episodes = list(episodes)
+    version, trains = self.engine.version, temperature is None
+    prefix = "" if trains else f"evaluation{version}-"
+    channel = "train" if trains else "validation"
+    self._sessions.limits = dataclasses.replace(
+      self._limits,
+      temperature=self.rollout.temperature if trains else temperature,
+    )
+    groups: dict[str, list[loop.Episode]] = {}
+    for one in episodes:
+      groups.setdefault(prefix + one.uid.rpartition("-")[0], []).append(one)
+    for name, of in groups.items():
+      self._pool.issue(
+        name, of[0].task,
+        [(prefix + one.uid, one.key, one.seed) for one in of],
+        channel=channel,
+      )  # fmt: skip
+    kill_points.passed("agents: issued")
+    uids = [prefix + one.uid for one in episodes]
+    with self._playing(uids):
+      self._await(set(uids))
+    owner = f"{prefix}update-{version}"
+    found = self._pool.lease(
+      owner, _FOREVER_S, groups=len(groups), channel=channel,
+      names=list(groups),
+    )  # fmt: skip
+    if not trains and found:
+      self._pool.consume(owner)
+    done = self._records(prefix, episodes, found)
+    for one in done if on_finish is not None else ():
+      on_finish(one)
+    return done
+
+  @contextlib.contextmanager
+  def _playing(self, uids: list[str]) -> Iterator[None]:
+    """Plays with processes of this run inside of it, if it has any."""
+    if self._agents is None:
+      yield
+      return
+    with futures.ThreadPoolExecutor(self._config.processes) as threads:
+      running = [threads.submit(self._one, uid) for uid in uids]
+      try:
+        yield
+        for future in running:
+          future.result()
+      except BaseException:
+        threads.shutdown(wait=False, cancel_futures=True)
+        self._agents.close()
+        raise
+
+  def _await(self, uids: set[str]) -> None:
+    """Waits until nothing more is to be played."""
+    while True:
+      left = [
+        entry
+        for state in ("issued", "running")
+        for entry in pool_entries.entries(self._pool, state=state)
+        if entry.uid in uids
+      ]
+      if not left:
+        return
+      if not self._sessions.alive:
+        raise RuntimeError("the engine of the gateway has failed")
+      time.sleep(_LOOK_S)
+
+  def _one(self, uid: str) -> None:
+    """Plays one episode with a process, unless it was played before."""
+    owner = f"run-{os.getpid()}"
+    ticket = self._pool.start(owner, 3 * self._config.seconds, uid=uid)
+    if ticket is None:
+      return
+    session = self._server.call(_taken(self._sessions, ticket, owner))
+    task = json.dumps(types.task_to_json(ticket.task))
+    variables = {
+      "OPENAI_BASE_URL": f"{self.url}/v1",
+      "OPENAI_API_KEY": self._sessions.keys.of(uid),
+      "STEPPO_SESSION": f"{self.url}/sessions/{uid}",
+      "STEPPO_TASK": task,
+      "STEPPO_SEED": str(ticket.seed),
+    }
+    fault = self._agents.run(
+      variables, task, lambda line: self._written(session, line)
+    )
+    end: Mapping[str, Any] = {"status": "ended"}
+    if fault is not None:
+      cause, _, message = fault.partition(": ")
+      end = {"status": "error", "cause": cause, "message": message[:4096]}
+    if session.finished is None:
+      self._finish(session, end)
+
+  def _written(self, session, line: Mapping[str, Any]) -> None:
+    """Takes in a line that an agent wrote: a reward, or the end."""
+    try:
+      if "status" in line:
+        self._finish(session, line)
+      elif "reward" in line:
+        form = session_schema.Rewarded(**line)
+        if form.step is None:
+          # The next call may be answered before this line is read.
+          raise ValueError("a line with a reward has to name its step")
+        self._server.call(_rewarded(self._sessions, session, form))
+    except (pydantic.ValidationError, answers.Fault) as error:
+      raise ValueError(f"{json.dumps(dict(line))[:200]}: {error}") from error
+
+  def _finish(self, session, fields: Mapping[str, Any]) -> None:
+    form = session_schema.Finish(**fields)
+    self._server.call(self._sessions.finish(session, form))
+
+  def _records(self, prefix, episodes, found) -> list[types.Trajectory]:
+    by_uid = {one.uid: one for one in found}
+    missing = [e for e in episodes if prefix + e.uid not in by_uid]
+    failed = pool_entries.trajectories(
+      self._pool, [prefix + e.uid for e in missing]
+    )
+    by_uid |= {one.uid: one for one in failed}
+    if any(prefix + e.uid not in by_uid for e in missing):
+      causes = {e.uid: e.cause for e in pool_entries.entries(self._pool)}
+      for one in missing:
+        uid = prefix + one.uid
+        cause = causes.get(uid) or "Lost"
+        by_uid.setdefault(
+          uid,
+          types.Trajectory(
+            uid, one.task, (), None, False, f"{cause}: without a record"
+          ),
+        )
+    return [_named(by_uid[prefix + e.uid], e) for e in episodes]
+
+  def settle(self, needed_from: int | float = math.inf) -> None:
+    """Consumes what was learnt by updates that no restart plays again.
+
+    Args:
+      needed_from: The first that one may play again.
+    """
+    for owner in self._pool.owners():
+      update = re.fullmatch(r"update-(\d+)", owner)
+      if update and int(update[1]) < needed_from:
+        self._pool.consume(owner)
+        self._settled.append(owner)
+    # Their records stay for viewing as long as journals do.
+    kept = self._keep if self._keep is not None else 0
+    while len(self._settled) > kept:
+      self._pool.forget(self._settled.pop(0))
+
+
+async def _taken(all_sessions, ticket, owner):
+  return all_sessions.take(ticket, owner)
+
+
+async def _rewarded(all_sessions, session, form):
+  return all_sessions.reward(session, form)
+
+
+def _named(found: types.Trajectory, episode: loop.Episode) -> types.Trajectory:
+  """A record with the episode's own name, and the very task."""
+  steps = tuple(
+    dataclasses.replace(step, trajectory_uid=episode.uid)
+    for step in found.steps
+  )
+  return dataclasses.replace(
+    found, uid=episode.uid, task=episode.task, steps=steps
+  )
+
+
+def _check(config, tokenizer, hosts) -> None:
+  source = config.rollout.source
+  if not getattr(tokenizer, "chat_template", None):
+    raise ValueError(
+      f"rollout.source={source} needs a tokenizer with a chat template, such "
+      "as tokenizer=model with the weights of a released model"
+    )
+  if hosts.count > 1:
+    raise ValueError(
+      f"rollout.source={source} runs in one process, and the run has "
+      f"{hosts.count}"
+    )
