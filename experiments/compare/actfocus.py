@@ -1,4 +1,4 @@
-"""Does ActFocus help where thoughts stand before actions? Against GRPO, 5 seeds.
+"""Does ActFocus help where thoughts stand before actions? 5 seeds, beside GRPO.
 
     python -m steppo_jax compare experiments/compare/actfocus.py \
       --jobs 1 --known docs/compare/scratchpad.jsonl
