@@ -88,6 +88,8 @@ class EvalConfig:
   temperature: float = 0.0
 
   def __post_init__(self):
+    if self.every < 1:
+      raise ValueError(f"evaluation.every={self.every} must be at least 1")
     if not 0 <= self.temperature < math.inf:
       raise ValueError(
         f"evaluation.temperature={self.temperature} must be at least 0 and "
@@ -189,7 +191,7 @@ class RunConfig:
 
   def __post_init__(self):
     for name in ("num_updates", "tasks_per_update", "group_size",
-                 "record_every"):  # fmt: skip
+                 "record_every", "checkpoint_every"):  # fmt: skip
       if getattr(self, name) is not None and getattr(self, name) < 1:
         raise ValueError(f"{name} must be at least 1")
     if self.keep_journals is not None and self.keep_journals < 0:
