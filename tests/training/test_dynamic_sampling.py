@@ -126,23 +126,28 @@ class Killed(BaseException):
   pass
 
 
-@pytest.mark.parametrize(
-  ("place", "count", "again"),
-  [
+def test_a_run_killed_among_rounds_ends_with_the_same_bits(
+  tmp_path, monkeypatch, paid
+):
+  expected = whole(tmp_path)[1:], len(paid)
+  for place, count, again in (
     # Between two rounds nothing is played twice.
     ("rollout: finished", 1, 0),
     ("rollout: finished", 2, 0),
     # Within a round its episodes are played to the same bits.
     ("rollout: an episode", 10, 2),
-  ],
-)
-def test_a_run_killed_among_rounds_ends_with_the_same_bits(
-  tmp_path, monkeypatch, paid, place, count, again
-):
-  _, bits, told = whole(tmp_path)
-  begun = len(paid)
-  paid.clear()
-  killed = options(tmp_path, "killed", dynamic_sampling=ROUNDS)
+  ):
+    paid.clear()
+    name = f"{place[-7:]}{count}"
+    folder = killed_at(tmp_path, name, monkeypatch, place, count)
+    # The evaluation of the start comes again.
+    begun = len(paid) - again - 2
+    assert ((small_runs.bits(folder), lines(folder)), begun) == expected
+
+
+def killed_at(tmp_path, name, monkeypatch, place, count):
+  """The folder of a run that was killed at a place, and then went on."""
+  killed = options(tmp_path, name, dynamic_sampling=ROUNDS)
   left = [count]
 
   def passed(name):
@@ -154,11 +159,7 @@ def test_a_run_killed_among_rounds_ends_with_the_same_bits(
   monkeypatch.setattr(kill_points, "passed", passed)
   with pytest.raises(Killed):
     small_runs.run(killed)
-  folder = small_runs.run(killed)
-  assert small_runs.bits(folder) == bits
-  assert lines(folder) == told
-  # The evaluation of the start comes again.
-  assert len(paid) == begun + again + 2
+  return small_runs.run(killed)
 
 
 def test_too_few_groups_that_differ_stop_the_run(tmp_path, monkeypatch):
