@@ -209,6 +209,7 @@ _LATER = (
   (("rollout", "staleness"), 0),
   (("rollout", "source"), "env"),
   (("agents",), dataclasses.asdict(rollout_options.AgentConfig())),
+  (("dynamic_sampling",), {"max_rounds": None, "min_groups": None}),
 )
 # Options of a method that there were before; of all others None came later.
 _ALGORITHM = frozenset((

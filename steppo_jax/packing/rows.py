@@ -162,6 +162,8 @@ def _table(
   steps = [step for t in trajectories for step in t.steps]
   counts = np.array([len(t.steps) for t in trajectories], np.int32)
   groups = _numbers([t.steps[0].group_uid for t in trajectories])
+  if len(steps) >= num_steps:
+    raise ValueError(f"{len(steps)} steps do not fit num_steps={num_steps}")
   columns = {
     "live": np.ones(len(steps), bool),
     "reward": np.array([s.reward for s in steps], np.float32),
@@ -183,6 +185,26 @@ def _table(
   columns = {name: np.pad(x, pad) for name, x in columns.items()}
   columns["last"] |= ~columns["live"]
   return columns
+
+
+def step_table(
+  trajectories: Sequence[types.Trajectory], *, num_steps: int
+) -> StepTable:
+  """The steps that `pack` makes of trajectories, without their tokens.
+
+  Args:
+    trajectories: N finished episodes without errors; groups are numbered in
+      their order.
+    num_steps: Length S of the step axis, slot 0 included.
+
+  Returns:
+    Steps [S], in which `boundary` and `bootstrap_at` are 0: there are no rows.
+
+  Raises:
+    ValueError: a record cannot be trained on, or the steps do not fit.
+  """
+  checks.validate(trajectories)
+  return StepTable(**_table(trajectories, num_steps))
 
 
 def _cut(trajectories, part, row_length: int):
@@ -243,8 +265,7 @@ def pack(
   steps = [step for t in trajectories for step in t.steps]
   finals = [t.final_prompt_ids for t in trajectories]
   num_steps = num_steps or bucket(len(steps) + 1, smallest=64)
-  if len(steps) >= num_steps:
-    raise ValueError(f"{len(steps)} steps do not fit num_steps={num_steps}")
+  columns = _table(trajectories, num_steps)
   trees = _trees(trajectories, part, config, num_parts)
   placed = [_place(group, config) for group in trees]
   rows_used = np.array([rows for _, rows in placed], np.int32)
@@ -253,7 +274,6 @@ def pack(
   rows = -(-rows // rows_multiple) * rows_multiple
   if needed > rows:
     raise ValueError(f"{needed} rows do not fit rows_per_part={rows_per_part}")
-  columns = _table(trajectories, num_steps)
   flat = [
     (tree, m * rows + row, start)
     for m, (group, (place, _)) in enumerate(zip(trees, placed, strict=True))

@@ -25,12 +25,22 @@ _log = logging.getLogger(__name__)
 
 _VERSION = 1
 _STALE = ".stale"
-_NAME = re.compile(r"(\d+)-(\d+)\.journal")
+_NAME = re.compile(r"(\d+)-(\d+)(?:-\d+)?\.journal")
 
 
-def path_of(folder: str | os.PathLike, update: int, process: int):
-  """The file of an update and a process in a folder of journals."""
-  return pathlib.Path(folder) / f"{update}-{process}.journal"
+def path_of(
+  folder: str | os.PathLike, update: int, process: int, round_: int = 0
+) -> pathlib.Path:
+  """The file of an update and a process in a folder of journals.
+
+  Args:
+    folder: Of journals.
+    update: The update that the episodes are for.
+    process: The one that plays them.
+    round_: Further rounds of dynamic sampling have a file of their own.
+  """
+  name = f"{update}-{process}" + (f"-{round_}" if round_ else "")
+  return pathlib.Path(folder) / f"{name}.journal"
 
 
 class Contents(NamedTuple):

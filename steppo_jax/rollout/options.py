@@ -1,4 +1,4 @@
-"""Options of rollouts: the limits of an episode."""
+"""Options of rollouts: the limits of an episode, and groups played anew."""
 
 import dataclasses
 from typing import Literal
@@ -75,3 +75,36 @@ class AgentConfig:
       value = getattr(self, name)
       if value is not None and not value > 0:
         raise ValueError(f"agents.{name}={value} must be above 0")
+
+
+@dataclasses.dataclass(frozen=True)
+class DynamicSampling:
+  """DAPO's dynamic sampling: other tasks where a group teaches nothing.
+
+  A group whose episodes are all paid alike has no advantage. With this on, an
+  update plays further rounds of fresh tasks until it has `tasks_per_update`
+  groups that differ; see `training.dynamic_sampling`.
+
+  Attributes:
+    max_rounds: Rounds that an update plays at most, the first one included;
+      None plays one and leaves rewards alone.
+    min_groups: Groups that differ which an update must have in the end, or the
+      run ends with an error; None fills the batch up with groups of equal
+      rewards.
+  """
+
+  max_rounds: int | None = None
+  min_groups: int | None = None
+
+  def __post_init__(self):
+    for name in ("max_rounds", "min_groups"):
+      value = getattr(self, name)
+      if value is not None and value < 1:
+        raise ValueError(
+          f"dynamic_sampling.{name}={value} must be at least 1, or None"
+        )
+    if self.min_groups is not None and self.max_rounds is None:
+      raise ValueError(
+        f"dynamic_sampling.min_groups={self.min_groups} is read with dynamic "
+        "sampling alone: set dynamic_sampling.max_rounds too"
+      )

@@ -14,6 +14,7 @@ from typing import Any
 import tyro
 
 from steppo_jax.algorithms.options import AlgorithmConfig
+from steppo_jax.algorithms.table import Algorithm
 from steppo_jax.datasets.options import Demonstrations
 from steppo_jax.envs import base
 from steppo_jax.envs.workers.options import WorkerLimits
@@ -22,7 +23,11 @@ from steppo_jax.models import presets
 from steppo_jax.models.options import MeshConfig
 from steppo_jax.packing.options import PackingConfig
 from steppo_jax.prompts.options import PromptConfig
-from steppo_jax.rollout.options import AgentConfig, RolloutConfig
+from steppo_jax.rollout.options import (
+  AgentConfig,
+  DynamicSampling,
+  RolloutConfig,
+)
 from steppo_jax.sampler.options import SamplerConfig
 
 # What other trainers offer and this one refuses, with the reason.
@@ -87,6 +92,8 @@ class EvalConfig:
   temperature: float = 0.0
 
   def __post_init__(self):
+    if self.every < 1:
+      raise ValueError(f"evaluation.every={self.every} must be at least 1")
     if not 0 <= self.temperature < math.inf:
       raise ValueError(
         f"evaluation.temperature={self.temperature} must be at least 0 and "
@@ -145,6 +152,7 @@ class RunConfig:
   prompt: PromptConfig = PromptConfig()
   rollout: RolloutConfig = RolloutConfig()
   agents: AgentConfig = AgentConfig()
+  dynamic_sampling: DynamicSampling = DynamicSampling()
   sampler: SamplerConfig = SamplerConfig()
   packing: PackingConfig = PackingConfig()
   mesh: MeshConfig = MeshConfig()
@@ -157,19 +165,52 @@ class RunConfig:
     An evaluation packs nothing and has no algorithm: it does not call this.
 
     Raises:
-      ValueError: an episode may be longer than a row, or the algorithm's
-        options do not fit; see `AlgorithmConfig.row`.
+      ValueError: an episode may be longer than a row, the algorithm's options
+        do not fit (see `AlgorithmConfig.row`), or dynamic sampling would drop
+        groups that the algorithm learns from.
     """
     if self.packing.row_length < self.rollout.max_tokens:
       raise ValueError(
         f"packing.row_length={self.packing.row_length} is shorter than "
         f"rollout.max_tokens={self.rollout.max_tokens}"
       )
-    self.algorithm.row()
+    self._check_dynamic_sampling(self.algorithm.row())
+    self._check_source()
+
+  def _check_source(self) -> None:
+    """Refuses ways of playing that do not go together."""
+    ways = {
+      "rollout.staleness": self.rollout.staleness or None,
+      "rollout.source": self.rollout.source,
+      "dynamic_sampling.max_rounds": self.dynamic_sampling.max_rounds,
+    }
+    given = [f"{k}={v}" for k, v in ways.items() if v not in (None, "env")]
+    if len(given) > 1:
+      raise ValueError(
+        f"{' and '.join(given)} do not go together yet: leave all but one out"
+      )
+
+  def _check_dynamic_sampling(self, row: Algorithm) -> None:
+    rounds = self.dynamic_sampling.max_rounds
+    if rounds is None:
+      return
+    if "group" not in row.needs or row.critic is not None:
+      raise ValueError(
+        f"dynamic_sampling.max_rounds={rounds} drops groups whose rewards are "
+        f"equal, and algorithm.name={self.algorithm.name} learns from single "
+        "episodes: leave it out, or take a row that compares groups, such as "
+        "algorithm.name=dapo with group_size above 1"
+      )
+    least = self.dynamic_sampling.min_groups or 0
+    if least > self.tasks_per_update:
+      raise ValueError(
+        f"dynamic_sampling.min_groups={least} is above tasks_per_update="
+        f"{self.tasks_per_update}, the most groups that a batch holds"
+      )
 
   def __post_init__(self):
     for name in ("num_updates", "tasks_per_update", "group_size",
-                 "record_every"):  # fmt: skip
+                 "record_every", "checkpoint_every"):  # fmt: skip
       if getattr(self, name) is not None and getattr(self, name) < 1:
         raise ValueError(f"{name} must be at least 1")
     if self.keep_journals is not None and self.keep_journals < 0:

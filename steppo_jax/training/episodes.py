@@ -86,7 +86,7 @@ class Rollouts:
     self._players.engine.set_params(policy, version)
 
   def play(
-    self, update: int, episodes: Sequence[loop.Episode]
+    self, update: int, episodes: Sequence[loop.Episode], *, round_: int = 0
   ) -> tuple[list[types.Trajectory], dict[str, int]]:
     """Plays episodes, or finds them in the journal.
 
@@ -94,6 +94,8 @@ class Rollouts:
       update: The update that they are for.
       episodes: Those of all processes, group by group; this one plays its share
         and gets the others' trajectories from them.
+      round_: Rounds of dynamic sampling that came before, each with a journal
+        of its own.
 
     Returns:
       Trajectories in the order of `episodes`, and what the samplers did for
@@ -103,16 +105,16 @@ class Rollouts:
       RuntimeError: the journal cannot be written.
     """
     mine = self._hosts.share(episodes, self._config.group_size)
-    trajectories, counted = self._play_mine(update, mine)
+    trajectories, counted = self._play_mine(update, mine, round_)
     return gathering.gather(
       self._hosts,
-      f"the episodes of update {update}",
+      f"the episodes of update {update}" + (f", round {round_}" * bool(round_)),
       trajectories,
       episodes,
       counted,
     )
 
-  def _play_mine(self, update, episodes):
+  def _play_mine(self, update, episodes, round_):
     if self._config.keep_journals is None:
       return self._play(episodes, self._on_episode)
     belongs = {
@@ -121,7 +123,9 @@ class Rollouts:
       "policy": self._policy,
       "episodes": [episode.uid for episode in episodes],
     }
-    path = journal_lib.path_of(self._journals, update, self._hosts.index)
+    path = journal_lib.path_of(
+      self._journals, update, self._hosts.index, round_
+    )
     with journal_lib.Journal(path, belongs) as journal:
       kill_points.passed("journal: opened")
       found = journal.trajectories

@@ -23,10 +23,9 @@ from steppo_jax.processes import kill_points
 from steppo_jax.rollout import loop
 from steppo_jax.storage import events
 from steppo_jax.storage import folder as run_folder
-from steppo_jax.training import ahead
+from steppo_jax.training import ahead, evaluate
 from steppo_jax.training import config as config_lib
 from steppo_jax.training import episodes as training_episodes
-from steppo_jax.training import evaluate
 from steppo_jax.training import players as players_lib
 
 # Purposes of keys: training episodes, mini-batches.
@@ -118,19 +117,33 @@ class Run:
       return policy
     return mesh_lib.put(policy, mesh_lib.placements(self.mesh, policy))
 
-  def episodes(self, update: int) -> list[loop.Episode]:
-    """The episodes of an update, a pure function of (seed, update)."""
+  def episodes(
+    self,
+    update: int,
+    *,
+    tasks: Sequence[types.Task] | None = None,
+    first: int = 0,
+  ) -> list[loop.Episode]:
+    """The episodes of an update, a pure function of (seed, update).
+
+    Args:
+      update: Number of updates done.
+      tasks: Tasks of a further round; None for those that the update begins
+        with.
+      first: Number of their first group in the update.
+    """
     config = self.config
-    tasks = self.tasks.sample(
-      config.tasks_per_update, seed=config.seed, update=update
-    )
+    if tasks is None:
+      tasks = self.tasks.sample(
+        config.tasks_per_update, seed=config.seed, update=update
+      )
     if not tasks:
       raise ValueError(
         f"update {update}: env.name={config.env.name} has no task to train on"
       )
     return [
       loop.Episode(f"{update}-{g}-{j}", task, j, (_EPISODES, update, g, j))
-      for g, task in enumerate(tasks)
+      for g, task in enumerate(tasks, start=first)
       for j in range(config.group_size)
     ]
 

@@ -27,7 +27,7 @@ from steppo_jax.storage import (
 )
 from steppo_jax.storage import folder as run_folder
 from steppo_jax.training import config as config_lib
-from steppo_jax.training import speeds
+from steppo_jax.training import dynamic_sampling, speeds
 from steppo_jax.training.run import Run
 
 
@@ -195,10 +195,11 @@ def _one_update(run: Run, state, update: int, held):
   """Rollout, packing, learning; returns the state and named numbers."""
   started = time.monotonic()
   with run.log.span(events.ROLLOUT, update):
-    trajectories, counted = run.rollouts.play(update, run.episodes(update))
+    played = dynamic_sampling.play(run, update)
+    trajectories = played.trajectories
     run.rollouts.record(trajectories, update)
   rolled = time.monotonic()
-  whole = [t for t in trajectories if t.error is None]
+  whole = [t for t in played.batch if t.error is None]
   if not whole:
     raise RuntimeError(
       f"update {update}: all {len(trajectories)} episodes failed, the first "
@@ -232,7 +233,7 @@ def _one_update(run: Run, state, update: int, held):
       {f"rollout/{k}": v for k, v in counts.staleness(whole, update).items()}
     )
   mean.add(pairs)
-  result = mean.result() | plain | left_out
+  result = mean.result() | plain | left_out | played.metrics
   if "critic/unexplained_variance" in result:
     unexplained = result["critic/unexplained_variance"]
     result["critic/explained_variance"] = 1.0 - unexplained
@@ -245,5 +246,5 @@ def _one_update(run: Run, state, update: int, held):
   return state, (
     result
     | speeds.of_update(times, packed, trajectories)
-    | speeds.of_sampler(counted, engine.num_slots, packed)
+    | speeds.of_sampler(played.counted, engine.num_slots, packed)
   )

@@ -103,6 +103,8 @@ def test_a_value_of_the_wrong_type_names_its_option(capsys, assignment, names):
     ("packing.row_length=64", "packing.row_length=64 is shorter"),
     ("num_updates=0", "num_updates must be at least 1"),
     ("record_every=0", "record_every must be at least 1"),
+    ("checkpoint_every=0", "checkpoint_every must be at least 1"),
+    ("evaluation.every=0", "evaluation.every=0 must be at least 1"),
     ("evaluation.split=test", "split 'test' is none of"),
     ("env.name=alfworld", "needs env.data_dir"),
     ("num_devices=99", "num_devices=99"),

@@ -51,6 +51,16 @@ def base(tmp_path_factory):
   return file
 
 
+# An odd number of letters is paid, so that some groups of two differ.
+_PAID = """
+from steppo_jax.envs.household import env
+step = env.HouseholdEnv.step
+env.HouseholdEnv.step = lambda self, text: step(self, text)._replace(
+  reward=float(len(text) % 2)
+)
+"""
+
+
 def free_port() -> int:
   with socket.create_server(("127.0.0.1", 0)) as server:
     return server.getsockname()[1]
@@ -140,10 +150,10 @@ def check_same(ours, theirs):
   assert {*names} <= lines[0][-1].keys()
 
 
-def episodes(run_dir, process, update=3):
+def episodes(run_dir, process, update=3, round_=0):
   return sorted(
     journal.read(
-      journal.path_of(run_dir / "journal", update, process)
+      journal.path_of(run_dir / "journal", update, process, round_)
     ).trajectories
   )
 
@@ -174,6 +184,34 @@ def test_two_uneven_processes_train_as_one(alone, uneven):
   assert episodes(alone, 0) == [f"3-{g}-{j}" for g in range(3) for j in (0, 1)]
   assert episodes(uneven, 0) == ["3-0-0", "3-0-1", "3-2-0", "3-2-1"]
   assert episodes(uneven, 1) == ["3-1-0", "3-1-1"]
+
+
+@pytest.mark.slow
+def test_processes_play_further_rounds_together(base, tmp_path):
+  paid = base.with_name("paid.py")
+  paid.write_text(base.read_text() + _PAID)
+  one_step = [
+    "algorithm.name=grpo", "rollout.max_steps=1",
+    "dynamic_sampling.max_rounds=3",
+  ]  # fmt: skip
+  runs = [tmp_path / "alone", tmp_path / "two"]
+  for run_dir, devices in zip(runs, ([4], [2, 2]), strict=True):
+    options = [one_step] * len(devices)
+    status, said = train(paid, run_dir, devices, options=options)
+    assert status == [0] * len(devices), said
+  check_same(*runs)
+  counted = [
+    [{k: v for k, v in line.items() if "dynamic_sampling/" in k}
+     for line in metrics.read_jsonl(run)] for run in runs
+  ]  # fmt: skip
+  assert counted[0] == counted[1]
+  assert any(line.get("dynamic_sampling/dropped") for line in counted[0])
+  rounds = [line["dynamic_sampling/rounds"] for line in counted[0][1:]]
+  update = rounds.index(max(rounds))
+  assert max(rounds) > 1
+  first, second = (episodes(runs[1], p, update, 1) for p in (0, 1))
+  assert first
+  assert sorted(first + second) == episodes(runs[0], 0, update, 1)
 
 
 @pytest.mark.crash

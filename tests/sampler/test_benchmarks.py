@@ -37,3 +37,20 @@ def test_rollouts_of_two_builds_are_compared_in_turn():
   (case,) = found["over_before"]
   assert found["same_ids"][case] == 1
   assert found["over_before"][case] > 0
+
+
+@pytest.mark.slow
+def test_updates_with_and_without_a_critic_are_compared():
+  found = run("critic")
+  (size,) = found["sizes"].values()
+  assert size["critic_layers"] == 1
+  for key in ("steppo_over_grpo", "steppo_over_grpo_before"):
+    assert found[key] == size[key] > 0
+
+
+@pytest.mark.slow
+def test_transforms_of_an_update_are_compared():
+  found = run("transforms")
+  for name in ("compile_cpu_s", "plain_compile_cpu_s", "vmap_over_loop"):
+    assert found[name] > 0
+    assert found[f"{name}_before"] > 0
