@@ -205,6 +205,7 @@ _LATER = (
   (("base",), None),
   (("learner", "critic_layers"), None),
   (("learner", "remat"), "auto"),
+  (("learner", "optimizer"), "adamw"),
 )
 # Options of a method that there were before; of all others None came later.
 _ALGORITHM = frozenset((
