@@ -57,7 +57,7 @@ def _evaluate(args, rest) -> None:
   options = dataclasses.replace(options, env=env, evaluation=panel)
   with terminal.progress() as progress:
     bar = progress.add_task("episodes", total=None, info="")
-    on_failure = terminal.tells_first_failure(progress)
+    on_failure = terminal.Failures(progress)
 
     def on_finish(trajectory):
       progress.advance(bar)
