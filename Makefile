@@ -111,7 +111,16 @@ $(WORLDS_READY):
 	  reasoning-gym==0.1.25 minigrid==3.2.0 gymnasium==1.4.0
 	touch $@
 
-test-standards: $(READY) $(STANDARDS_READY) $(WORLDS_READY)  ## environments of other packages, played for real
+# What reads our episodes.
+READERS_READY := .cache/standards/datasets/ready
+
+$(READERS_READY):
+	@test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  datasets atif==1.8.0
+	touch $@
+
+test-standards: $(READY) $(STANDARDS_READY) $(WORLDS_READY) $(READERS_READY)  ## environments of other packages, played for real
 	STEPPO_STANDARDS=$(CURDIR)/.cache/standards $(BIN)/python -m pytest -q -s \
 	  -m standards tests/standards
 

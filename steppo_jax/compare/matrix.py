@@ -206,6 +206,7 @@ _LATER = (
   (("learner", "critic_layers"), None),
   (("learner", "remat"), "auto"),
   (("learner", "optimizer"), "adamw"),
+  (("record_format",), "tfds"),
 )
 # Options of a method that there were before; of all others None came later.
 _ALGORITHM = frozenset((
