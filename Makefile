@@ -101,7 +101,26 @@ $(STANDARDS_READY): .cache/standards/%/ready:
 	  --disable-pip-version-check "$${name%-*}==$${name##*-}"
 	touch $@
 
-test-standards: $(READY) $(STANDARDS_READY)  ## environments of other packages, played for real
+# Games of other packages, behind .venv's packages on the path. Two need Java.
+WORLDS_READY := .cache/standards/text-worlds/ready
+
+$(WORLDS_READY):
+	@test -x $(@D)/bin/python || $(BIN)/python -m venv $(@D)
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  textworld-express==1.1.0 scienceworld==1.2.3 textarena==0.7.4 \
+	  reasoning-gym==0.1.25 minigrid==3.2.0 gymnasium==1.4.0
+	touch $@
+
+# What reads our episodes.
+READERS_READY := .cache/standards/datasets/ready
+
+$(READERS_READY):
+	@test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  datasets atif==1.8.0
+	touch $@
+
+test-standards: $(READY) $(STANDARDS_READY) $(WORLDS_READY) $(READERS_READY)  ## environments of other packages, played for real
 	STEPPO_STANDARDS=$(CURDIR)/.cache/standards $(BIN)/python -m pytest -q -s \
 	  -m standards tests/standards
 

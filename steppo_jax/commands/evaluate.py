@@ -36,8 +36,9 @@ def _add_arguments(run: argparse.ArgumentParser) -> None:
     help="one JSON line a step; FILE.summary.json and FILE.length.png beside",
   )  # fmt: skip
   run.add_argument(
-    "--record", metavar="FOLDER/NAME", help="dataset of the episodes (TFDS)"
-  )
+    "--record", metavar="FOLDER/NAME",
+    help="dataset of the episodes, of the form that record_format=... says",
+  )  # fmt: skip
 
 
 def _evaluate(args, rest) -> None:
@@ -57,7 +58,7 @@ def _evaluate(args, rest) -> None:
   options = dataclasses.replace(options, env=env, evaluation=panel)
   with terminal.progress() as progress:
     bar = progress.add_task("episodes", total=None, info="")
-    on_failure = terminal.tells_first_failure(progress)
+    on_failure = terminal.Failures(progress)
 
     def on_finish(trajectory):
       progress.advance(bar)

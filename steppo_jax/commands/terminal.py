@@ -1,9 +1,9 @@
 """What the commands share: one line of text, progress bars, options."""
 
 import argparse
+import collections
 import os
 import pathlib
-from collections.abc import Callable
 
 import rich.console
 import rich.progress
@@ -33,23 +33,40 @@ def progress():
   )
 
 
-def tells_first_failure(progress) -> Callable[[types.Trajectory], None]:
+class Failures:
   """Takes episodes that ended in an error, and tells of the first at once.
+
+  As a context it tells at its end how many there were of each cause.
 
   Args:
     progress: The bars above which it is printed.
+
+  Attributes:
+    counts: Number of episodes by cause.
   """
-  told = []
 
-  def on_failure(trajectory):
-    if not told:
-      progress.console.print(
-        f"episode {trajectory.uid} failed: {trajectory.error}",
-        style="red", markup=False, highlight=False, soft_wrap=True,
-      )  # fmt: skip
-    told.append(trajectory.uid)
+  def __init__(self, progress: rich.progress.Progress):
+    self._progress = progress
+    self.counts: collections.Counter[str] = collections.Counter()
 
-  return on_failure
+  def __call__(self, trajectory: types.Trajectory) -> None:
+    if not self.counts:
+      self._print(f"episode {trajectory.uid} failed: {trajectory.error}")
+    self.counts[trajectory.error.partition(":")[0]] += 1
+
+  def __enter__(self) -> "Failures":
+    return self
+
+  def __exit__(self, *_) -> None:
+    """Prints how many failed by what, if any did."""
+    if self.counts:
+      causes = ", ".join(f"{n} {c}" for c, n in self.counts.most_common())
+      self._print(f"{self.counts.total()} episodes failed: {causes}")
+
+  def _print(self, text: str) -> None:
+    self._progress.console.print(
+      text, style="red", markup=False, highlight=False, soft_wrap=True
+    )
 
 
 def quiet_jax() -> None:

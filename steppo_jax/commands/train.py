@@ -77,7 +77,6 @@ def _run(args, rest, handler) -> None:
   terminal.quiet_jax()
   joined = args.hosts = _join(args, handler)
   options = terminal.options(args, rest)
-  from steppo_jax.reports import report
   from steppo_jax.storage import folder as run_folder
   from steppo_jax.training import config
 
@@ -108,7 +107,10 @@ def _run(args, rest, handler) -> None:
       episodes[0] += 1
       progress.update(bar, episodes=episodes[0])
 
-    with run_folder.removed_if_refused(folder, joined.is_first):
+    with (
+      terminal.Failures(progress) as failures,
+      run_folder.removed_if_refused(folder, joined.is_first),
+    ):
       if supervised:
         from steppo_jax.training import imitation
 
@@ -122,16 +124,20 @@ def _run(args, rest, handler) -> None:
           folder,
           on_update=on_update,
           on_episode=on_episode,
-          on_failure=terminal.tells_first_failure(progress),
+          on_failure=failures,
           handler=handler,
           age_s=events.process_age(),
           hosts=joined,
         )
   joined.close()
-  if not joined.is_first:
-    return
-  summary = report.report(folder)
-  print(pathlib.Path(summary).read_text())
+  if joined.is_first:
+    _report(folder)
+
+
+def _report(folder: pathlib.Path) -> None:
+  from steppo_jax.reports import report
+
+  print(pathlib.Path(report.report(folder)).read_text())
   terminal.say(f"plot: {folder / 'report.png'}")
 
 

@@ -210,6 +210,8 @@ _LATER = (
   (("rollout", "source"), "env"),
   (("agents",), dataclasses.asdict(rollout_options.AgentConfig())),
   (("dynamic_sampling",), {"max_rounds": None, "min_groups": None}),
+  (("learner", "optimizer"), "adamw"),
+  (("record_format",), "tfds"),
 )
 # Options of a method that there were before; of all others None came later.
 _ALGORITHM = frozenset((

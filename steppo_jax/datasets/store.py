@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 import rich.console
 import rich.progress
 import tensorflow_datasets as tfds
+from array_record.python import array_record_module
 
 from steppo_jax import files as files_lib
 
@@ -159,6 +160,10 @@ def write(
   for path in contents.files:
     shutil.copyfile(path, folder / path.name)
   (folder / FACTS).write_text(json.dumps(dict(contents.facts), indent=1))
+  for split, examples in contents.splits.items():
+    found = len(_source(folder, split))
+    if found != len(examples):
+      raise RuntimeError(f"{folder}: {split} holds {found} of {len(examples)}")
   seal(folder)
   return folder
 
@@ -263,8 +268,29 @@ def read(
     RuntimeError: a file is broken.
   """
   verify(folder)
+  return Examples(_source(folder, split), make)
+
+
+def _source(folder: str | os.PathLike, split: str):
   builder = tfds.builder_from_directory(str(folder))
   if split not in builder.info.splits:
     known = ", ".join(builder.info.splits)
     raise ValueError(f"{folder} has no split {split!r}; it has {known}")
-  return Examples(builder.as_data_source(split), make)
+  # TFDS believes its own note of how many there are, and a file whose writer
+  # was not closed reads as an empty one.
+  of = builder.info.splits[split]
+  found = sum(_records(path) for path in of.filepaths)
+  if found != of.num_examples:
+    raise RuntimeError(
+      f"{folder}: {split} holds {found} of {of.num_examples} examples; remove "
+      "that folder and make it again"
+    )
+  return builder.as_data_source(split)
+
+
+def _records(path: os.PathLike) -> int:
+  reader = array_record_module.ArrayRecordReader(str(path))
+  found = reader.num_records()
+  if found:  # An empty one raises an error as it is closed.
+    reader.close()
+  return found

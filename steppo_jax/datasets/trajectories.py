@@ -1,6 +1,7 @@
-"""Recorded trajectories as TFDS datasets in RLDS form.
+"""Recorded trajectories as TFDS datasets in RLDS form, or as tables.
 
-An episode is
+The other formats are those of `datasets.tables`, which `load` reads too, and
+`datasets.atif`, which it does not. Here an episode is
 
     uid, env, family     str
     task                 str, JSON of `types.task_to_json`
@@ -29,7 +30,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from steppo_jax import types
-from steppo_jax.datasets import store
+from steppo_jax.datasets import atif, store, tables
 
 _KIND = "trajectories"
 _ARRAYS = {
@@ -70,21 +71,33 @@ class TrajectorySet(store.Builder):
   }
 
 
-def folder_of(output: str | os.PathLike, name: str) -> pathlib.Path:
+# The last is written alone: others read it.
+FORMATS = ("tfds", *tables.FORMATS, "atif")
+
+
+def folder_of(
+  output: str | os.PathLike, name: str, form: str = "tfds"
+) -> pathlib.Path:
   """Where `write` puts trajectories of a name."""
-  return store.folder_of(TrajectorySet, output, name)
+  if form == "tfds":
+    return store.folder_of(TrajectorySet, output, name)
+  return pathlib.Path(output).absolute() / name
 
 
-def check_new(output: str | os.PathLike, name: str) -> None:
+def check_new(output: str | os.PathLike, name: str, form: str = "tfds") -> None:
   """Refuses a name that cannot be written, before anything is played.
 
   Raises:
-    ValueError: the name is taken, or no name of a folder.
+    ValueError: the name is taken, or no name of a folder, or the format is
+      none of `FORMATS`.
   """
+  if form not in FORMATS:
+    raise ValueError(f"format {form!r} is none of {', '.join(FORMATS)}")
   if not re.fullmatch(r"[\w.-]+", name) or name.startswith("."):
     raise ValueError(f"name {name!r} must be letters, digits, '_', '.' and '-'")
-  folder = folder_of(output, name)
-  if (folder / store.DIGESTS).exists():
+  folder = folder_of(output, name, form)
+  taken = folder / store.DIGESTS if form == "tfds" else folder
+  if taken.exists():
     raise ValueError(f"{folder} exists: choose another name, or remove it")
 
 
@@ -93,6 +106,7 @@ def write(
   name: str,
   trajectories: Mapping[str, Sequence[types.Trajectory]],
   tokenizer: types.Tokenizer,
+  form: str = "tfds",
 ) -> pathlib.Path:
   """Writes trajectories.
 
@@ -101,14 +115,24 @@ def write(
     name: Of the dataset; letters, digits, "_", "." and "-".
     trajectories: By split, at least one each.
     tokenizer: Makes text of token ids; its digest is kept.
+    form: One of `FORMATS`.
 
   Returns:
     The dataset's folder under `output`.
 
   Raises:
-    ValueError: the name is taken or none, or there is nothing to write.
+    ValueError: the name is taken or none, or there is nothing to write; see
+      also `tables.write`.
+    RuntimeError: see `tables.write`.
   """
-  check_new(output, name)
+  check_new(output, name, form)
+  if form != "tfds":
+    folder = folder_of(output, name, form)
+    if form == "atif":
+      atif.write(folder, trajectories, tokenizer)
+    else:
+      tables.write(folder, trajectories, tokenizer, form)
+    return folder
   facts = {
     "kind": _KIND,
     "tokenizer": tokenizer.digest,
@@ -202,7 +226,14 @@ def load(
       f"{folder} was written with tokenizer {facts['tokenizer'][:12]}, this "
       f"one is {tokenizer[:12]}: token ids of one mean nothing to another"
     )
-  return store.read(folder, split, _trajectory)
+  form = facts.get("format")
+  if form is None:
+    return store.read(folder, split, _trajectory)
+  store.verify(folder)
+  if split not in facts["splits"]:
+    known = ", ".join(facts["splits"])
+    raise ValueError(f"{folder} has no split {split!r}; it has {known}")
+  return tables.load_file(pathlib.Path(folder) / f"{split}.{form}")
 
 
 def _trajectory(raw) -> types.Trajectory:

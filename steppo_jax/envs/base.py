@@ -103,6 +103,13 @@ def _own(folder: str, env: str, tasks: str, expert: str | None = None) -> Row:
 
 _SEEDS = "steppo_jax.envs.seeds:SeedTasks"
 
+
+def _text_world(module: str, env: str) -> Row:
+  """The row of a game of another package; see `text_worlds.adapter`."""
+  target = f"steppo_jax.envs.text_worlds.{module}"
+  return Row(f"{target}:{env}", _SEEDS, guide=f"{target}:GUIDE")
+
+
 ENVS: dict[str, Row] = {
   "household": _own("household", "env:HouseholdEnv", "household", "EXPERT"),
   "alfworld": _own("household", "env:HouseholdEnv", "household_recorded"),
@@ -121,6 +128,11 @@ ENVS: dict[str, Row] = {
   ),
   "gymnasium": Row("steppo_jax.envs.gymnasium_text:GymnasiumEnv", _SEEDS),
   "remote": Row("steppo_jax.envs.remote:RemoteEnv", _SEEDS),
+  "textworld_express": _text_world("textworld_express", "TextWorldExpress"),
+  "scienceworld": _text_world("scienceworld", "ScienceWorld"),
+  "textarena": _text_world("textarena", "TextArena"),
+  "reasoning_gym": _text_world("reasoning_gym", "ReasoningGym"),
+  "minigrid": _text_world("minigrid", "MiniGrid"),
 }
 
 

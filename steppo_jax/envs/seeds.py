@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Collection
+from typing import NamedTuple
 
 import numpy as np
 
@@ -40,6 +41,26 @@ def digest(*words: object) -> int:
   """A number of 64 bits from words, the same on every machine."""
   data = "|".join(map(str, words)).encode()
   return int.from_bytes(hashlib.sha256(data).digest()[:8], "big")
+
+
+class Place(NamedTuple):
+  """Where a task of `SeedTasks` stands.
+
+  Attributes:
+    split: Its split's place in `SPLITS`.
+    number: Which task of the split, from 0 on.
+    seed: Both in one number, other for every task.
+  """
+
+  split: int
+  number: int
+  seed: int
+
+
+def place(seed: int) -> Place:
+  """What a seed of `SeedTasks` says; a fourth split begins with the first."""
+  split, number = divmod(seed, _PER_SPLIT)
+  return Place(split % len(SPLITS), number, seed)
 
 
 class SeedTasks:

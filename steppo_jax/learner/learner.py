@@ -61,9 +61,10 @@ def make_spec(
 
   Raises:
     ValueError: the microbatch cannot be split over the devices, the temperature
-      is 0, or the row names a function that is not there.
+      is 0, the optimizer does not go with the model or with `differentiable`,
+      or the row names a function that is not there.
   """
-  _check(model, algorithm, config, mesh, temperature)
+  _check(model, algorithm, config, mesh, temperature, differentiable)
   steps = config.num_minibatches * num_updates
   warmup = config.critic_warmup if algorithm.critic else 0
   # Adam's square root has no derivative where a gradient is always 0.
@@ -72,14 +73,14 @@ def make_spec(
     model,
     algorithm,
     config,
-    optimizers.adamw(
+    optimizers.make(
       config.learning_rate,
       config.warmup_steps,
       config,
       config.actor_epochs * config.num_minibatches * (num_updates - warmup),
       eps_root=root,
     ),
-    optimizers.adamw(
+    optimizers.make(
       config.critic_learning_rate,
       config.critic_warmup_steps,
       config,
@@ -93,7 +94,7 @@ def make_spec(
   )
 
 
-def _check(model, algorithm, config, mesh, temperature) -> None:
+def _check(model, algorithm, config, mesh, temperature, differentiable) -> None:
   """Refuses what no update can be made of; see `make_spec`."""
   objective.check_names(algorithm)
   if not temperature > 0:
@@ -102,6 +103,18 @@ def _check(model, algorithm, config, mesh, temperature) -> None:
       "greedy policy explores nothing"
     )
   own = isinstance(model, Model)
+  named = f"learner.optimizer={config.optimizer}"
+  if differentiable and config.optimizer != "adamw":
+    raise ValueError(
+      f"{named} has no derivative where a gradient is 0: differentiable=True "
+      "takes learner.optimizer=adamw"
+    )
+  if own and config.optimizer in ("muon", "adafactor"):
+    raise ValueError(
+      f"{named} knows which arrays hold the matrices of our decoder, and not "
+      "those of a model of one's own: take adamw or schedule_free, or give "
+      "UpdateSpec._replace(policy_optimizer=..., critic_optimizer=...)"
+    )
   if own and algorithm.critic and model.values is None:
     raise ValueError(
       f"estimator {algorithm.estimator!r} needs a critic: give Model(..., "

@@ -6,12 +6,20 @@ from typing import Literal
 from steppo_jax.algorithms import options as algorithm_options
 from steppo_jax.models.options import LoraConfig
 
+OPTIMIZERS = ("adamw", "muon", "adafactor", "schedule_free")
+
 
 @dataclasses.dataclass(frozen=True)
 class LearnerConfig:
   """How the learner turns one batch into optimizer steps.
 
   Attributes:
+    optimizer: What makes steps of gradients, of policy and critic alike:
+      "adamw"; "muon", which moves each matrix of a layer along all its
+      directions alike and everything else as AdamW does; "adafactor", which
+      keeps less; "schedule_free", AdamW with an average of iterates in place
+      of a decay. What they remember of gradients is float32. The rates mean
+      the same for all of them.
     learning_rate: Of the policy, at its peak.
     critic_learning_rate: Of the critic, at its peak.
     warmup_steps: Optimizer steps over which the policy's rate rises from 0:
@@ -21,7 +29,7 @@ class LearnerConfig:
     critic_warmup_steps: The same for the critic's rate, its first step too.
     final_learning_rate: Fraction of both that is left at the last update; the
       decay is linear over `num_updates`.
-    weight_decay: AdamW's, for matrices and vectors alike.
+    weight_decay: Decoupled, as AdamW's, for matrices and vectors alike.
     max_grad_norm: Gradients are scaled down to this global norm.
     num_minibatches: Mini-batches, of whole trajectories each, that a batch is
     cut into.
@@ -54,6 +62,7 @@ class LearnerConfig:
     lora: Adapters that are trained instead of the policy's own matrices.
   """
 
+  optimizer: Literal["adamw", "muon", "adafactor", "schedule_free"] = "adamw"
   learning_rate: float = 5e-4
   critic_learning_rate: float = 1e-3
   warmup_steps: int = 10
@@ -77,6 +86,16 @@ class LearnerConfig:
   lora: LoraConfig = LoraConfig()
 
   def __post_init__(self):
+    if self.optimizer not in OPTIMIZERS:
+      raise ValueError(
+        f"learner.optimizer={self.optimizer!r} is none of "
+        f"{', '.join(OPTIMIZERS)}"
+      )
+    if self.optimizer == "schedule_free" and self.final_learning_rate != 1:
+      raise ValueError(
+        "learner.optimizer=schedule_free averages in place of a decay: set "
+        f"learner.final_learning_rate=1, not {self.final_learning_rate}"
+      )
     if self.bootstrap not in algorithm_options.BOOTSTRAPS:
       raise ValueError(
         f"learner.bootstrap={self.bootstrap!r} is none of "

@@ -49,6 +49,8 @@ def put_batch(
 ) -> Batch:
   """Moves a packed batch to the devices, rows split over them.
 
+  The arrays on the host may be written over afterwards.
+
   Args:
     packed: The batch on the host.
     mesh: The devices.
@@ -60,12 +62,16 @@ def put_batch(
   t = packed.tokens
   forest.check_rows(t.parent, t.subtree_end, t.positions, t.step_ids)
   rows, whole = mesh_lib.by_row(mesh, 1), mesh_lib.replicated(mesh)
+
+  # Some devices read an array where it lies on the host, for as long as they
+  # hold it, and all of them may still be reading when the call returns.
+  put = lambda tree, where: mesh_lib.put(jax.tree.map(np.array, tree), where)
   if teacher is not None:
-    teacher = mesh_lib.put(teacher, TeacherRows(rows, whole, whole, whole))
+    teacher = put(teacher, TeacherRows(rows, whole, whole, whole))
   return Batch(
-    mesh_lib.put(packed.tokens, rows),
-    mesh_lib.put(packed.table, whole),
-    mesh_lib.put(packed.rows_used, whole),
+    put(packed.tokens, rows),
+    put(packed.table, whole),
+    put(packed.rows_used, whole),
     teacher,
   )
 

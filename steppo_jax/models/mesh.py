@@ -174,7 +174,8 @@ def by_path(mesh: Mesh) -> Callable[[str, tuple[int, ...]], NamedSharding]:
   def placement(path: str, shape: tuple[int, ...]) -> NamedSharding:
     spec = [None] * len(shape)
     names = path.split("/")
-    for owners, axes in _SPLIT.items():
+    # An optimizer may keep less than a matrix under its name.
+    for owners, axes in _SPLIT.items() if len(shape) > 1 else ():
       if names[-1] in _SPLIT_LEAVES and names[-2:-1] and names[-2] in owners:
         split = _SPLIT_LEAVES[names[-1]](axes)
         for at, axis in zip((-2, -1), split, strict=True):

@@ -352,8 +352,10 @@ def _turn(out: types.TimeStep) -> types.Turn:
 
 
 def _failed(episode, steps, error) -> _Ended:
-  # An exception of a worker process is counted by its own name.
-  cause = getattr(error, "cause", type(error).__name__)
+  # An exception of a worker process is counted by its own name. Others have a
+  # `cause` too, such as Py4J's, which is no text.
+  cause = getattr(error, "cause", None)
+  cause = cause if isinstance(cause, str) else type(error).__name__
   broken = types.Trajectory(
     episode.uid, episode.task, tuple(steps), None, False, f"{cause}: {error}"
   )

@@ -32,7 +32,8 @@ def tokens(
   The same key and index give the same token, whatever the other rows.
 
   Args:
-    logits: [N, V] float32.
+    logits: [N, V] float32 or wider: probabilities of bfloat16 would be added
+      up to one token's last bit, and most tokens never be reached.
     keys: [N] PRNG keys.
     index: [N] int32, which draw of its key this is.
     temperature: [N] float32. 0 takes the first of the most likely tokens, with
@@ -41,7 +42,12 @@ def tokens(
   Returns:
     Tokens [N] int32 and their log-probs [N] float32. A token of probability 0
     is never drawn.
+
+  Raises:
+    TypeError: the logits are narrower than float32.
   """
+  if jnp.finfo(logits.dtype).bits < 32:
+    raise TypeError(f"logits must be float32, these are {logits.dtype}")
   n, v = logits.shape
   logits = logits / jnp.where(temperature > 0, temperature, 1.0)[:, None]
   top = logits.max(-1, keepdims=True)

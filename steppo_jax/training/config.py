@@ -9,7 +9,7 @@ import sys
 import types
 import typing
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 
@@ -129,6 +129,8 @@ class RunConfig:
     record_every: Updates between two whose episodes are kept, with all their
       tokens, as datasets in the run folder (see `datasets.trajectories`); None
       keeps none.
+    record_format: Of those datasets, and of an evaluation's: "tfds" (RLDS),
+      "parquet" or "jsonl" (`datasets.tables`), or "atif" (`datasets.atif`).
     num_devices: Devices that the learner runs on; None takes all.
   """
 
@@ -146,6 +148,7 @@ class RunConfig:
   keep_checkpoints: int = 2
   keep_journals: int | None = 2
   record_every: int | None = None
+  record_format: Literal["tfds", "parquet", "jsonl", "atif"] = "tfds"
   num_devices: int | None = None
   algorithm: AlgorithmConfig = AlgorithmConfig()
   env: EnvConfig = EnvConfig()

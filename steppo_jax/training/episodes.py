@@ -183,13 +183,13 @@ class Rollouts:
     every = self._config.record_every
     if every is None or update % every or not self._hosts.is_first:
       return
-    name = f"update{update}"
+    name, form = f"update{update}", self._config.record_format
     # A run that goes on from a checkpoint plays the same episodes again.
-    done = trajectories_lib.folder_of(self._data, name) / store.DIGESTS
-    if not done.exists():
+    done = trajectories_lib.folder_of(self._data, name, form)
+    if not (done / store.DIGESTS if form == "tfds" else done).exists():
       tokenizer = self._players.prompt.tokenizer
       trajectories_lib.write(
-        self._data, name, {"train": trajectories}, tokenizer
+        self._data, name, {"train": trajectories}, tokenizer, form
       )
 
   def prune(self, needed_from: int) -> None:

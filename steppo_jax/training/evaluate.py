@@ -127,7 +127,7 @@ def evaluate(
     raise ValueError(f"no folder for output={output}")
   if record:
     record = pathlib.Path(record)
-    trajectories_lib.check_new(record.parent, record.name)
+    trajectories_lib.check_new(record.parent, record.name, config.record_format)
   tokenizer = policy.load_tokenizer(
     config.tokenizer, config.weights, config.base
   )
@@ -166,5 +166,7 @@ def evaluate(
     evaluation.write_steps(output, played, players.prompt)
     evaluation.write_summary(output, found)
   if record:
-    trajectories_lib.write(record.parent, record.name, played, tokenizer)
+    trajectories_lib.write(
+      record.parent, record.name, played, tokenizer, config.record_format
+    )
   return found

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from steppo_jax import types
+from steppo_jax.learner import optimizers
 from steppo_jax.learner import state as learner_state
 from steppo_jax.models import lora
 from steppo_jax.models import mesh as mesh_lib
@@ -23,6 +24,7 @@ from steppo_jax.storage import (
   compile_events,
   events,
   lease,
+  manifest,
   metrics,
 )
 from steppo_jax.storage import folder as run_folder
@@ -34,10 +36,37 @@ from steppo_jax.training.run import Run
 def _resume(run: Run, store: checkpoint.Checkpoints):
   """The state to start from, and the minutes already spent."""
   state = run.learner.init(run.policy)
-  if store.latest() is None:
+  newest = store.latest()
+  if newest is None:
     return state, 0.0
+  # Their states differ in every array, of which none says why. A checkpoint
+  # that is broken is for `restore` to tell.
+  with contextlib.suppress(manifest.Broken):
+    wrote = store.facts(newest)[0].get("optimizer", "adamw")
+    if wrote != run.config.learner.optimizer:
+      raise ValueError(
+        f"checkpoint {newest} was written with learner.optimizer={wrote}, the "
+        f"run has {run.config.learner.optimizer}: take {wrote}, or another "
+        "run_dir"
+      )
   state, host = store.restore(None, state)
   return state, host["minutes"]
+
+
+def _evaluate(run: Run, state, update: int) -> dict[str, Any]:
+  """Plays the panel with the parameters that the run would keep."""
+  kept = optimizers.evaluated(state.policy_optimizer, state.policy)
+  if kept is state.policy:  # The sampler holds them.
+    return run.evaluate(update)
+  run.hand_over(kept, update)
+  found = run.evaluate(update)
+  run.hand_over(state.policy, update)
+  return found
+
+
+def _facts(run: Run, minutes: float) -> dict[str, Any]:
+  """What a checkpoint tells beside its arrays."""
+  return {"minutes": minutes, "optimizer": run.config.learner.optimizer}
 
 
 def train(
@@ -97,8 +126,9 @@ def train(
       state = _updates(run, store, on_update, held)
     kill_points.passed("train: updates done")
     with log.span(events.CHECKPOINT):
-      policy = mesh_lib.to_host(lora.merge(state.policy))
-      adapted = lora.has(state.policy) and mesh_lib.to_host(state.policy)
+      kept = optimizers.evaluated(state.policy_optimizer, state.policy)
+      policy = mesh_lib.to_host(lora.merge(kept))
+      adapted = lora.has(kept) and mesh_lib.to_host(kept)
       if first and adapted:
         pretrained_policy.save_adapters(
           folder / run_folder.ADAPTER_NAME, run.model, adapted, config.weights,
@@ -144,7 +174,7 @@ def _updates(run: Run, store: checkpoint.Checkpoints, on_update, held):
   kill_points.passed("train: warmed up")
   with writer:
     if first == 0:
-      found = run.evaluate(0) | {"minutes": spent()}
+      found = _evaluate(run, state, 0) | {"minutes": spent()}
       with log.span(events.METRICS):
         writer.write(0, found)
         on_update(0, found)
@@ -156,12 +186,12 @@ def _updates(run: Run, store: checkpoint.Checkpoints, on_update, held):
           # The learner takes the arrays of a state when it begins with them.
           whole = None if _is_taken(state) else update
           if run.hosts.stop_at(whole) and update != store.latest():
-            store.save(update, state, {"minutes": spent()})
+            store.save(update, state, _facts(run, spent()))
         raise
       state, done = after, update + 1
       is_last = done == config.num_updates
       if done % config.evaluation.every == 0 or is_last:
-        found |= run.evaluate(done)
+        found |= _evaluate(run, state, done)
       with held():
         found |= {"minutes": spent()}
         with log.span(events.CHECKPOINT, update):
@@ -170,7 +200,7 @@ def _updates(run: Run, store: checkpoint.Checkpoints, on_update, held):
         with log.span(events.METRICS, update):
           writer.write(done, found)
         if done % config.checkpoint_every == 0 or is_last:
-          host = {"minutes": found["minutes"]}
+          host = _facts(run, found["minutes"])
           with log.span(events.CHECKPOINT, update):
             store.save(done, state, host, score=found.get("eval/success"))
             # What the checkpoint before needs: this one may turn out damaged.

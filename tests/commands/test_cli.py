@@ -1,5 +1,6 @@
 """The command line: help that teaches, mistakes that are named."""
 
+import io
 import json
 import pathlib
 import subprocess
@@ -7,10 +8,14 @@ import sys
 
 import jax
 import pytest
+import rich.console
+import rich.progress
 import worlds
 
 from steppo_jax import __main__ as cli
+from steppo_jax import types
 from steppo_jax.algorithms.table import ALGORITHMS
+from steppo_jax.commands import terminal
 from steppo_jax.pretrained import policy
 from steppo_jax.training import config
 
@@ -233,3 +238,36 @@ def test_importing_the_package_loads_neither_jax_nor_tensorflow():
     [sys.executable, "-c", code], capture_output=True, text=True, check=True
   )
   assert out.stdout.strip() == "[]"
+
+
+@pytest.mark.slow
+def test_a_run_whose_episodes_all_fail_says_why_by_cause_and_exits_with_1(
+  capsys, tmp_path, weights
+):
+  # Nothing listens on port 9; one address is none.
+  said = fails(
+    capsys, "train", STEPPO, f"weights={weights}", f"run_dir={tmp_path}/run",
+    "env.name=remote", "env.options=url=http://{}:9,timeout_s=1,retries=0".format(
+      "localhost"
+    ), "evaluation.episodes=3", "num_devices=1", "rollout.env_threads=0",
+    status=1,
+  )  # fmt: skip
+  assert said.count("failed: EnvUnreachable: ") == 1
+  assert "3 episodes failed: 3 EnvUnreachable" in said
+  assert "evaluation after update 0: all 3 episodes failed" in said
+
+
+def test_the_first_failure_is_told_at_once_and_all_by_cause_at_the_end():
+  progress = rich.progress.Progress(
+    console=rich.console.Console(file=io.StringIO(), width=200)
+  )
+  said = progress.console.file.getvalue
+  with terminal.Failures(progress):
+    pass
+  assert said() == ""
+  task = types.Task("t", "e", "f", {})
+  with terminal.Failures(progress) as failures:
+    for error in ("OSError: a: b", "OSError: c", "EnvDied: [red] d"):
+      failures(types.Trajectory("u", task, (), None, False, error))
+    assert said() == "episode u failed: OSError: a: b\n"
+  assert said().endswith("\n3 episodes failed: 2 OSError, 1 EnvDied\n")

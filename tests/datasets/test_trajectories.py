@@ -1,75 +1,32 @@
 """Recorded trajectories come back bit by bit and can be trained on."""
 
-import dataclasses
 import json
 
 import jax
 import numpy as np
 import pytest
+import records
 import worlds
 
-from steppo_jax import types
 from steppo_jax.datasets import trajectories as lib
 from steppo_jax.packing import checks, options
 from steppo_jax.packing import rows as packing
 from steppo_jax.rollout import counts
 
 
-def _played():
-  """Real episodes, and one of each kind that is rare."""
-  found = list(worlds.trajectories())
-  whole = found[0]
-  strange = dataclasses.replace(
-    whole.steps[0],
-    trajectory_uid="broken",
-    reward=0.1 + 0.2,
-    anchor_obs='{"\u2028": "\x00"}',
-    metadata={"invalid": True, "note": "é"},
-  )
-  found.append(
-    types.Trajectory(
-      "broken", whole.task, (strange,), None, False, "EnvDied: é\x00", ("A: b",)
-    )
-  )
-  found.append(types.Trajectory("none", whole.task, (), None, False, ""))
-  last = dataclasses.replace(
-    whole.steps[0], trajectory_uid="won", terminated=True, truncated=False,
-    response_ids=np.zeros(0, np.int32), response_mask=np.zeros(0, bool),
-    behaviour_logp=np.zeros(0, np.float32), reasoning_mask=None,
-  )  # fmt: skip
-  found.append(
-    types.Trajectory(
-      "won", whole.task, (last,), None, True, scores={"f1": 2 / 3}
-    )
-  )
-  return found
-
-
-def _plain(value):
-  """Records as data that can be compared, with the types of arrays."""
-  if isinstance(value, np.ndarray):
-    return str(value.dtype), value.tolist()
-  if dataclasses.is_dataclass(value):
-    return {
-      field.name: _plain(getattr(value, field.name))
-      for field in dataclasses.fields(value)
-    }
-  if isinstance(value, tuple):
-    return [_plain(one) for one in value]
-  return value
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
   output = tmp_path_factory.mktemp("data")
-  return lib.write(output, "played", {"train": _played()}, worlds.tokenizer())
+  return lib.write(
+    output, "played", {"train": records.episodes()}, worlds.tokenizer()
+  )
 
 
 def test_trajectories_come_back_bit_by_bit(folder):
-  found, want = lib.load(folder, "train"), _played()
+  found, want = lib.load(folder, "train"), records.episodes()
   assert len(found) == len(want)
   for one, other in zip(found, want, strict=True):
-    assert _plain(one) == _plain(other)
+    assert records.plain(one) == records.plain(other)
   assert counts.summary(found) == counts.summary(want)
 
 
@@ -83,16 +40,18 @@ def test_the_old_name_of_the_log_probs_is_read_still(monkeypatch, tmp_path):
     return made | {"record": json.dumps(record)}
 
   monkeypatch.setattr(lib, "_step", old_step)
-  played = _played()[:2]
+  played = records.episodes()[:2]
   old = lib.write(tmp_path, "old", {"train": played}, worlds.tokenizer())
   found = lib.load(old, "train")
-  assert [_plain(one) for one in found] == [_plain(one) for one in played]
+  assert [records.plain(one) for one in found] == [
+    records.plain(one) for one in played
+  ]
 
 
 def test_what_was_read_back_is_trained_on_as_what_was_played(folder):
   rows = options.PackingConfig(row_length=worlds.CONTEXT)
   batches = []
-  for source in (lib.load(folder, "train"), _played()):
+  for source in (lib.load(folder, "train"), records.episodes()):
     usable = [t for t in source if t.error is None]
     checks.validate(usable)
     batches.append(
@@ -108,7 +67,7 @@ def test_what_was_read_back_is_trained_on_as_what_was_played(folder):
 
 def test_episodes_have_the_form_of_rlds(folder):
   raw = lib.store.read(folder, "train", lambda one: one)
-  for episode, want in zip(raw, _played(), strict=True):
+  for episode, want in zip(raw, records.episodes(), strict=True):
     steps = list(episode["steps"])
     ends = [bool(s["is_last"]) for s in steps]
     assert ends == [False] * len(want.steps) + [True]
@@ -146,7 +105,10 @@ def test_names_tokenizers_and_kinds_are_checked(folder, tmp_path):
 
 def test_a_flipped_byte_is_told(tmp_path):
   folder = lib.write(
-    tmp_path, "x", {"a": _played(), "b": _played()[:2]}, worlds.tokenizer()
+    tmp_path,
+    "x",
+    {"a": records.episodes(), "b": records.episodes()[:2]},
+    worlds.tokenizer(),
   )
   assert len(lib.load(folder, "b")) == 2
   (path,) = folder.glob("*-a.array_record-*")

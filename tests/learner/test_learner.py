@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import aligned
 import chex
 import jax
 import numpy as np
@@ -217,3 +218,16 @@ def test_a_fresh_head_gives_the_update_of_a_fresh_critic():
   close(own.policy, head.policy)
   with pytest.raises(ValueError, match=r"learner\.critic_trunk='both'"):
     dataclasses.replace(CONFIG, critic_trunk="both")
+
+
+def test_a_batch_of_the_host_may_be_written_over_at_once():
+  whole = packed()
+  arrays = (whole.tokens, whole.table, whole.rows_used)
+  ours = jax.tree.map(aligned.copy, arrays)
+  batch = learner_state.put_batch(
+    whole._replace(tokens=ours[0], table=ours[1], rows_used=ours[2]),
+    mesh.make_mesh(1),
+  )
+  aligned.spoil(ours)
+  found = (batch.tokens, batch.table, batch.rows_used)
+  jax.tree.map(np.testing.assert_array_equal, found, arrays)

@@ -187,6 +187,22 @@ def test_an_environment_that_cannot_start_is_an_error_of_its_episode():
   assert {t.error for t in done} == {"RuntimeError: no server"}
 
 
+@pytest.mark.parametrize("cause", [None, OSError("gone"), 7])
+def test_an_error_with_a_cause_of_its_own_is_counted_by_its_kind(cause):
+  class Gateway(RuntimeError):
+    """As Py4J's: what its `cause` is, is not what ours is."""
+
+    def __init__(self):
+      super().__init__("no server")
+      self.cause = cause
+
+  def make():
+    raise Gateway
+
+  done, _ = run(lambda uid, turn: "look", worlds.episodes(1), make_env=make)
+  assert {t.error for t in done} == {"Gateway: no server"}
+
+
 def test_a_first_prompt_without_room_for_a_response_is_an_error():
   config = dataclasses.replace(LIMITS, max_tokens=20)
   done, _ = run(lambda uid, turn: "look", worlds.episodes(2), config=config)

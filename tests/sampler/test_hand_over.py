@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import aligned
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -77,3 +78,11 @@ def test_matrices_are_converted_once_and_norms_never():
   assert layer["attention_norm"]["scale"].dtype == jnp.float32
   # On CPU logits are float32 products.
   assert found["embed"]["embedding"].dtype == jnp.float32
+
+
+def test_weights_of_the_host_may_be_written_over_at_once():
+  host = jax.tree.map(aligned.copy, jax.device_get(worlds.policy()))
+  found = hand_over.for_sampler(worlds.model(), host)
+  aligned.spoil(host)
+  want = transformer.by_layer(jax.device_get(worlds.policy()))
+  jax.tree.map(np.testing.assert_array_equal, found, jax.device_get(want))

@@ -103,7 +103,10 @@ def test_a_score_that_is_no_number_is_never_the_best(tmp_path):
     for update, score in scores.items():
       saved.save(update, {"x": jnp.ones(1)}, {}, score=score)
     saved.wait()
+  # The newest stays beside the best, whatever its score: the run goes on there.
   assert {path.name for path in tmp_path.iterdir()} == {"2", "6"}
+  with checkpoint.Checkpoints(tmp_path, keep=1) as saved:
+    assert saved.latest() == 6
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,29 @@ def test_marks_of_the_template_are_controls_though_not_special(made):
   assert set(controls) == {*vocabularies.SPECIAL, "<tool_response>"}
 
 
+@pytest.mark.parametrize("form", ["folder", "gguf"])
+def test_control_names_of_five_vocabularies_are_text_in_text(tmp_path, form):
+  inner = vocabularies.byte_level(mark="<mark>")
+  inner.add_special_tokens(list(vocabularies.NAMES_OF_FIVE))
+  controls = {inner.token_to_id(x) for x in vocabularies.NAMES_OF_FIVE}
+  if form == "folder":
+    made = loading.load(vocabularies.write_folder(tmp_path / "hf", inner))
+  else:
+    fields = vocabularies.byte_level_fields(inner, "gpt-2")
+    made = loading.load(vocabularies.write_gguf(tmp_path / "x.gguf", fields))
+  assert None not in controls
+  parts = st.sampled_from([*vocabularies.NAMES_OF_FIVE, "<", "|>", " ", "a"])
+
+  @hypothesis.given(st.lists(parts, max_size=6).map("".join))
+  @hypothesis.example("".join(vocabularies.NAMES_OF_FIVE))
+  def check(text):
+    ids = made.encode(text)
+    assert controls.isdisjoint(ids.tolist())
+    assert made.decode(ids) == text
+
+  check()
+
+
 def test_added_tokens_keep_their_ids_beside_controls(made):
   # </tool_response> is added behind the controls, and is none itself.
   inner, tokenizer = made["inner"], made["folder"]

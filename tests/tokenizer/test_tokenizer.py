@@ -6,6 +6,7 @@ import hypothesis
 import numpy as np
 import pytest
 import sentencepiece
+import vocabularies
 from hypothesis import strategies as st
 
 from steppo_jax.datasets import vocabulary
@@ -67,17 +68,6 @@ def test_controls_are_reached_by_id_only(name):
   assert tokenizer.decode(tokenizer.encode(spelt)) == spelt
 
 
-# Control names of ChatML (Qwen, SmolLM), Llama 3, Gemma, Mistral and DeepSeek.
-NAMES_OF_FIVE = (
-  "<|im_start|>", "<|im_end|>", "<|endoftext|>", "<think>", "</think>",
-  "<tool_call>", "</tool_call>", "<tool_response>", "<|eot_id|>", "<|eom_id|>",
-  "<|begin_of_text|>", "<|start_header_id|>", "<|python_tag|>",
-  "<start_of_turn>", "<end_of_turn>", "<start_of_image>", "[INST]", "[/INST]",
-  "[TOOL_CALLS]", "[ARGS]", "<｜User｜>", "<｜end▁of▁sentence｜>",
-  "<｜tool▁call▁begin｜>",
-)  # fmt: skip
-
-
 @pytest.fixture(scope="module")
 def defined(tmp_path_factory):
   """A model whose maker defined those names, and two frequent texts."""
@@ -88,13 +78,13 @@ def defined(tmp_path_factory):
     vocab_size=340, model_type="bpe", byte_fallback=True, pad_id=0, bos_id=1,
     eos_id=2, unk_id=3, normalization_rule_name="identity",
     add_dummy_prefix=False, remove_extra_whitespaces=False, minloglevel=2,
-    user_defined_symbols=[*NAMES_OF_FIVE, "You▁see", "<", "<h1>"],
+    user_defined_symbols=[*vocabularies.NAMES_OF_FIVE, "You▁see", "<", "<h1>"],
   )  # fmt: skip
   return tokenizer_lib.SentencePieceTokenizer(path)
 
 
 PARTS = st.sampled_from(
-  [*NAMES_OF_FIVE, "<s>", "</s>", "<", "|>", " ", "a", "["]
+  [*vocabularies.NAMES_OF_FIVE, "<s>", "</s>", "<", "|>", " ", "a", "["]
 )
 
 
@@ -107,7 +97,7 @@ def test_a_mark_that_the_maker_defined_is_text_in_text(defined, parts):
 
 
 def test_marks_are_one_id_in_an_answer_and_frequent_texts_everywhere(defined):
-  names = {name.replace("▁", " ") for name in NAMES_OF_FIVE}
+  names = {name.replace("▁", " ") for name in vocabularies.NAMES_OF_FIVE}
   assert set(defined.controls) == names | {"<pad>", "<s>", "</s>"}
   assert len(defined.encode("You see")) == len(defined.encode("<h1>")) == 1
   ids = base.answer_ids(defined, "<think>a</think><|im_end|>")

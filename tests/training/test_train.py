@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import shutil
 
 import jax
 import numpy as np
@@ -12,15 +13,17 @@ from marks import some
 from small_runs import WARM, run, small_config
 
 from steppo_jax.algorithms.options import AlgorithmConfig
+from steppo_jax.learner import optimizers
+from steppo_jax.learner.learner import Learner
 from steppo_jax.learner.options import LearnerConfig
-from steppo_jax.models import transformer
+from steppo_jax.models import mesh, transformer
 from steppo_jax.models.formats import weights
 from steppo_jax.packing.options import PackingConfig
 from steppo_jax.pretrained import policy
 from steppo_jax.prompts.options import PromptConfig
+from steppo_jax.storage import checkpoint, metrics
 from steppo_jax.storage import folder as run_folder
-from steppo_jax.storage import metrics
-from steppo_jax.training import config
+from steppo_jax.training import config, train
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +90,44 @@ def test_a_folder_of_another_run_is_refused(finished):
   )
   with pytest.raises(ValueError, match=r"learner\.learning_rate"):
     run_folder.open_folder(changed, "test", "test")
+
+
+def test_a_checkpoint_of_another_optimizer_is_refused_by_name(
+  finished, tmp_path
+):
+  options, folder = finished
+  learner = dataclasses.replace(options.learner, optimizer="adafactor")
+  changed = dataclasses.replace(options, learner=learner)
+  with pytest.raises(ValueError, match=r"learner\.optimizer=adamw there, adaf"):
+    run(changed)
+  # From Python without `open_folder`, and where a folder lost its options.
+  copied = shutil.copytree(folder, tmp_path / "copy")
+  with pytest.raises(ValueError, match=r"with learner\.optimizer=adamw"):
+    train.train(
+      changed, copied, on_update=lambda *_: None, on_episode=lambda _: None
+    )
+
+
+@pytest.mark.slow
+def test_schedule_free_evaluates_and_keeps_its_average(tmp_path):
+  options = small_config(tmp_path)
+  learner = dataclasses.replace(
+    options.learner, optimizer="schedule_free", final_learning_rate=1.0,
+    critic_warmup=0, warmup_steps=0, learning_rate=0.02,
+  )  # fmt: skip
+  options = dataclasses.replace(options, learner=learner, num_updates=2)
+  folder = run(options)
+  params, _ = weights.load_params(folder / "policy.safetensors")
+  made = Learner(
+    worlds.model(), options.algorithm.row(), learner, mesh.make_mesh(1),
+    num_updates=2, seed=0,
+  )  # fmt: skip
+  with checkpoint.Checkpoints(folder / "checkpoints", 1) as store:
+    state, _ = store.restore(2, made.init(worlds.policy()))
+  kept = optimizers.evaluated(state.policy_optimizer, state.policy)
+  jax.tree.map(np.testing.assert_array_equal, params, jax.device_get(kept))
+  scale = lambda tree: np.asarray(tree["final_norm"]["scale"])
+  assert not np.array_equal(scale(kept), scale(state.policy))
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path):

@@ -18,6 +18,15 @@ CHATML = (
   "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 SPECIAL = ("<|end|>", "<|im_start|>", "<|im_end|>")
+# Control names of ChatML (Qwen, SmolLM), Llama 3, Gemma, Mistral and DeepSeek.
+NAMES_OF_FIVE = (
+  "<|im_start|>", "<|im_end|>", "<|endoftext|>", "<think>", "</think>",
+  "<tool_call>", "</tool_call>", "<tool_response>", "<|eot_id|>", "<|eom_id|>",
+  "<|begin_of_text|>", "<|start_header_id|>", "<|python_tag|>",
+  "<start_of_turn>", "<end_of_turn>", "<start_of_image>", "[INST]", "[/INST]",
+  "[TOOL_CALLS]", "[ARGS]", "<｜User｜>", "<｜end▁of▁sentence｜>",
+  "<｜tool▁call▁begin｜>",
+)  # fmt: skip
 CORPUS = [
   "the agent goes to the drawer and takes the apple from it\n",
   "a tool answers with text, numbers 1 2 345 and <tags> of its own\n",
