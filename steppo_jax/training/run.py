@@ -88,27 +88,31 @@ class Run:
       self.tasks, config.env.name,
       config.evaluation.split, config.evaluation.episodes,
     )  # fmt: skip
-    make_players = functools.partial(
-      players_lib.make, config, self.model, self.tokenizer, hosts=hosts,
-      pool=folder / run_folder.POOL_NAME,
-    )  # fmt: skip
     self._on_failure = on_failure
-    told = functools.partial(self._told, on_episode)
-    if config.rollout.staleness:
-      # Rollouts go on while others play the panel, in a thread that the event
-      # log knows nothing of.
-      self.players = make_players(waiting=contextlib.nullcontext)
-      self._judges = make_players(waiting=log.waiting)
-      self.rollouts = ahead.Ahead(
-        config, folder, self.players, told, self.episodes
-      )
-    else:
-      self.players = self._judges = make_players(waiting=log.waiting)
+    self._make_rollouts(functools.partial(self._told, on_episode))
+    self.evaluator = evaluate.Evaluator(
+      self._judges, panel, config.evaluation.temperature
+    )
+
+  def _make_rollouts(self, told: Callable[[types.Trajectory], None]) -> None:
+    """Makes what plays episodes: for the learner, and for evaluations."""
+    config, folder = self.config, self.folder
+    make = functools.partial(
+      players_lib.make, config, self.model, self.tokenizer,
+      hosts=self.hosts, pool=folder / run_folder.POOL_NAME,
+    )  # fmt: skip
+    if not config.rollout.staleness:
+      self.players = self._judges = make(waiting=self.log.waiting)
       self.rollouts = training_episodes.Rollouts(
         config, folder, self.players, told
       )
-    self.evaluator = evaluate.Evaluator(
-      self._judges, panel, config.evaluation.temperature
+      return
+    # Rollouts go on while others play the panel, in a thread that the event log
+    # knows nothing of.
+    self.players = make(waiting=contextlib.nullcontext)
+    self._judges = make(waiting=self.log.waiting)
+    self.rollouts = ahead.Ahead(
+      config, folder, self.players, told, self.episodes
     )
 
   def _placed(self, policy: Any) -> Any:

@@ -113,6 +113,7 @@ def test_a_value_of_the_wrong_type_names_its_option(capsys, assignment, names):
     ("evaluation.split=test", "split 'test' is none of"),
     ("env.name=alfworld", "needs env.data_dir"),
     ("num_devices=99", "num_devices=99"),
+    ("rollout.staleness=-1", "rollout.staleness=-1 must be at least 0"),
     ("rollout.top_p=0.9", "sample from the whole softmax"),
     ("sampler.top_k=40", "sample from the whole softmax"),
   ],

@@ -293,3 +293,19 @@ def test_a_run_learns_from_what_older_weights_sampled(tmp_path):
     ).trajectories.values()
   ]
   assert len(trained) == 18
+
+
+@pytest.mark.parametrize(
+  "assignment", ["rollout.source=agents", "dynamic_sampling.max_rounds=2"]
+)
+def test_ways_of_playing_that_do_not_go_together_are_refused(
+  tmp_path, assignment
+):
+  chosen = options(tmp_path, staleness=1)
+  chosen = config.override(
+    chosen,
+    [assignment, "algorithm.name=grpo", "packing.row_length=400"],
+    command="train",
+  )
+  with pytest.raises(ValueError, match=f"rollout.staleness=1 and {assignment}"):
+    chosen.check_training()
