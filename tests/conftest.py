@@ -177,7 +177,7 @@ def _programs_are_let_go():
     return
   pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
   held = pages * os.sysconf("SC_PAGE_SIZE")
-  if held > 2.5 * 2**30 or maps.read_bytes().count(b"\n") > 25_000:
+  if held > 2.25 * 2**30 or maps.read_bytes().count(b"\n") > 25_000:
     for name in ("learner_runs", "whole_updates"):
       if name in sys.modules:
         sys.modules[name].forget()

@@ -40,6 +40,7 @@ def test_a_sound_host_passes_every_check_and_is_left_clean(tmp_path):
   assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_missing_devices_and_the_wrong_platform_are_named(tmp_path):
   code, found, _ = finish(start("--storage", tmp_path, "--devices", 16))
   assert code == 1

@@ -50,6 +50,7 @@ def test_a_worker_that_cannot_start_is_tried_again_and_given_up(
     assert workers.started == 3
 
 
+@pytest.mark.slow
 def test_the_pause_before_a_new_start_doubles():
   with pool(limits=limits(backoff_s=0.1, start_attempts=4, backoff_max_s=9),
             at_start="raise") as workers:  # fmt: skip

@@ -48,6 +48,7 @@ def updated(row, batch):
   return jax.device_get(run(whole_updates.start(parts), None, batch))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", some("tis_token", slow=["icepop"]))
 def test_a_sampler_that_agrees_makes_decoupled_ppo_the_plain_one(kind):
   plain, _ = updated(learner_runs.row("grpo"), centred())

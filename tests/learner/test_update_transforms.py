@@ -128,6 +128,7 @@ def test_the_seed_alone_makes_another_run():
   assert whole_updates.distance(first, other) > 1e-5
 
 
+@pytest.mark.slow
 def test_adamw_takes_a_traced_learning_rate():
   grads = {"w": np.float32([3.0, -0.2, 0.0])}
   params = {"w": np.zeros(3, np.float32)}

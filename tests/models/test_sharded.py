@@ -62,7 +62,6 @@ def on_one(name):
 @pytest.mark.parametrize(
   ("name", "shape"),
   some(
-    ("gemma3", "fsdp 4 x tensor 2"),
     slow=list(itertools.product(("llama3", "gemma3"), MESHES)),
   ),
 )  # fmt: skip

@@ -185,6 +185,7 @@ def lengths(trajectories):
   return np.array([len(t.steps) for t in trajectories if t.error is None])
 
 
+@pytest.mark.slow
 def test_faults_change_no_episode_that_is_played_again():
   episodes = worlds.episodes(12)
   calm = play(episodes, household.HouseholdEnv)

@@ -73,6 +73,7 @@ def counts(line):
   }
 
 
+@pytest.mark.slow
 def test_one_round_changes_no_bit_and_is_counted(tmp_path):
   off = small_runs.run(options(tmp_path, "off"))
   one = DynamicSampling(max_rounds=1)

@@ -56,6 +56,7 @@ def test_a_run_goes_on_while_workers_crash_and_hang(tmp_path):
   assert retried > 0
 
 
+@pytest.mark.slow
 def test_workers_that_cannot_start_stop_the_run_and_say_why(tmp_path):
   env = config.EnvConfig(
     "faulty", size="tiny", workers=2, options=("crash=2.0",),
