@@ -47,7 +47,9 @@ def open_folder(config: Any, default_name: str, command: str) -> pathlib.Path:
   options = options_of(config)
   file = path / CONFIG_NAME
   if file.is_file():
-    _check_same(path, json.loads(file.read_text()), options)
+    # What a run of an older version could not say was as it is by default.
+    saved = _flat(_defaults(config)) | _flat(json.loads(file.read_text()))
+    _check_same(path, saved, _flat(options))
     return path
   if path.is_dir() and any(path.iterdir()):
     raise ValueError(
@@ -109,8 +111,19 @@ def _flat(options: dict[str, Any], prefix: str = "") -> dict[str, Any]:
   return flat
 
 
+def _defaults(config: Any) -> dict[str, Any]:
+  """Default of every option that has one, as `options_of` writes it."""
+  found = {}
+  for field in dataclasses.fields(config):
+    value = getattr(config, field.name)
+    if dataclasses.is_dataclass(value):
+      found[field.name] = _defaults(value)
+    elif field.default is not dataclasses.MISSING:
+      found[field.name] = field.default
+  return json.loads(json.dumps(found))
+
+
 def _check_same(path, saved, wanted) -> None:
-  saved, wanted = _flat(saved), _flat(wanted)
   names = sorted(saved.keys() | wanted.keys())
   changed = [
     f"{n}={saved.get(n)} there, {wanted.get(n)} now"
