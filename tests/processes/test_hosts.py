@@ -376,3 +376,23 @@ def test_processes_that_met_wait_for_one_that_compiles_longer(tmp_path):
   ]
   said = [p.communicate(timeout=200) for p in processes]
   assert [out.split()[-1:] for out, _ in said] == [["6.0"], ["6.0"]], said
+
+
+@pytest.mark.slow
+def test_processes_play_their_shares_ahead_within_the_bound(base, tmp_path):
+  options = ["rollout.staleness=1"]
+  codes, said = train(base, tmp_path, [2, 2], options=[options, options])
+  assert codes == [0, 0], said
+  lines = metrics.read_jsonl(tmp_path)[1:]
+  assert [line["rollout/episodes"] for line in lines] == [6] * 4
+  assert max(line["rollout/staleness"] for line in lines) <= 1
+  for update in range(4):
+    shares = [
+      journal.read(journal.path_of(tmp_path / "journal", update, process))
+      for process in (0, 1)
+    ]
+    uids = [uid for share in shares for uid in share.trajectories]
+    assert sorted(uids) == [
+      f"{update}-{g}-{j}" for g in range(3) for j in (0, 1)
+    ]
+    assert [len(share.trajectories) for share in shares] == [4, 2]
