@@ -88,6 +88,7 @@ def test_a_token_value_is_a_step_value_that_waits_for_the_last_token(load):
   np.testing.assert_allclose(token, 0.9**2 * step, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_visits_are_those_of_sampled_episodes(load):
   door_lib = load("door")
   door = door_lib.Door(limit=6)

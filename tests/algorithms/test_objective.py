@@ -251,6 +251,7 @@ def test_a_method_without_critic_has_no_value_loss():
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_four_hyper_parameters_in_one_vmap_are_four_runs():
   logp, entropy = policy(LOGITS)
 

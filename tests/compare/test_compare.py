@@ -180,6 +180,7 @@ def line(method, seed, curve, **more):
   } | more  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_search_gives_each_method_its_best_setting(base, tmp_path):
   search = matrix.Search((1e-4, 1e-3), (0.5, 1.0), (7,), ("num_updates=1",))
   made = small(base, search=search)

@@ -196,6 +196,7 @@ def test_a_full_search_uses_only_what_was_seen(size):
         assert f"a {thing}" in read
 
 
+@pytest.mark.slow
 def test_more_detours_are_longer_episodes():
   def mean_length(detours):
     random = np.random.default_rng(0)

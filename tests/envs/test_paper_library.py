@@ -207,9 +207,7 @@ def test_any_bytes_are_read_or_refused_with_the_name(tmp_path_factory, lines):
   assert str(folder) in str(error.value)
 
 
-@pytest.mark.parametrize(
-  "size", some("tiny", "medium", slow=papers_worlds.SIZES)
-)
+@pytest.mark.parametrize("size", some("small", slow=papers_worlds.SIZES))
 def test_every_generated_query_is_won_by_its_expert(size):
   env = papers_env.PaperSearchEnv()
   for split in papers_worlds.SPLITS:

@@ -180,6 +180,7 @@ def test_a_client_that_goes_away_disturbs_no_other(url):
     assert remote.search("notes", 1)
 
 
+@pytest.mark.slow
 def test_a_service_that_dies_fails_the_step_and_one_that_returns_heals_it(
   folder,
 ):

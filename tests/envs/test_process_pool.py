@@ -98,6 +98,7 @@ def test_a_worker_belongs_to_one_episode_at_a_time():
     c.close()
 
 
+@pytest.mark.slow
 def test_a_lease_that_is_kept_too_long_is_taken_away():
   with pool(limits=limits(lease_s=1)) as workers:
     keeper, waits = workers(), workers()
@@ -151,6 +152,7 @@ def test_a_call_that_was_broken_off_leaves_no_stale_answer():
     env.close()
 
 
+@pytest.mark.slow
 def test_closing_ends_workers_that_cling_and_what_they_started():
   with pool(2, limits=limits(close_s=0.3)) as workers:
     a, b = workers(), workers()

@@ -96,6 +96,7 @@ def test_a_random_agent_stays_at_the_known_level_of_the_real_shop(shared_dir):
   assert sum(won for _, won, _ in found) / len(found) < 0.02
 
 
+@pytest.mark.slow
 def test_real_plans_win(shared_dir):
   data_dir = shared_dir / "data" / "webshop"
   if not data_dir.is_dir():

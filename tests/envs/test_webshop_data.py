@@ -201,6 +201,7 @@ def _asins(data_dir, tasks):
   return [goals[task.payload["goal"]].asin for task in tasks]
 
 
+@pytest.mark.slow
 def test_the_index_split_is_the_public_one(webshop_dir):
   train = webshop_env.load_tasks(webshop_dir, "train", by="index")
   test = webshop_env.load_tasks(webshop_dir, "test", by="index")

@@ -171,6 +171,7 @@ def test_all_6910_goals_come_back_from_the_products(catalog, webshop_dir):
     assert made == line
 
 
+@pytest.mark.slow
 def test_purchases_have_the_scores_of_an_independent_path(catalog, webshop_dir):
   goals = _lines(webshop_dir / "goals_6910.jsonl.gz")
   records = _json(webshop_dir / "items_shuffle_1000.recovered.json.gz")

@@ -52,6 +52,7 @@ def test_only_the_product_that_is_meant_fulfils_a_goal(size, split):
       assert (found.small > 0.999) == meant
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", some("valid_unseen", slow=_SPLITS))
 def test_every_shop_has_customers_and_page_limits(split):
   for size, (counts, *_, page_size, shops) in webshop_worlds.SIZES.items():
@@ -132,6 +133,7 @@ def test_larger_shops_hide_an_attribute_from_the_title():
     assert all(a in features for a in product.attributes)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_task_in_every_process():
   code = (
     "import hashlib, json; from steppo_jax.envs.webshop import worlds as w;"

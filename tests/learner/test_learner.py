@@ -44,6 +44,7 @@ def test_microbatches_change_nothing(name, sgd):
   close(a.critic, b.critic)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", some("grpo", slow=["steppo", "capo", "ppo"]))
 def test_padding_weighs_nothing(name, sgd):
   a, _ = run(packed(), row(name))

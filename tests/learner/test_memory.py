@@ -82,6 +82,7 @@ def learner_with(config, **options):
   )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_an_update_is_compiled_once_for_the_memory_there_is():
   config = dataclasses.replace(learner_runs.CONFIG, remat="auto")
   made = learner_with(config, memory=2**40)

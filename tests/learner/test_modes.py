@@ -158,6 +158,7 @@ def test_a_step_that_is_rare_already_is_left_in_peace():
   assert np.asarray(loss_of(free, z, advantage)[1])[ids == 1].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("surrogate", ["cispo", "soft"])
 def test_smooth_surrogates_stand_on_the_grain_of_steps(surrogate):
   row = learner_runs.row(

@@ -200,6 +200,7 @@ def test_empty_parts_leave_finite_parameters_metrics_and_gradients(name):
     assert (total != 0) == (moved or (name == "steppo" and any(rewards))), case
 
 
+@pytest.mark.slow
 def test_an_update_needs_no_implicit_promotion():
   parts = sj.make_parts(sj.Model(_table, _value), "steppo", CONFIG)
   home = jax if hasattr(jax, "enable_x64") else jax.experimental

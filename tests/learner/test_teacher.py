@@ -142,6 +142,7 @@ def test_layouts_and_devices_agree_on_the_gap(layout, devices):
     np.testing.assert_allclose(found[number], gap, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_share_of_steps_with_a_peer_is_reported():
   _, found = assigned(row("serl", **PLAIN), "packed")
   covered = packed("packed")[1].covered.sum()
@@ -152,6 +153,7 @@ def test_the_share_of_steps_with_a_peer_is_reported():
   np.testing.assert_allclose(found["teacher/gap"], (total, heard), rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", some("serl", slow=TAUGHT))
 def test_without_a_peer_the_advantage_is_grpos_to_the_bit(name):
   shaped, found = assigned(row(name), won=())

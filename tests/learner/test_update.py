@@ -187,6 +187,7 @@ def test_segments_are_cut_where_the_policy_is_unsure():
   assert np.abs(credit_of(found) - whole).max() > 1e-2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", some("steppo", slow=CRITICS))
 def test_every_critic_knows_three_ends_of_a_truncated_episode(name):
   table = batch().table

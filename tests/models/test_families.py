@@ -55,6 +55,7 @@ def test_logits_are_those_of_transformers(name, layout, block):
     np.testing.assert_allclose(got[row, at], want, atol=2e-5, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("name", "remat"),
   some(

@@ -47,6 +47,7 @@ def test_a_checkpoint_is_written_as_it_was_read(tmp_path, name, limit):
   assert [p.name for p in tmp_path.iterdir()] == ["new"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", some(jnp.bfloat16, slow=[jnp.float16]))
 def test_a_narrower_checkpoint_keeps_its_bits(tmp_path, dtype):
   model, params = families.checkpoint("qwen3")

@@ -230,6 +230,7 @@ def test_long_rows_take_linear_memory_and_one_program():
   assert lines == more_lines
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", some("pallas", slow=["unrolled", "loop"]))
 def test_vmap_and_shard_map_agree_with_jit(name):
   end = forests(10)
@@ -258,6 +259,7 @@ def test_vmap_and_shard_map_agree_with_jit(name):
   close(jax.jit(sharded)(many), np.asarray(mapped))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("implementation", ["xla", "pallas"])
 def test_rows_split_over_devices_give_the_same_attention(implementation):
   end = forests(11, rows=8)

@@ -74,6 +74,7 @@ def test_constants_of_float64_are_taken_and_make_the_result_float64():
   assert {one.dtype for one in made} == {np.dtype("f8")}
 
 
+@pytest.mark.slow
 def test_python_numbers_leave_float32_alone():
   x = np.float32([1, 2, 3])
   with strict(x64=True):

@@ -86,6 +86,7 @@ def test_a_prompt_after_the_end_is_stored_too(paths):
     assert found == wanted
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(paths=conversations())
 def test_a_trie_is_never_larger_than_chains_and_those_than_rows(paths):

@@ -58,6 +58,7 @@ def test_all_get_the_parts_of_all_in_order():
       assert got == dict.fromkeys(range(3), whole)
 
 
+@pytest.mark.slow
 def test_who_is_late_is_named():
   with Party(3, limit_s=0.5) as party:
     got = party.all(lambda c, i: c.gather("the plan", b""), which=(0, 2))

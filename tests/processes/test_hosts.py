@@ -287,6 +287,7 @@ def test_a_supervised_run_in_two_processes_is_refused(tmp_path):
   assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "found", [pytest.param(False, marks=pytest.mark.crash), True]
 )

@@ -55,6 +55,7 @@ class Flaky(household.HouseholdEnv):
     return super().step(text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", [0, 3])
 def test_an_episode_that_is_played_again_is_the_episode_it_would_have_been(
   threads,

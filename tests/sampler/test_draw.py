@@ -74,6 +74,7 @@ def test_temperature_zero_takes_the_first_of_the_largest():
   np.testing.assert_allclose(logps, jax.nn.log_softmax(logits)[70], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_company_does_not_change_a_draw():
   rng = np.random.default_rng(0)
   logits = jnp.asarray(rng.normal(size=(6, 100)), jnp.float32)

@@ -241,6 +241,7 @@ def test_shapes_that_cannot_be_are_refused(option, value):
     options.SamplerConfig(**{option: value})
 
 
+@pytest.mark.slow
 def test_an_ended_response_makes_room_while_a_long_one_goes_on():
   alone = {}
   asked = {

@@ -127,6 +127,7 @@ class Killed(BaseException):
   pass
 
 
+@pytest.mark.slow
 def test_a_run_killed_among_rounds_ends_with_the_same_bits(
   tmp_path, monkeypatch, paid
 ):

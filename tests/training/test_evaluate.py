@@ -76,6 +76,7 @@ def test_sampled_episodes_on_two_panels_leave_tables_steps_and_a_dataset(
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("env", "scores"),
   some(

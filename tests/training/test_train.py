@@ -215,6 +215,7 @@ def test_an_update_in_which_everything_breaks_stops_the_run(
     run(small_config(tmp_path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("name", "layout"),
   some(("gigpo", "packed"), slow=[("gagpo", "tree")]),
