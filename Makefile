@@ -17,6 +17,9 @@ FLOOR_BIN := .venv-floor/bin
 FLOOR_READY := .venv-floor/ready
 FLOOR_PINS := constraints-jax-floor.txt
 
+# Tests start many processes, and each would compile all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help setup train test test-slow test-crash test-models test-standards \
   test-jax-floor test-floor-ops test-newest test-nightly bench-peers gpu-check \

@@ -6,7 +6,6 @@ import pathlib
 import numpy as np
 import pytest
 from marks import some
-from scipy import stats
 
 from steppo_jax.compare import cells as compare
 from steppo_jax.compare import matrix
@@ -68,6 +67,8 @@ def test_a_contrast_is_that_of_a_t_test(load):
     random.normal(0.4, 0.1, 4).tolist(),
   )
   found = claims.contrast({"a": a, "b": b, "none": []}, {"a": 1, "b": -1})
+  from scipy import stats  # Takes a second, in every process that collects.
+
   test = stats.ttest_ind(a, b)
   interval = test.confidence_interval(0.95)
   want = (np.mean(a) - np.mean(b), interval.low, interval.high)

@@ -11,6 +11,7 @@ import pytest
 EXPERIMENTS = pathlib.Path(__file__).parents[1] / "experiments" / "chain"
 
 
+@pytest.mark.slow
 def test_the_chain_is_solved_as_a_long_walk_adds_up(load):
   chain_lib = load("chain")
   chain = chain_lib.Chain(size=3, slip=0.25, discount=0.5)

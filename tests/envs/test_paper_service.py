@@ -71,6 +71,7 @@ def _post(url, path, body, **headers):
     return answer.status, json.loads(answer.read())
 
 
+@pytest.mark.slow
 def test_a_remote_library_is_the_local_one(url, folder):
   local = papers_library.open_library(folder)
   remote = papers_service.RemoteLibrary(url)

@@ -33,6 +33,7 @@ def _write(folder, name, rows):
   return folder
 
 
+@pytest.mark.slow
 def test_the_real_questions_are_read(shared_dir):
   folder = shared_dir / "data" / "hotpotqa"
   if not folder.is_dir():

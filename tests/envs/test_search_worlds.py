@@ -22,9 +22,7 @@ def _facts(task):
   return task.family, words[1].split(" of ")[0], second
 
 
-@pytest.mark.parametrize(
-  "size", some("tiny", "medium", slow=questions_worlds.SIZES)
-)
+@pytest.mark.parametrize("size", some("small", slow=questions_worlds.SIZES))
 def test_every_question_is_answered_by_two_searches(size):
   env = questions_env.SearchQAEnv()
   for split in questions_worlds.SPLITS:

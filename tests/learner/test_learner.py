@@ -136,6 +136,7 @@ def test_the_critic_learns_the_returns_of_a_batch(name):
   assert unexplained(last) < 0.5
 
 
+@pytest.mark.slow
 def test_an_update_compiles_once_per_shape_and_once_for_equal_learners():
   one = mesh.make_mesh(1)
 

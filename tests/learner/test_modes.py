@@ -59,6 +59,7 @@ def test_a_sampler_that_agrees_makes_decoupled_ppo_the_plain_one(kind):
   assert found["policy/behaviour_gap"][0] < 1e-3
 
 
+@pytest.mark.slow
 def test_decoupled_ppo_clips_around_the_policy_before_the_update():
   # The sampler was half as sure of every token: z = log 2 at each.
   batch = centred()

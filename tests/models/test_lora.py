@@ -68,6 +68,7 @@ def test_a_layer_adds_the_scaled_product_of_its_adapter():
   np.testing.assert_allclose(got, [[1 + 60, 2 - 12]])
 
 
+@pytest.mark.slow
 def test_merged_parameters_compute_the_same():
   policy = with_adapters()
   merged = lora.merge(policy)

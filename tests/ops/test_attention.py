@@ -28,9 +28,9 @@ IMPLEMENTATIONS = {
   "pallas": pallas(8, 4),
   "pallas_long_keys": pallas(4, 8),
 }
+# Kernels are interpreted here, which takes long.
 SHORT = some(
-  *(x for x in IMPLEMENTATIONS if x != "pallas_long_keys"),
-  slow=["pallas_long_keys"],
+  *(x for x in IMPLEMENTATIONS if "pallas" not in x), slow=IMPLEMENTATIONS
 )
 
 
@@ -126,14 +126,14 @@ def test_outputs_and_gradients_equal_a_slow_loop(name):
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(2, 2), (3, 1)])
-@pytest.mark.parametrize("name", ["loop", "pallas"])
+@pytest.mark.parametrize("name", some("loop", slow=["pallas"]))
 def test_query_heads_share_key_heads(name, heads, kv_heads):
   end = forests(5, rows=3)
   q, k, v, dout = arrays(5, end, heads, kv_heads)
   hold(IMPLEMENTATIONS[name], q, k, v, end, dout)
 
 
-@pytest.mark.parametrize("name", ["loop", "pallas"])
+@pytest.mark.parametrize("name", some("loop", slow=["pallas"]))
 def test_bfloat16_is_accumulated_in_float32(name):
   end = forests(6)
   inputs = [jnp.asarray(x, jnp.bfloat16) for x in arrays(6, end)]
@@ -196,7 +196,7 @@ def test_steps_without_a_pair_fetch_nothing_new():
 
 
 @pytest.mark.parametrize(
-  "name", some("loop", "pallas", slow=["pallas_long_keys"])
+  "name", some("loop", slow=["pallas", "pallas_long_keys"])
 )
 def test_pairs_of_blocks_without_a_visible_pair_are_not_computed(name):
   # Two chains of eight tokens, eight unused slots. A mask alone would not stop

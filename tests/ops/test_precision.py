@@ -56,6 +56,7 @@ f8 = lambda x: np.asarray(x, np.float64)
 LAST = np.array([0, 1, 1], bool)
 
 
+@pytest.mark.slow
 def test_constants_of_float64_are_taken_and_make_the_result_float64():
   x = np.float32([1, 2, 3])
   with strict(x64=True):

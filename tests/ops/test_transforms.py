@@ -22,7 +22,7 @@ def _flat(tree):
 QUICK = [x for x in CASES if x not in ("token_gae", "turn_and_token_gae")]
 
 
-@pytest.mark.parametrize("name", some("token_gae", *QUICK, slow=CASES))
+@pytest.mark.parametrize("name", some(*QUICK, slow=CASES))
 def test_every_transform_agrees_with_eager(name):
   function, x = CASES[name]
   run = lambda x: _flat(function(x))

@@ -132,6 +132,7 @@ def test_intervals_pass_over_what_a_task_lacks():
     intervals.intervals(np.zeros((0, 1)), seed=0)
 
 
+@pytest.mark.slow
 def test_many_tasks_are_drawn_in_parts():
   values = np.random.default_rng(0).normal(size=(7_405, 1))
   (low,), (high,) = intervals.intervals(values, seed=0)

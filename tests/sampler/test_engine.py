@@ -119,6 +119,7 @@ def test_samples_depend_on_the_key_and_not_on_the_company():
   assert alone.response_ids.tolist() != other.response_ids.tolist()
 
 
+@pytest.mark.slow
 def test_temperature_zero_takes_the_most_likely_token():
   prompt = np.arange(10, 30)
   first = worlds.engine().generate([request("a", prompt, temperature=0.0)])[0]
@@ -271,6 +272,7 @@ def test_an_ended_response_makes_room_while_a_long_one_goes_on():
     )
 
 
+@pytest.mark.slow
 def test_a_burst_lets_new_requests_in():
   engine = worlds.engine(num_slots=2, burst=2)
   engine.submit([request("a", np.arange(10, 30), key=(1,), new=8)])

@@ -210,6 +210,7 @@ def test_an_end_is_acknowledged_again_by_a_gateway_that_was_started_anew(
     )
 
 
+@pytest.mark.slow
 def test_sessions_are_bounded_and_end_when_nobody_uses_them(policy, pool):
   limits = session_lib.Limits(live=2, idle_s=3.0, writes=1)
   with served_policies.served(policy, pool, limits=limits) as url:

@@ -147,6 +147,7 @@ FAILURES = {
 }
 
 
+@pytest.mark.slow
 def test_failures_are_counted_by_cause(folder, tmp_path):
   code = (
     "import json, os\n"

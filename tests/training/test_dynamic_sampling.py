@@ -95,6 +95,7 @@ def whole(tmp_path):
   return folder, small_runs.bits(folder), lines(folder)
 
 
+@pytest.mark.slow
 def test_further_rounds_bring_groups_that_differ(tmp_path, paid):
   folder, _, told = whole(tmp_path)
   assert len(told) == 3

@@ -109,6 +109,7 @@ def test_scores_of_the_environment_are_in_the_tables(
   assert all(set(line["scores"]) == scores for line in lines)
 
 
+@pytest.mark.slow
 def test_an_evaluation_packs_nothing_and_needs_no_rows(command, capsys):
   # 300 is more than the 256 tokens of a row.
   assert cli.main([*command, "--episodes", "1", "rollout.max_tokens=300"]) == 0

@@ -64,6 +64,7 @@ def write_start(path, factor):
   policy.save_policy(path, worlds.model(), made, worlds.tokenizer(), {})
 
 
+@pytest.mark.slow
 def test_weights_that_are_not_numbers_are_told_by_the_first_step(tmp_path):
   options = small_runs.small_config(tmp_path)
   write_start(options.weights, np.nan)

@@ -87,6 +87,7 @@ def test_a_folder_is_trained_and_its_policy_taken_up(folder, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_what_is_computed_in_and_again_is_an_option(folder, tmp_path):
   asked = options(folder, tmp_path, compute="bfloat16", remat="full")
   model, _ = players.load_model(
