@@ -71,7 +71,7 @@ def some_step(batch, seed):
   return int(np.random.default_rng(seed).choice(acted))
 
 
-@pytest.mark.parametrize("name", some(*ROWS[:5], slow=ROWS))
+@pytest.mark.parametrize("name", some(*list(ROWS)[:5], slow=ROWS))
 @settings(max_examples=10)
 @given(seeds, poisons)
 def test_a_reward_is_told_in_its_trajectory(name, seed, poison):
