@@ -218,7 +218,8 @@ def test_a_stream_that_is_cut_is_answered_whole_when_it_is_asked_again(
     next(events.iter_lines())
   with agent_calls.client_of(made) as client:
     prompt_ids, ids = tokens(agent_calls.ask(client, [agent_calls.user("go")]))
-    # Of a call that nobody got an answer to there is no step.
+    # Of a call that nobody got an answer to there is no step, unless all of the
+    # answer was on its way before the client left.
     with httpx.stream(
       "POST",
       path,
@@ -226,10 +227,9 @@ def test_a_stream_that_is_cut_is_answered_whole_when_it_is_asked_again(
       headers=headers,
     ) as events:
       next(events.iter_lines())
-  assert (
-    agent_calls.post(made, "finish", status="terminated").json()["steps"] == 1
-  )
-  (step,) = agent_calls.recorded(made, pool).steps
+  told = agent_calls.post(made, "finish", status="terminated").json()["steps"]
+  step, *lost = agent_calls.recorded(made, pool).steps
+  assert told == 1 + len(lost) <= 2
   assert step.response_ids.tolist() == ids
   assert step.prompt_ids.tolist() == prompt_ids
 
