@@ -209,7 +209,10 @@ _LATER = (
   (("rollout", "staleness"), 0),
   (("rollout", "source"), "env"),
   (("agents",), dataclasses.asdict(rollout_options.AgentConfig())),
-  (("dynamic_sampling",), {"max_rounds": None, "min_groups": None}),
+  (
+    ("dynamic_sampling",),
+    dataclasses.asdict(rollout_options.DynamicSampling()),
+  ),
   (("learner", "optimizer"), "adamw"),
   (("record_format",), "tfds"),
 )

@@ -228,7 +228,7 @@ class Ahead(episodes_lib.Rollouts):
         self._failed = error
         self._changed.notify_all()
     finally:
-      for batch in self._batches.values():
+      for batch in list(self._batches.values()):
         if batch.journal is not None:
           batch.journal.close()
 

@@ -172,14 +172,26 @@ class Run:
     if self._judges is not self.players:
       self._judges.close()
 
-  def evaluate(self, update: int) -> dict[str, Any]:
-    """Plays the panel with the weights that were handed over last."""
+  def evaluate(self, update: int, policy: Any = None) -> dict[str, Any]:
+    """Plays the panel, with the weights that were handed over last.
+
+    Args:
+      update: Number of updates done.
+      policy: Parameters to play with instead. Rollouts never see them: they
+        are handed what they had again, or have a sampler of their own.
+    """
+    own = self._judges is not self.players
     with self.log.span(events.EVALUATION, update):
-      if self._judges is not self.players:
-        self._judges.engine.set_params(self._handed, update)
+      if own:
+        judged = self._handed if policy is None else policy
+        self._judges.engine.set_params(judged, update)
+      elif policy is not None:
+        self.rollouts.set_policy(policy, update)
       found, played = self.evaluator(
         on_finish=functools.partial(self._told, None)
       )
+      if policy is not None and not own:
+        self.rollouts.set_policy(self._handed, update)
     if played and all(t.error is not None for t in played):
       raise RuntimeError(
         f"evaluation after update {update}: all {len(played)} episodes failed, "

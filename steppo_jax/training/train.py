@@ -56,12 +56,7 @@ def _resume(run: Run, store: checkpoint.Checkpoints):
 def _evaluate(run: Run, state, update: int) -> dict[str, Any]:
   """Plays the panel with the parameters that the run would keep."""
   kept = optimizers.evaluated(state.policy_optimizer, state.policy)
-  if kept is state.policy:  # The sampler holds them.
-    return run.evaluate(update)
-  run.hand_over(kept, update)
-  found = run.evaluate(update)
-  run.hand_over(state.policy, update)
-  return found
+  return run.evaluate(update, None if kept is state.policy else kept)
 
 
 def _facts(run: Run, minutes: float) -> dict[str, Any]:

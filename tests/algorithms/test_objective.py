@@ -16,7 +16,8 @@ from steppo_jax.algorithms import table as algorithms_table
 from steppo_jax.ops import ratios
 
 ALL = list(algorithms_table.ALGORITHMS)
-# A value, a group, segments, a centred ratio, a soft gate, a teacher.
+# A critic, a centred ratio, groups, segments, a geometric mean, two heads, a
+# teacher.
 FEW = ("steppo", "capo", "grpo", "sapo_segment", "gmpo", "vetta", "serl")
 RAGGED = reference.ragged(8)
 TOKENS, TABLE, VALUE = reference.device_records(RAGGED)

@@ -188,7 +188,6 @@ def test_every_episode_is_trained_once_and_none_is_staler_than_the_bound(
       assert versions == sorted(versions)
       done += [update - version for version in versions]
   assert all(0 <= behind <= bound for behind in done)
-  # The ends of the first updates are as fresh as anything can be.
   assert sorted(t.uid for t in told) == sorted(
     e.uid for update in range(UPDATES) for e in episodes(update)
   )

@@ -23,7 +23,7 @@ from steppo_jax.pretrained import policy
 from steppo_jax.prompts.options import PromptConfig
 from steppo_jax.storage import checkpoint, metrics
 from steppo_jax.storage import folder as run_folder
-from steppo_jax.training import config, train
+from steppo_jax.training import ahead, config, episodes, train
 
 
 @pytest.fixture(scope="module")
@@ -108,9 +108,26 @@ def test_a_checkpoint_of_another_optimizer_is_refused_by_name(
     )
 
 
+def scale(policy):
+  return np.asarray(policy["final_norm"]["scale"])
+
+
 @pytest.mark.slow
-def test_schedule_free_evaluates_and_keeps_its_average(tmp_path):
+@pytest.mark.parametrize("staleness", [0, 1])
+def test_schedule_free_evaluates_and_keeps_its_average(
+  tmp_path, monkeypatch, staleness
+):
+  handed = []
+  for kind in (episodes.Rollouts, ahead.Ahead):
+
+    def set_policy(self, policy, version, before=kind.set_policy):
+      handed.append(scale(policy).copy())
+      before(self, policy, version)
+
+    monkeypatch.setattr(kind, "set_policy", set_policy)
   options = small_config(tmp_path)
+  rollout = dataclasses.replace(options.rollout, staleness=staleness)
+  options = dataclasses.replace(options, rollout=rollout)
   learner = dataclasses.replace(
     options.learner, optimizer="schedule_free", final_learning_rate=1.0,
     critic_warmup=0, warmup_steps=0, learning_rate=0.02,
@@ -126,8 +143,11 @@ def test_schedule_free_evaluates_and_keeps_its_average(tmp_path):
     state, _ = store.restore(2, made.init(worlds.policy()))
   kept = optimizers.evaluated(state.policy_optimizer, state.policy)
   jax.tree.map(np.testing.assert_array_equal, params, jax.device_get(kept))
-  scale = lambda tree: np.asarray(tree["final_norm"]["scale"])
   assert not np.array_equal(scale(kept), scale(state.policy))
+  # Episodes are played with the parameters that gradients are taken at.
+  np.testing.assert_array_equal(handed[-1], scale(state.policy))
+  averaged = [np.array_equal(x, scale(kept)) for x in handed]
+  assert sum(averaged) == (0 if staleness else 1)
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path):
