@@ -34,6 +34,7 @@ def make_spec(
   seed: chex.Numeric,
   temperature: float = 1.0,
   differentiable: bool = False,
+  staleness: int = 0,
 ) -> UpdateSpec:
   """What `learner.update.update` is made of.
 
@@ -58,6 +59,7 @@ def make_spec(
     temperature: Of the softmax that sampled, above 0; not traced. Not read by a
       model of one's own.
     differentiable: See `learner.spec.UpdateSpec`.
+    staleness: See `learner.spec.UpdateSpec`.
 
   Raises:
     ValueError: the microbatch cannot be split over the devices, the temperature
@@ -91,6 +93,7 @@ def make_spec(
     seed,
     temperature,
     differentiable,
+    staleness,
   )
 
 
@@ -232,6 +235,7 @@ def _shared(
   num_updates: int,
   seed: int,
   temperature: float,
+  staleness: int,
 ) -> tuple[UpdateSpec, Callable, list[str]]:
   """The update of all learners with these options in this process.
 
@@ -244,6 +248,7 @@ def _shared(
   spec = make_spec(
     model, algorithm, config, mesh,
     num_updates=num_updates, seed=seed, temperature=temperature,
+    staleness=staleness,
   )  # fmt: skip
   traced: list[str] = []
 
@@ -272,6 +277,7 @@ class Learner:
     num_updates: int,
     seed: int,
     temperature: float = 1.0,
+    staleness: int = 0,
     memory: int | None = None,
   ):
     """Builds the optimizers; nothing is compiled yet.
@@ -285,6 +291,7 @@ class Learner:
       num_updates: Length of the run.
       seed: Root of the order of mini-batches.
       temperature: Of the sampler.
+      staleness: Most updates that a step may lie behind; see `UpdateSpec`.
       memory: Bytes that a device has left for an update beside its arguments,
         for `learner.remat=auto`; None asks the devices at the first update.
     """
@@ -292,7 +299,7 @@ class Learner:
     own = isinstance(model, Model)  # It says itself what is computed again.
     self._like = lambda remat: _shared(
       model if own else dataclasses.replace(model, remat=remat),
-      algorithm, config, mesh, num_updates, seed, temperature,
+      algorithm, config, mesh, num_updates, seed, temperature, staleness,
     )  # fmt: skip
     automatic = own or config.remat == "auto"
     known = "none" if own else model.remat

@@ -1,14 +1,15 @@
-"""Modes that any row may have: what changes rewards, advantages and weights.
+"""Modes that any row may have, and what tells how far off-policy a batch is.
 
-Each is one option of the algorithm (`algorithms.options.AlgorithmConfig`). Off,
-it leaves the update as it was, to the bit.
+A mode changes rewards, advantages or weights. Each is one option of the
+algorithm (`algorithms.options.AlgorithmConfig`). Off, it leaves the update as
+it was, to the bit.
 """
 
 import jax.numpy as jnp
 
 from steppo_jax.algorithms.table import Algorithm
 from steppo_jax.batch import Advantages, StepTable, TokenBatch
-from steppo_jax.ops import ratios, segments, shaping, stats
+from steppo_jax.ops import losses, ratios, segments, shaping, stats
 
 
 def pay_for_length(row: Algorithm, table: StepTable):
@@ -37,6 +38,7 @@ def correction(row: Algorithm, flat: TokenBatch, old_logp_t, table):
   )
   return weight_t, {
     "policy/behaviour_gap": stats.masked_sum(jnp.abs(z_t), sampled),
+    "policy/behaviour_k3": stats.masked_sum(k3(z_t), sampled),
     "policy/rollout_weight": stats.masked_sum(weight_t, sampled),
   }
 
@@ -97,3 +99,54 @@ def focus(row: Algorithm, flat: TokenBatch, energy_t, shape):
     "reference/focus_weight": (jnp.sum(total), count),
   }
   return weight_t * share, metrics
+
+
+def k3(z):
+  """exp(z) - 1 - z of log-ratios: estimates KL(sampler || policy), in nats."""
+  return losses.kl_k3(jnp.zeros_like(z), z)
+
+
+def drift(z_k, table: StepTable, update, staleness: int):
+  """How far from the policy that sampled it the trained one has come.
+
+  Args:
+    z_k: [S] mean log-ratio of each step's tokens, of the policy as the last
+      epoch found it over the one that sampled them, or that
+      `rollout_correction` puts in its place.
+    table: The steps [S], with `version` where `staleness` is above 0.
+    update: Number of updates done before this one; may be traced.
+    staleness: K, most updates that a step may lie behind.
+
+  Returns:
+    (sum, weight) pairs and numbers by name, of the ratios r = exp(z) of the
+    steps that act: quantiles of r; the effective sample size
+    (sum r)^2 / (n sum r^2), the share of the n steps whose mean weight would be
+    as certain if all weights were equal (Kong 1992), 1 where all are; and with
+    K > 0 for each age 0 to K that occurs the median of r, its 99 % quantile and
+    the mean of k3.
+  """
+  acted_k = table.live & (table.num_tokens > 0)
+  found = {
+    f"policy/ratio_q{percent:02d}": jnp.exp(_quantile(z_k, acted_k, percent))
+    for percent in (1, 50, 99)
+  }
+  ratio_k = losses.bounded_exp(jnp.where(acted_k, z_k, 0.0)) * acted_k
+  squares = jnp.sum(jnp.square(ratio_k))
+  found["policy/effective_sample_size"] = (
+    jnp.square(jnp.sum(ratio_k)),
+    squares * jnp.sum(acted_k).astype(ratio_k.dtype),
+  )
+  for age in range(staleness + 1 if staleness else 0):
+    at_k = acted_k & (update - table.version == age)
+    there = jnp.any(at_k).astype(ratio_k.dtype)
+    for percent in (50, 99):
+      ratio = jnp.exp(_quantile(z_k, at_k, percent))
+      found[f"policy/ratio_q{percent}_staleness/{age}"] = ratio * there, there
+    found[f"policy/k3_staleness/{age}"] = stats.masked_sum(k3(z_k), at_k)
+  return found
+
+
+def _quantile(z_k, at_k, percent):
+  """A quantile of some steps; 0, as if nothing had moved, of none."""
+  quantile = jnp.nanquantile(jnp.where(at_k, z_k, jnp.nan), percent / 100)
+  return jnp.where(jnp.any(at_k), quantile, 0.0)

@@ -57,6 +57,8 @@ class UpdateSpec(NamedTuple):
       otherwise, in a loop whose length is data, which JAX cannot differentiate
       in reverse. It also attends without loop and kernel, for the same reason.
     most: Most action tokens that a row of the batch has, a scalar; see `on`.
+    staleness: Most updates that a step may lie behind, which are told apart in
+      the metrics (`modes.drift`); 0 tells none apart.
     axis: Name and size of an axis of `jax.pmap` whose devices take their share
       of the rows of each microbatch and add up what they find; see `pmapped`.
       None leaves it to the compiler to split the rows over the mesh.
@@ -71,6 +73,7 @@ class UpdateSpec(NamedTuple):
   seed: chex.Numeric
   temperature: float = 1.0
   differentiable: bool = False
+  staleness: int = 0
   axis: tuple[str, int] | None = None
   most: chex.Array | None = None
 

@@ -13,7 +13,7 @@ from steppo_jax.algorithms import objective
 from steppo_jax.algorithms import table as algorithms_table
 from steppo_jax.batch import TokenBatch
 from steppo_jax.learner import credit as credit_lib
-from steppo_jax.learner import optimizers
+from steppo_jax.learner import modes, optimizers
 from steppo_jax.learner.spec import UpdateSpec
 from steppo_jax.models import heads, lora
 from steppo_jax.ops import floats, ratios, segments
@@ -273,7 +273,9 @@ def _policy_loss(spec, batch, fixed: _Fixed, mu, policy, rows, m, i):
     weight_t=of_rows(fixed.weight),
   )
   z, count = _log_ratios(jax.lax.stop_gradient(logp_t), rows)
-  metrics["token_gap"] = (jnp.sum(jnp.abs(z)), count)
+  metrics["token_gap"] = jnp.stack(
+    [jnp.sum(jnp.abs(z)), jnp.sum(modes.k3(z)), count]
+  )
   metrics["step_log_ratio"] = segments.step_mean(
     z, rows.step_ids, num_steps=batch.table.live.shape[0]
   )
@@ -342,17 +344,14 @@ def _policy_epochs(spec, state, credit: credit_lib.Credit):
   # what is left of the log-ratio is the gap between the two programs.
   # A mini-batch that holds nothing steps nowhere, and has no gap to tell.
   gaps = metrics.pop("token_gap")
-  first = jnp.argmax(gaps[1] > 0)
-  gap = jax.tree.map(lambda x: x[first], gaps)
+  gap, k3, count = gaps[jnp.argmax(gaps[:, 2] > 0)]
   # Each step is in one mini-batch; the last epoch is the furthest off-policy.
   z_k = jnp.sum(metrics.pop("step_log_ratio")[-shape[0] :], axis=0)
-  found = _named("policy", metrics) | {"policy/sampler_gap": gap}
-  z_k = jnp.where(batch.table.num_tokens > 0, z_k, jnp.nan)
-  for percent in (1, 50, 99):
-    quantile = jnp.nanquantile(z_k, percent / 100)
-    # Without a step that acted nothing has moved.
-    quantile = jnp.where(jnp.isnan(z_k).all(), 0.0, quantile)
-    found[f"policy/ratio_q{percent:02d}"] = jnp.exp(quantile)
+  found = _named("policy", metrics) | {
+    "policy/sampler_gap": (gap, count),
+    "policy/sampler_k3": (k3, count),
+  }
+  found |= modes.drift(z_k, batch.table, state.update, spec.staleness)
   return policy, optimizer_state, found
 
 

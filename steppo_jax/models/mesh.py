@@ -1,8 +1,9 @@
 """Devices and shardings."""
 
+import collections
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -12,20 +13,23 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from steppo_jax.models.options import MeshConfig
 
 
-def make_mesh(num_devices: int | None = None) -> Mesh:
+def make_mesh(
+  num_devices: int | None = None, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
   """A mesh with one axis, "data", over the first devices.
 
   Args:
     num_devices: How many; None takes all.
+    devices: Those to choose from; None for all that are.
 
   Raises:
     ValueError: more devices are asked for than there are.
   """
-  devices = jax.devices()
+  devices = jax.devices() if devices is None else devices
   count = len(devices) if num_devices is None else num_devices
   if not 1 <= count <= len(devices):
     raise ValueError(
-      f"mesh.num_devices={count}, but there are {len(devices)} devices"
+      f"num_devices={count}, but there are {len(devices)} devices to learn on"
     )
   return jax.make_mesh(
     (count,), ("data",), axis_types=(AxisType.Auto,), devices=devices[:count]
@@ -231,16 +235,17 @@ def of_run(config: MeshConfig, num_devices: int | None) -> Mesh:
   """The devices of a run; the axis "data" takes what is left.
 
   Args:
-    config: How many devices split the model.
-    num_devices: How many devices there are to be; None takes all.
+    config: How many devices split the model, and how many are left to rollouts.
+    num_devices: How many devices there are to be; None takes all that are left.
 
   Raises:
     ValueError: there are not so many devices, or they do not divide.
   """
+  devices = _learner_devices(config)
   split = config.fsdp * config.tensor
   if split == 1:
-    return make_mesh(num_devices)
-  count = len(jax.devices()) if num_devices is None else num_devices
+    return make_mesh(num_devices, devices)
+  count = len(devices) if num_devices is None else num_devices
   data, rest = divmod(count, split)
   if rest or not data:
     raise ValueError(
@@ -249,5 +254,31 @@ def of_run(config: MeshConfig, num_devices: int | None) -> Mesh:
     )
   return make_model_mesh(
     data=data, fsdp=config.fsdp, tensor=config.tensor,
-    devices=make_mesh(count).devices.flatten(),
+    devices=make_mesh(count, devices).devices.flatten(),
   )  # fmt: skip
+
+
+def rollout_devices(config: MeshConfig) -> list[jax.Device]:
+  """The devices of this process that play: its last ones, or all it has.
+
+  Raises:
+    ValueError: none would be left for the learner.
+  """
+  devices, count = jax.local_devices(), config.rollout_devices
+  if count >= len(devices):
+    raise ValueError(
+      f"mesh.rollout_devices={count} leaves the learner none of the "
+      f"{len(devices)} devices of this process"
+    )
+  return devices[-count:] if count else devices
+
+
+def _learner_devices(config: MeshConfig) -> list[jax.Device]:
+  """The devices of all processes but those that are for rollouts alone."""
+  if not config.rollout_devices:
+    return jax.devices()
+  rollout_devices(config)
+  of = collections.defaultdict(list)
+  for device in jax.devices():
+    of[device.process_index].append(device)
+  return [d for own in of.values() for d in own[: -config.rollout_devices]]

@@ -33,12 +33,21 @@ class MeshConfig:
     fsdp: Devices that each hold a part of every parameter; they hold different
       rows, too.
     tensor: Devices that each compute a part of every layer.
+    rollout_devices: Devices of each process that only play: its last ones,
+      which the learner leaves alone. With 0 the sampler has all devices, those
+      of the learner too. On its own ones it works while the learner does, which
+      takes `rollout.staleness` above 0.
   """
 
   fsdp: int = 1
   tensor: int = 1
+  rollout_devices: int = 0
 
   def __post_init__(self):
+    if self.rollout_devices < 0:
+      raise ValueError(
+        f"mesh.rollout_devices={self.rollout_devices} must be at least 0"
+      )
     for name in ("fsdp", "tensor"):
       if getattr(self, name) < 1:
         raise ValueError(f"mesh.{name}={getattr(self, name)} must be above 0")

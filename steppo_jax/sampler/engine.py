@@ -59,6 +59,8 @@ class SlotEngine:
     self._context = context
     self._max_new_tokens = max_new_tokens
     self._refill = config.refill or max(1, n // 8)
+    devices = devices or jax.local_devices()
+    self._first_device = devices[0]
     self._device = programs.Programs(
       model,
       num_slots=n,
@@ -66,7 +68,7 @@ class SlotEngine:
       max_new_tokens=max_new_tokens,
       prefill_lengths=config.prefill_lengths,
       seed=seed,
-      devices=devices or jax.local_devices(),
+      devices=devices,
     )
     self._slots = slots.Slots(n, context, self._device.parts)
     self._queue: list[slots.PrefillPlan] = []
@@ -89,7 +91,7 @@ class SlotEngine:
 
   def prepare(self, params: Any) -> Any:
     """Weights in the form that `swap` takes; see `types.Engine`."""
-    return hand_over.for_sampler(self._model, params)
+    return hand_over.for_sampler(self._model, params, self._first_device)
 
   def swap(self, prepared: Any, version: int) -> None:
     """As `set_params`, of weights that are prepared.

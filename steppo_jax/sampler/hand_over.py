@@ -20,8 +20,10 @@ from steppo_jax.models.config import ModelConfig
 _MARKED = 4096
 
 
-def for_sampler(config: ModelConfig, params: Any) -> dict[str, Any]:
-  """A copy of a policy for the sampler, on the first device of this process.
+def for_sampler(
+  config: ModelConfig, params: Any, device: jax.Device | None = None
+) -> dict[str, Any]:
+  """A copy of a policy for the sampler, on one device of this process.
 
   One program merges the adapters, turns and cuts the matrices
   (`transformer.by_layer`) and puts together what was split over devices. Those
@@ -32,11 +34,16 @@ def for_sampler(config: ModelConfig, params: Any) -> dict[str, Any]:
     config: Sizes of the decoder.
     params: The policy, on any devices or as NumPy arrays. It is not kept, and
       may be donated afterwards.
+    device: Where the copy is to be; None for the first of the process.
   """
   mesh = _mesh_of(params)
+  device = device or jax.local_devices()[0]
+  here = functools.partial(_here, device)
   if mesh is None:
-    return _program(config, None)(jax.tree.map(_here, params))
-  return jax.tree.map(_here, _program(config, mesh)(params))
+    # Arrays of the host go there too; `device_put` would not copy them.
+    with jax.default_device(device):
+      return _program(config, None)(jax.tree.map(here, params))
+  return jax.tree.map(here, _program(config, mesh)(params))
 
 
 def marked(params: Any) -> Any:
@@ -47,7 +54,8 @@ def marked(params: Any) -> Any:
   """
   mesh = _mesh_of(params)
   if mesh is None:
-    params = jax.tree.map(_here, params)
+    here = functools.partial(_here, jax.local_devices()[0])
+    params = jax.tree.map(here, params)
   return jax.device_get(_first(mesh)(params))
 
 
@@ -99,12 +107,11 @@ def _everywhere(mesh: Mesh | None) -> NamedSharding | None:
   return None if mesh is None else mesh_lib.replicated(mesh)
 
 
-def _here(x: Any) -> Any:
-  """An array that is whole on each device, as it lies on the first of ours."""
+def _here(device: jax.Device, x: Any) -> Any:
+  """An array that is whole on each of its devices, on one of ours."""
   if not isinstance(x, jax.Array):
     return x
-  first = jax.local_devices()[0]
   for shard in x.addressable_shards:
-    if shard.device == first:
+    if shard.device == device:
       return shard.data
-  return jax.device_put(x.addressable_data(0), first)
+  return jax.device_put(x.addressable_data(0), device)

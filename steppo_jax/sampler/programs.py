@@ -122,12 +122,12 @@ def mesh_of(
 ) -> jax.sharding.Mesh | None:
   """The devices that slots are split over, as many as have equal parts.
 
-  None for one device. A part has at least `LEAST_SLOTS` slots: a group shares
-  its prompt within a part.
+  None for the first device of the process alone. A part has at least
+  `LEAST_SLOTS` slots: a group shares its prompt within a part.
   """
   most = min(len(devices), max(1, num_slots // LEAST_SLOTS))
   parts = max(n for n in range(1, most + 1) if num_slots % n == 0)
-  if parts == 1:
+  if parts == 1 and devices[0] == jax.local_devices()[0]:
     return None
   return jax.make_mesh(
     (parts,), ("data",), devices=devices[:parts],

@@ -17,6 +17,8 @@ from steppo_jax import types
 from steppo_jax.datasets import tasks as datasets_tasks
 from steppo_jax.envs import base
 from steppo_jax.envs.workers import pool
+from steppo_jax.models import mesh as mesh_lib
+from steppo_jax.models import options as model_options
 from steppo_jax.models import transformer
 from steppo_jax.pretrained import policy
 from steppo_jax.processes import hosts as hosts_lib
@@ -197,6 +199,8 @@ def make(
     ValueError: an option of the environment or the prompt does not fit.
   """
   rollout = config.rollout
+  # A supervised run splits no model, and plays on all devices.
+  mesh = getattr(config, "mesh", model_options.MeshConfig())
   engine = engine_lib.SlotEngine(
     model,
     config.sampler,
@@ -204,6 +208,7 @@ def make(
     max_new_tokens=rollout.max_new_tokens,
     end_of_turn_id=tokenizer.end_of_turn_id,
     seed=config.seed,
+    devices=mesh_lib.rollout_devices(mesh),
   )
   if rollout.source != "env":
     if not isinstance(config, config_lib.RunConfig):

@@ -83,6 +83,7 @@ class Run:
       num_updates=config.num_updates,
       seed=config.seed,
       temperature=config.rollout.temperature,
+      staleness=config.rollout.staleness,
     )
     panel = players_lib.panel(
       self.tasks, config.env.name,

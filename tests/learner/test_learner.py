@@ -76,6 +76,9 @@ def test_learner_and_sampler_agree_before_the_first_step():
   total, count = found["policy/sampler_gap"]
   assert count > 50
   assert total / count < 1e-4
+  k3, weight = found["policy/sampler_k3"]
+  assert weight == count
+  assert 0 <= k3 / count < 1e-8
 
 
 @pytest.mark.parametrize("held", range(CONFIG.num_minibatches))

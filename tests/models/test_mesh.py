@@ -124,3 +124,20 @@ def test_options_of_the_mesh_leave_the_rest_to_rows():
     mesh.of_run(options.MeshConfig(fsdp=3), None)
   with pytest.raises(ValueError, match=r"mesh\.fsdp=0 must be above 0"):
     options.MeshConfig(fsdp=0)
+
+
+def test_the_last_devices_are_left_to_rollouts():
+  alone = options.MeshConfig(rollout_devices=2)
+  assert mesh.rollout_devices(alone) == jax.devices()[6:]
+  assert list(mesh.of_run(alone, None).devices.flat) == jax.devices()[:6]
+  split = dataclasses.replace(alone, fsdp=3)
+  assert dict(mesh.of_run(split, None).shape) == {
+    "data": 2, "fsdp": 3, "tensor": 1
+  }  # fmt: skip
+  assert mesh.rollout_devices(options.MeshConfig()) == jax.devices()
+  with pytest.raises(ValueError, match="num_devices=7, but there are 6"):
+    mesh.of_run(alone, 7)
+  with pytest.raises(ValueError, match="leaves the learner none of the 8"):
+    mesh.of_run(options.MeshConfig(rollout_devices=8), None)
+  with pytest.raises(ValueError, match="rollout_devices=-1 must be at least"):
+    options.MeshConfig(rollout_devices=-1)

@@ -17,7 +17,7 @@ COLLECTIVE = re.compile(
 )
 
 
-def make(devices):
+def make(devices, first=0):
   made = engine_lib.SlotEngine(
     worlds.model(),
     options.SamplerConfig(num_slots=16, prefill_lengths=(16,)),
@@ -25,7 +25,7 @@ def make(devices):
     max_new_tokens=8,
     end_of_turn_id=worlds.tokenizer().end_of_turn_id,
     seed=0,
-    devices=jax.local_devices()[:devices],
+    devices=jax.local_devices()[first : first + devices],
   )
   made.set_params(worlds.policy(), 0)
   return made
@@ -77,6 +77,23 @@ def test_devices_answer_as_one_does_and_say_nothing_to_each_other(
     text = program.result().as_text()
     assert f"num_partitions={devices}" in text
     assert not COLLECTIVE.search(text), name
+
+
+def test_a_device_that_is_not_the_first_answers_as_that_does(
+  alone, monkeypatch
+):
+  monkeypatch.setattr(programs, "LEAST_SLOTS", 16)
+  engine = make(1, first=5)
+  last = jax.devices()[5]
+  found = play(engine)
+  for key, want in alone.items():
+    np.testing.assert_array_equal(found[key].response_ids, want.response_ids)
+    np.testing.assert_array_equal(
+      found[key].behaviour_logp, want.behaviour_logp
+    )
+  device = engine._device
+  held = jax.tree.leaves((device.params, device._cache, device.turns))
+  assert {d for x in held for d in x.devices()} == {last}
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,19 @@ def test_the_sampler_gets_what_the_learner_has(name, adapters):
   jax.tree.map(same, found, jax.device_get(want))
 
 
+@pytest.mark.parametrize("name", MESHES)
+def test_a_sampler_may_have_devices_of_its_own(name):
+  ours, host = policy(MESHES[name]())
+  last = jax.local_devices()[-1]
+  found = hand_over.for_sampler(worlds.model(), ours, last)
+  jax.tree.map(
+    np.testing.assert_array_equal, jax.device_get(found),
+    jax.device_get(transformer.by_layer(host)),
+  )  # fmt: skip
+  assert {d for x in jax.tree.leaves(found) for d in x.devices()} == {last}
+  assert not was_on_host(ours)
+
+
 def test_a_policy_is_told_by_its_first_numbers_and_stays_on_its_devices():
   where = MESHES["data 2 x fsdp 2 x tensor 2"]()
   ours, host = policy(where, adapters=True)

@@ -9,6 +9,7 @@ import random
 import threading
 import time
 
+import jax
 import numpy as np
 import pytest
 import small_runs
@@ -17,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from steppo_jax import types
+from steppo_jax.models.options import MeshConfig
 from steppo_jax.processes import hosts
 from steppo_jax.prompts import base as prompt_base
 from steppo_jax.rollout import journal, loop
@@ -308,3 +310,33 @@ def test_ways_of_playing_that_do_not_go_together_are_refused(
   )
   with pytest.raises(ValueError, match=f"rollout.staleness=1 and {assignment}"):
     chosen.check_training()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("staleness", [0, 1])
+def test_rollouts_have_devices_of_their_own(tmp_path, staleness, monkeypatch):
+  """In turns the run ends with the bits of one on the learner's devices."""
+  made, engines = players.engine_lib.SlotEngine, []
+
+  def noted(*args, **kwargs):
+    engines.append((made(*args, **kwargs), kwargs["devices"]))
+    return engines[-1][0]
+
+  monkeypatch.setattr(players.engine_lib, "SlotEngine", noted)
+  options = small_runs.small_config(tmp_path / "own")
+  options = dataclasses.replace(
+    options,
+    mesh=MeshConfig(rollout_devices=3),
+    rollout=dataclasses.replace(options.rollout, staleness=staleness),
+  )
+  folder = small_runs.run(options)
+  for engine, devices in engines:
+    assert devices == jax.devices()[5:]
+    held = jax.tree.leaves((engine._device.params, engine._device._cache))
+    assert {d for x in held for d in x.devices()} == {jax.devices()[5]}
+  if staleness == 0:
+    there = small_runs.run(small_runs.small_config(tmp_path / "shared"))
+    assert small_runs.bits(folder) == small_runs.bits(there)
+  else:
+    lines = metrics.read_jsonl(folder / "metrics.jsonl")
+    assert lines[-1]["rollout/staleness"] > 0
