@@ -207,6 +207,7 @@ _LATER = (
   (("learner", "critic_layers"), None),
   (("learner", "remat"), "auto"),
   (("rollout", "staleness"), 0),
+  (("rollout", "max_seconds"), None),
   (("mesh", "rollout_devices"), 0),
   (("rollout", "source"), "env"),
   (("agents",), dataclasses.asdict(rollout_options.AgentConfig())),

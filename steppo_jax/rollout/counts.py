@@ -36,6 +36,10 @@ def summary(
     ),
     "response_tokens": (sum(len(s.response_ids) for s in steps), len(steps)),
   }
+  late = sum(t.steps[-1].metadata.get("late", False) for t in whole)
+  if late:
+    # Cut by `rollout.max_seconds`.
+    out["late_share"] = (late, len(whole))
   for family in sorted({t.task.family for t in whole}):
     of = [t for t in whole if t.task.family == family]
     out[f"success/{family}"] = (sum(t.success for t in of), len(of))

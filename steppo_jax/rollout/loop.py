@@ -4,6 +4,7 @@ import collections
 import contextlib
 import dataclasses
 import itertools
+import time
 from collections.abc import Callable, Iterable
 from concurrent import futures
 from typing import NamedTuple, Protocol
@@ -88,6 +89,7 @@ class _Live:
   turns: list[types.Turn]
   anchor: str
   steps: list[types.Step] = dataclasses.field(default_factory=list)
+  began: float = dataclasses.field(default_factory=time.monotonic)
 
 
 def run(
@@ -386,7 +388,10 @@ def _advance(
     return _failed(episode, state.steps, error)
   full = len(next_ids) + config.max_new_tokens > config.max_tokens
   out_of_steps = len(state.steps) + 1 >= config.max_steps
-  truncated = not out.terminated and (out.truncated or full or out_of_steps)
+  seconds = time.monotonic() - state.began
+  late = config.max_seconds is not None and seconds > config.max_seconds
+  cut = out.truncated or full or out_of_steps or late
+  truncated = not out.terminated and cut
   state.steps.append(
     types.Step(
       prompt_ids=state.prompt_ids,
@@ -402,7 +407,10 @@ def _advance(
       truncated=truncated,
       stop_reason=response.stop_reason,
       anchor_obs=state.anchor,
-      metadata={"invalid": bool(out.info.get("invalid", False) or refused)},
+      metadata={
+        "invalid": bool(out.info.get("invalid", False) or refused),
+        **({"late": True} if late and truncated else {}),
+      },
       reasoning_mask=thoughts,
     )
   )

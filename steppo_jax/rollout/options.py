@@ -17,6 +17,12 @@ class RolloutConfig:
     env_threads: Threads that step environments while the sampler goes on; 0
       steps them between two calls of the sampler, in an order that is the same
       in every run. Worth it for environments that wait for something.
+    max_seconds: Seconds since its first observation after which an episode is
+      truncated, once the step under way has its answer; None for no limit. The
+      learner then waits no longer for an episode whose environment is slow.
+      Which steps there are depends on the clock: such a run does not repeat
+      another to the bit, but trains on what its journal holds as any does. A
+      step that never ends is ended by `env.limits` alone.
     max_live: Most episodes under way at once; None for as many as the sampler
       has slots.
     retries: Times that an episode whose environment failed is played again
@@ -35,6 +41,7 @@ class RolloutConfig:
   max_new_tokens: int = 12
   temperature: float = 1.0
   env_threads: int = 0
+  max_seconds: float | None = None
   max_live: int | None = None
   retries: int = 0
   staleness: int = 0
@@ -43,6 +50,10 @@ class RolloutConfig:
   def __post_init__(self):
     if self.max_live is not None and self.max_live < 1:
       raise ValueError(f"rollout.max_live={self.max_live} must be at least 1")
+    if self.max_seconds is not None and not self.max_seconds > 0:
+      raise ValueError(
+        f"rollout.max_seconds={self.max_seconds} must be above 0, or None"
+      )
     if self.retries < 0:
       raise ValueError(f"rollout.retries={self.retries} must be at least 0")
     if self.staleness < 0:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -72,6 +73,41 @@ def test_the_limit_of_tokens_truncates_too():
     assert len(trajectory.final_prompt_ids) <= 80
     for step in trajectory.steps:
       assert len(step.prompt_ids) + config.max_new_tokens <= 80
+
+
+class Sluggish(household.HouseholdEnv):
+  """The first episode takes its time."""
+
+  def reset(self, task, seed):
+    self.slow = seed == 0
+    return super().reset(task, seed)
+
+  def step(self, text):
+    if self.slow:
+      time.sleep(0.06)
+    return super().step(text)
+
+
+def test_the_limit_of_time_truncates_after_the_answer_under_way():
+  episodes = [e._replace(seed=i) for i, e in enumerate(worlds.episodes(2))]
+  answer = lambda uid, turn: "look"
+  given = {"config": dataclasses.replace(LIMITS, max_seconds=0.1)}
+  (slow, fast), _ = run(answer, episodes, make_env=Sluggish)
+  assert len(slow.steps) == len(fast.steps) == LIMITS.max_steps
+  # One after the other: the clock of an episode begins with its first prompt.
+  ((slow,), _), ((fast,), _) = (
+    run(answer, [e], make_env=Sluggish, **given) for e in episodes
+  )
+  last = slow.steps[-1]
+  assert len(slow.steps) == 2
+  assert (last.terminated, last.truncated) == (False, True)
+  read = np.concatenate([last.prompt_ids, last.response_ids])
+  np.testing.assert_array_equal(slow.final_prompt_ids[: len(read)], read)
+  assert counts.summary([slow, fast])["late_share"] == (1, 2)
+  assert len(fast.steps) == LIMITS.max_steps
+  assert "late_share" not in counts.summary([fast])
+  with pytest.raises(ValueError, match=r"max_seconds=0 must be above 0"):
+    dataclasses.replace(LIMITS, max_seconds=0)
 
 
 def test_prompts_extend_each_other_token_by_token():
