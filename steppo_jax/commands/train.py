@@ -114,7 +114,7 @@ def _run(args, rest, handler) -> None:
       if supervised:
         from steppo_jax.training import imitation
 
-        imitation.train(options, folder, on_update=on_update)
+        imitation.train(options, folder, on_update=on_update, handler=handler)
       else:
         from steppo_jax.storage import events
         from steppo_jax.training import train

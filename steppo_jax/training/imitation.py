@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import pathlib
 import time
 from collections.abc import Callable, Sequence
@@ -19,13 +20,17 @@ from steppo_jax.models import lora, presets, transformer
 from steppo_jax.packing import rows as packing
 from steppo_jax.packing.options import PackingConfig
 from steppo_jax.pretrained import policy
+from steppo_jax.processes import signals
 from steppo_jax.prompts import base as prompt_base
 from steppo_jax.prompts import sections
+from steppo_jax.storage import checkpoint, lease, metrics
 from steppo_jax.storage import folder as run_folder
-from steppo_jax.storage import lease, metrics
 from steppo_jax.training import config as config_lib
 from steppo_jax.training import evaluate
 from steppo_jax.training import players as players_lib
+
+# Seconds between two checkpoints that no evaluation brings.
+_SAVE_S = 300.0
 
 
 def load_rows(
@@ -73,26 +78,74 @@ def train(
   folder: pathlib.Path,
   *,
   on_update: Callable[[int, dict[str, Any]], None],
+  handler: signals.Handler | None = None,
 ) -> None:
   """Trains on demonstrations; evaluates as `training.train.train` does.
 
-  A supervised run is short and starts over when it was interrupted.
+  A checkpoint is written at every evaluation, every five minutes, and when a
+  signal comes. A run that goes on from one ends with the same bits as one that
+  was never stopped, unless `minutes` ends it.
 
   Args:
     config: The options.
     folder: The run's folder, from `folder.open_folder`.
     on_update: Called with the optimizer step and its metrics.
+    handler: Turns signals into `signals.Stopped`; see there.
 
   Raises:
     ValueError: options, weights or data that do not fit.
     RuntimeError: another process runs in the folder, or the loss, its gradient
       or a parameter is not finite.
+    signals.Stopped: a signal came; the same call goes on.
   """
-  with lease.hold(folder):
-    _train(config, folder, on_update)
+  store = checkpoint.Checkpoints(folder / run_folder.CHECKPOINTS_NAME, 1)
+  with lease.hold(folder), store:
+    if handler is not None:
+      handler.on_overdue = store.wait
+    _train(config, folder, on_update, store, handler)
 
 
-def _train(config, folder, on_update):
+@dataclasses.dataclass
+class _Reached:
+  """How far a run has come.
+
+  Attributes:
+    params: Parameters of the policy.
+    optimizer: The state of the optimizer of the trained ones.
+    steps: Optimizer steps done.
+    minutes: Time spent on them.
+    losses: Sum of the losses since the last line of metrics, and their number.
+    told: The step of that line; -1 before the first.
+  """
+
+  params: Any
+  optimizer: Any
+  steps: int = 0
+  minutes: float = 0.0
+  losses: tuple[float, int] = (0.0, 0)
+  told: int = -1
+
+  def save(self, store: checkpoint.Checkpoints) -> None:
+    """Writes what is trained; the rest is in the run's weights."""
+    facts = ("minutes", "losses", "told")
+    host = {name: getattr(self, name) for name in facts}
+    host["losses"] = list(self.losses)
+    arrays = lora.split(self.params)[0], self.optimizer
+    store.save(self.steps, arrays, host)
+
+  def restore(self, store: checkpoint.Checkpoints) -> None:
+    """Goes back to the newest checkpoint, if there is one."""
+    newest = store.latest()
+    if newest is None:
+      return
+    trained, frozen = lora.split(self.params)
+    arrays, host = store.restore(None, (trained, self.optimizer))
+    self.params, self.optimizer = lora.join(arrays[0], frozen), arrays[1]
+    self.steps, self.losses = newest, tuple(host["losses"])
+    self.minutes, self.told = host["minutes"], host["told"]
+
+
+def _train(config, folder, on_update, store, handler):
   tokenizer = policy.load_tokenizer(
     config.tokenizer, config.weights, config.base
   )
@@ -109,37 +162,73 @@ def _train(config, folder, on_update):
   evaluator = evaluate.Evaluator(players, panel, config.evaluation.temperature)
   optimizer, step = supervised.make_step(model, config.training)
   params = lora.add(params, config.training.lora, jax.random.key(config.seed))
-  state = optimizer.init(lora.split(params)[0])
-  clock = _Clock(config.minutes)
-  mean = metrics.Mean()
+  reached = _Reached(params, optimizer.init(lora.split(params)[0]))
+  del params
+  with players:
+    reached.restore(store)
+    once = {"supervised/rows": len(rows.tokens), "supervised/cut": cut}
 
-  def finish(done):
-    nonlocal mean
-    minutes = clock.minutes
-    with clock.paused():
-      players.engine.set_params(params, done)
-      found = mean.result() | evaluator()[0] | {"minutes": minutes}
-    mean = metrics.Mean()
-    writer.write(done, found)
-    on_update(done, found)
+    def evaluated():
+      players.engine.set_params(reached.params, reached.steps)
+      return (once if reached.told < 0 else {}) | evaluator()[0]
 
-  with players, metrics.MetricsWriter(folder, resumed=0) as writer:
-    mean.add({"supervised/rows": (len(rows.tokens), 1.0)})
-    mean.add({"supervised/cut": (cut, 1.0)})
-    finish(0)
-    last = config.training.num_steps
-    for done in range(1, last + 1):
-      params, state, loss = step(params, state, next(batches))
-      _check_finite(done, float(loss), params)
-      mean.add({"supervised/loss": (float(loss), 1.0)})
-      over = clock.is_over or done == last
-      if over or done % config.evaluation.every == 0:
-        finish(done)
-      else:
-        on_update(done, {"supervised/loss": float(loss)})
-      if over:
-        break
-  _save(config, folder, model, params, tokenizer, done)
+    batches = itertools.islice(batches, reached.steps, None)
+    with metrics.MetricsWriter(folder, resumed=reached.told) as writer:
+      try:
+        _steps(
+          config, reached, step, batches, evaluated, writer, on_update, store,
+          contextlib.nullcontext if handler is None else handler.held,
+        )  # fmt: skip
+      except signals.Stopped:
+        if reached.steps and reached.steps != store.latest():
+          reached.save(store)
+        raise
+  store.wait()
+  _save(config, folder, model, reached.params, tokenizer, reached.steps)
+
+
+def _steps(
+  config, reached, step, batches, evaluated, writer, on_update, store, held
+):
+  """The steps that are left, evaluations and checkpoints."""
+  last, every = config.training.num_steps, config.evaluation.every
+  clock, saved = _Clock(reached.minutes), time.monotonic()
+  while True:
+    late = config.minutes is not None and reached.minutes >= config.minutes
+    over = late or reached.steps == last
+    if over or reached.steps % every == 0:
+      if reached.told != reached.steps:
+        with clock.paused():
+          found = evaluated() | {"minutes": reached.minutes}
+        total, count = reached.losses
+        if count:
+          found["supervised/loss"] = total / count
+        with held():
+          writer.write(reached.steps, found)
+          reached.told, reached.losses = reached.steps, (0.0, 0)
+          on_update(reached.steps, found)
+      if reached.steps and reached.steps != store.latest():
+        with clock.paused():
+          reached.save(store)
+        saved = time.monotonic()
+    if over:
+      return
+    batch = next(batches)
+    with held():
+      reached.params, reached.optimizer, loss = step(
+        reached.params, reached.optimizer, batch
+      )
+      reached.steps += 1
+      _check_finite(reached.steps, loss := float(loss), reached.params)
+      total, count = reached.losses
+      reached.losses = total + loss, count + 1
+      reached.minutes = clock.minutes
+      if reached.steps % every and reached.steps != last:
+        on_update(reached.steps, {"supervised/loss": loss})
+    if time.monotonic() - saved > _SAVE_S:
+      with clock.paused():
+        reached.save(store)
+      saved = time.monotonic()
 
 
 def _save(config, folder, model, params, tokenizer, done) -> None:
@@ -176,19 +265,18 @@ def _check_finite(done: int, loss: float, params) -> None:
 
 
 class _Clock:
-  """Minutes of training, evaluations left out."""
+  """Minutes of training, evaluations left out.
 
-  def __init__(self, limit: float | None):
-    self._limit = limit
-    self._start = time.monotonic()
+  Args:
+    minutes: Those that were spent before.
+  """
+
+  def __init__(self, minutes: float):
+    self._start = time.monotonic() - 60 * minutes
 
   @property
   def minutes(self) -> float:
     return (time.monotonic() - self._start) / 60
-
-  @property
-  def is_over(self) -> bool:
-    return self._limit is not None and self.minutes >= self._limit
 
   @contextlib.contextmanager
   def paused(self):
