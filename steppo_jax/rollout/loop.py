@@ -364,6 +364,12 @@ def _failed(episode, steps, error) -> _Ended:
   return _Ended(broken, episode)
 
 
+def _is_late(state: _Live, config: RolloutConfig) -> bool:
+  """Whether an episode has had all the time that it may take."""
+  most = config.max_seconds
+  return most is not None and time.monotonic() - state.began > most
+
+
 def _advance(
   state: _Live, response: types.Response, prompt, config: RolloutConfig
 ) -> _Ended | _Live:
@@ -388,8 +394,7 @@ def _advance(
     return _failed(episode, state.steps, error)
   full = len(next_ids) + config.max_new_tokens > config.max_tokens
   out_of_steps = len(state.steps) + 1 >= config.max_steps
-  seconds = time.monotonic() - state.began
-  late = config.max_seconds is not None and seconds > config.max_seconds
+  late = _is_late(state, config)
   cut = out.truncated or full or out_of_steps or late
   truncated = not out.terminated and cut
   state.steps.append(
