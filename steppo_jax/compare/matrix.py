@@ -215,6 +215,7 @@ _LATER = (
   ),
   (("learner", "optimizer"), "adamw"),
   (("record_format",), "tfds"),
+  (("record_credit",), None),
 )
 # Options of a method that there were before; of all others None came later.
 _ALGORITHM = frozenset((

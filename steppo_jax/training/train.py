@@ -29,7 +29,7 @@ from steppo_jax.storage import (
 )
 from steppo_jax.storage import folder as run_folder
 from steppo_jax.training import config as config_lib
-from steppo_jax.training import dynamic_sampling, speeds
+from steppo_jax.training import credit, dynamic_sampling, speeds
 from steppo_jax.training.run import Run
 
 
@@ -237,12 +237,9 @@ def _one_update(run: Run, state, update: int, held):
     teacher_rows, left_out = run.pack_peers(whole, packed)
     kill_points.passed("update: packed")
     run.hosts.agree(f"the batch of update {update}", packing.digest(packed))
-    state, found = run.learner.update(
-      state,
-      run.reference,
-      learner_state.put_batch(packed, run.mesh, teacher_rows),
-      run.teacher,
-    )
+    put = learner_state.put_batch(packed, run.mesh, teacher_rows)
+    credit.record(run, run.folder, state, put, packed, update)
+    state, found = run.learner.update(state, run.reference, put, run.teacher)
     pairs, plain = learner_state.split_metrics(mesh_lib.to_host(found))
     # Before anything is handed over or saved.
     learner_state.check_finite(pairs, update)
