@@ -30,6 +30,7 @@ from steppo_jax.rollout.options import (
   RolloutConfig,
 )
 from steppo_jax.sampler.options import SamplerConfig
+from steppo_jax.storage.options import MetricsConfig
 
 # What other trainers offer and this one refuses, with the reason.
 _REFUSED = {
@@ -166,6 +167,7 @@ class RunConfig:
   mesh: MeshConfig = MeshConfig()
   learner: LearnerConfig = LearnerConfig()
   evaluation: EvalConfig = EvalConfig()
+  metrics: MetricsConfig = MetricsConfig()
 
   def check_training(self) -> None:
     """Refuses what fits no training, whatever the weights and the world.
@@ -265,6 +267,7 @@ class SupervisedRun:
   packing: PackingConfig = PackingConfig()
   training: SupervisedConfig = SupervisedConfig()
   evaluation: EvalConfig = EvalConfig()
+  metrics: MetricsConfig = MetricsConfig()
 
   def __post_init__(self):
     if self.model not in presets.PRESETS:

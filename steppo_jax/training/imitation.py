@@ -123,7 +123,11 @@ def _train(config, folder, on_update):
     writer.write(done, found)
     on_update(done, found)
 
-  with players, metrics.MetricsWriter(folder, resumed=0) as writer:
+  options = run_folder.flat(run_folder.options_of(config))
+  writer = metrics.MetricsWriter(
+    folder, resumed=0, sinks=config.metrics, options=options
+  )
+  with players, writer:
     mean.add({"supervised/rows": (len(rows.tokens), 1.0)})
     mean.add({"supervised/cut": (cut, 1.0)})
     finish(0)

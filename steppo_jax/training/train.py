@@ -26,6 +26,7 @@ from steppo_jax.storage import (
   lease,
   manifest,
   metrics,
+  sinks,
 )
 from steppo_jax.storage import folder as run_folder
 from steppo_jax.training import config as config_lib
@@ -98,6 +99,7 @@ def train(
     signals.Stopped: a signal came, to this process or another, or one is lost
       (`exchange.Lost`); the same call goes on.
   """
+  sinks.check(config.metrics)
   first = hosts.is_first
   with (
     hosts_lib.losses_stop_the_run(hosts),
@@ -164,7 +166,10 @@ def _updates(run: Run, store: checkpoint.Checkpoints, on_update, held):
     run.players.engine.warm_up()
     # Without a checkpoint the run starts over: no line of it is kept.
     writer = metrics.MetricsWriter(
-      run.folder if run.hosts.is_first else None, resumed=first or -1
+      run.folder if run.hosts.is_first else None,
+      resumed=first or -1,
+      sinks=config.metrics,
+      options=run_folder.flat(run_folder.options_of(config)),
     )
   kill_points.passed("train: warmed up")
   with writer:
