@@ -123,7 +123,17 @@ $(READERS_READY):
 	  datasets atif==1.8.0
 	touch $@
 
-test-standards: $(READY) $(STANDARDS_READY) $(WORLDS_READY) $(READERS_READY)  ## environments of other packages, played for real
+# What shows metrics.
+SINKS := wandb-0.31.0 mlflow-3.17.2 trackio-0.43.0
+SINKS_READY := $(SINKS:%=.cache/standards/sinks/%/ready)
+
+$(SINKS_READY): .cache/standards/sinks/%/ready:
+	@test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	@name=$*; $(@D)/bin/python -m pip install --quiet \
+	  --disable-pip-version-check "$${name%-*}==$${name##*-}" numpy
+	touch $@
+
+test-standards: $(READY) $(STANDARDS_READY) $(WORLDS_READY) $(READERS_READY) $(SINKS_READY)  ## environments of other packages, played for real
 	STEPPO_STANDARDS=$(CURDIR)/.cache/standards $(BIN)/python -m pytest -q -s \
 	  -m standards tests/standards
 

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from steppo_jax.commands import (
+  credit,
   data,
   evaluate,
   models,
@@ -73,7 +74,9 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(function=function)
     return command
 
-  for module in (train, evaluate, play, reports, data, serve, pool, models):
+  for module in (
+    train, evaluate, play, reports, credit, data, serve, pool, models,
+  ):  # fmt: skip
     module.register(add)
   return parser
 

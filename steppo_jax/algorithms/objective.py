@@ -101,6 +101,39 @@ def policy_log_ratio(
   )
 
 
+def surrogate(
+  algorithm: Algorithm,
+  advantage: chex.Array,
+  logp_t: chex.Array,
+  batch: TokenBatch,
+  *,
+  num_steps: int,
+  mu: chex.Numeric | None,
+) -> tuple[chex.Array, chex.Array, chex.Array, chex.Array]:
+  """What ratio and advantage make of each action, before any average.
+
+  Args:
+    algorithm: Row of the table.
+    advantage: [S], or [B, T] for the rows of `batch`.
+    logp_t: [B, T] log-probability of each action token under the policy, finite
+      everywhere.
+    batch: Rows of the mini-batch.
+    num_steps: S.
+    mu: See `policy_log_ratio`.
+
+  Returns:
+    Loss, whether the clip bound it (for "log_clip" of which share of its
+    tokens), log-ratio, and advantage, on the clock of the ratio: [S] or [B, T].
+    The loss may be [B, T] beside a ratio of steps.
+  """
+  z = policy_log_ratio(algorithm, logp_t, batch, num_steps=num_steps, mu=mu)
+  advantage = _to_clock(advantage, z, batch.step_ids, num_steps)
+  loss, clipped, z = _registered("surrogate", algorithm.surrogate)(
+    algorithm, z, advantage, logp_t, batch
+  )
+  return loss, clipped, z, advantage
+
+
 def policy_loss(
   algorithm: Algorithm,
   advantage: chex.Array,
@@ -136,10 +169,8 @@ def policy_loss(
   # Values outside the actions are masked where they are added up; here their
   # gradients end, even where poison would have made one NaN.
   logp_t = floats.wide(jnp.where(mask, logp_t, 0))
-  z = policy_log_ratio(algorithm, logp_t, batch, num_steps=num_steps, mu=mu)
-  advantage = _to_clock(advantage, z, ids, num_steps)
-  loss, clipped, z = _registered("surrogate", algorithm.surrogate)(
-    algorithm, z, advantage, logp_t, batch
+  loss, clipped, z, advantage = surrogate(
+    algorithm, advantage, logp_t, batch, num_steps=num_steps, mu=mu
   )
   loss_t = loss if loss.ndim == 2 else segments.to_tokens(loss, ids)
   if weight_t is not None:

@@ -16,6 +16,11 @@ def register(add: Callable[..., argparse.ArgumentParser]) -> None:
   shown = add("report", _report, "plot and summarise runs")
   shown.add_argument("runs", nargs="+", help="run folders, one a seed")
   shown.add_argument("--control", help="run folder drawn for comparison")
+  shown.add_argument(
+    "--markdown", metavar="FILE.md",
+    help="write a report for a pull request: runs that differ in more than "
+    "their seed are compared with the first",
+  )  # fmt: skip
   many = add("compare", _compare, "run a matrix of methods, worlds and seeds")
   many.add_argument("matrix", help="file that defines MATRIX")
   many.add_argument("--output", help="folder; runs/compare/NAME without")
@@ -39,9 +44,12 @@ def _report(args, _) -> None:
     summary = compare_report.report(args.runs[0])
     print(pathlib.Path(summary).read_text())
     return
-  summary = report.report(*args.runs, control=args.control)
+  summary = report.report(
+    *args.runs, control=args.control, markdown_file=args.markdown
+  )
   print(pathlib.Path(summary).read_text())
-  terminal.say(f"written: {summary} and report.png beside it")
+  beside = "in the run folders" if args.markdown else "beside it"
+  terminal.say(f"written: {summary}; figures (*.png) are {beside}")
 
 
 def _compare(args, _) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Literal
 
 from steppo_jax.rollout import options as rollout_options
+from steppo_jax.storage import options as storage_options
 from steppo_jax.training import config
 
 
@@ -217,6 +218,8 @@ _LATER = (
   ),
   (("learner", "optimizer"), "adamw"),
   (("record_format",), "tfds"),
+  (("record_credit",), None),
+  (("metrics",), dataclasses.asdict(storage_options.MetricsConfig())),
 )
 # Options of a method that there were before; of all others None came later.
 _ALGORITHM = frozenset((

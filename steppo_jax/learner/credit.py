@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from steppo_jax.algorithms import estimators, objective
 from steppo_jax.algorithms.table import Algorithm
-from steppo_jax.batch import Advantages, TokenBatch
+from steppo_jax.batch import Advantages, StepTable, TokenBatch
 from steppo_jax.learner import modes
 from steppo_jax.learner.spec import UpdateSpec
 from steppo_jax.learner.state import Batch
@@ -35,6 +35,9 @@ class Credit(NamedTuple):
       None where they are not kept.
     weight: [M, R, T] weight of each action token in the loss, of mean 1 over
       those of each mini-batch, or None.
+    steps: The steps as they were played, before any was cut into segments;
+      otherwise the table of `batch`.
+    teacher_gap: [B, T] of `estimators.Extras`, or None.
     metrics: (sum, weight) pairs by name.
   """
 
@@ -45,6 +48,8 @@ class Credit(NamedTuple):
   ref_logp: chex.Array | None
   hidden: chex.Array | None
   weight: chex.Array | None
+  steps: StepTable
+  teacher_gap: chex.Array | None
   metrics: dict[str, Any]
 
 
@@ -119,6 +124,7 @@ def assign(spec: UpdateSpec, state, reference, batch, teacher) -> Credit:
     if "reference" in row.needs:
       gap = (old_logp - ref_logp).reshape(-1, shape[2])
       extras = extras._replace(reference_gap=gap)
+  steps = table
   if row.segment_share is not None:
     flat, table = _segments(row, flat, table, entropy)
   advantages = objective.advantages(
@@ -134,8 +140,9 @@ def assign(spec: UpdateSpec, state, reference, batch, teacher) -> Credit:
   metrics |= found
   acting = batch._replace(tokens=in_rows(acting), table=table)
   return Credit(
-    batch, acting, advantages, old_value, ref_logp, hidden, weight, metrics
-  )
+    batch, acting, advantages, old_value, ref_logp, hidden, weight,
+    steps, extras.teacher_gap, metrics,
+  )  # fmt: skip
 
 
 def _values(spec, state, batch):

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 
 from steppo_jax.algorithms import objective, table
 from steppo_jax.algorithms.table import Algorithm
+from steppo_jax.learner import explain, optimizers
 from steppo_jax.learner import memory as memory_lib
-from steppo_jax.learner import optimizers
 from steppo_jax.learner import update as update_lib
 from steppo_jax.learner.options import LearnerConfig
 from steppo_jax.learner.spec import Model, UpdateSpec
@@ -236,14 +236,14 @@ def _shared(
   seed: int,
   temperature: float,
   staleness: int,
-) -> tuple[UpdateSpec, Callable, list[str]]:
+) -> tuple[UpdateSpec, Callable, Callable, list[str]]:
   """The update of all learners with these options in this process.
 
   Only what is compiled is kept, for the last four kinds; no parameters are.
 
   Returns:
-    What the update is made of, the compiled update, and a list that grows
-    whenever it is traced.
+    What the update is made of, the compiled update, what compiles
+    `explain.explain`, and a list that grows whenever the update is traced.
   """
   spec = make_spec(
     model, algorithm, config, mesh,
@@ -257,7 +257,8 @@ def _shared(
     state, found = update_lib.update(spec, state, reference, batch, teacher)
     return mesh_lib.constrain(mesh, state), found
 
-  return spec, jax.jit(update, donate_argnums=0), traced
+  explaining = jax.jit(functools.partial(explain.explain, spec))
+  return spec, jax.jit(update, donate_argnums=0), explaining, traced
 
 
 class Learner:
@@ -310,7 +311,7 @@ class Learner:
 
   def _take(self, remat: str) -> None:
     self.remat = remat
-    self._spec, self._update, self._traced = self._like(remat)
+    self._spec, self._update, self._explain, self._traced = self._like(remat)
 
   @property
   def compiles(self) -> int:
@@ -388,6 +389,26 @@ class Learner:
     if compiled is None:
       return self._update(*args)
     return compiled(*args)
+
+  def explain(
+    self,
+    state: LearnerState,
+    reference: chex.ArrayTree | None,
+    batch: Batch,
+    teacher: chex.ArrayTree | None = None,
+  ) -> explain.Explained:
+    """What an update of this state would begin with; nothing is changed.
+
+    Args:
+      state: As for `update`; it is not donated.
+      reference: Likewise.
+      batch: Likewise.
+      teacher: Likewise.
+
+    Raises:
+      ValueError: a policy that the algorithm reads is missing.
+    """
+    return self._explain(state, reference, batch, teacher)
 
 
 def _shapes(tree: Any) -> tuple:

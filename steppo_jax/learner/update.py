@@ -56,21 +56,7 @@ def update(spec: UpdateSpec, state, reference, batch, teacher=None):
     ValueError: a policy that the algorithm reads is missing, or rows do not
       make whole microbatches. Raised while tracing: nothing is compiled.
   """
-  if (
-    reference is None
-    and spec.algorithm.reads_reference
-    and lora.has(state.policy)
-  ):
-    reference = lora.off(state.policy)
-  if batch.teacher is not None and teacher is None:
-    # The policy as it is, or as it was some updates ago.
-    teacher = state.policy if state.teacher is None else state.teacher
-  _check(spec, state, reference, batch, teacher)
-  spec = spec.on(batch.tokens)
-  if state.kl_coef is not None:
-    row = dataclasses.replace(spec.algorithm, kl_coef=state.kl_coef)
-    spec = spec._replace(algorithm=row)
-  credit = credit_lib.assign(spec, state, reference, batch, teacher)
+  spec, credit = assigned(spec, state, reference, batch, teacher)
   metrics = credit.metrics
   critic, critic_optimizer = state.critic, state.critic_optimizer
   if critic is not None:
@@ -99,6 +85,34 @@ def update(spec: UpdateSpec, state, reference, batch, teacher=None):
     ),
     metrics | policy_metrics,
   )
+
+
+def assigned(
+  spec: UpdateSpec, state, reference, batch, teacher
+) -> tuple[UpdateSpec, credit_lib.Credit]:
+  """The part of an update before anything is trained; arguments as there.
+
+  Returns:
+    What the rest of the update is made of, and the credit.
+
+  Raises:
+    ValueError: see `update`.
+  """
+  if (
+    reference is None
+    and spec.algorithm.reads_reference
+    and lora.has(state.policy)
+  ):
+    reference = lora.off(state.policy)
+  if batch.teacher is not None and teacher is None:
+    # The policy as it is, or as it was some updates ago.
+    teacher = state.policy if state.teacher is None else state.teacher
+  _check(spec, state, reference, batch, teacher)
+  spec = spec.on(batch.tokens)
+  if state.kl_coef is not None:
+    row = dataclasses.replace(spec.algorithm, kl_coef=state.kl_coef)
+    spec = spec._replace(algorithm=row)
+  return spec, credit_lib.assign(spec, state, reference, batch, teacher)
 
 
 def _lagging(algorithm, state, policy):
@@ -159,7 +173,7 @@ def _order(spec: UpdateSpec, state, purpose: int, epochs: int):
   return jax.vmap(shuffle)(keys).reshape(-1).astype(jnp.int32)
 
 
-def _to_rows(x, shape):
+def to_rows(x, shape):
   """An advantage or target on the token clock as [M, R, T], else as it is."""
   return x.reshape(shape) if x.ndim == 2 else x
 
@@ -183,7 +197,7 @@ def _critic_epochs(spec, state, credit: credit_lib.Credit):
     here = (local >= 0) & (local < spec.size * shape[2]) & batch.table.live
 
     def terms(clock, target, value, old_value):
-      target = _to_rows(target, shape)
+      target = to_rows(target, shape)
       return objective.value_loss_terms(
         dataclasses.replace(spec.algorithm, critic=clock),
         spec.rows(batch, m, i, target) if target.ndim == 3 else target,
@@ -330,7 +344,7 @@ def _policy_epochs(spec, state, credit: credit_lib.Credit):
   """All optimizer steps of the policy."""
   config, batch = spec.config, credit.acting
   shape = batch.tokens.tokens.shape
-  advantage = _to_rows(credit.advantages.advantage, shape)
+  advantage = to_rows(credit.advantages.advantage, shape)
   fixed = _Fixed(advantage, credit.ref_logp, credit.weight)
   live = jnp.array(True)
   if state.critic is not None:

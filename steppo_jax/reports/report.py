@@ -3,7 +3,9 @@
     python -m steppo_jax report runs/household_steppo [more seeds ...]
 
 reads `metrics.jsonl` of each run folder, and `run.json` where there is one,
-and writes `report.png` and `summary.md` into the first folder.
+and writes `report.png`, `details.png` and `summary.md` into the first folder.
+With `--markdown FILE` it also writes a report for a pull request, in which runs
+that differ in more than their seed are compared (`reports.markdown`).
 """
 
 import dataclasses
@@ -16,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from steppo_jax.reports import goodput, intervals, plots
+from steppo_jax.reports import details, goodput, intervals, markdown, plots
 from steppo_jax.storage import folder as run_folder
 from steppo_jax.storage import metrics
 
@@ -81,7 +83,8 @@ def combine(runs: Sequence[RunLines]) -> list[dict[str, Any]]:
   for several.
 
   Returns:
-    Per update: the mean of every number, and `low` and `high` of success.
+    Per update: the mean of every number, `low` and `high` of success, and the
+    number of `runs`.
 
   Raises:
     ValueError: no update was evaluated in all runs.
@@ -103,7 +106,9 @@ def combine(runs: Sequence[RunLines]) -> list[dict[str, Any]]:
         [x[SUCCESS] for x in lines], seed=0
       )
     combined.append(
-      mean | {"update": update, "low": interval[0], "high": interval[1]}
+      mean
+      | {"update": update, "low": interval[0], "high": interval[1]}
+      | {"runs": len(runs)}
     )
   if not combined:
     raise ValueError(
@@ -170,7 +175,9 @@ def _summary(runs, curve, control) -> str:
   others = [
     name
     for name in curve[-1]
-    if name.startswith("eval/") and name not in (SUCCESS, EPISODES)
+    if name.startswith("eval/")
+    and name != SUCCESS
+    and not name.startswith(EPISODES)
   ]
   lines += [
     f"| {name.removeprefix('eval/')} | {first.get(name, math.nan):.3f} "
@@ -201,24 +208,51 @@ def report(
   run_dir: str | os.PathLike,
   *more: str | os.PathLike,
   control: str | os.PathLike | None = None,
+  markdown_file: str | os.PathLike | None = None,
 ) -> pathlib.Path:
-  """Writes `report.png` and `summary.md` into the first run folder.
+  """Writes `report.png`, `details.png` and `summary.md` into the first folder.
+
+  There is no `details.png` of a run whose lines say nothing of the kind.
 
   Args:
     run_dir: the run.
     more: the same experiment with other seeds.
     control: a run of supervised training of equal wall time, drawn beside it.
+    markdown_file: a report for a pull request, in which `more` may be other
+      experiments: each variant then has figures in the folder of its first run.
 
   Returns:
     The path of the summary.
 
   Raises:
-    ValueError: a folder holds no evaluated run.
+    ValueError: a folder holds no evaluated run, or `markdown_file` cannot be
+      written.
   """
   runs = [read_run(path) for path in (run_dir, *more)]
-  curve = combine(runs)
   beside = None if control is None else combine([read_run(control)])
-  plots.draw(runs[0].path / "report.png", runs, curve, beside)
-  summary = runs[0].path / "summary.md"
+  if markdown_file is None:
+    return _report(runs, beside)
+  groups = markdown.variants(runs)
+  for group in groups:
+    _report(group, beside)
+  folders = [group[0].path for group in groups]
+  pictures = [folder / name for folder in folders for name in _PICTURES]
+  return markdown.write(
+    markdown_file,
+    groups,
+    [combine(group) for group in groups],
+    [picture for picture in pictures if picture.is_file()],
+  )
+
+
+_PICTURES = ("report.png", "details.png")
+
+
+def _report(runs: Sequence[RunLines], beside) -> pathlib.Path:
+  """The figures and the summary of one variant, in its first folder."""
+  folder, curve = runs[0].path, combine(runs)
+  plots.draw(folder / _PICTURES[0], runs, curve, beside)
+  details.draw(folder / _PICTURES[1], runs)
+  summary = folder / "summary.md"
   summary.write_text(_summary(runs, curve, beside))
   return summary

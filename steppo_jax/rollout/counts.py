@@ -40,9 +40,14 @@ def summary(
   if late:
     # Cut by `rollout.max_seconds`.
     out["late_share"] = (late, len(whole))
+  for kind, solved in (("won", True), ("lost", False)):
+    of = [s for t in whole if t.success == solved for s in t.steps]
+    tokens = sum(len(s.response_ids) for s in of)
+    out[f"response_tokens_{kind}"] = (tokens, len(of))
   for family in sorted({t.task.family for t in whole}):
     of = [t for t in whole if t.task.family == family]
     out[f"success/{family}"] = (sum(t.success for t in of), len(of))
+    out[f"episodes/{family}"] = (len(of), 1)
   for score in sorted({name for t in whole for name in t.scores}):
     of = [t.scores[score] for t in whole if score in t.scores]
     out[f"scores/{score}"] = (sum(of), len(of))

@@ -82,6 +82,11 @@ class Checkpoints:
     names = [p.name for p in self._directory.iterdir() if p.is_dir()]
     return sorted(int(n) for n in names if n.isdecimal() and str(int(n)) == n)
 
+  def finished(self) -> list[int]:
+    """Returns the updates whose checkpoints are finished, oldest first."""
+    made = lambda u: (self._directory / str(u) / manifest.NAME).is_file()
+    return [update for update in self._updates() if made(update)]
+
   def latest(self) -> int | None:
     """Returns the update of the newest finished checkpoint, None without any.
 

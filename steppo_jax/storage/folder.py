@@ -48,8 +48,8 @@ def open_folder(config: Any, default_name: str, command: str) -> pathlib.Path:
   file = path / CONFIG_NAME
   if file.is_file():
     # What a run of an older version could not say was as it is by default.
-    saved = _flat(_defaults(config)) | _flat(json.loads(file.read_text()))
-    _check_same(path, saved, _flat(options))
+    saved = flat(_defaults(config)) | flat(json.loads(file.read_text()))
+    _check_same(path, saved, flat(options))
     return path
   if path.is_dir() and any(path.iterdir()):
     raise ValueError(
@@ -101,14 +101,15 @@ def _write(path: pathlib.Path, value: Any) -> None:
   files.replace(path, json.dumps(value, indent=2) + "\n")
 
 
-def _flat(options: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-  flat = {}
+def flat(options: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+  """Options by their whole names, such as "learner.learning_rate"."""
+  found = {}
   for name, value in options.items():
     if isinstance(value, dict):
-      flat |= _flat(value, f"{prefix}{name}.")
+      found |= flat(value, f"{prefix}{name}.")
     else:
-      flat[prefix + name] = value
-  return flat
+      found[prefix + name] = value
+  return found
 
 
 def _defaults(config: Any) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""Metrics of a run: weighted means, a JSONL file, TensorBoard.
+"""Metrics of a run: weighted means, a JSONL file, and what shows them.
 
 A number that is not finite (a mean over nothing, an overflow) is written as
-`null`, left out of TensorBoard, and read back as NaN, so that every line is
+`null`, left out of the sinks, and read back as NaN, so that every line is
 JSON for every reader.
 """
 
@@ -16,6 +16,8 @@ import numpy as np
 
 from steppo_jax import files
 from steppo_jax.processes import kill_points
+from steppo_jax.storage import sinks as sinks_lib
+from steppo_jax.storage.options import MetricsConfig
 
 FILE_NAME = "metrics.jsonl"
 
@@ -78,12 +80,18 @@ class MetricsWriter:
   """Appends metrics of updates to a run folder.
 
   One line of `metrics.jsonl` per call, handed to the system in one write, and
-  TensorBoard events under `tensorboard/`. A line cut by a kill is tolerated by
-  `read_jsonl`.
+  the same numbers to the sinks, such as TensorBoard events under
+  `tensorboard/`. A line cut by a kill is tolerated by `read_jsonl`. Once a sink
+  has failed, lines have a `sinks/failures`, the steps that sinks did not take.
   """
 
   def __init__(
-    self, run_dir: str | os.PathLike | None, *, resumed: int | None = None
+    self,
+    run_dir: str | os.PathLike | None,
+    *,
+    resumed: int | None = None,
+    sinks: MetricsConfig | None = None,
+    options: Mapping[str, Any] | None = None,
   ):
     """Opens the files of a run.
 
@@ -92,15 +100,16 @@ class MetricsWriter:
         all processes of a run but the first do.
       resumed: update whose checkpoint the run goes on from; lines of later
         updates, which will be made again, are removed. None for a new run.
+      sinks: Programs that get the numbers too; None for TensorBoard.
+      options: Of the run, by their whole names, which some of them show.
 
     Raises:
-      ValueError: a new run would write behind the lines of another one.
+      ValueError: a new run would write behind the lines of another one, or a
+        sink is not installed.
     """
-    self._file = self._board = None
+    self._file = None
     if run_dir is None:
       return
-    import tensorboardX  # Slow to import, and of no use to readers.
-
     run_dir = pathlib.Path(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     path = run_dir / FILE_NAME
@@ -111,11 +120,10 @@ class MetricsWriter:
           "run folder"
         )
       _cut_after(path, resumed)
-    self._file = open(path, "ab", buffering=0)  # noqa: SIM115
-    self._board = tensorboardX.SummaryWriter(
-      str(run_dir / "tensorboard"),
-      purge_step=None if resumed is None else resumed + 1,
+    self._sinks = sinks_lib.Sinks(
+      run_dir, sinks or MetricsConfig(), resumed=resumed, options=options or {}
     )
+    self._file = open(path, "ab", buffering=0)  # noqa: SIM115
 
   def write(self, update: int, values: Mapping[str, Any]) -> None:
     """Writes one line, `{"update": update, **values}`.
@@ -124,6 +132,8 @@ class MetricsWriter:
       ValueError: a value is neither one number nor a string.
     """
     plain = {name: _plain(name, value) for name, value in values.items()}
+    if self._file is not None and self._sinks.failures:
+      plain["sinks/failures"] = self._sinks.failures.total()
     line = {"update": int(update)} | {
       name: value if _is_finite(value) else None
       for name, value in plain.items()
@@ -133,15 +143,17 @@ class MetricsWriter:
     kill_points.passed("metrics: before a line")
     self._file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
     kill_points.passed("metrics: a line")
-    for name, value in plain.items():
-      if isinstance(value, int | float) and _is_finite(value):
-        self._board.add_scalar(name, value, int(update))
-    self._board.flush()
+    shown = {
+      name: float(value)
+      for name, value in plain.items()
+      if isinstance(value, int | float) and _is_finite(value)
+    }
+    self._sinks.write(int(update), shown)
 
   def close(self) -> None:
     if self._file is not None:
       self._file.close()
-      self._board.close()
+      self._sinks.close()
 
   def __enter__(self) -> "MetricsWriter":
     return self

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import importlib.util
+import json
 import math
 import pathlib
 import sys
@@ -29,6 +30,7 @@ from steppo_jax.rollout.options import (
   RolloutConfig,
 )
 from steppo_jax.sampler.options import SamplerConfig
+from steppo_jax.storage.options import MetricsConfig
 
 # What other trainers offer and this one refuses, with the reason.
 _REFUSED = {
@@ -131,6 +133,9 @@ class RunConfig:
       keeps none.
     record_format: Of those datasets, and of an evaluation's: "tfds" (RLDS),
       "parquet" or "jsonl" (`datasets.tables`), or "atif" (`datasets.atif`).
+    record_credit: Updates between two whose credit is recorded: value,
+      advantage and ratio of every step, log-prob and entropy of every token
+      (see `storage.credit`); 1 records every update, None none.
     num_devices: Devices that the learner runs on; None takes all.
   """
 
@@ -149,6 +154,7 @@ class RunConfig:
   keep_journals: int | None = 2
   record_every: int | None = None
   record_format: Literal["tfds", "parquet", "jsonl", "atif"] = "tfds"
+  record_credit: int | None = None
   num_devices: int | None = None
   algorithm: AlgorithmConfig = AlgorithmConfig()
   env: EnvConfig = EnvConfig()
@@ -161,6 +167,7 @@ class RunConfig:
   mesh: MeshConfig = MeshConfig()
   learner: LearnerConfig = LearnerConfig()
   evaluation: EvalConfig = EvalConfig()
+  metrics: MetricsConfig = MetricsConfig()
 
   def check_training(self) -> None:
     """Refuses what fits no training, whatever the weights and the world.
@@ -212,8 +219,10 @@ class RunConfig:
       )
 
   def __post_init__(self):
-    for name in ("num_updates", "tasks_per_update", "group_size",
-                 "record_every", "checkpoint_every"):  # fmt: skip
+    for name in (
+      "num_updates", "tasks_per_update", "group_size", "checkpoint_every",
+      "record_every", "record_credit",
+    ):  # fmt: skip
       if getattr(self, name) is not None and getattr(self, name) < 1:
         raise ValueError(f"{name} must be at least 1")
     if self.keep_journals is not None and self.keep_journals < 0:
@@ -258,6 +267,7 @@ class SupervisedRun:
   packing: PackingConfig = PackingConfig()
   training: SupervisedConfig = SupervisedConfig()
   evaluation: EvalConfig = EvalConfig()
+  metrics: MetricsConfig = MetricsConfig()
 
   def __post_init__(self):
     if self.model not in presets.PRESETS:
@@ -342,6 +352,45 @@ def override(config: Any, assignments: Sequence[str], command: str) -> Any:
     prog=command,
     config=(tyro.conf.FlagConversionOff,),
   )
+
+
+def from_json(kind: type, text: str) -> Any:
+  """Options as a run's folder has them (`storage.folder.options_of`).
+
+  Those of an older version lack options that came later, which have their
+  defaults.
+
+  Args:
+    kind: Class of the options, such as `RunConfig`.
+    text: JSON.
+
+  Raises:
+    ValueError: it is not JSON, or not of such options.
+  """
+  return _built(kind, json.loads(text), "")
+
+
+def _built(kind: Any, value: Any, prefix: str) -> Any:
+  if not dataclasses.is_dataclass(kind):
+    # JSON has no tuples, and no option is a list.
+    return tuple(value) if isinstance(value, list) else value
+  if not isinstance(value, dict):
+    raise ValueError(f"{prefix or 'they'} must be an object, it is {value!r}")
+  hints = typing.get_type_hints(kind)
+  unknown = sorted(set(value) - set(hints))
+  if unknown:
+    raise ValueError(f"there is no option {prefix}{unknown[0]}")
+  try:
+    return kind(
+      **{
+        name: _built(hints[name], one, f"{prefix}{name}.")
+        for name, one in value.items()
+      }
+    )
+  except TypeError as error:
+    raise ValueError(f"an option is missing or of a wrong type: {error}") from (
+      error
+    )
 
 
 def keys(config: Any, prefix: str = "") -> list[str]:

@@ -25,7 +25,7 @@ from steppo_jax.envs import base
 from steppo_jax.learner import dynamic_sampling
 from steppo_jax.packing import checks
 from steppo_jax.packing import rows as packing
-from steppo_jax.training.run import Run
+from steppo_jax.training.run import Learning, Run
 
 _unequal = functools.partial(
   jax.jit, static_argnames=("algorithm", "bootstrap")
@@ -92,9 +92,8 @@ def play(run: Run, update: int) -> Played:
   chosen = choose(unequal, wanted)
   filled = sum(not unequal[g] for g in chosen)
   _check_enough(options.min_groups, update, rounds, unequal, chosen)
-  size = config.group_size
   return Played(
-    [one for g in chosen for one in played[g * size : (g + 1) * size]],
+    _of_groups(played, chosen, config.group_size),
     played,
     counted,
     {
@@ -105,6 +104,34 @@ def play(run: Run, update: int) -> Played:
       "dynamic_sampling/filled": filled,
     },
   )
+
+
+def trained_on(
+  learning: Learning, update: int, rounds: Sequence[Sequence[types.Trajectory]]
+) -> list[types.Trajectory]:
+  """Which of the episodes that were played for an update it was trained on.
+
+  Args:
+    learning: The half of the run that learns.
+    update: Number of updates done.
+    rounds: The episodes of each round, in the order of playing.
+  """
+  config = learning.config
+  played = [one for found in rounds for one in found]
+  if config.dynamic_sampling.max_rounds is None:
+    return played
+  unequal = [
+    flag
+    for round_, found in enumerate(rounds, 1)
+    for flag in _judge(learning, update, round_, found)
+  ]
+  chosen = choose(unequal, config.tasks_per_update)
+  return _of_groups(played, chosen, config.group_size)
+
+
+def _of_groups(played, chosen, size: int) -> list[types.Trajectory]:
+  """The episodes of some groups."""
+  return [one for g in chosen for one in played[g * size : (g + 1) * size]]
 
 
 def choose(unequal: Sequence[bool], wanted: int) -> list[int]:
@@ -145,7 +172,7 @@ def fresh_tasks(
   return list(by_uid.values())
 
 
-def _judge(run: Run, update: int, round_: int, trajectories) -> list[bool]:
+def _judge(run: Learning, update: int, round_: int, trajectories) -> list[bool]:
   """Of each group, whether its rewards differ; the same in all processes."""
   config = run.config
   whole = [one for one in trajectories if one.error is None]

@@ -173,7 +173,10 @@ def _train(config, folder, on_update, store, handler):
       return (once if reached.told < 0 else {}) | evaluator()[0]
 
     batches = itertools.islice(batches, reached.steps, None)
-    with metrics.MetricsWriter(folder, resumed=reached.told) as writer:
+    with metrics.MetricsWriter(
+      folder, resumed=reached.told, sinks=config.metrics,
+      options=run_folder.flat(run_folder.options_of(config)),
+    ) as writer:  # fmt: skip
       try:
         _steps(
           config, reached, step, batches, evaluated, writer, on_update, store,

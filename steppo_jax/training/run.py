@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from steppo_jax import batch, types
@@ -32,7 +33,134 @@ from steppo_jax.training import players as players_lib
 _EPISODES, _MINIBATCHES = 0, 1
 
 
-class Run:
+class Learning:
+  """The half of a run that learns: it plays nothing.
+
+  Args:
+    config: The options.
+    hosts: The processes of the run.
+    mesh: The devices of the learner; None for those of the options.
+  """
+
+  # Whether prompts extend each other; None where that is not known, as there
+  # are no players. Batches then get the shape that they need.
+  _append_only: bool | None = None
+
+  def __init__(
+    self,
+    config: config_lib.RunConfig,
+    hosts: hosts_lib.Hosts = hosts_lib.ALONE,
+    mesh: jax.sharding.Mesh | None = None,
+  ):
+    config.check_training()
+    self.config, self.hosts = config, hosts
+    self.tokenizer = pretrained_policy.load_tokenizer(
+      config.tokenizer, config.weights, config.base
+    )
+    self.model, self.policy = players_lib.load_model(config, self.tokenizer)
+    row = config.algorithm.row()
+    algorithms_table.check_needs(row, _provided(config))
+    _check_adapters(config, self.policy)
+    # Fresh adapters off is the policy before training, without a copy of it.
+    copied = row.reads_reference and not config.learner.lora.rank
+    self.mesh = mesh or mesh_lib.of_run(config.mesh, config.num_devices)
+    if hosts.count > 1:
+      hosts.wait("the devices")
+      mesh_lib.meet(self.mesh)
+    self.reference = self._placed(self.policy if copied else None)
+    self.teacher = self._placed(
+      _load_teacher(config, self.model, self.tokenizer)
+    )
+    self.learner = learner_lib.Learner(
+      self.model,
+      row,
+      config.learner,
+      self.mesh,
+      num_updates=config.num_updates,
+      seed=config.seed,
+      temperature=config.rollout.temperature,
+      staleness=config.rollout.staleness,
+    )
+
+  def _placed(self, policy: Any) -> Any:
+    """Parameters that no update changes, where those that it changes are."""
+    if policy is None or self.mesh.size == 1:
+      return policy
+    return mesh_lib.put(policy, mesh_lib.placements(self.mesh, policy))
+
+  def pack(
+    self, trajectories: Sequence[types.Trajectory], update: int
+  ) -> packing.Packed:
+    """Trajectories as device arrays, dealt to mini-batches at random."""
+    config = self.config
+    parts = config.learner.num_minibatches
+    rng = np.random.default_rng([config.seed, _MINIBATCHES, update])
+    shape = {}
+    if self._is_sized:
+      # The most that an update can need, so that it compiles once: unused rows
+      # are never computed. A row holds at least one trajectory, or one prompt
+      # where they do not extend each other.
+      shape = {
+        "num_steps": self._num_episodes * config.rollout.max_steps + 1,
+        "rows_per_part": math.ceil(self._num_episodes / parts) * self._paths,
+      }
+    part = rng.permutation(len(trajectories)) % parts
+    try:
+      return packing.pack(
+        trajectories,
+        [int(p) for p in part],
+        config.packing,
+        num_parts=parts,
+        rows_multiple=config.learner.microbatch_rows,
+        pad_id=self.tokenizer.pad_id,
+        vocab_size=self.model.vocab_size,
+        reasoning="reasoning" in config.algorithm.row().wants,
+        **shape,
+      )
+    except ValueError as error:
+      raise ValueError(f"update {update}: {error}") from error
+
+  def pack_peers(
+    self, trajectories: Sequence[types.Trajectory], packed: packing.Packed
+  ) -> tuple[batch.TeacherRows | None, dict[str, int]]:
+    """What the policy reads as its own teacher, and who was left out."""
+    config = self.config
+    own = algorithm_options.PEER, algorithm_options.HINDSIGHT
+    if config.algorithm.teacher not in own:
+      return None, {}
+    hints, paths = None, self._paths
+    if config.algorithm.teacher == algorithm_options.HINDSIGHT:
+      # What is told stands behind each prompt: no step extends another.
+      hints = teacher_rows.make_hints(self.tokenizer)
+      paths = config.rollout.max_steps
+    rows, left_out = teacher_rows.pack(
+      trajectories,
+      packed,
+      config.packing,
+      rows_multiple=config.learner.microbatch_rows,
+      pad_id=self.tokenizer.pad_id,
+      rows=self._num_episodes * paths if self._is_sized else None,
+      hints=hints,
+    )
+    return rows, {"teacher/left_out": left_out}
+
+  @property
+  def _is_sized(self) -> bool:
+    """Whether all batches have one shape, which is known beforehand."""
+    known = self._append_only is not None
+    return known and self.config.packing.layout != "rows"
+
+  @property
+  def _num_episodes(self) -> int:
+    return self.config.tasks_per_update * self.config.group_size
+
+  @property
+  def _paths(self) -> int:
+    """Most rows that a trajectory can need."""
+    return 1 if self._append_only else self.config.rollout.max_steps + 1
+
+
+class Run(Learning):
   """Everything a run is made of, built before the first update.
 
   Args:
@@ -54,43 +182,16 @@ class Run:
     hosts: hosts_lib.Hosts = hosts_lib.ALONE,
     on_failure: Callable[[types.Trajectory], None] = lambda _: None,
   ):
-    config.check_training()
-    self.hosts, self.log = hosts, log
-    self.config, self.folder = config, folder
-    self.tokenizer = pretrained_policy.load_tokenizer(
-      config.tokenizer, config.weights, config.base
-    )
-    self.model, self.policy = players_lib.load_model(config, self.tokenizer)
-    row = config.algorithm.row()
-    algorithms_table.check_needs(row, _provided(config))
-    _check_adapters(config, self.policy)
-    # Fresh adapters off is the policy before training, without a copy of it.
-    copied = row.reads_reference and not config.learner.lora.rank
-    self.mesh = mesh_lib.of_run(config.mesh, config.num_devices)
-    if hosts.count > 1:
-      hosts.wait("the devices")
-      mesh_lib.meet(self.mesh)
-    self.reference = self._placed(self.policy if copied else None)
-    self.teacher = self._placed(
-      _load_teacher(config, self.model, self.tokenizer)
-    )
+    super().__init__(config, hosts)
+    self.log, self.folder = log, folder
     self.tasks = players_lib.make_tasks(config.env)
-    self.learner = learner_lib.Learner(
-      self.model,
-      row,
-      config.learner,
-      self.mesh,
-      num_updates=config.num_updates,
-      seed=config.seed,
-      temperature=config.rollout.temperature,
-      staleness=config.rollout.staleness,
-    )
     panel = players_lib.panel(
       self.tasks, config.env.name,
       config.evaluation.split, config.evaluation.episodes,
     )  # fmt: skip
     self._on_failure = on_failure
     self._make_rollouts(functools.partial(self._told, on_episode))
+    self._append_only = self.players.prompt.append_only
     self.evaluator = evaluate.Evaluator(
       self._judges, panel, config.evaluation.temperature
     )
@@ -115,12 +216,6 @@ class Run:
     self.rollouts = ahead.Ahead(
       config, folder, self.players, told, self.episodes
     )
-
-  def _placed(self, policy: Any) -> Any:
-    """Parameters that no update changes, where those that it changes are."""
-    if policy is None or self.mesh.size == 1:
-      return policy
-    return mesh_lib.put(policy, mesh_lib.placements(self.mesh, policy))
 
   def episodes(
     self,
@@ -200,73 +295,6 @@ class Run:
       )
     kill_points.passed("evaluation: played")
     return found | {"eval/panel": evaluate.panel_hash(self.evaluator.tasks)}
-
-  def pack(
-    self, trajectories: Sequence[types.Trajectory], update: int
-  ) -> packing.Packed:
-    """Trajectories as device arrays, dealt to mini-batches at random."""
-    config = self.config
-    parts = config.learner.num_minibatches
-    rng = np.random.default_rng([config.seed, _MINIBATCHES, update])
-    shape = {}
-    if config.packing.layout != "rows":
-      # The most that an update can need, so that it compiles once: unused rows
-      # are never computed. A row holds at least one trajectory, or one prompt
-      # where they do not extend each other.
-      shape = {
-        "num_steps": self._num_episodes * config.rollout.max_steps + 1,
-        "rows_per_part": math.ceil(self._num_episodes / parts) * self._paths,
-      }
-    part = rng.permutation(len(trajectories)) % parts
-    try:
-      return packing.pack(
-        trajectories,
-        [int(p) for p in part],
-        config.packing,
-        num_parts=parts,
-        rows_multiple=config.learner.microbatch_rows,
-        pad_id=self.tokenizer.pad_id,
-        vocab_size=self.model.vocab_size,
-        reasoning="reasoning" in config.algorithm.row().wants,
-        **shape,
-      )
-    except ValueError as error:
-      raise ValueError(f"update {update}: {error}") from error
-
-  def pack_peers(
-    self, trajectories: Sequence[types.Trajectory], packed: packing.Packed
-  ) -> tuple[batch.TeacherRows | None, dict[str, int]]:
-    """What the policy reads as its own teacher, and who was left out."""
-    config = self.config
-    own = algorithm_options.PEER, algorithm_options.HINDSIGHT
-    if config.algorithm.teacher not in own:
-      return None, {}
-    hints, paths = None, self._paths
-    if config.algorithm.teacher == algorithm_options.HINDSIGHT:
-      # What is told stands behind each prompt: no step extends another.
-      hints = teacher_rows.make_hints(self.tokenizer)
-      paths = config.rollout.max_steps
-    by_step = config.packing.layout == "rows"
-    rows, left_out = teacher_rows.pack(
-      trajectories,
-      packed,
-      config.packing,
-      rows_multiple=config.learner.microbatch_rows,
-      pad_id=self.tokenizer.pad_id,
-      rows=None if by_step else self._num_episodes * paths,
-      hints=hints,
-    )
-    return rows, {"teacher/left_out": left_out}
-
-  @property
-  def _num_episodes(self) -> int:
-    return self.config.tasks_per_update * self.config.group_size
-
-  @property
-  def _paths(self) -> int:
-    """Most rows that a trajectory can need."""
-    append_only = self.players.prompt.append_only
-    return 1 if append_only else self.config.rollout.max_steps + 1
 
 
 def _provided(config: config_lib.RunConfig) -> set[str]:

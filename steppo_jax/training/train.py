@@ -26,10 +26,11 @@ from steppo_jax.storage import (
   lease,
   manifest,
   metrics,
+  sinks,
 )
 from steppo_jax.storage import folder as run_folder
 from steppo_jax.training import config as config_lib
-from steppo_jax.training import dynamic_sampling, speeds
+from steppo_jax.training import credit, dynamic_sampling, speeds
 from steppo_jax.training.run import Run
 
 
@@ -98,6 +99,7 @@ def train(
     signals.Stopped: a signal came, to this process or another, or one is lost
       (`exchange.Lost`); the same call goes on.
   """
+  sinks.check(config.metrics)
   first = hosts.is_first
   with (
     hosts_lib.losses_stop_the_run(hosts),
@@ -164,7 +166,10 @@ def _updates(run: Run, store: checkpoint.Checkpoints, on_update, held):
     run.players.engine.warm_up()
     # Without a checkpoint the run starts over: no line of it is kept.
     writer = metrics.MetricsWriter(
-      run.folder if run.hosts.is_first else None, resumed=first or -1
+      run.folder if run.hosts.is_first else None,
+      resumed=first or -1,
+      sinks=config.metrics,
+      options=run_folder.flat(run_folder.options_of(config)),
     )
   kill_points.passed("train: warmed up")
   with writer:
@@ -237,12 +242,9 @@ def _one_update(run: Run, state, update: int, held):
     teacher_rows, left_out = run.pack_peers(whole, packed)
     kill_points.passed("update: packed")
     run.hosts.agree(f"the batch of update {update}", packing.digest(packed))
-    state, found = run.learner.update(
-      state,
-      run.reference,
-      learner_state.put_batch(packed, run.mesh, teacher_rows),
-      run.teacher,
-    )
+    put = learner_state.put_batch(packed, run.mesh, teacher_rows)
+    credit.record(run, run.folder, state, put, packed, update)
+    state, found = run.learner.update(state, run.reference, put, run.teacher)
     pairs, plain = learner_state.split_metrics(mesh_lib.to_host(found))
     # Before anything is handed over or saved.
     learner_state.check_finite(pairs, update)

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 
 from steppo_jax.algorithms.estimators import inputs
 from steppo_jax.batch import Advantages
-from steppo_jax.ops import floats, returns, stats
+from steppo_jax.ops import floats, returns, segments, stats
 
 
 def step_gae(batch, table, value_bt, extras, *, discount, lambda_):
@@ -114,6 +114,34 @@ def vetta(
   return Advantages(
     advantage=found.advantage, target=(turn_target_k, found.token_target)
   )
+
+
+def td_errors(batch, table, value_bt, *, critic, discount):
+  """How far the critic's expectation was off at each step.
+
+    δₖ = rₖ + γ vₖ₊₁ - vₖ
+
+  This is GAE with λ = 0, which trusts no reward but the next one. For a critic
+  on the clock of tokens it is the sum over the tokens of the step.
+
+  Args:
+    batch: Tokens [B, T], after `resolve_truncation`.
+    table: Steps [S], likewise.
+    value_bt: [B, T] critic output at every token, or two of them.
+    critic: "step", "token" or "both", of which the head for steps is read.
+    discount: γ, per unit of that clock.
+
+  Returns:
+    [S], not whitened; not to be read where `table.live` is False.
+  """
+  if critic == "token":
+    delta_t, _ = _token_gae(batch, table, value_bt, discount, 0.0)
+    return segments.step_sum(
+      delta_t, batch.step_ids, num_steps=table.live.shape[0]
+    )
+  if isinstance(value_bt, tuple):
+    value_bt = value_bt[0]
+  return _step_gae(table, value_bt, discount, 0.0)[0]
 
 
 def _step_gae(table, value_bt, discount, lambda_):
