@@ -59,13 +59,16 @@ def read(run: runs_lib.Run, number: int) -> types.Trajectory:
   """
   row = _row(run, number)
   source = run.index.source(row["name"])
+  gone = LookupError(
+    f"{row['name']} is gone: keep_journals says for how many updates a run "
+    "keeps its journals, and record_every writes datasets"
+  )
   if source is None:
-    raise LookupError(
-      f"{row['name']} is gone: keep_journals says for how many updates a run "
-      "keeps its journals, and record_every writes datasets"
-    )
+    raise gone
   try:
     found = _loaded(source, source.identity, row["place"])
+  except FileNotFoundError as error:
+    raise gone from error
   except (ValueError, RuntimeError, OSError, IndexError) as error:
     raise LookupError(f"{row['name']} cannot be read: {error}") from error
   if index.clean(found.uid) != row["uid"]:

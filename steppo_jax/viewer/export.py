@@ -75,8 +75,7 @@ def write(
   if not rows:
     raise ValueError("no episode is left by --where")
   about = [
-    {"number": run.number, "label": run.label, "options": {}, "facts": {},
-     "without_text": run.without_text}
+    {"number": run.number, "label": run.label, "without_text": ""}
     for run in shown
   ]  # fmt: skip
   text = page({"about": about, "rows": rows, "episodes": episodes})

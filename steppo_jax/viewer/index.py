@@ -108,6 +108,7 @@ class Index:
         "with --cache"
       ) from error
     self._lost = 0
+    self._sources: dict[str, sources.Source] = {}
 
   def _open(self) -> sqlite3.Connection:
     """A connection, to a file that is made anew where it is none."""
@@ -154,9 +155,10 @@ class Index:
     return self._progress
 
   def source(self, name: str) -> sources.Source | None:
-    """A source by its name; None where it is gone."""
-    known = {one.name: one for one in sources.find(self.run)}
-    return known.get(name)
+    """A source by its name; None where it is not known any more."""
+    if name not in self._sources:
+      self._sources = {one.name: one for one in sources.find(self.run)}
+    return self._sources.get(name)
 
   @property
   def generation(self) -> int:
@@ -193,6 +195,7 @@ class Index:
 
   def _refresh(self, file, stopped) -> None:
     found = sources.find(self.run)
+    self._sources = {source.name: source for source in found}
     known = {
       name: rest
       for name, *rest in file.execute(
@@ -330,8 +333,7 @@ class Index:
   def _text(self, trajectory: types.Trajectory) -> str:
     """What is searched: everything that was read and written, once."""
     task = trajectory.task
-    parts = [trajectory.uid, task.uid, trajectory.error or ""]
-    before = None
+    parts, before = [], None
     for step in trajectory.steps:
       new = step.prompt_ids
       if before is not None:
@@ -340,12 +342,13 @@ class Index:
           rest = new[shared:]
           shared += types.common_prefix(rest, before.response_ids)
         new = new[shared:]
-      parts += [self._pieces.text(new), self._pieces.text(step.response_ids)]
+      parts += [new, step.response_ids]
       before = step
     if trajectory.final_prompt_ids is not None and before is not None:
       size = len(before.prompt_ids) + len(before.response_ids)
-      parts.append(self._pieces.text(trajectory.final_prompt_ids[size:]))
-    return clean("\n".join(parts))
+      parts.append(trajectory.final_prompt_ids[size:])
+    said = self._pieces.joined(parts)
+    return clean("\n".join([task.uid, trajectory.error or "", said]))
 
   def _drop(self, file, number: int) -> None:
     """Forgets a source."""

@@ -19,9 +19,9 @@ _COLUMNS = (
   "id", "uid", "at", "split", "task", "family", "success", "cause", "steps",
   "tokens", "sampled", "version", "reward",
 )  # fmt: skip
-_FROM = (
-  "FROM episodes LEFT JOIN labels "
-  "ON labels.uid = episodes.uid AND labels.split = episodes.split"
+_LABELLED = (
+  "EXISTS (SELECT 1 FROM labels WHERE labels.uid = episodes.uid "
+  "AND labels.split = episodes.split AND %s)"
 )
 
 
@@ -49,12 +49,16 @@ def page(index: index_lib.Index, asked: Mapping[str, str]) -> dict[str, Any]:
     raise ValueError(f"order={order!r} is none of {', '.join(_ORDERS)}")
   way = "DESC" if order.startswith("-") else "ASC"
   number = max(0, int(_number("page", asked.get("page") or "0")))
-  ((total,),) = index.query(f"SELECT count(*) {_FROM} WHERE {where}", *values)
-  names = ", ".join(f"episodes.{name}" for name in _COLUMNS)
+  ((total,),) = index.query(
+    f"SELECT count(*) FROM episodes WHERE {where}", *values
+  )
+  names = ", ".join(f"one.{name}" for name in _COLUMNS)
+  order = f"{column} {way} NULLS LAST, id {way}"
   rows = index.query(
-    f"SELECT {names}, verdict, note {_FROM} WHERE {where} "
-    f"ORDER BY episodes.{column} {way} NULLS LAST, episodes.id {way} "
-    "LIMIT ? OFFSET ?",
+    f"SELECT {names}, verdict, note FROM (SELECT * FROM episodes "
+    f"WHERE {where} ORDER BY {order} LIMIT ? OFFSET ?) AS one LEFT JOIN labels "
+    "ON labels.uid = one.uid AND labels.split = one.split "
+    f"ORDER BY one.{column} {way} NULLS LAST, one.id {way}",
     *values, PAGE, min(number, 1 << 40) * PAGE,
   )  # fmt: skip
   return {
@@ -74,8 +78,7 @@ def numbers(
   """Numbers of the first episodes that filters leave; see `page`."""
   where, values = _where(asked)
   rows = index.query(
-    f"SELECT episodes.id {_FROM} WHERE {where} ORDER BY at, episodes.id "
-    "LIMIT ?",
+    f"SELECT id FROM episodes WHERE {where} ORDER BY at, id LIMIT ?",
     *values, most,
   )  # fmt: skip
   return [number for (number,) in rows]
@@ -89,11 +92,10 @@ def choices(index: index_lib.Index) -> dict[str, Any]:
       f"SELECT {name}, count(*) FROM episodes WHERE NOT hidden "
       f"AND {name} IS NOT NULL GROUP BY {name} ORDER BY {name} LIMIT 200"
     )
-  for name in _RANGES:
-    found[name] = index.query(
-      f"SELECT min({name}), max({name}) FROM episodes WHERE NOT hidden"
-    )[0]
-  return found
+  ends = ", ".join(f"min({name}), max({name})" for name in _RANGES)
+  (row,) = index.query(f"SELECT {ends} FROM episodes WHERE NOT hidden")
+  pairs = zip(row[::2], row[1::2], strict=True)
+  return found | dict(zip(_RANGES, pairs, strict=True))
 
 
 def neighbours(index: index_lib.Index, task: str) -> list[dict[str, Any]]:
@@ -138,14 +140,13 @@ def _where(asked: Mapping[str, str]) -> tuple[str, list[Any]]:
         values.append(_number(key, given[key]))
   label = given.get("label")
   if label in ("keep", "exclude"):
-    parts.append("verdict = ?")
-    values.append(label)
+    parts.append(_LABELLED % f"verdict = '{label}'")
   elif label == "note":
-    parts.append("note != ''")
+    parts.append(_LABELLED % "note != ''")
   elif label == "none":
-    parts.append("coalesce(verdict, '') = ''")
+    parts.append("NOT " + _LABELLED % "verdict != ''")
   elif label == "not excluded":
-    parts.append("coalesce(verdict, '') != 'exclude'")
+    parts.append("NOT " + _LABELLED % "verdict = 'exclude'")
   words = _words(given.get("text", ""))
   if words:
     parts.append("episodes.id IN (SELECT rowid FROM words WHERE words MATCH ?)")

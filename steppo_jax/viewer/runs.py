@@ -20,8 +20,10 @@ from steppo_jax.viewer import credit, index, sources, tokens
 
 # A run whose files changed so recently is taken to be under way.
 _LIVE_S = 60.0
-# Between two looks at the sources of a run.
-_LOOK_S = 1.0
+# Seconds between two looks at the sources of a run, and how many times longer
+# than a look the pause before the next one is: the run comes first.
+_LOOK_S = 1.0, 30.0
+_REST = 50.0
 _SEED = re.compile(r"[-_]?seed[-_]?\d+$")
 
 LoadTokenizer = Callable[[dict[str, Any]], types.Tokenizer]
@@ -87,7 +89,7 @@ class Run:
     self._read: tuple[int, int] = (0, 0)
     self._damaged = 0
     self._lock = threading.Lock()
-    self._looked = 0.0
+    self._next = 0.0
     self._stopped = threading.Event()
     self._looking: threading.Thread | None = None
 
@@ -103,13 +105,16 @@ class Run:
     """Begins to bring the index up to date, if that was not done just now."""
     with self._lock:
       busy = self._looking is not None and self._looking.is_alive()
-      if busy or time.monotonic() - self._looked < _LOOK_S:
+      if busy or time.monotonic() < self._next:
         return
-      self._looked = time.monotonic()
-      self._looking = threading.Thread(
-        target=self.index.refresh, args=(self._stopped.is_set,), daemon=True
-      )
+      self._looking = threading.Thread(target=self._look, daemon=True)
       self._looking.start()
+
+  def _look(self) -> None:
+    self.index.refresh(self._stopped.is_set)
+    least, most = _LOOK_S
+    pause = min(most, max(least, _REST * time.thread_time()))
+    self._next = time.monotonic() + pause
 
   def options(self) -> dict[str, Any]:
     """Options of the run; empty where there are none."""

@@ -76,7 +76,7 @@ class Page:
     start = time.monotonic()
     while time.monotonic() - start < seconds:
       with contextlib.suppress(RuntimeError):
-        if self.run(f"Boolean({code})"):
+        if self.run(f"(async () => Boolean(await ({code})))()"):
           return time.monotonic() - start
       time.sleep(0.005)
     shown = self.run("document.body ? document.body.innerText : ''")

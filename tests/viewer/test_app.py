@@ -161,7 +161,7 @@ def test_nothing_else_is_served(served, path):
     {"Host": "evil.example"}, {"Host": "localhost"}, {"Host": ""},
     {"Host": "localhost:1"}, {"Host": "localhost.evil.example:80"},
     {"Origin": "http://evil.example"}, {"Origin": "null"},
-    {"Origin": "https://localhost"}, {"Sec-Fetch-Site": "cross-site"},
+    {"Origin": "https://example.org"}, {"Sec-Fetch-Site": "cross-site"},
     {"Sec-Fetch-Site": "same-site"},
     {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"},
   ],

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import recorded_runs
 
-from steppo_jax.datasets import tables
+from steppo_jax.datasets import tables, trajectories
 from steppo_jax.rollout import codec, journal
 from steppo_jax.rollout import pool as pool_lib
 from steppo_jax.storage import labels
@@ -223,8 +223,14 @@ def test_a_journal_that_is_replaced_or_removed_is_read_again(tmp_path, look):
   recorded_runs.write_journal(path, 1, other)
   run.index.refresh()
   assert uids(run, at_min="1") == {t.uid for t in other}
+  number = listing.page(run.index, {"at_min": "1"})["rows"][0]["id"]
+  assert episode.detail(run, number)["success"]
   file.unlink()
+  with pytest.raises(LookupError, match="keep_journals"):
+    episode.detail(run, number)
   run.index.refresh()
+  with pytest.raises(LookupError, match="no episode"):
+    episode.detail(run, number)
   assert uids(run) == {t.uid for t in episodes_of(0)}
   assert uids(run, text="drawer") == uids(run)
 
@@ -317,6 +323,22 @@ def test_labels_lie_in_the_run_folder_and_the_last_one_counts(tmp_path, look):
   assert uids(run, label="note") == {"0-0-0", "0-1-1"}
   assert len(uids(run, label="none")) == 6
   assert labels.excluded(path) == {"0-0-0"}
+
+
+@pytest.mark.parametrize("form", ["jsonl", "parquet"])
+def test_a_dataset_is_loaded_without_what_the_labels_exclude(tmp_path, form):
+  run = recorded_runs.make(tmp_path / "run", updates=1)
+  made = episodes_of(0)
+  folder = trajectories.write(
+    run / "data", "update0", {"train": made}, recorded_runs.tokenizer(), form
+  )
+  labels.add(run, made[2].uid, labels.Label("exclude", "loops"))
+  labels.add(run, made[3].uid, labels.Label("keep", ""))
+  labels.add(run, made[4].uid, labels.Label("exclude", ""), split="valid")
+  kept = trajectories.load(folder, "train", labels=run)
+  assert [t.uid for t in kept] == [t.uid for t in made if t is not made[2]]
+  assert kept[2].uid == made[3].uid
+  assert len(trajectories.load(folder, "train")) == len(made)
 
 
 def test_a_folder_without_anything_is_refused_and_an_empty_run_is_shown(

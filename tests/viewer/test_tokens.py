@@ -2,6 +2,7 @@
 
 import hypothesis
 import hypothesis.strategies as st
+import numpy as np
 import pytest
 import recorded_runs
 
@@ -53,7 +54,7 @@ def test_ids_of_any_kind_are_shown_each_once(name, ids):
     if not 0 <= index < tokenizer.vocab_size:
       assert place in shown.controls
       assert shown.texts[place] == f"<id {index}>"
-  assert isinstance(pieces.text(ids), str)
+  assert isinstance(pieces.joined([np.array(ids, np.int64)]), str)
 
 
 def test_a_character_of_several_tokens_stands_at_its_last():
@@ -66,4 +67,12 @@ def test_a_character_of_several_tokens_stands_at_its_last():
 def test_without_a_tokenizer_tokens_are_numbers():
   shown = tokens.Pieces(None).shown([7, 8])
   assert shown.texts == ["<id 7>", "<id 8>"]
-  assert tokens.Pieces(None).text([7, 8]) == ""
+  assert tokens.Pieces(None).joined([np.array([7, 8])]) == ""
+
+
+@pytest.mark.parametrize("name", list(TOKENIZERS))
+def test_parts_that_are_searched_do_not_run_into_each_other(name):
+  tokenizer = TOKENIZERS[name]
+  parts = [tokenizer.encode(text) for text in ("open drawer", "", "Nothing")]
+  joined = tokens.Pieces(tokenizer).joined(parts)
+  assert joined.split("\n") == ["open drawer", "", "Nothing", ""]

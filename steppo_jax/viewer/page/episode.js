@@ -139,6 +139,7 @@ function plot(one, credit, show) {
 
 function card(one, step, index, numbers, prompt, credit, blocks, info) {
   const facts = OF_STEP.map(([name, text]) => [text, name === "reward" ? step.reward : credit?.steps[name][index]]).filter(([, value]) => value !== undefined && value !== null);
+  facts.splice(1, 0, ["return", one.steps.slice(index).reduce((sum, later) => sum + (later.reward ?? 0), 0)]);
   facts.push(["version", step.version]);
   if (step.staleness) facts.push(["updates old", step.staleness]);
   for (const [name, value] of Object.entries(step.metadata)) if (name !== "invalid") facts.push([name, typeof value === "object" ? JSON.stringify(value) : value]);

@@ -33,7 +33,9 @@ export async function episodesView(root, parameters, app, signal) {
     }
     if (number !== newest) return;
     app.listed = found.rows.map((row) => row.id);
+    const focused = body.contains(document.activeElement) ? document.activeElement.getAttribute("href") : null;
     body.replaceChildren(...found.rows.map((row) => line(row, given.run)));
+    if (focused) body.querySelector(`a[href="${CSS.escape(focused)}"]`)?.focus();
     const first = found.page * 100 + 1;
     summary.replaceChildren(found.total
       ? `${many(found.total, "episode")}${found.pages > 1 ? `, ${first.toLocaleString("en")} to ${(first + found.rows.length - 1).toLocaleString("en")}` : ""}`

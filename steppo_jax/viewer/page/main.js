@@ -72,17 +72,21 @@ function status() {
 async function open() {
   asking?.abort();
   asking = new AbortController();
+  const { signal } = asking;
   const { name, parameters } = place();
   const root = el("div", { class: `view ${name}` });
   header(name, parameters);
   try {
     view?.close?.();
     view = null;
-    const made = VIEWS[name](root, parameters, app, asking.signal);
+    const made = VIEWS[name](root, parameters, app, signal);
     document.getElementById("main").replaceChildren(root);
-    view = await made;
+    const opened = await made;
+    // Somebody may have gone on meanwhile.
+    if (signal.aborted) opened.close?.();
+    else view = opened;
   } catch (error) {
-    if (error.name === "AbortError") return;
+    if (signal.aborted) return;
     root.replaceChildren(fault(error));
     document.getElementById("main").replaceChildren(root);
   }
