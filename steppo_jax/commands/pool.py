@@ -32,6 +32,7 @@ def register(add: Callable[..., argparse.ArgumentParser]) -> None:
   pool.add_argument(
     "action", nargs="?", default="list",
     choices=("list", "label", "exclude", "export"),
+    help="export leaves out what was excluded, unless it is asked for",
   )  # fmt: skip
   pool.add_argument("uids", nargs="*", metavar="UID", help="these episodes")
   pool.add_argument("--task", help="those of a task")
@@ -72,12 +73,20 @@ def _pool(args, _) -> None:
     if missing:
       raise ValueError(f"the pool has no such episode: {', '.join(missing)}")
     chosen = args.uids or list(known)
+    if args.action == "export" and not (args.uids or args.state or args.label):
+      chosen = [uid for uid in chosen if not _excluded(known[uid])]
     {
       "list": lambda: _list(pool, [known[uid] for uid in chosen]),
       "label": lambda: _label(pool, chosen, args.set),
       "exclude": lambda: _exclude(pool, chosen, args),
       "export": lambda: _export(pool, chosen, args),
     }[args.action]()
+
+
+def _excluded(entry) -> bool:
+  """Whether it was kept from the learner, or somebody said so too late."""
+  said = entry.labels.get("verdict")
+  return entry.cause == "excluded" or said == "exclude"
 
 
 def _pair(text: str | None) -> tuple[str, str] | None:

@@ -246,10 +246,15 @@ def load_file(path: str | os.PathLike) -> Sequence[types.Trajectory]:
     ValueError: see `rows_of`, or a row without a column that is needed.
     RuntimeError: see `rows_of`.
   """
-  return store.Examples(rows_of(pathlib.Path(path)), _trajectory)
+  return store.Examples(rows_of(pathlib.Path(path)), trajectory_of)
 
 
-def _trajectory(row: Mapping[str, Any]) -> types.Trajectory:
+def trajectory_of(row: Mapping[str, Any]) -> types.Trajectory:
+  """The trajectory of a row, as `rows_of` gives it.
+
+  Raises:
+    ValueError: a column that is needed is missing.
+  """
   try:
     task = types.task_from_json(json.loads(row["task"]))
     final = row["final_prompt_ids"]

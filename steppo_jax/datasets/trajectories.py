@@ -20,6 +20,7 @@ very trajectories that were written.
 
 import dataclasses
 import json
+import logging
 import os
 import pathlib
 import re
@@ -31,6 +32,9 @@ import tensorflow_datasets as tfds
 
 from steppo_jax import types
 from steppo_jax.datasets import atif, store, tables
+from steppo_jax.storage import labels as labels_lib
+
+_log = logging.getLogger(__name__)
 
 _KIND = "trajectories"
 _ARRAYS = {
@@ -204,7 +208,11 @@ def _step(step, tokenizer) -> dict[str, Any]:
 
 
 def load(
-  folder: str | os.PathLike, split: str, *, tokenizer: str | None = None
+  folder: str | os.PathLike,
+  split: str,
+  *,
+  tokenizer: str | None = None,
+  labels: str | os.PathLike | None = None,
 ) -> Sequence[types.Trajectory]:
   """The trajectories of a split, read from the disk as they are asked for.
 
@@ -212,10 +220,13 @@ def load(
     folder: What `write` returned.
     split: A split that was written.
     tokenizer: Digest that the token ids must belong to; None takes any.
+    labels: Folder of the run whose labels count: the episodes that somebody
+      excluded there (`storage.labels`) are left out, and their number is
+      logged. None leaves out nothing.
 
   Raises:
     ValueError: the folder does not hold trajectories, or those of another
-      tokenizer, or has no such split.
+      tokenizer, or has no such split; or the labels cannot be read.
     RuntimeError: a file is broken.
   """
   facts = store.facts(folder)
@@ -226,6 +237,20 @@ def load(
       f"{folder} was written with tokenizer {facts['tokenizer'][:12]}, this "
       f"one is {tokenizer[:12]}: token ids of one mean nothing to another"
     )
+  left_out = frozenset()
+  if labels is not None:
+    left_out = labels_lib.excluded(labels, split)
+  found = _open(folder, split, facts)
+  if not left_out:
+    return found
+  kept = [i for i, one in enumerate(found) if one.uid not in left_out]
+  _log.info("%d episodes of %s excluded", len(found) - len(kept), folder)
+  return store.Examples(kept, found.__getitem__)
+
+
+def _open(
+  folder: str | os.PathLike, split: str, facts: Mapping[str, Any]
+) -> Sequence[types.Trajectory]:
   form = facts.get("format")
   if form is None:
     return store.read(folder, split, _trajectory)

@@ -12,7 +12,7 @@ This module imports no JAX.
 import hashlib
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -73,6 +73,27 @@ def frames(data: bytes) -> Iterator[tuple[bytes, int]]:
       return
     place = start + length
     yield payload, place
+
+
+def read_frame(file: BinaryIO, place: int) -> tuple[bytes, int] | None:
+  """The payload of the frame at a place of a file, and where the frame ends.
+
+  Args:
+    file: Open for reading, in binary mode.
+    place: Where a frame begins, in bytes.
+
+  Returns:
+    None where no whole frame begins: the file ends, perhaps within a frame that
+    is still being written, or is damaged.
+  """
+  file.seek(place)
+  start = file.read(_LENGTH.size + _DIGEST)
+  if len(start) < _LENGTH.size + _DIGEST:
+    return None
+  payload = file.read(*_LENGTH.unpack_from(start))
+  if frame(payload)[: len(start)] != start:
+    return None
+  return payload, place + len(start) + len(payload)
 
 
 def encode(trajectory: types.Trajectory) -> tuple[dict[str, Any], bytes]:

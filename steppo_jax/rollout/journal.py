@@ -14,7 +14,7 @@ import logging
 import os
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from steppo_jax import types
@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 _VERSION = 1
 _STALE = ".stale"
-_NAME = re.compile(r"(\d+)-(\d+)(?:-\d+)?\.journal")
+_NAME = re.compile(r"(\d+)-(\d+)(?:-(\d+))?\.journal")
 
 
 def path_of(
@@ -65,6 +65,73 @@ def read(path: str | os.PathLike) -> Contents:
     OSError: the file cannot be read.
   """
   return _contents(pathlib.Path(path))[0]
+
+
+class Place(NamedTuple):
+  """Where a trajectory lies in a journal.
+
+  Attributes:
+    start: First byte of its frame.
+    end: One past the last byte.
+    trajectory: What lies there; None for the frames that begin and end a
+      journal, which hold none.
+  """
+
+  start: int
+  end: int
+  trajectory: types.Trajectory | None
+
+
+def scan(path: str | os.PathLike, start: int = 0) -> Iterator[Place]:
+  """The frames of a journal one by one, for readers that go on later.
+
+  It ends where no whole frame follows: at the end, at a frame that is still
+  being written, or at damage.
+
+  Args:
+    path: The file.
+    start: 0, or the `end` of a place that was given before.
+
+  Raises:
+    ValueError: the file is no journal, or a frame in it is of another format.
+    OSError: the file cannot be read.
+  """
+  with open(path, "rb") as file:
+    while (found := codec.read_frame(file, start)) is not None:
+      payload, end = found
+      head, data = frames.unpack(payload)
+      if not start and head.get("version") != _VERSION:
+        raise ValueError(f"{path} is not of version {_VERSION} of journals")
+      trajectory = None
+      if start and "end" not in head:
+        try:
+          trajectory = codec.decode(head, data)
+        except (KeyError, TypeError, ValueError) as error:
+          raise ValueError(
+            f"{path}: the frame at byte {start} is of another format "
+            f"({error!r})"
+          ) from error
+      yield Place(start, end, trajectory)
+      start = end
+
+
+def load(path: str | os.PathLike, start: int) -> types.Trajectory:
+  """The trajectory at a place that `scan` gave.
+
+  Raises:
+    ValueError: there is none: the file has changed since.
+    OSError: the file cannot be read.
+  """
+  place = next(scan(path, start), None) if start else None
+  if place is None or place.trajectory is None:
+    raise ValueError(f"{path} has no trajectory at byte {start} any more")
+  return place.trajectory
+
+
+def identity(path: str | os.PathLike) -> tuple[int, int, int] | None:
+  """Update, process and round that a journal's name tells; None for others."""
+  name = _NAME.fullmatch(pathlib.Path(path).name)
+  return name and (int(name[1]), int(name[2]), int(name[3] or 0))
 
 
 class Journal:

@@ -53,6 +53,13 @@ class Entry(NamedTuple):
   notes: str
 
 
+def has(pool: pool_lib.Pool, uid: str) -> bool:
+  """Whether a pool knows of an episode."""
+  with pool.file.transaction() as run:
+    query = "SELECT 1 FROM episodes WHERE uid = ?"
+    return run(query, uid).fetchone() is not None
+
+
 def label(
   pool: pool_lib.Pool, uids: Sequence[str], labels: Mapping[str, str]
 ) -> None:

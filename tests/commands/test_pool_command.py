@@ -47,6 +47,23 @@ def test_episodes_are_listed_labelled_and_excluded(run, capsys):
   assert "1 failed/excluded" in found.err
 
 
+def test_what_was_excluded_is_exported_only_if_it_is_named(
+  run, capsys, tmp_path
+):
+  def exported(*more):
+    file = tmp_path / "out.jsonl"
+    told(capsys, run, "export", *more, "--jsonl", file)
+    return [json.loads(line)["uid"] for line in file.read_text().splitlines()]
+
+  assert exported() == ["e0-0", "e1-0"]
+  told(capsys, run, "exclude", "e0-0")
+  assert exported() == ["e1-0"]
+  told(capsys, run, "label", "e1-0", "--set", "verdict=exclude")
+  assert exported() == []
+  assert exported("e0-0") == ["e0-0"]
+  assert exported("--state", "failed") == ["e0-0"]
+
+
 def test_episodes_are_exported_with_all_their_tokens(run, capsys, tmp_path):
   file = tmp_path / "out.jsonl"
   told(
