@@ -208,7 +208,9 @@ _LATER = (
   (("learner", "remat"), "auto"),
   (("rollout", "staleness"), 0),
   (("rollout", "source"), "env"),
+  (("rollout", "engine"), "internal"),
   (("agents",), dataclasses.asdict(rollout_options.AgentConfig())),
+  (("engines",), dataclasses.asdict(rollout_options.EngineConfig())),
   (
     ("dynamic_sampling",),
     dataclasses.asdict(rollout_options.DynamicSampling()),

@@ -26,6 +26,7 @@ from steppo_jax.prompts.options import PromptConfig
 from steppo_jax.rollout.options import (
   AgentConfig,
   DynamicSampling,
+  EngineConfig,
   RolloutConfig,
 )
 from steppo_jax.sampler.options import SamplerConfig
@@ -155,6 +156,7 @@ class RunConfig:
   prompt: PromptConfig = PromptConfig()
   rollout: RolloutConfig = RolloutConfig()
   agents: AgentConfig = AgentConfig()
+  engines: EngineConfig = EngineConfig()
   dynamic_sampling: DynamicSampling = DynamicSampling()
   sampler: SamplerConfig = SamplerConfig()
   packing: PackingConfig = PackingConfig()
