@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import os
 import pathlib
+import tempfile
 from collections.abc import Callable
 
 from steppo_jax.commands import terminal
@@ -70,6 +71,10 @@ def register(add: Callable[..., argparse.ArgumentParser]) -> None:
     help="record sessions as episodes in this pool; see docs/agents.md",
   )  # fmt: skip
   policy.add_argument(
+    "--accept-weights", action="store_true",
+    help="let a run with the key send other weights; see docs/engines.md",
+  )  # fmt: skip
+  policy.add_argument(
     "--api-key",
     help=f"what clients have to send; better in the variable {_KEY}",
   )
@@ -112,15 +117,22 @@ def _serve_policy(args) -> None:
       f"serve policy needs the package {error.name}: "
       "pip install 'steppo_jax[gateway]'"
     ) from error
+  if args.accept_weights and not key:
+    raise ValueError(
+      f"--accept-weights lets whoever has the key replace the weights: set "
+      f"{_KEY} to a secret"
+    )
   listening = background.listen(args.host, args.port, key=key, option="--")
-  with contextlib.closing(listening):
+  with contextlib.ExitStack() as stack:
+    stack.enter_context(contextlib.closing(listening))
     recorded = args.pool and pool.Pool(args.pool)
-    policy = _policy(args, scheduler.Scheduler)
+    policy, weights = _policy(args, scheduler.Scheduler, stack)
     # A script that starts the service waits for this line.
     print(f"listening on {background.url_of(listening)}", flush=True)
     served = app.make(
       policy, api_key=key,
       sessions=recorded and sessions.Sessions(policy, recorded),
+      weights=weights,
     )  # fmt: skip
     config = uvicorn.Config(
       served, log_level="warning", timeout_graceful_shutdown=1
@@ -131,8 +143,8 @@ def _serve_policy(args) -> None:
       policy.scheduler.close()
 
 
-def _policy(args, make_scheduler):
-  """Loads the model and compiles what answers need."""
+def _policy(args, make_scheduler, stack):
+  """Loads the model; what is served, and how its weights change if they may."""
   from steppo_jax.pretrained import sources
   from steppo_jax.prompts import tool_dialects
   from steppo_jax.sampler import engine as engine_lib
@@ -152,16 +164,23 @@ def _policy(args, make_scheduler):
       "the model was made"
     )
   tokenizer = sources.tokenizer_of(found, args.tokenizer)
+  # Adapters that a run sends belong to the weights as the run reads them.
+  dtype = "float32" if args.accept_weights else args.dtype
   with terminal.console.status("reading the model"):
-    model, params = sources.load(found, dtype=args.dtype)
+    model, params = sources.load(
+      found, dtype=dtype, merged=not args.accept_weights
+    )
   if tokenizer.num_ids > model.vocab_size:
     raise ValueError(
       f"the tokenizer has {tokenizer.num_ids} ids and the model "
       f"{model.vocab_size}: take the model's own tokenizer"
     )
   lengths = tuple(n for n in (16, 64, 256) if n <= context) or (context,)
+  model = dataclasses.replace(
+    model, num_ids=tokenizer.num_ids, compute=args.dtype
+  )
   engine = engine_lib.SlotEngine(
-    dataclasses.replace(model, num_ids=tokenizer.num_ids, compute=args.dtype),
+    model,
     options.SamplerConfig(
       num_slots=args.slots, prefill_lengths=lengths, refill=1, burst=4
     ),
@@ -171,7 +190,7 @@ def _policy(args, make_scheduler):
     seed=args.seed,
   )
   engine.set_params(params, 0)
-  return answers.Policy(
+  policy = answers.Policy(
     args.name or pathlib.Path(args.weights).name,
     tokenizer,
     make_scheduler(engine, max_waiting=args.max_waiting),
@@ -179,3 +198,28 @@ def _policy(args, make_scheduler):
     max_new_tokens=context - 1,
     dialect=args.dialect,
   )
+  if not args.accept_weights:
+    return policy, None
+  return policy, _weights(args.seed, model, params, engine, policy, stack)
+
+
+def _weights(seed, model, params, engine, policy, stack):
+  """How the weights of what is served are changed."""
+  from steppo_jax.models import lora
+  from steppo_jax.pretrained import handed_out
+  from steppo_jax.serving.engines import weights
+
+  base = lora.off(params)
+  return weights.Weights(
+    engine,
+    policy.scheduler,
+    lambda path: handed_out.read(path, model, base),
+    handed_out.facts(
+      model, policy.tokenizer, seed=seed, context=policy.context,
+      max_new_tokens=policy.max_new_tokens,
+    ),
+    pathlib.Path(
+      stack.enter_context(tempfile.TemporaryDirectory(prefix="steppo-"))
+    ),
+    largest=handed_out.largest(model),
+  )  # fmt: skip

@@ -211,7 +211,9 @@ _LATER = (
   (("rollout", "max_seconds"), None),
   (("mesh", "rollout_devices"), 0),
   (("rollout", "source"), "env"),
+  (("rollout", "engine"), "internal"),
   (("agents",), dataclasses.asdict(rollout_options.AgentConfig())),
+  (("engines",), dataclasses.asdict(rollout_options.EngineConfig())),
   (
     ("dynamic_sampling",),
     dataclasses.asdict(rollout_options.DynamicSampling()),

@@ -34,6 +34,11 @@ class RolloutConfig:
       on while the learner works (asynchronous training, `training.ahead`):
       worth it where environments are slow, or devices idle otherwise. No
       episode is thrown away, whatever the number.
+    source: Who plays: "env" for environments of this run, "agents" for
+      programs that it starts, "service" for agents that come by themselves
+      (docs/agents.md).
+    engine: Who samples: "internal" for this process, "http" for the servers of
+      `engines.addresses` (docs/engines.md).
   """
 
   max_steps: int = 15
@@ -46,6 +51,7 @@ class RolloutConfig:
   retries: int = 0
   staleness: int = 0
   source: Literal["env", "agents", "service"] = "env"
+  engine: Literal["internal", "http"] = "internal"
 
   def __post_init__(self):
     if self.max_live is not None and self.max_live < 1:
@@ -86,6 +92,37 @@ class AgentConfig:
       value = getattr(self, name)
       if value is not None and not value > 0:
         raise ValueError(f"agents.{name}={value} must be above 0")
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineConfig:
+  """Servers that sample, with `rollout.engine=http`; see docs/engines.md.
+
+  Attributes:
+    addresses: Of the servers, such as http://HOST:8000. A run that goes on may
+      have other ones.
+    form: "steppo" for `serve policy --accept-weights`; "vllm" or "sglang",
+      which take adapters alone.
+    seconds: That an answer, or an upload without progress, may take.
+    adapters: Folder that vLLM's or SGLang's servers see under the same name;
+      adapters are written there.
+    model: What these call the base; None for the first that they serve.
+    slots: Responses that each of these samples at once; our own server tells.
+  """
+
+  addresses: tuple[str, ...] = ()
+  form: Literal["steppo", "vllm", "sglang"] = "steppo"
+  seconds: float = 600.0
+  adapters: str | None = None
+  model: str | None = None
+  slots: int = 64
+
+  def __post_init__(self):
+    for name in ("seconds", "slots"):
+      if not getattr(self, name) > 0:
+        raise ValueError(
+          f"engines.{name}={getattr(self, name)} must be above 0"
+        )
 
 
 @dataclasses.dataclass(frozen=True)

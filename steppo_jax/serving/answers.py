@@ -130,8 +130,9 @@ class Policy:
     seed: int | None,
     stop_ids: Sequence[int],
     limit_field: str = "max_tokens",
+    key: Sequence[int] | None = None,
   ) -> types.Request:
-    """What the engine is asked for.
+    """What the engine is asked for; see `types.Request` for the `key`.
 
     Raises:
       Fault: an id is not in the vocabulary, or it does not fit the context.
@@ -156,11 +157,13 @@ class Policy:
         "context_length_exceeded",
         "messages" if room < 1 else limit_field,
       )
-    number = secrets.randbits(64) if seed is None else seed % 2**64
+    if key is None:
+      number = secrets.randbits(64) if seed is None else seed % 2**64
+      key = number >> 32, number & 0xFFFFFFFF
     return types.Request(
       "",
       ids.astype(np.int32),
-      (number >> 32, number & 0xFFFFFFFF),
+      tuple(key),
       min(limit or room, self.max_new_tokens),
       1.0 if temperature is None else temperature,
       tuple(stop_ids),

@@ -30,6 +30,7 @@ from steppo_jax.serving import (
 )
 from steppo_jax.serving import session as session_lib
 from steppo_jax.serving import sessions as sessions_lib
+from steppo_jax.serving.engines import weights as weights_lib
 
 
 def make(
@@ -37,6 +38,7 @@ def make(
   *,
   api_key: str | None = None,
   sessions: sessions_lib.Sessions | None = None,
+  weights: weights_lib.Weights | None = None,
 ) -> Any:
   """The application.
 
@@ -45,8 +47,9 @@ def make(
     api_key: What clients have to send as `Authorization: Bearer KEY`; None lets
       everyone in.
     sessions: Records what sessions ask for; None has none.
+    weights: Takes in other weights; None lets nobody change them.
   """
-  served = _Served(policy, api_key, sessions)
+  served = _Served(policy, api_key, sessions, weights)
   routes = [
     served.route("POST", "/v1/chat/completions", served.chat),
     served.route("POST", "/v1/completions", served.completion),
@@ -71,6 +74,8 @@ def make(
       routing.Mount("/sessions/{session}", routes=routes),
     ]
     lifespan = session_app.lifespan(sessions)
+  if weights is not None:
+    routes += weights.routes(served.route)
   return applications.Starlette(
     routes=[
       *routes,
@@ -90,10 +95,12 @@ class _Served:
     policy: answers.Policy,
     api_key: str | None,
     sessions: sessions_lib.Sessions | None,
+    weights: weights_lib.Weights | None,
   ):
     self._policy = policy
     self._api_key = api_key
     self._sessions = sessions
+    self._weights = weights
     self._created = int(time.time())
 
   def route(
@@ -260,13 +267,15 @@ class _Served:
       wanted = self._policy.request(
         asked.token_ids, limit=params.max_tokens,
         temperature=params.temperature, seed=params.seed, stop_ids=stop_ids,
+        key=params.key,
       )  # fmt: skip
       pieces = self._policy.scheduler.answer(wanted)
       name = uuid.uuid4().hex
     answer = answers.Answer(self._policy.tokenizer, stop_ids, ())
     await http.unless_gone(request, answers.whole(pieces, answer))
     delivered()
-    return responses.JSONResponse(forms.generated(wanted, answer, name))
+    digest = self._weights and self._weights.digest
+    return responses.JSONResponse(forms.generated(wanted, answer, name, digest))
 
   async def models(self, request: requests.Request) -> responses.Response:
     """`GET /v1/models`."""

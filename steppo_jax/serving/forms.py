@@ -250,7 +250,10 @@ class Completion(Form):
 
 
 def generated(
-  wanted: types.Request, answer: answers.Answer, name: str
+  wanted: types.Request,
+  answer: answers.Answer,
+  name: str,
+  digest: str | None,
 ) -> dict[str, Any]:
   """The answer of `/inference/v1/generate`: token ids.
 
@@ -258,11 +261,12 @@ def generated(
     wanted: What the engine was asked for.
     answer: All of what was sampled.
     name: Names the answer.
+    digest: Names the weights that sampled it, beside their version.
   """
   content = [
     {"token": f"token_id:{i}", "token_id": i, "logprob": logp,
      "top_logprobs": []}
-    for i, _, logp in answer.tokens(0)
+    for i, logp in zip(answer.ids, answer.logp, strict=True)
   ]  # fmt: skip
   return {
     "request_id": f"gen-{name}",
@@ -276,4 +280,5 @@ def generated(
     ],
     "prompt_token_ids": wanted.prompt_ids.tolist(),
     "weight_version": answer.version,
+    "weight_digest": digest,
   }

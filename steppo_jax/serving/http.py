@@ -13,6 +13,8 @@ from steppo_jax.serving import answers, forms, schema
 # A longer body is refused.
 _MAX_BYTES = 1 << 25
 _RETRY_AFTER_S = 1
+# Seconds that a body may take, and each part of one that may be longer.
+_BODY_S, _PART_S = 120.0, 60.0
 
 
 class Gone(Exception):
@@ -47,25 +49,52 @@ def key(request: requests.Request) -> str:
   return request.headers.get("x-api-key", "")
 
 
+async def body(request: requests.Request) -> AsyncIterator[bytes]:
+  """The body of a request as it comes.
+
+  Raises:
+    answers.Fault: nothing more of it comes.
+    Gone: the client has hung up.
+  """
+  stream = aiter(request.stream())
+  while True:
+    try:
+      part = await asyncio.wait_for(anext(stream), _PART_S)
+    except StopAsyncIteration:
+      return
+    except requests.ClientDisconnect:
+      raise Gone from None
+    except TimeoutError:
+      raise _slow(_PART_S) from None
+    yield part
+
+
+def _slow(seconds: float) -> answers.Fault:
+  return answers.Fault(
+    408, f"the body was not sent within {seconds:g} s", "request_timeout"
+  )
+
+
 async def read(request: requests.Request, form: type) -> Any:
   """The body of a request in its form.
 
   Raises:
-    answers.Fault: it is too long, or does not have that form.
+    answers.Fault: it is too long or too slow, or does not have that form.
     Gone: the client has hung up.
   """
   parts, size = [], 0
   try:
-    async for part in request.stream():
-      parts.append(part)
-      size += len(part)
-      if size > _MAX_BYTES:
-        raise answers.Fault(
-          413, f"the body has more than {_MAX_BYTES} bytes",
-          "request_too_large",
-        )  # fmt: skip
-  except requests.ClientDisconnect:
-    raise Gone from None
+    async with asyncio.timeout(_BODY_S):
+      async for part in body(request):
+        parts.append(part)
+        size += len(part)
+        if size > _MAX_BYTES:
+          raise answers.Fault(
+            413, f"the body has more than {_MAX_BYTES} bytes",
+            "request_too_large",
+          )  # fmt: skip
+  except TimeoutError:
+    raise _slow(_BODY_S) from None
   try:
     return form.model_validate_json(b"".join(parts))
   except pydantic.ValidationError as raised:
@@ -77,9 +106,11 @@ def error(
   fault: answers.Fault, tell: Callable | None = None
 ) -> responses.JSONResponse:
   """A fault as an answer, in OpenAI's form unless there is another."""
-  headers = (
-    {"Retry-After": str(_RETRY_AFTER_S)} if fault.status in (429, 503) else None
-  )
+  headers = {}
+  if fault.status in (429, 503):
+    headers["Retry-After"] = str(_RETRY_AFTER_S)
+  if fault.status in (408, 413):  # The rest of the body is not read.
+    headers["Connection"] = "close"
   return responses.JSONResponse((tell or _openai)(fault), fault.status, headers)
 
 

@@ -18,6 +18,7 @@ _MOST_IDS, _MOST_STOPS = 1 << 20, 16
 Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=_MOST_IDS)]
 Stop = Annotated[str, Field(min_length=1)]
 Stops = Annotated[list[Stop], Field(max_length=_MOST_STOPS)]
+Word = Annotated[int, Field(ge=0, lt=1 << 32)]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**64)]
 
 
@@ -147,7 +148,9 @@ class SamplingParams(_Form):
   temperature: Annotated[float, Field(ge=0, le=1e4)] | None = None
   max_tokens: Annotated[int, Field(ge=1)] | None = None
   seed: Seed | None = None
-  stop_token_ids: Annotated[Ids, Field(max_length=8)] | None = None
+  # Of ours: the integers that random numbers are made of, in place of a seed.
+  key: Annotated[list[Word], Field(min_length=1, max_length=7)] | None = None
+  stop_token_ids: Annotated[Ids, Field(max_length=16)] | None = None
   n: Literal[1] | None = None
   top_p: Literal[1] | None = None
   top_k: Literal[-1, 0] | None = None

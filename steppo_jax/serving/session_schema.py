@@ -17,7 +17,6 @@ Notes = Annotated[str, Field(max_length=1 << 14)]
 Order = Annotated[int, Field(ge=0, lt=1 << 31)]
 Reward = Annotated[float, Field(ge=-_LARGEST, le=_LARGEST, allow_inf_nan=False)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
-Word = Annotated[int, Field(ge=0, lt=1 << 32)]
 
 
 class _Form(pydantic.BaseModel):
@@ -51,7 +50,9 @@ class Create(_Form):
   group: Annotated[str, Field(min_length=1, max_length=256)] | None = None
   group_size: Annotated[int, Field(ge=1, le=1024)] = 1
   channel: Literal["train", "validation"] | None = None
-  key: Annotated[list[Word], Field(min_length=1, max_length=5)] | None = None
+  key: (
+    Annotated[list[schema.Word], Field(min_length=1, max_length=5)] | None
+  ) = None
   labels: Labels = {}
   notes: Notes = ""
   request_id: Name | None = None

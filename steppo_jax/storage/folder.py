@@ -124,12 +124,16 @@ def _defaults(config: Any) -> dict[str, Any]:
   return json.loads(json.dumps(found))
 
 
+# What may differ when a run goes on: where it is, and where its servers are.
+_FREE = ("run_dir", "engines.addresses")
+
+
 def _check_same(path, saved, wanted) -> None:
   names = sorted(saved.keys() | wanted.keys())
   changed = [
     f"{n}={saved.get(n)} there, {wanted.get(n)} now"
     for n in names
-    if saved.get(n) != wanted.get(n) and n != "run_dir"
+    if saved.get(n) != wanted.get(n) and n not in _FREE
   ]
   if changed:
     raise ValueError(

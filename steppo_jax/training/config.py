@@ -27,6 +27,7 @@ from steppo_jax.prompts.options import PromptConfig
 from steppo_jax.rollout.options import (
   AgentConfig,
   DynamicSampling,
+  EngineConfig,
   RolloutConfig,
 )
 from steppo_jax.sampler.options import SamplerConfig
@@ -161,6 +162,7 @@ class RunConfig:
   prompt: PromptConfig = PromptConfig()
   rollout: RolloutConfig = RolloutConfig()
   agents: AgentConfig = AgentConfig()
+  engines: EngineConfig = EngineConfig()
   dynamic_sampling: DynamicSampling = DynamicSampling()
   sampler: SamplerConfig = SamplerConfig()
   packing: PackingConfig = PackingConfig()

@@ -15,13 +15,10 @@ Where both exist, the one in the journal counts.
 """
 
 import dataclasses
-import hashlib
 import logging
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
-
-import jax
 
 from steppo_jax import types
 from steppo_jax.datasets import store
@@ -35,18 +32,6 @@ from steppo_jax.training import config as config_lib
 from steppo_jax.training import players as players_lib
 
 _log = logging.getLogger(__name__)
-
-
-def mark(policy: Any) -> str:
-  """Tells one policy from another.
-
-  Args:
-    policy: Parameters on any devices, or as NumPy arrays.
-  """
-  digest = hashlib.blake2b(digest_size=16)
-  for numbers in jax.tree.leaves(hand_over.marked(policy)):
-    digest.update(numbers.tobytes())
-  return digest.hexdigest()
 
 
 class Rollouts:
@@ -82,7 +67,7 @@ class Rollouts:
       policy: Parameters on any devices; they are copied.
       version: Updates behind them.
     """
-    self._policy = mark(policy)
+    self._policy = hand_over.mark(policy)
     self._players.engine.set_params(policy, version)
 
   def play(
@@ -149,7 +134,8 @@ class Rollouts:
       _log.info("%d episodes are in the journal already", len(before))
     rollout = self._config.rollout
     # A pool gives agents' episodes again as they were.
-    if rollout.env_threads and rollout.source == "env":
+    unordered = rollout.env_threads or rollout.engine == "http"
+    if unordered and rollout.source == "env":
       for trajectory in before.values():
         self._on_episode(trajectory)
       episodes = [e for e in episodes if e.uid not in before]

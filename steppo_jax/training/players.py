@@ -133,8 +133,10 @@ class Players:
     self.close()
 
   def close(self) -> None:
-    """Ends the environments' workers, if there are any."""
+    """Ends the environments' workers, and what is asked of servers."""
     self.make_env.close()
+    # An engine of this process has nothing to close.
+    getattr(self.engine, "close", lambda: None)()
 
   def settle(self, needed_from: float) -> None:
     """Nothing to do: what was played is nowhere but in the journal."""
@@ -171,6 +173,26 @@ class Players:
     )
 
 
+def _make_engine(config, model, tokenizer, hosts) -> types.Engine:
+  """The sampler that the options describe, in this process or elsewhere."""
+  rollout = config.rollout
+  if rollout.engine == "http":
+    from steppo_jax.training import remote  # It needs JAX and HTTP alone.
+
+    return remote.make(config, model, tokenizer, hosts)
+  # A supervised run splits no model, and plays on all devices.
+  mesh = getattr(config, "mesh", model_options.MeshConfig())
+  return engine_lib.SlotEngine(
+    model,
+    config.sampler,
+    context=rollout.max_tokens,
+    max_new_tokens=rollout.max_new_tokens,
+    end_of_turn_id=tokenizer.end_of_turn_id,
+    seed=config.seed,
+    devices=mesh_lib.rollout_devices(mesh),
+  )
+
+
 def make(
   config: config_lib.RunConfig | config_lib.SupervisedRun,
   model: transformer.ModelConfig,
@@ -199,22 +221,22 @@ def make(
     ValueError: an option of the environment or the prompt does not fit.
   """
   rollout = config.rollout
-  # A supervised run splits no model, and plays on all devices.
-  mesh = getattr(config, "mesh", model_options.MeshConfig())
-  engine = engine_lib.SlotEngine(
-    model,
-    config.sampler,
-    context=rollout.max_tokens,
-    max_new_tokens=rollout.max_new_tokens,
-    end_of_turn_id=tokenizer.end_of_turn_id,
-    seed=config.seed,
-    devices=mesh_lib.rollout_devices(mesh),
-  )
+  other = [
+    f"rollout.{name}={value}"
+    for name, value, usual in (
+      ("source", rollout.source, "env"), ("engine", rollout.engine, "internal"),
+    )
+    if value != usual
+  ]  # fmt: skip
+  if other and not isinstance(config, config_lib.RunConfig):
+    raise ValueError(f"{other[0]} is for reinforcement learning")
+  if len(other) > 1:
+    raise ValueError(
+      f"{other[0]} has a gateway, which samples in this process: leave "
+      f"{other[1]} out"
+    )
+  engine = _make_engine(config, model, tokenizer, hosts)
   if rollout.source != "env":
-    if not isinstance(config, config_lib.RunConfig):
-      raise ValueError(
-        f"rollout.source={rollout.source} is for reinforcement learning"
-      )
     # A server is needed by these runs alone.
     from steppo_jax.training import agents
 

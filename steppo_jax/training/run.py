@@ -1,6 +1,7 @@
 """The parts of a run of reinforcement learning, made from its options."""
 
 import contextlib
+import dataclasses
 import functools
 import math
 import pathlib
@@ -210,9 +211,15 @@ class Run(Learning):
       )
       return
     # Rollouts go on while others play the panel, in a thread that the event log
-    # knows nothing of.
+    # knows nothing of. Servers hold the weights of rollouts, and no others.
     self.players = make(waiting=contextlib.nullcontext)
-    self._judges = make(waiting=self.log.waiting)
+    here = dataclasses.replace(
+      config, rollout=dataclasses.replace(config.rollout, engine="internal")
+    )
+    self._judges = players_lib.make(
+      here, self.model, self.tokenizer, hosts=self.hosts,
+      waiting=self.log.waiting,
+    )  # fmt: skip
     self.rollouts = ahead.Ahead(
       config, folder, self.players, told, self.episodes
     )

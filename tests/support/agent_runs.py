@@ -41,7 +41,7 @@ def programs(folder):
   return [name for name, _ in found]
 
 
-def options(folder, tmp_path, *, source="agents", **agents):
+def options(folder, tmp_path, *, source="agents", engine="internal", **agents):
   """Updates on two short episodes each."""
   small = small_runs.small_config(tmp_path)
   return dataclasses.replace(
@@ -51,7 +51,7 @@ def options(folder, tmp_path, *, source="agents", **agents):
     num_updates=2,
     tasks_per_update=2,
     rollout=dataclasses.replace(
-      small.rollout, source=source, max_steps=3, max_tokens=1024,
+      small.rollout, source=source, engine=engine, max_steps=3, max_tokens=1024,
       max_new_tokens=8,
     ),
     agents=rollout_options.AgentConfig(processes=2, seconds=120.0, **agents),

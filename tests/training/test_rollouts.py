@@ -11,6 +11,7 @@ from small_runs import small_config
 
 from steppo_jax.envs.household import env as household
 from steppo_jax.rollout import journal
+from steppo_jax.sampler import hand_over
 from steppo_jax.training import episodes, players
 
 COUNT = 6
@@ -136,12 +137,12 @@ def test_episodes_of_another_policy_are_played_anew(played):
 def test_an_update_of_one_array_marks_another_policy():
   policy = jax.device_get(worlds.policy())
   leaves, tree = jax.tree.flatten(policy)
-  marks = {episodes.mark(policy)}
+  marks = {hand_over.mark(policy)}
   for index, leaf in enumerate(leaves):
     changed = leaf.copy()
     changed.reshape(-1)[0] = np.nextafter(changed.reshape(-1)[0], np.inf)
     others = [*leaves[:index], changed, *leaves[index + 1 :]]
-    marks.add(episodes.mark(jax.tree.unflatten(tree, others)))
+    marks.add(hand_over.mark(jax.tree.unflatten(tree, others)))
   assert len(marks) == len(leaves) + 1
 
 
