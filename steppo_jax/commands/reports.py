@@ -21,8 +21,15 @@ def register(add: Callable[..., argparse.ArgumentParser]) -> None:
     help="write a report for a pull request: runs that differ in more than "
     "their seed are compared with the first",
   )  # fmt: skip
-  many = add("compare", _compare, "run a matrix of methods, worlds and seeds")
-  many.add_argument("matrix", help="file that defines MATRIX")
+  many = add(
+    "compare", _compare, "run a matrix of methods, worlds and seeds",
+    add_help=False,
+  )  # fmt: skip
+  many.add_argument("-h", "--help", action=terminal.ListingHelp, kind="MATRIX")
+  many.add_argument(
+    "matrix", help="name of a comparison, such as compare/pilot, or a file "
+    "that defines MATRIX",
+  )  # fmt: skip
   many.add_argument("--output", help="folder; runs/compare/NAME without")
   many.add_argument(
     "--jobs", type=int, default=1, help="processes; 0 takes this one"

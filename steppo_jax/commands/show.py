@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import shutil
 import textwrap
 
 import rich.box
@@ -103,22 +104,29 @@ def _lengths(lengths) -> rich.table.Table:
 def algorithm_table() -> None:
   """Prints the rows of `algorithms.table.ALGORITHMS`, a line each.
 
-  Names are whole, and no line is longer than 80 columns.
+  Names are whole, and no line is longer than the terminal, or 80 columns.
   """
+  wide = min(shutil.get_terminal_size().columns, 80)
   rows = [("name", "ratio", "critic", "evidence", "source")]
   rows += [
     (name, _ratio(row), row.critic or "-", row.evidence, row.source)
     for name, row in algorithms_table.ALGORITHMS.items()
   ]
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  # Only a source can be too long: it goes on below, all of it where the rest
+  # of the line leaves no room.
+  before = sum(widths[:-1]) + 2 * len(widths) - 2
+  room = wide - before >= 20
+  below = " " * (before if room else 4)
   for row in rows:
-    cells = (cell.ljust(n) for cell, n in zip(row, widths, strict=True))
-    # Only a source can be too long: it goes on below.
-    below = " " * (sum(widths[:-1]) + 2 * len(widths) - 2)
+    cells = [cell.ljust(n) for cell, n in zip(row, widths, strict=True)]
+    if not room:
+      print("  ".join(cells[:-1]).rstrip())
+      cells = [below + row[-1]]
     line = "  ".join(cells).rstrip()
-    print(textwrap.fill(line, 80, subsequent_indent=below))
+    print(textwrap.fill(line, wide, subsequent_indent=below))
   for name, why in algorithms_table.SLOTS.items():
-    print(textwrap.fill(f"{name}: a slot without a row. {why}", 79))
+    print(textwrap.fill(f"{name}: a slot without a row. {why}", wide - 1))
   print("\n`algorithms NAME` tells all of one row.")
 
 

@@ -4,6 +4,8 @@ import argparse
 import collections
 import os
 import pathlib
+import shutil
+import textwrap
 
 import rich.console
 import rich.progress
@@ -79,11 +81,61 @@ def quiet_jax() -> None:
 def add_experiment(parser: argparse.ArgumentParser) -> None:
   """Adds the argument that names an experiment to a command."""
   parser.add_argument(
-    "experiment", nargs="?", help="file that defines CONFIG, such as "
-    "experiments/household_steppo.py; with --help behind it, lists the "
-    "options that KEY=VALUE can set",
+    "experiment", nargs="?", help="name of an experiment, such as "
+    "household_steppo, or a file that defines CONFIG; with --help behind it, "
+    "lists the options that KEY=VALUE can set",
   )  # fmt: skip
-  parser.set_defaults(parser=parser)
+
+
+def experiment_lines(kind: str, width: int | None = None) -> str:
+  """The experiments of one kind with what each is, for a terminal.
+
+  Args:
+    kind: A key of `training.experiments.KINDS`.
+    width: Columns; None for those of the terminal.
+  """
+  from steppo_jax.training import experiments
+
+  found = experiments.listing(kind)
+  width = width or min(shutil.get_terminal_size().columns, 100)
+  names = max([len(one.name) for one in found], default=0)
+  # Where both do not fit side by side, what it is stands below the name.
+  beside = names + 4 + 36 <= width
+  indent = " " * (names + 4 if beside else 6)
+  lines = []
+  for one in found:
+    text = textwrap.wrap(one.about, width - len(indent)) or [""]
+    first = (
+      f"  {one.name:{names}}  {text.pop(0)}" if beside else f"  {one.name}"
+    )
+    lines += [first.rstrip(), *(indent + line for line in text)]
+  return "\n".join(lines)
+
+
+class ListingHelp(argparse.Action):
+  """The option --help of a command, with its experiments below.
+
+  The files are read when help is asked for, not for every command.
+
+  Args:
+    kind: See `experiment_lines`; by keyword, as argparse gives it.
+  """
+
+  def __init__(self, option_strings, dest, kind):
+    super().__init__(
+      option_strings, dest, nargs=0, default=argparse.SUPPRESS,
+      help="show this help message and exit",
+    )  # fmt: skip
+    self.kind = kind
+
+  def __call__(self, parser, namespace, values, option_string=None):
+    print_help(parser, self.kind)
+    parser.exit()
+
+
+def print_help(parser: argparse.ArgumentParser, kind: str) -> None:
+  """Prints a command's help, and the experiments that it takes."""
+  print(f"{parser.format_help()}\nexperiments:\n{experiment_lines(kind)}")
 
 
 def options(args, rest):
@@ -95,8 +147,10 @@ def options(args, rest):
   """
   if args.experiment is None:
     if not {"-h", "--help"} & set(rest):
-      args.parser.error("name an experiment, a file that defines CONFIG")
-    args.parser.print_help()
+      args.parser.error(
+        "name an experiment; `python -m steppo_jax experiments` lists them"
+      )
+    print_help(args.parser, "CONFIG")
     raise SystemExit(0)
   quiet_jax()
   from steppo_jax.training import config

@@ -5,7 +5,6 @@ import difflib
 import importlib.util
 import json
 import math
-import pathlib
 import sys
 import types
 import typing
@@ -32,6 +31,7 @@ from steppo_jax.rollout.options import (
 )
 from steppo_jax.sampler.options import SamplerConfig
 from steppo_jax.storage.options import MetricsConfig
+from steppo_jax.training import experiments
 
 # What other trainers offer and this one refuses, with the reason.
 _REFUSED = {
@@ -279,10 +279,13 @@ class SupervisedRun:
 
 
 def load(path: str) -> RunConfig | SupervisedRun:
-  """Reads `CONFIG` of an experiment file.
+  """Reads `CONFIG` of an experiment.
+
+  Args:
+    path: A file, or a name that `experiments.find` knows.
 
   Raises:
-    ValueError: no such file, or it defines no CONFIG.
+    ValueError: no such experiment, or it defines no CONFIG.
   """
   config = getattr(module(path), "CONFIG", None)
   if not isinstance(config, RunConfig | SupervisedRun):
@@ -291,20 +294,15 @@ def load(path: str) -> RunConfig | SupervisedRun:
 
 
 def module(path: str) -> types.ModuleType:
-  """What an experiment file defines.
+  """What an experiment defines.
+
+  Args:
+    path: A file, or a name that `experiments.find` knows.
 
   Raises:
-    ValueError: there is no such file; the message names the nearest.
+    ValueError: there is no such experiment; the message names the nearest.
   """
-  file = pathlib.Path(path)
-  if not file.is_file():
-    folder = (
-      file.parent if file.parent.is_dir() else pathlib.Path("experiments")
-    )
-    names = [str(p) for p in sorted(folder.glob("*.py"))]
-    near = difflib.get_close_matches(str(file), names, n=1, cutoff=0.0)
-    hint = f"; did you mean {near[0]}" if near else ""
-    raise ValueError(f"no experiment file {path}{hint}")
+  file = experiments.find(path)
   spec = importlib.util.spec_from_file_location(file.stem, file)
   loaded = importlib.util.module_from_spec(spec)
   # An experiment may import the one beside it that it differs from.

@@ -167,7 +167,7 @@ def test_help_lists_every_option_with_its_meaning(capsys):
 def test_the_main_help_shows_examples(capsys):
   with pytest.raises(SystemExit):
     cli.main(["--help"])
-  assert "experiments/household_steppo.py" in capsys.readouterr().out
+  assert "train household_steppo" in capsys.readouterr().out
 
 
 def test_algorithms_prints_a_row_for_each(capsys):
