@@ -101,8 +101,8 @@ def _parser() -> argparse.ArgumentParser:
     return command
 
   for module in (
-    train, evaluate, experiments, play, reports, credit, view, data, serve, pool,
-    models,
+    train, evaluate, experiments, play, reports, credit, view, data, serve,
+    pool, models,
   ):  # fmt: skip
     module.register(add)
   return parser
