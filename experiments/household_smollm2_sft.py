@@ -37,9 +37,9 @@ CONFIG = config.SupervisedRun(
   ),
   env=config.EnvConfig(size="tiny"),
   prompt=PromptConfig(layout="chat"),
-  rollout=RolloutConfig(max_steps=15, max_tokens=1024, max_new_tokens=24),
+  rollout=RolloutConfig(max_steps=15, max_tokens=1536, max_new_tokens=24),
   sampler=SamplerConfig(num_slots=16, prefill_lengths=(64, 256, 512)),
-  packing=PackingConfig(row_length=1024),
+  packing=PackingConfig(row_length=1536),
   training=SupervisedConfig(
     num_steps=300,
     rows_per_step=16,

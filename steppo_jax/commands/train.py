@@ -96,6 +96,11 @@ def _run(args, rest, handler) -> None:
   folder = joined.first("the run folder", opened) or opened()
   total = options.training.num_steps if supervised else options.num_updates
   terminal.say(f"run folder: {folder}")
+  # TFDS is loaded with them. While it is, imports of other threads fail
+  # (findings/etils_lazy_imports_reach_other_threads.sh): first this, then bars.
+  from steppo_jax.storage import events
+  from steppo_jax.training import imitation, train
+
   with terminal.progress() as progress:
     bar = progress.add_task("updates", total=total, info="starting")
     episodes = [0]
@@ -114,13 +119,8 @@ def _run(args, rest, handler) -> None:
       run_folder.removed_if_refused(folder, joined.is_first),
     ):
       if supervised:
-        from steppo_jax.training import imitation
-
         imitation.train(options, folder, on_update=on_update, handler=handler)
       else:
-        from steppo_jax.storage import events
-        from steppo_jax.training import train
-
         train.train(
           options,
           folder,

@@ -8,11 +8,14 @@ downloaded, and TensorFlow is not imported. An episode is
                                      where it is not known
     steps                            list, one more than there are actions
 
-and a step `observation` and `action` (str), `reward` (float), `is_first`,
-`is_last` and `is_terminal` (bool). The last step holds the final observation
-and the action "", as RLDS has it.
+and a step `observation` and `action` (str), `commands` (list of str: what could
+be answered, empty where the environment does not say; in the files as JSON,
+since lists of lists need TensorFlow), `reward` (float), `is_first`, `is_last`
+and `is_terminal` (bool). The last step holds the final observation and the
+action "", as RLDS has it.
 """
 
+import json
 import os
 import pathlib
 import shutil
@@ -80,6 +83,9 @@ def _episode(
       {
         "observation": observation,
         "action": played.actions[k] if k < last else "",
+        "commands": json.dumps(
+          list(played.commands[k]) if played.commands else []
+        ),
         "reward": played.rewards[k] if k < last else 0.0,
         "is_first": k == 0,
         "is_last": k == last,
@@ -93,7 +99,7 @@ def _episode(
 class ExpertDemonstrations(tfds.core.GeneratorBasedBuilder):
   """The TFDS builder; `prepare` and `load` are simpler to use."""
 
-  VERSION = tfds.core.Version("1.0.0")
+  VERSION = tfds.core.Version("1.1.0")
 
   def __init__(self, *, options: Demonstrations, data_dir: str, progress):
     self._options = options
@@ -110,6 +116,7 @@ class ExpertDemonstrations(tfds.core.GeneratorBasedBuilder):
     step = {
       "observation": text(),
       "action": text(),
+      "commands": text(),
       "reward": np.float32,
       "is_first": np.bool_,
       "is_last": np.bool_,
@@ -182,6 +189,8 @@ def _as_python(raw: dict[str, Any]) -> dict[str, Any]:
     }
     for step in raw["steps"]
   ]
+  for step in episode["steps"]:
+    step["commands"] = json.loads(step["commands"])
   return episode
 
 

@@ -19,11 +19,15 @@ class Played(NamedTuple):
     observations: What was seen, one more than there are actions.
     actions: What was written.
     rewards: One for each action.
+    commands: What could be answered to each observation, as the environment's
+      `info["commands"]` has it: prompts list them to whoever plays, and so must
+      the prompts of demonstrations. () where the environment names none.
   """
 
   observations: Sequence[str]
   actions: Sequence[str]
   rewards: Sequence[float]
+  commands: Sequence[Sequence[str]] = ()
 
 
 class Expert(NamedTuple):
@@ -95,15 +99,17 @@ def play(
   """
   out = env.reset(task, 0)
   observations, rewards = [out.observation], []
+  commands = [out.info.get("commands", ())]
   for action in actions:
     out = env.step(action)
     if out.info.get("invalid"):
       raise ValueError(f"task {task.uid}: the expert's {action!r} was refused")
     observations.append(out.observation)
     rewards.append(out.reward)
+    commands.append(out.info.get("commands", ()))
   if wins and not out.info["won"]:
     raise ValueError(
       f"task {task.uid}: the expert's plan does not win; other options of the "
       "environment may hide what it needs"
     )
-  return Played(observations, actions, rewards)
+  return Played(observations, actions, rewards, commands)

@@ -53,9 +53,10 @@ def load_rows(
     task = types.Task(
       f"{episode['uid']}#{number}", options.env, episode["family"], {}
     )
-    turns = [(s["observation"], s["action"]) for s in episode["steps"][:-1]]
     trajectories.append(
-      demonstration(task, turns, prompt, max_tokens=config.packing.row_length)
+      demonstration(
+        task, turns(episode), prompt, max_tokens=config.packing.row_length
+      )
     )
   rows = pack_rows(
     trajectories, config.packing, pad_id=pad_id, vocab_size=vocab_size
@@ -289,25 +290,36 @@ class _Clock:
     self._start += time.monotonic() - paused
 
 
+def turns(episode: dict[str, Any]) -> list[tuple[types.Turn, str]]:
+  """What was seen and answered in an episode of `demonstrations.load`."""
+  return [
+    (types.Turn(step["observation"], step["commands"]), step["action"])
+    for step in episode["steps"][:-1]
+  ]
+
+
 def demonstration(
   task: types.Task,
-  turns: Sequence[tuple[str, str]],
+  turns: Sequence[tuple[types.Turn, str]],
   prompt: Any,
   *,
   max_tokens: int,
 ) -> types.Trajectory:
   """A recorded episode as step records, cut off before it gets too long.
 
+  Its prompts are those that the rollout loop would give who plays it.
+
   Args:
     task: What was demonstrated.
-    turns: (observation, action) of every step, in order.
+    turns: What was seen at every step, with what could be answered, and the
+      action, in order.
     prompt: Prompt builder, such as `prompts.base.CompactPrompt`.
     max_tokens: An episode that would get longer is truncated.
 
   Raises:
     ValueError: not even the first step fits.
   """
-  steps, told = [], [types.Turn(turns[0][0])]
+  steps, told = [], [turns[0][0]]
   prompt_ids = prompt.first(told[0])
   for index, (_, action) in enumerate(turns):
     response_ids = prompt.response(action)
@@ -330,7 +342,7 @@ def demonstration(
     )
     if not last:
       answered = told[-1]._replace(response_ids=response_ids)
-      told[-1:] = [answered, types.Turn(turns[index + 1][0])]
+      told[-1:] = [answered, turns[index + 1][0]]
       prompt_ids = prompt.extend(prompt_ids, told)
   if not steps:
     raise ValueError(

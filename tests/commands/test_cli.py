@@ -11,6 +11,7 @@ import pytest
 import rich.console
 import rich.progress
 import worlds
+from marks import some
 
 from steppo_jax import __main__ as cli
 from steppo_jax import types
@@ -239,6 +240,20 @@ def test_importing_the_package_loads_neither_jax_nor_tensorflow():
     [sys.executable, "-c", code], capture_output=True, text=True, check=True
   )
   assert out.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("command", some("train", slow=["evaluate"]))
+def test_no_bar_is_drawn_while_tfds_is_loaded(command, tmp_path):
+  """Its imports break those of the thread that draws; see findings/."""
+  code = (
+    "import sys; from steppo_jax import __main__; "
+    "from steppo_jax.commands import terminal\n"
+    "def progress(): sys.exit('tensorflow_datasets' not in sys.modules)\n"
+    "terminal.progress = progress\n"
+    f"__main__.main([{command!r}, {STEPPO!r}, 'run_dir={tmp_path}/run'])"
+  )
+  out = subprocess.run([sys.executable, "-c", code], capture_output=True)
+  assert out.returncode == 0, out.stderr
 
 
 @pytest.mark.slow

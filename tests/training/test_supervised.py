@@ -11,9 +11,9 @@ from steppo_jax.prompts import base as prompt_base
 from steppo_jax.training import imitation
 
 TURNS = [
-  ("You see a desk 1.", "go to desk 1"),
-  ("On the desk 1, you see a mug 1.", "take mug 1 from desk 1"),
-  ("You pick up the mug 1.", "go to shelf 1"),
+  (types.Turn("You see a desk 1."), "go to desk 1"),
+  (types.Turn("On the desk 1, you see a mug 1."), "take mug 1 from desk 1"),
+  (types.Turn("You pick up the mug 1."), "go to shelf 1"),
 ]
 
 

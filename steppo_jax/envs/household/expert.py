@@ -158,11 +158,16 @@ def show(
     game, detours=detours, noise=noise, random=random
   )
   rewards = [0.0] * (len(commands) - 1) + [1.0]
+  game.reset()
+  possible = [game.admissible_commands]
+  for command in commands:
+    game.step(command)
+    possible.append(game.admissible_commands)
   if thoughts:
     commands = scratchpad.write(
       observations, commands, random, _THOUGHTS[thoughts]
     )
-  return experts.Played(observations, commands, rewards)
+  return experts.Played(observations, commands, rewards, possible)
 
 
 EXPERT = experts.Expert(worlds, show=show, text="task")
