@@ -94,6 +94,11 @@ def _run(args, rest, handler) -> None:
   folder = joined.first("the run folder", opened) or opened()
   total = options.training.num_steps if supervised else options.num_updates
   terminal.say(f"run folder: {folder}")
+  # Before the bar begins: while TFDS is loaded nothing may be imported by
+  # another thread, as that of the bar does.
+  from steppo_jax.storage import events
+  from steppo_jax.training import imitation, train
+
   with terminal.progress() as progress:
     bar = progress.add_task("updates", total=total, info="starting")
     episodes = [0]
@@ -112,13 +117,8 @@ def _run(args, rest, handler) -> None:
       run_folder.removed_if_refused(folder, joined.is_first),
     ):
       if supervised:
-        from steppo_jax.training import imitation
-
         imitation.train(options, folder, on_update=on_update)
       else:
-        from steppo_jax.storage import events
-        from steppo_jax.training import train
-
         train.train(
           options,
           folder,

@@ -272,3 +272,26 @@ def test_the_first_failure_is_told_at_once_and_all_by_cause_at_the_end():
       failures(types.Trajectory("u", task, (), None, False, error))
     assert said() == "episode u failed: OSError: a: b\n"
   assert said().endswith("\n3 episodes failed: 2 OSError, 1 EnvDied\n")
+
+
+@pytest.mark.slow
+def test_everything_is_loaded_before_the_bar_begins(tmp_path):
+  """TFDS replaces the import of all threads while it is loaded: the bar's own
+  thread then fails at what it imports late."""
+  program = (
+    "import sys\n"
+    "from steppo_jax import __main__\n"
+    "from steppo_jax.commands import terminal\n"
+    "def progress():\n"
+    "  print('tensorflow_datasets' in sys.modules)\n"
+    "  raise ValueError('enough')\n"
+    "terminal.progress = progress\n"
+    "sys.exit(__main__.main(sys.argv[1:]))\n"
+  )
+  ran = subprocess.run(
+    [sys.executable, "-c", program, "train", STEPPO,
+     f"run_dir={tmp_path / 'run'}"],
+    capture_output=True, text=True, cwd=EXPERIMENTS.parent,
+  )  # fmt: skip
+  assert ran.returncode == 2, ran.stderr
+  assert ran.stdout.split() == ["True"]
