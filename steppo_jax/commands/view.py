@@ -87,15 +87,13 @@ def _view(args, _) -> None:
       _export(args, shown)
       return
     listening = stack.enter_context(contextlib.closing(_listen(args.port)))
-    port = listening.getsockname()[1]
     # A run on this machine goes first.
     os.nice(10)
     url = background.url_of(listening)
     # A script that starts the viewer waits for this line.
     print(f"listening on {url}", flush=True)
-    hosts = (f"127.0.0.1:{port}", f"localhost:{port}")
     config = uvicorn.Config(
-      app.Viewer(shown).app(hosts), log_level="warning",
+      app.Viewer(shown).app(), log_level="warning", ws="none",
       timeout_graceful_shutdown=1,
     )  # fmt: skip
     if not args.no_browser:

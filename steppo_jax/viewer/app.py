@@ -8,8 +8,9 @@ page knows.
 import hashlib
 import hmac
 import json
+import re
 import secrets
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from typing import Any
 
@@ -37,6 +38,8 @@ _TYPES = {
   "html": "text/html", "js": "text/javascript", "css": "text/css",
   "svg": "image/svg+xml",
 }  # fmt: skip
+# Names of this machine. The port may be that of a tunnel to another one.
+_OWN = re.compile(r"(localhost|127\.0\.0\.1|\[::1\])(:\d{1,5})?")
 _TOKEN_MARK = "TOKEN-OF-THIS-SERVER"
 
 
@@ -65,8 +68,8 @@ class _Guard:
   can give its own name this machine's address; both are told by the headers.
   """
 
-  def __init__(self, app: Any, *, hosts: Collection[str]):
-    self._app, self._hosts = app, frozenset(hosts)
+  def __init__(self, app: Any):
+    self._app = app
 
   async def __call__(self, scope, receive, send):
     if scope["type"] != "http":
@@ -80,7 +83,7 @@ class _Guard:
 
   def _fault(self, sent: Mapping[str, str], scope) -> str | None:
     host = sent.get("host", "")
-    if host not in self._hosts:
+    if not _OWN.fullmatch(host):
       return "this server answers under its own address alone"
     origin = sent.get("origin")
     if origin is not None and origin != f"http://{host}":
@@ -130,12 +133,8 @@ class Viewer:
       "task": self._task,
     }
 
-  def app(self, hosts: Collection[str]) -> Any:
-    """The ASGI application.
-
-    Args:
-      hosts: What the header Host may be: the addresses of the server.
-    """
+  def app(self) -> Any:
+    """The ASGI application."""
     routes = [
       routing.Route("/", self._page, methods=["GET"]),
       routing.Route("/page/{name}", self._file, methods=["GET"]),
@@ -147,7 +146,7 @@ class Viewer:
       routes=routes,
       exception_handlers={404: _not_found, 405: _not_found, 500: _failed},
     )
-    return _Guard(made, hosts=hosts)
+    return _Guard(made)
 
   async def _page(self, request: requests.Request) -> responses.Response:
     text = self._files["index.html"].replace(_TOKEN_MARK, self._token)

@@ -93,7 +93,6 @@ class Index:
       RuntimeError: the cache folder cannot be written.
     """
     self.run, self._pieces = run, pieces
-    self._progress = Progress(0, 0, 0, False, {})
     self._refreshing = threading.Lock()
     self._reading = threading.Lock()
     whole = f"{run.resolve()}\0{digest}\0{_VERSION}"
@@ -107,6 +106,8 @@ class Index:
         f"cannot write the index {self._path}: {error}; name another folder "
         "with --cache"
       ) from error
+    (count,) = self.query("SELECT count(*) FROM episodes WHERE NOT hidden")[0]
+    self._progress = Progress(count, 0, 0, False, {})
     self._lost = 0
     self._sources: dict[str, sources.Source] = {}
 
@@ -205,28 +206,35 @@ class Index:
     gone = known.keys() - {source.name for source in found}
     for number in sorted(known[name][0] for name in gone):
       self._drop(file, number)
-    (count,) = file.execute(
-      "SELECT count(*) FROM episodes WHERE NOT hidden"
-    ).fetchone()
     faults: dict[str, str] = {}
-    for done, source in enumerate(found):
-      count = max(count, self._progress.episodes)
-      self._progress = Progress(count, done, len(found), True, dict(faults))
-      fault = self._take(file, source, known.get(source.name), stopped)
+    changed = []
+    for source in found:
+      before = known.get(source.name)
+      mark = _mark(source)
+      if before is None or before[2] != mark:
+        changed.append((source, mark, before))
+      elif before[4]:
+        faults[source.name] = before[4]
+    read = len(found) - len(changed)
+    for source, mark, before in changed:
+      self._progress = self._progress._replace(
+        sources=read, of=len(found), busy=True, faults=dict(faults)
+      )
+      fault = self._take(file, source, mark, before, stopped)
       if fault:
         faults[source.name] = fault
       if stopped():
         return
+      read += 1
     self._take_labels(file, found, faults)
-    self._progress = Progress(count, len(found), len(found), False, faults)
+    self._progress = self._progress._replace(
+      sources=read, of=len(found), faults=faults
+    )
     self._shrink(file)
 
-  def _take(self, file, source, known, stopped) -> str | None:
+  def _take(self, file, source, mark, known, stopped) -> str | None:
     """Reads what is new of a source; returns what is wrong with it."""
     try:
-      mark = source.mark
-      if known is not None and known[2] == mark:
-        return known[4]
       number, start = self._begin(file, source, known)
       reader = self._pool if source.kind == "pool" else self._lines
       fault = reader(file, number, source, start, stopped)
@@ -401,6 +409,13 @@ class Index:
         file.execute(f"DELETE FROM {table}")
       file.execute("INSERT INTO words (words) VALUES ('delete-all')")
     self._lost = 0
+
+
+def _mark(source: sources.Source) -> str:
+  try:
+    return source.mark
+  except OSError:
+    return ""  # It has gone since it was listed.
 
 
 def clean(text: str) -> str:

@@ -24,6 +24,7 @@ _LIVE_S = 60.0
 # than a look the pause before the next one is: the run comes first.
 _LOOK_S = 1.0, 30.0
 _REST = 50.0
+_VERSION = re.compile(r"\d+\.\d+\.\d+")
 _SEED = re.compile(r"[-_]?seed[-_]?\d+$")
 
 LoadTokenizer = Callable[[dict[str, Any]], types.Tokenizer]
@@ -75,6 +76,8 @@ class Run:
       )
     self.number, self.path = number, path
     self.label = path.resolve().name
+    if _VERSION.fullmatch(self.label):  # TFDS puts it below the name.
+      self.label = path.resolve().parent.name
     self.without_text = ""
     tokenizer = None
     try:

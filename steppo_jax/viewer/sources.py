@@ -179,7 +179,7 @@ def read(source: Source, start: int = 0) -> Iterator[Found]:
   elif source.kind == "pool":
     yield from of_pool(source.path)
   else:
-    rows = _rows(source.path, source.split)
+    rows = _rows(source.path, source.split, source.identity)
     for number in range(start, len(rows)):
       yield Found(number, number + 1, rows[number], source.split)
 
@@ -201,7 +201,7 @@ def load(source: Source, place: int) -> types.Trajectory:
   elif source.kind == "pool":
     found = one_of_pool(source.path, place)
   else:
-    found = _rows(source.path, source.split)[place]
+    found = _rows(source.path, source.split, source.identity)[place]
   if not found:
     raise ValueError(f"{source.name} has no episode at {place} any more")
   return found
@@ -219,7 +219,8 @@ def _of_line(source: Source, line: bytes) -> types.Trajectory | None:
 
 
 @functools.lru_cache(maxsize=4)
-def _rows(folder: pathlib.Path, split: str):
+def _rows(folder: pathlib.Path, split: str, identity: str):
+  del identity  # What is kept is of this one.
   # They take seconds to import, and most runs have journals alone.
   from steppo_jax.datasets import trajectories
 

@@ -6,6 +6,7 @@ shared.
 
 import contextlib
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -70,7 +71,7 @@ def folder(tmp_path_factory):
 
 @contextlib.contextmanager
 def viewer(folder, *names):
-  """The command as users start it; gives its address."""
+  """The command as users start it; gives its address and the process."""
   paths = [str(folder / name) for name in names]
   with subprocess.Popen(
     [
@@ -82,14 +83,14 @@ def viewer(folder, *names):
     try:
       line = process.stdout.readline()
       assert line.startswith("listening on "), line
-      yield line.split()[-1] + "/"
+      yield line.split()[-1] + "/", process
     finally:
       process.terminate()
 
 
 @pytest.fixture(scope="module")
 def url(folder):
-  with viewer(folder, "big-seed0", "big-seed1") as url:
+  with viewer(folder, "big-seed0", "big-seed1") as (url, _):
     yield url
 
 
@@ -253,7 +254,7 @@ def test_text_of_environments_cannot_run(page, url, last):
   page.until("document.querySelector('a.open')")
   assert page.run("document.querySelector('a.open').textContent") == "nasty<b>"
   page.run("document.querySelector('a.open').click()")
-  page.until("document.querySelectorAll('.step').length === 4")
+  page.until("document.querySelectorAll('.step:not(.after)').length === 4")
   text = page.run("document.querySelector('.prompt').textContent")
   assert NASTY[0] in text
   everything = page.run("document.querySelector('main').textContent")
@@ -315,6 +316,8 @@ def test_an_exported_page_opens_from_the_disk_and_asks_for_nothing(
     capture_output=True, text=True, check=True,
   )  # fmt: skip
   assert "episodes written" in done.stderr
+  page.open("about:blank")
+  page.until("location.href === 'about:blank'")
   page.errors.clear()
   page.requests.clear()
   page.open((out / "index.html").as_uri())
@@ -328,25 +331,38 @@ def test_an_exported_page_opens_from_the_disk_and_asks_for_nothing(
   assert str(folder) not in (out / "index.html").read_text()
 
 
-def test_a_run_under_way_is_followed(folder, tmp_path):
+def _cpu_s(process):
+  fields = pathlib.Path(f"/proc/{process.pid}/stat").read_text().split()
+  return (int(fields[13]) + int(fields[14])) / os.sysconf("SC_CLK_TCK")
+
+
+def test_a_run_under_way_is_followed(tmp_path):
   run = recorded_runs.make(tmp_path / "live-seed0", updates=2)
-  with viewer(tmp_path, "live-seed0") as url, chromium.page() as page:
+  summary = "document.querySelector('.summary').textContent"
+  with (
+    viewer(tmp_path, "live-seed0") as (url, process),
+    chromium.page() as page,
+  ):
     page.size(1280, 900)
     page.open(url + "#/episodes?run=0")
-    page.until(
-      "document.querySelector('.summary').textContent === '16 episodes'"
-    )
-    recorded_runs.write_journal(
-      run, 2, recorded_runs.update_of(2, groups=4, samples=2, steps=5)
-    )
-    page.until(
-      "document.querySelector('.summary').textContent === '24 episodes'"
-    )
+    page.until(f"{summary} === '16 episodes'")
+    before = _cpu_s(process)
+    for update in range(2, 52):
+      made = recorded_runs.update_of(update, groups=4, samples=2, steps=5)
+      recorded_runs.write_journal(run, update, made)
+      with open(run / "metrics.jsonl", "a") as file:
+        line = {"update": update + 1, "rollout/reward": 70.0 + update}
+        file.write(json.dumps(line) + "\n")
+      time.sleep(0.2)
+    page.until(f"{summary}.startsWith('416 episodes')", 60)
+    spent = _cpu_s(process) - before
+    print(f"\n50 updates of 40 steps followed with {spent:.2f} s of CPU")
+    assert spent < 10
     page.open(url + "#/runs")
     page.until("document.querySelectorAll('.plot svg').length > 2")
     with open(run / "metrics.jsonl", "a") as file:
-      file.write(json.dumps({"update": 3, "rollout/reward": 77.0}) + "\n")
-    page.until("document.querySelector('main').innerHTML.includes('to 77')")
+      file.write(json.dumps({"update": 53, "rollout/reward": 777.0}) + "\n")
+    page.until("document.querySelector('main').innerHTML.includes('to 777')")
     assert not page.errors
 
 
@@ -367,7 +383,7 @@ def test_the_export_needs_no_server_and_keeps_text_as_text(tmp_path):
     page.open(pathlib.Path(tmp_path / "out" / "index.html").as_uri())
     page.until("document.querySelector('a.open')")
     page.run("document.querySelector('a.open').click()")
-    page.until("document.querySelectorAll('.step').length === 2")
+    page.until("document.querySelectorAll('.step:not(.after)').length === 2")
     text = page.run("document.querySelector('.prompt').textContent")
     assert NASTY[0] in text
     assert page.run("document.title").startswith("run")

@@ -1,6 +1,7 @@
 """The index of a run's episodes: what it lists, follows and survives."""
 
 import dataclasses
+import fcntl
 import json
 
 import hypothesis
@@ -217,10 +218,12 @@ def test_a_whole_frame_of_another_format_is_told(tmp_path, look):
 def test_a_journal_that_is_replaced_or_removed_is_read_again(tmp_path, look):
   path = recorded_runs.make(tmp_path / "run", updates=2)
   run = look(path)
-  other = [dataclasses.replace(t, success=True) for t in episodes_of(1)[:3]]
+  longer = episodes_of(1, groups=2, steps=30)
+  other = [dataclasses.replace(t, success=True) for t in longer]
   file = path / "journal" / "1-0.journal"
   file.rename(path / "journal" / "1-0.journal.stale")
-  recorded_runs.write_journal(path, 1, other)
+  before = (path / "journal" / "1-0.journal.stale").stat().st_size
+  assert recorded_runs.write_journal(path, 1, other).stat().st_size > before
   run.index.refresh()
   assert uids(run, at_min="1") == {t.uid for t in other}
   number = listing.page(run.index, {"at_min": "1"})["rows"][0]["id"]
@@ -356,13 +359,20 @@ def test_a_folder_without_anything_is_refused_and_an_empty_run_is_shown(
   assert run.times() is None
 
 
-def test_two_viewers_of_a_run_list_each_episode_once(tmp_path, look):
+def test_of_two_viewers_of_a_run_one_reads_and_both_show(tmp_path, look):
   path = recorded_runs.make(tmp_path / "run", updates=2)
   first, second = look(path), look(path)
   recorded_runs.write_journal(path, 2, episodes_of(2))
+  (file,) = (tmp_path / "cache").glob("*.lock")
+  with open(file, "w") as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    first.index.refresh()
+    assert listing.page(first.index, {})["total"] == 16
   second.index.refresh()
   first.index.refresh()
-  assert listing.page(first.index, {})["total"] == 24
+  for run in (first, second):
+    assert listing.page(run.index, {})["total"] == 24
+    assert run.index.progress.episodes == 24
 
 
 def test_a_cache_that_cannot_be_written_is_told(tmp_path):

@@ -17,8 +17,12 @@ function ticks(low, high, count) {
   const rough = span / count;
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].map((k) => k * power).find((k) => k >= rough) ?? 10 * power;
+  const digits = Math.max(0, -Math.floor(Math.log10(step) + 1e-9));
   const found = [];
-  for (let k = Math.ceil(low / step); k * step <= high + step * 1e-9; k += 1) found.push(k === 0 ? 0 : k * step);
+  for (let k = Math.ceil(low / step); k * step <= high + step * 1e-9; k += 1) {
+    const value = k === 0 ? 0 : k * step;
+    found.push([value, digits > 4 || Math.abs(value) >= 1e5 ? short(value) : value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits })]);
+  }
   return found;
 }
 
@@ -59,7 +63,7 @@ function path(points) {
  * `high` (a band), `bars` (drawn as bars from 0), or `dots`. `onPick` is called
  * with the x nearest to where somebody clicked.
  */
-export function figure(title, series, { xLabel = "", zero = false, onPick = null, whole = false, wide = false } = {}) {
+export function figure(title, series, { xLabel = "", zero = false, onPick = null, wide = false } = {}) {
   const WIDTH = wide ? WIDE : NARROW;
   const xs = series.flatMap((one) => one.x).filter((value) => value !== null);
   const ys = series.flatMap((one) => [...one.y, ...(one.low ?? []), ...(one.high ?? [])]).filter((value) => value !== null);
@@ -76,13 +80,14 @@ export function figure(title, series, { xLabel = "", zero = false, onPick = null
   const py = (y) => bottom - ((y - y0) / (y1 - y0)) * (bottom - TOP);
   const at = (one, index) => [one.x[index] === null ? NaN : px(one.x[index]), one.y[index] === null ? NaN : py(one.y[index])];
   const drawing = draw("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": `${title}: ${series.map(told).join("; ")}`, class: onPick ? "chart picks" : "chart" });
-  for (const y of ticks(y0, y1, 4)) {
+  for (const [y, text] of ticks(y0, y1, 4)) {
     drawing.append(draw("line", { class: "grid", x1: LEFT, x2: right, y1: py(y), y2: py(y) }),
-      draw("text", { class: "tick", x: LEFT - 6, y: py(y) + 4, "text-anchor": "end" }, short(y)));
+      draw("text", { class: "tick", x: LEFT - 6, y: py(y) + 4, "text-anchor": "end" }, text));
   }
-  for (const x of ticks(x0, x1, 5)) {
+  const whole = xs.every(Number.isInteger);
+  for (const [x, text] of ticks(x0, x1, 5)) {
     if (whole && !Number.isInteger(x)) continue;
-    drawing.append(draw("text", { class: "tick", x: px(x), y: bottom + 16, "text-anchor": "middle" }, short(x)));
+    drawing.append(draw("text", { class: "tick", x: px(x), y: bottom + 16, "text-anchor": "middle" }, text));
   }
   if (y0 < 0 && y1 > 0) drawing.append(draw("line", { class: "axis", x1: LEFT, x2: right, y1: py(0), y2: py(0) }));
   const width = Math.max(1.5, Math.min(18, (right - LEFT) / (x1 - x0) * 0.55));
@@ -91,7 +96,7 @@ export function figure(title, series, { xLabel = "", zero = false, onPick = null
     if (one.low?.some((value) => value !== null)) {
       const known = indices.filter((index) => one.low[index] !== null && one.x[index] !== null);
       const edge = [...known.map((i) => [px(one.x[i]), py(one.high[i])]), ...known.reverse().map((i) => [px(one.x[i]), py(one.low[i])])];
-      drawing.append(draw("path", { class: `band c${one.color}`, d: `${path(edge)}Z` }));
+      drawing.append(draw("path", { class: `band c${one.color}${known.length === 1 ? " alone" : ""}`, d: `${path(edge)}Z` }));
     }
     if (one.bars) {
       for (const index of indices) {

@@ -134,7 +134,7 @@ function plot(one, credit, show) {
     if (has("advantage")) series.push({ label: "A", color: 2, x, y: credit.steps.advantage, dots: true });
   }
   if (!x.length) return el("p", { class: "hint" }, "This episode has no steps.");
-  return el("div", { class: "over" }, figure(credit ? "Value, target, advantage and reward" : "Reward", series, { xLabel: "step", zero: true, whole: true, wide: true, onPick: (at) => show(at - 1) }), legend(series));
+  return el("div", { class: "over" }, figure(credit ? "Value, target, advantage and reward" : "Reward", series, { xLabel: "step", zero: true, wide: true, onPick: (at) => show(at - 1) }), legend(series));
 }
 
 function card(one, step, index, numbers, prompt, credit, blocks, info) {

@@ -63,7 +63,7 @@ function status() {
   const parts = [];
   if (busy.length) {
     const [done, all] = busy[0].indexed;
-    parts.push(el("span", { class: "busy" }, `reading ${many(all, "file")}: ${done} done`));
+    parts.push(el("span", { class: "busy" }, `reading: ${done} of ${many(all, "file")} done`));
   }
   if (live.length) parts.push(el("span", { class: "live" }, "live"));
   place_.replaceChildren(...parts);

@@ -10,7 +10,7 @@ const FIRST = [
 ];
 const MOST = 6;
 const COLORS = 8;
-const CAUSES = { rollout: 1, environment: 2, update: 3, weights: 4, evaluation: 5, checkpoint: 6, metrics: 7, compile: 8, setup: 4, idle: 0 };
+const CAUSES = { rollout: 1, environment: 2, update: 3, weights: 4, evaluation: 5, checkpoint: 6, metrics: 7, compile: 8, setup: 9, idle: 0 };
 
 export async function runsView(root, parameters, app, signal) {
   const given = { x: "update", ...parameters };
