@@ -150,6 +150,9 @@ class Request:
       the most likely token and gives log-probs at temperature 1.
     stop_ids: Tokens that end the response, beside the engine's own
       end-of-turn token; such as those of `Tokenizer.stop_ids`.
+    top_p: Share of the mass that is sampled from, the likeliest tokens first,
+      with log-probs of what is left. 1 for the whole softmax, which is all that
+      is trained on; see `SlotEngine`.
   """
 
   session: str
@@ -158,6 +161,7 @@ class Request:
   max_new_tokens: int
   temperature: float
   stop_ids: tuple[int, ...] = ()
+  top_p: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -134,11 +134,8 @@ def _serve_policy(args) -> None:
       sessions=recorded and sessions.Sessions(policy, recorded),
       weights=weights,
     )  # fmt: skip
-    config = uvicorn.Config(
-      served, log_level="warning", timeout_graceful_shutdown=1
-    )
     try:
-      uvicorn.Server(config).run([listening])
+      uvicorn.Server(background.config(served)).run([listening])
     finally:
       policy.scheduler.close()
 
@@ -188,6 +185,8 @@ def _policy(args, make_scheduler, stack):
     max_new_tokens=context - 1,
     end_of_turn_id=tokenizer.end_of_turn_id,
     seed=args.seed,
+    # Runs train on what they are answered, and take the whole softmax.
+    cuts=not (args.pool or args.accept_weights),
   )
   engine.set_params(params, 0)
   policy = answers.Policy(

@@ -9,11 +9,13 @@ import os
 import shlex
 import signal
 import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from steppo_jax.rollout import entry
 from steppo_jax.rollout.options import AgentConfig
 
 # The variable that opens the gateway for whoever begins sessions.
@@ -26,19 +28,24 @@ class Agents:
   """Starts the processes of one command; any thread may call `run`."""
 
   def __init__(self, config: AgentConfig):
-    """Reads the command.
+    """Reads the command, or what stands for it.
 
     Raises:
-      ValueError: there is none, or its quotes do not end.
+      ValueError: there is none or there are two, its quotes do not end, or the
+        callable has no such name.
     """
+    if bool(config.command) == bool(config.entry):
+      raise ValueError(
+        'rollout.source=agents needs agents.command, such as "python agent.py",'
+        " or agents.entry, such as package.module:function, and not both"
+      )
     try:
       self._command = shlex.split(config.command)
     except ValueError as error:
       raise ValueError(f"agents.command={config.command!r}: {error}") from error
-    if not self._command:
-      raise ValueError(
-        'rollout.source=agents needs agents.command, such as "python agent.py"'
-      )
+    if config.entry:
+      entry.parts(config.entry)
+      self._command = [sys.executable, "-m", entry.__name__, config.entry]
     self._config = config
     self._running: set[subprocess.Popen] = set()
     self._closed = False

@@ -72,20 +72,26 @@ class AgentConfig:
 
   Attributes:
     command: What plays one episode, such as "python my_agent.py".
+    entry: A Python callable that does, such as package.module:function, in
+      place of a command; it is called in a process of its own.
     processes: Most of them at once.
     seconds: After which one is killed, and a session that is not used ended.
     memory_mb: Address space of one; None for no limit.
     host: Where the gateway listens. One that is reached from elsewhere needs
       the variable STEPPO_API_KEY, which clients send to begin a session.
     port: Of the gateway; 0 takes a free one.
+    begin_by_header: With rollout.source=service: a call with an unknown
+      X-Session-ID, and the server's key, begins a session of that name.
   """
 
   command: str = ""
+  entry: str = ""
   processes: int = 8
   seconds: float = 600.0
   memory_mb: int | None = None
   host: str = "127.0.0.1"
   port: int = 0
+  begin_by_header: bool = False
 
   def __post_init__(self):
     for name in ("processes", "seconds", "memory_mb"):

@@ -291,6 +291,7 @@ def _sample(
   params: Any,
   asked: SlotRequests,
   keys: chex.Array,
+  cuts: bool,
   hidden: chex.Array,
   turns: Responses,
   where: chex.Array,
@@ -298,6 +299,8 @@ def _sample(
   """Adds one token to the responses `where`."""
   row = jnp.arange(where.shape[0])
   logits = transformer.logits(config, params, hidden)
+  if cuts:
+    logits = draw.nucleus(logits, asked.temperature, asked.top_p)
   token, logp = draw.tokens(logits, keys, turns.count, asked.temperature)
   at = jnp.where(where, turns.count, turns.ids.shape[1])
   count = turns.count + where
@@ -323,6 +326,7 @@ def decode(
   max_steps: chex.Array,
   *,
   seed: int,
+  cuts: bool,
 ) -> tuple[Cache, Responses, chex.Array, chex.Array]:
   """Samples in live slots side by side until enough of them have ended.
 
@@ -341,6 +345,7 @@ def decode(
     stop_at: Number of live slots at which to stop.
     max_steps: Tokens after which to stop.
     seed: Root of all keys.
+    cuts: Whether `top_p` is read.
 
   Returns:
     The cache, the responses, and two int32 counts: tokens read side by side
@@ -354,7 +359,7 @@ def decode(
       slots, (turns, asked, fresh, cache.hidden)
     )
   keys = draw.request_keys(seed, asked.numbers)
-  sample = functools.partial(_sample, config, params, asked, keys)
+  sample = functools.partial(_sample, config, params, asked, keys, cuts)
 
   def read_and_sample(state):
     cache, _, turns, steps, work = state

@@ -64,6 +64,37 @@ def tokens(
   return token, chosen - top[:, 0] - jnp.log(total)
 
 
+def nucleus(
+  logits: chex.Array, temperature: chex.Array, top_p: chex.Array
+) -> chex.Array:
+  """Logits of the likeliest tokens alone, so many as have a share of the mass.
+
+  The most likely tokens whose probabilities add up to `top_p` or more stay, and
+  those as likely as the last of them; the others become -inf. What `tokens`
+  draws from them, and its log-probs, are of the distribution that is left.
+
+  Args:
+    logits: [N, V] float32.
+    temperature: [N] float32.
+    top_p: [N] float32 in (0, 1]; a row with 1 keeps all.
+
+  Source: Holtzman et al. 2020, arXiv:1904.09751, section 3.1.
+  """
+
+  def cut(logits):
+    heat = jnp.where(temperature > 0, temperature, 1.0)[:, None]
+    falling = jnp.sort(logits, axis=-1)[:, ::-1]
+    chance = jax.nn.softmax(falling / heat, axis=-1)
+    # Mass in front of each: none in front of the first, which always stays.
+    before = jnp.cumsum(chance, axis=-1) - chance
+    stays = before < top_p[:, None]
+    least = jnp.min(jnp.where(stays, falling, jnp.inf), axis=-1, keepdims=True)
+    within = (logits >= least) | (top_p >= 1)[:, None]
+    return jnp.where(within, logits, -jnp.inf)
+
+  return jax.lax.cond(jnp.any(top_p < 1), cut, lambda x: x, logits)
+
+
 def _invert(weight, chance):
   """First index whose cumulated weight exceeds a share of all, and all."""
   cumulated = jnp.cumsum(weight, axis=-1)

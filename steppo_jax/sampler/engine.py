@@ -35,6 +35,7 @@ class SlotEngine:
     end_of_turn_id: int,
     seed: int,
     devices: Sequence[jax.Device] | None = None,
+    cuts: bool = False,
   ):
     """Allocates the slots; no program is compiled yet.
 
@@ -48,6 +49,9 @@ class SlotEngine:
       seed: Root of all keys.
       devices: Those that slots are split over, of this process, as far as
         each has eight of them; None for all.
+      cuts: Whether requests may have a `top_p`, with programs of its own. What
+        such a request is answered is not for training: the learner's
+        probabilities are those of the whole softmax.
     """
     n = config.num_slots
     self.num_slots = n
@@ -69,7 +73,9 @@ class SlotEngine:
       prefill_lengths=config.prefill_lengths,
       seed=seed,
       devices=devices,
+      cuts=cuts,
     )
+    self._cuts = cuts
     self._slots = slots.Slots(n, context, self._device.parts)
     self._queue: list[slots.PrefillPlan] = []
     self._under_way: dict[int, types.Request] = {}
@@ -274,6 +280,11 @@ class SlotEngine:
         raise ValueError(
           f"session {r.session}: {len(self._stops(r))} tokens end the "
           f"response, at most {slot_requests.MAX_STOPS} may"
+        )
+      if not 0 < r.top_p <= 1 or (r.top_p < 1 and not self._cuts):
+        raise ValueError(
+          f"session {r.session}: top_p={r.top_p}, and this engine samples from "
+          "the whole softmax"
         )
       if len(r.prompt_ids) == 0:
         raise ValueError(f"session {r.session}: empty prompt")

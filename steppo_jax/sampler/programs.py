@@ -55,13 +55,15 @@ class Functions(NamedTuple):
   sample: Callable
 
 
-def functions(model: transformer.ModelConfig, *, seed: int) -> Functions:
+def functions(
+  model: transformer.ModelConfig, *, seed: int, cuts: bool = False
+) -> Functions:
   """The sampler's functions on one device; see `Programs`."""
 
   def sample(cache, turns, params, slots, asked, fresh, stop_at, max_steps):
     *state, steps, tokens = decode.decode(
       model, params, cache, turns, slots, asked, fresh, stop_at[0], max_steps,
-      seed=seed,
+      seed=seed, cuts=cuts,
     )  # fmt: skip
     return *state, steps[None], tokens[None]
 
@@ -150,9 +152,10 @@ class Shared:
     model: transformer.ModelConfig,
     seed: int,
     mesh: jax.sharding.Mesh | None,
+    cuts: bool,
   ):
     self.compiled = 0
-    self._functions = jitted(functions(model, seed=seed), mesh)
+    self._functions = jitted(functions(model, seed=seed, cuts=cuts), mesh)
     self._found: dict[Any, concurrent.futures.Future] = {}
     self._lock = threading.Lock()
 
@@ -186,9 +189,10 @@ def _shared(
   num_slots: int,
   seed: int,
   mesh: jax.sharding.Mesh | None,
+  cuts: bool,
 ) -> Shared:
   del num_slots  # So that few programs are kept.
-  return Shared(model, seed, mesh)
+  return Shared(model, seed, mesh, cuts)
 
 
 class Programs:
@@ -212,6 +216,7 @@ class Programs:
     prefill_lengths: Sequence[int],
     seed: int,
     devices: Sequence[jax.Device],
+    cuts: bool = False,
   ):
     """Allocates the cache; no program is compiled yet.
 
@@ -224,6 +229,7 @@ class Programs:
         ascending.
       seed: Root of all keys.
       devices: Those that may be used; see `mesh_of`.
+      cuts: Whether `top_p` of requests is read.
     """
     mesh = mesh_of(num_slots, devices)
     self.parts = 1 if mesh is None else mesh.size
@@ -252,7 +258,7 @@ class Programs:
       size: min(self._each, max(-(-self._each // 8), at_once // size))
       for size in self._prefill_lengths
     }
-    self._shared = _shared(model, num_slots, seed, mesh)
+    self._shared = _shared(model, num_slots, seed, mesh, cuts)
     self._compiled_before = self._shared.compiled
 
   @property

@@ -22,6 +22,7 @@ class SlotRequests(NamedTuple):
     temperature: [N] float32; 0 takes the most likely token.
     numbers: [N, 1 + KEY_LENGTH] uint32, the length of the key and the key.
     stop_ids: [N, MAX_STOPS] int32 tokens that end the response, -1 behind them.
+    top_p: [N] float32; see `types.Request`. Read by engines that cut.
   """
 
   length: Any
@@ -29,6 +30,7 @@ class SlotRequests(NamedTuple):
   temperature: Any
   numbers: Any
   stop_ids: Any
+  top_p: Any
 
   @classmethod
   def none(cls, num_slots: int) -> "SlotRequests":
@@ -40,6 +42,7 @@ class SlotRequests(NamedTuple):
       np.zeros(num_slots, np.float32),
       np.zeros((num_slots, 1 + KEY_LENGTH), np.uint32),
       np.full((num_slots, MAX_STOPS), -1, np.int32),
+      np.ones(num_slots, np.float32),
     )
 
   def take(
@@ -50,6 +53,7 @@ class SlotRequests(NamedTuple):
     self.length[slot] = len(request.prompt_ids)
     self.limit[slot] = request.max_new_tokens
     self.temperature[slot] = request.temperature
+    self.top_p[slot] = request.top_p
     self.numbers[slot] = 0
     self.numbers[slot, : 1 + len(key)] = (len(key), *key)
     self.stop_ids[slot] = -1

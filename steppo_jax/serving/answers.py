@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 import json
 import secrets
 from collections.abc import AsyncIterator, Sequence
@@ -131,6 +132,7 @@ class Policy:
     stop_ids: Sequence[int],
     limit_field: str = "max_tokens",
     key: Sequence[int] | None = None,
+    top_p: float | None = None,
   ) -> types.Request:
     """What the engine is asked for; see `types.Request` for the `key`.
 
@@ -167,6 +169,7 @@ class Policy:
       min(limit or room, self.max_new_tokens),
       1.0 if temperature is None else temperature,
       tuple(stop_ids),
+      1.0 if top_p is None else top_p,
     )
 
 
@@ -224,6 +227,7 @@ class Answer:
     ids: Tokens so far.
     logp: Their log-probabilities.
     text: What can be shown of them: whole characters, in front of a stop text.
+    before: What the prompt begins the answer with.
     finish: "stop" or "length" when it has ended, None before. Tokens behind the
       one that completes a stop text are not taken.
     stopped_by: The stop text that ended it, None for none.
@@ -235,8 +239,10 @@ class Answer:
     tokenizer: types.Tokenizer,
     stop_ids: Sequence[int],
     stops: Sequence[str],
+    before: str = "",
   ):
     self._tokenizer = tokenizer
+    self.before = before
     self._stop_ids = tuple(stop_ids)
     self._stops = stops
     # Decoded once: the text of tokens that later ones cannot change, and the
@@ -249,6 +255,11 @@ class Answer:
     self.finish: str | None = None
     self.stopped_by: str | None = None
     self.version: int | None = None
+
+  @property
+  def said(self) -> str:
+    """What the whole answer says."""
+    return self.before + self.text
 
   def add(self, piece: scheduler_lib.Piece) -> str:
     """Takes more tokens; returns the text that can be shown since."""
@@ -360,6 +371,52 @@ async def whole(
   return answer
 
 
+def begun(
+  policy: Policy,
+  tool: str | None,
+  tools: Sequence[schema.Tool] | None,
+  opened: bool,
+) -> str:
+  """What an answer begins with that has to call a tool.
+
+  It is part of the prompt: the policy goes on with the call's name, where there
+  are several, and its arguments.
+
+  Args:
+    policy: How calls are spelt.
+    tool: The tool, "" for any of them, None where none need be called.
+    tools: What may be called.
+    opened: Whether the prompt ends inside of a thought, which is then closed.
+
+  Raises:
+    Fault: there is no such tool.
+  """
+  if tool is None:
+    return ""
+  names = [one.function.name for one in tools or ()]
+  if not names or (tool and tool not in names):
+    raise Fault(
+      400, f"tool_choice: {tool or 'any tool'!r} is none of {names}",
+      "invalid_request_error", "tool_choice",
+    )  # fmt: skip
+  shown = [tool or names[0]] if tool or len(names) == 1 else ["a", "b"]
+  try:
+    spelt = [
+      tool_dialects.spell(name, said, policy.dialect)
+      for name in shown
+      for said in ({"a": 1}, {"b": "c"})
+    ]
+  except ValueError as error:
+    raise Fault(
+      400, f"tool_choice: {error}", "invalid_request_error", "tool_choice"
+    ) from error
+  # Tokens may join what follows to these.
+  each = zip(*spelt, strict=False)
+  same = itertools.takewhile(lambda x: len({*x}) == 1, each)
+  start = "".join(x[0] for x in same).rstrip(" {[\"'")
+  return f"\n</think>\n\n{start}" if opened else start
+
+
 def called(
   policy: Policy,
   answer: Answer,
@@ -377,7 +434,7 @@ def called(
   if not tools:
     return []
   found = tool_dialects.parse(
-    answer.text, policy.dialect, opened=opened,
+    answer.said, policy.dialect, opened=opened,
     tools=[tool.function.model_dump(exclude_none=True) for tool in tools],
   )  # fmt: skip
   return [] if any(call.name is None for call in found) else found

@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
 import prometheus_client
 import prometheus_client.core
 from starlette import applications, requests, responses, routing
@@ -24,13 +25,30 @@ from steppo_jax.serving import (
   forms,
   http,
   messages,
+  openapi,
   schema,
   session_app,
+  session_schema,
   turns,
 )
 from steppo_jax.serving import session as session_lib
 from steppo_jax.serving import sessions as sessions_lib
 from steppo_jax.serving.engines import weights as weights_lib
+
+# What the endpoints take.
+_BODIES = {
+  "/v1/chat/completions": schema.ChatRequest,
+  "/v1/completions": schema.CompletionRequest,
+  "/inference/v1/generate": schema.GenerateRequest,
+  "/v1/messages": messages.MessagesRequest,
+  "/v1/messages/count_tokens": messages.CountRequest,
+  "/sessions": session_schema.Create,
+  "/sessions/{session}/rewards": session_schema.Rewarded,
+  "/sessions/{session}/labels": session_schema.Labelled,
+  "/sessions/{session}/finish": session_schema.Finish,
+  "/weights": weights_lib.Announced,
+  "/weights/{digest}/load": weights_lib.Load,
+}
 
 
 def make(
@@ -76,12 +94,14 @@ def make(
     lifespan = session_app.lifespan(sessions)
   if weights is not None:
     routes += weights.routes(served.route)
+  routes += [
+    routing.Route("/health", served.health, methods=["GET"]),
+    routing.Route("/metrics", served.metrics, methods=["GET"]),
+  ]
+  described = openapi.of(routes, _BODIES)
+  tell = lambda _: responses.JSONResponse(described)
   return applications.Starlette(
-    routes=[
-      *routes,
-      routing.Route("/health", served.health, methods=["GET"]),
-      routing.Route("/metrics", served.metrics, methods=["GET"]),
-    ],
+    routes=[*routes, routing.Route("/openapi.json", tell, methods=["GET"])],
     exception_handlers={404: http.not_found, 405: http.not_found},
     lifespan=lifespan,
   )
@@ -101,6 +121,7 @@ class _Served:
     self._api_key = api_key
     self._sessions = sessions
     self._weights = weights
+    self._names = session_app.Names(sessions)
     self._created = int(time.time())
 
   def route(
@@ -113,38 +134,40 @@ class _Served:
     """A handler for whoever is let in, whose faults are answers."""
 
     async def handle(request: requests.Request) -> responses.Response:
-      request.state.session_id = self._let_in(request)
+      request.state.session_id = await self._let_in(request)
       return await handler(request)
 
     return routing.Route(path, http.answered(handle, tell), methods=[method])
 
-  def _let_in(self, request: requests.Request) -> str | None:
-    """The session whose key a client sent, None for the server's own.
+  async def _let_in(self, request: requests.Request) -> str | None:
+    """The session that a client asks for, None for the server itself.
 
     Raises:
-      answers.Fault: it has sent neither, or that of another session.
+      answers.Fault: it has sent neither its key nor the server's, or no session
+        of the name can begin.
     """
     given = http.key(request)
     named = request.path_params.get("session")
+    begins = named is None and request.method == "POST"
     if self._sessions is not None:
       named = named or request.headers.get("x-session-id")
       uid = self._sessions.keys.uid(given, named)
       if uid is not None:
         return uid
-      if named is not None:
-        raise answers.Fault(
-          401, "send the key of the session as 'Authorization: Bearer KEY'",
-          "invalid_api_key",
-        )  # fmt: skip
+    if named is None or self._sessions is None:
+      self._check_key(given, "server's")
+      return None
+    if not self._sessions.limits.by_header:
+      raise _no_key("session's")
+    self._check_key(given, "session's")
+    return await self._names.uid(named, begins=begins)
+
+  def _check_key(self, given: str, whose: str) -> None:
     wanted = self._api_key
     if wanted is not None and not hmac.compare_digest(
       given.encode(), wanted.encode()
     ):
-      raise answers.Fault(
-        401, "send the server's key as 'Authorization: Bearer KEY'",
-        "invalid_api_key",
-      )  # fmt: skip
-    return None
+      raise _no_key(whose)
 
   def _session(self, request: requests.Request) -> session_lib.Session | None:
     """The session that a call belongs to, None for none.
@@ -192,6 +215,7 @@ class _Served:
     """Answers a conversation, in one of the forms."""
     tools = _tools(asked)
     if session is not None:
+      _refuse_other(asked, asked.forced)
       # Agents name whatever model they were written for.
       turn = await self._sessions.ask(
         session, asked, tools, **session_app.told(request)
@@ -204,12 +228,19 @@ class _Served:
       return await _send(request, form, turn.replay(), turn.was_delivered)
     self._check_model(asked.model)
     prompt_ids, stop_ids, opened = self._policy.chat_ids(asked.messages, tools)
+    before = answers.begun(self._policy, asked.forced, tools, opened)
+    if before:
+      more = self._policy.tokenizer.encode_template(before)
+      prompt_ids, opened = np.append(prompt_ids, more), False
     field = "max_tokens" if asked.max_tokens else "max_completion_tokens"
     wanted = self._policy.request(
       prompt_ids, limit=asked.limit, temperature=asked.temperature,
       seed=asked.seed, stop_ids=stop_ids, limit_field=field,
+      top_p=asked.top_p,
     )  # fmt: skip
-    answer = answers.Answer(self._policy.tokenizer, stop_ids, asked.stops)
+    answer = answers.Answer(
+      self._policy.tokenizer, stop_ids, asked.stops, before
+    )
     form = kind(self._policy, asked, answer, wanted, tools=tools, opened=opened)
     return await _send(request, form, self._policy.scheduler.answer(wanted))
 
@@ -227,6 +258,7 @@ class _Served:
       prompt_ids = self._policy.text_ids(prompt_ids)
     stop_ids = self._policy.tokenizer.stop_ids
     if session is not None:
+      _refuse_other(asked)
       turn = await self._sessions.ask_ids(
         session, prompt_ids, _settings(asked), stop_ids,
         **session_app.told(request),
@@ -239,7 +271,7 @@ class _Served:
     self._check_model(asked.model)
     wanted = self._policy.request(
       prompt_ids, limit=asked.limit, temperature=asked.temperature,
-      seed=asked.seed, stop_ids=stop_ids,
+      seed=asked.seed, stop_ids=stop_ids, top_p=asked.top_p,
     )  # fmt: skip
     answer = answers.Answer(self._policy.tokenizer, stop_ids, asked.stops)
     form = forms.Completion(self._policy, asked, answer, wanted)
@@ -255,6 +287,7 @@ class _Served:
     )  # fmt: skip
     delivered = lambda: None
     if session is not None:
+      _refuse_other(params)
       turn = await self._sessions.ask_ids(
         session, asked.token_ids,
         turns.Settings(params.max_tokens, params.temperature, params.seed),
@@ -267,7 +300,7 @@ class _Served:
       wanted = self._policy.request(
         asked.token_ids, limit=params.max_tokens,
         temperature=params.temperature, seed=params.seed, stop_ids=stop_ids,
-        key=params.key,
+        key=params.key, top_p=params.top_p,
       )  # fmt: skip
       pieces = self._policy.scheduler.answer(wanted)
       name = uuid.uuid4().hex
@@ -340,6 +373,32 @@ class _Served:
       for name, value in self._sessions.counts().items():
         gauge.add_metric([name], value)
       yield gauge
+
+
+def _no_key(whose: str) -> answers.Fault:
+  return answers.Fault(
+    401, f"send the {whose} key as 'Authorization: Bearer KEY'",
+    "invalid_api_key",
+  )  # fmt: skip
+
+
+def _refuse_other(asked: Any, forced: str | None = None) -> None:
+  """Refuses what would be sampled otherwise than it is trained.
+
+  Raises:
+    answers.Fault: it would.
+  """
+  if asked.top_p not in (None, 1.0):
+    raise answers.Fault(
+      400, f"top_p={asked.top_p}: what a session records is sampled from the "
+      "whole softmax, as the learner computes it", "invalid_request_error",
+      "top_p",
+    )  # fmt: skip
+  if forced is not None:
+    raise answers.Fault(
+      400, "tool_choice: a session records what the policy chose itself; use "
+      "'auto' or 'none'", "invalid_request_error", "tool_choice",
+    )  # fmt: skip
 
 
 def _tools(asked: schema.ChatRequest) -> list[schema.Tool] | None:

@@ -8,6 +8,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 import uvicorn
+from uvicorn.protocols.http import auto
 
 from steppo_jax.rollout import agents
 
@@ -57,6 +58,61 @@ def url_of(listening: socket.socket) -> str:
   return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
+class _Patient(auto.AutoHTTPProtocol):
+  """A connection to a client that has so much patience, and no more.
+
+  One that sends no whole head of a request is closed, and so is one that does
+  not read what is sent to it; a body is bounded where it is read (`http`).
+  """
+
+  head_s, read_s = 30.0, 60.0
+  _head: asyncio.TimerHandle | None = None
+  _read: asyncio.TimerHandle | None = None
+
+  def connection_made(self, transport: asyncio.Transport) -> None:
+    super().connection_made(transport)
+    self._watch_head()
+
+  def data_received(self, data: bytes) -> None:
+    super().data_received(data)
+    self._watch_head()
+
+  def connection_lost(self, exc: Exception | None) -> None:
+    self._head = _ended(self._head)
+    self._read = _ended(self._read)
+    super().connection_lost(exc)
+
+  def pause_writing(self) -> None:
+    super().pause_writing()
+    self._read = self.loop.call_later(self.read_s, self.transport.abort)
+
+  def resume_writing(self) -> None:
+    self._read = _ended(self._read)
+    super().resume_writing()
+
+  def _watch_head(self) -> None:
+    if self.cycle is not None and not self.cycle.response_complete:
+      self._head = _ended(self._head)
+    elif self._head is None:
+      self._head = self.loop.call_later(self.head_s, self.transport.close)
+
+
+def _ended(timer: asyncio.TimerHandle | None) -> None:
+  if timer is not None:
+    timer.cancel()
+
+
+def config(app: Any) -> uvicorn.Config:
+  """How an application is served.
+
+  Args:
+    app: An ASGI application.
+  """
+  return uvicorn.Config(
+    app, http=_Patient, log_level="warning", timeout_graceful_shutdown=1
+  )
+
+
 class Background:
   """Serves an application until it is closed.
 
@@ -75,10 +131,7 @@ class Background:
       RuntimeError: the application does not start.
     """
     self.url = url_of(listening)
-    config = uvicorn.Config(
-      app, log_level="warning", timeout_graceful_shutdown=1
-    )
-    self._server = uvicorn.Server(config)
+    self._server = uvicorn.Server(config(app))
     self._listening = listening
     self._started = threading.Event()
     self._loop: asyncio.AbstractEventLoop | None = None

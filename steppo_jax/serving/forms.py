@@ -153,7 +153,7 @@ class Chat(Form):
     calls, tokens = self._calls(), self.new_tokens()
     message = {
       "role": "assistant",
-      "content": None if calls else self.answer.text,
+      "content": None if calls else self.answer.said,
       "refusal": None,
     }
     if calls:
@@ -198,7 +198,7 @@ class Chat(Form):
       numbered = [{"index": k, **call} for k, call in enumerate(calls)]
       yield self._chunk({"tool_calls": numbered})
     elif self._tools:
-      yield self._chunk({"content": self.answer.text})
+      yield self._chunk({"content": self.answer.said})
     yield self._chunk({}, finish="tool_calls" if calls else self.answer.finish)
     yield from self.last()
 

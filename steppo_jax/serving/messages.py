@@ -79,7 +79,14 @@ class Tool(_Form):
 class ToolChoice(_Form):
   """Which tools may be called."""
 
-  type: Literal["auto", "none"]
+  type: Literal["auto", "none", "any", "tool"]
+  name: str | None = None
+
+  def chat(self) -> str | dict[str, Any]:
+    """The same as a chat says it."""
+    if self.type == "tool":
+      return {"function": {"name": self.name or ""}}
+    return "required" if self.type == "any" else self.type
 
 
 class CountRequest(_Form):
@@ -109,7 +116,7 @@ class CountRequest(_Form):
     ]
     return schema.ChatRequest(
       model=self.model, messages=told, tools=tools or None,
-      tool_choice=self.tool_choice and self.tool_choice.type, **more,
+      tool_choice=self.tool_choice and self.tool_choice.chat(), **more,
     )  # fmt: skip
 
 
@@ -122,8 +129,8 @@ class MessagesRequest(CountRequest):
   stream: bool | None = None
   return_token_ids: bool | None = None
   seed: schema.Seed | None = None
+  top_p: schema.TopP | None = None
   # Known, and refused unless they change nothing.
-  top_p: Literal[1] | None = None
   top_k: Literal[0, -1] | None = None
 
   def chat(self) -> schema.ChatRequest:
@@ -131,7 +138,7 @@ class MessagesRequest(CountRequest):
     return super().chat(
       max_tokens=self.max_tokens, temperature=self.temperature,
       stop=self.stop_sequences or None, stream=self.stream, seed=self.seed,
-      return_token_ids=self.return_token_ids,
+      return_token_ids=self.return_token_ids, top_p=self.top_p,
     )  # fmt: skip
 
 
@@ -232,7 +239,7 @@ class Messages(forms.Chat):
   def whole(self) -> dict[str, Any]:
     """The answer at once."""
     blocks = self._blocks()
-    content = blocks or [{"type": "text", "text": self.answer.text}]
+    content = blocks or [{"type": "text", "text": self.answer.said}]
     return {
       **self._message(content, self._reason(blocks)),
       **self.prompt_ids(),
@@ -258,7 +265,7 @@ class Messages(forms.Chat):
     blocks = self._blocks()
     if self._tools and not blocks:
       yield _begun(0, {"type": "text", "text": ""})
-      yield _delta(0, {"type": "text_delta", "text": self.answer.text})
+      yield _delta(0, {"type": "text_delta", "text": self.answer.said})
     if not blocks:
       yield {"type": "content_block_stop", "index": 0}
     for index, block in enumerate(blocks):

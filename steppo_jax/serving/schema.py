@@ -19,6 +19,7 @@ Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=_MOST_IDS)]
 Stop = Annotated[str, Field(min_length=1)]
 Stops = Annotated[list[Stop], Field(max_length=_MOST_STOPS)]
 Word = Annotated[int, Field(ge=0, lt=1 << 32)]
+TopP = Annotated[float, Field(gt=0, le=1)]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**64)]
 
 
@@ -36,9 +37,9 @@ class _Sampling(_Form):
   stream: bool | None = None
   stream_options: dict[str, Any] | None = None
   return_token_ids: bool | None = None
+  top_p: TopP | None = None
   # Known, and refused unless they change nothing.
   n: Literal[1] | None = None
-  top_p: Literal[1] | None = None
   frequency_penalty: Literal[0] | None = None
   presence_penalty: Literal[0] | None = None
   logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
@@ -109,6 +110,19 @@ class Tool(_Form):
   function: FunctionTool
 
 
+class NamedFunction(_Form):
+  """The name of a function."""
+
+  name: str
+
+
+class NamedTool(_Form):
+  """The tool that is to be called."""
+
+  type: Literal["function"] = "function"
+  function: NamedFunction
+
+
 class ChatRequest(_Sampling):
   """`POST /v1/chat/completions`."""
 
@@ -118,12 +132,19 @@ class ChatRequest(_Sampling):
   logprobs: bool | None = None
   top_logprobs: Literal[0] | None = None
   tools: list[Tool] | None = None
-  tool_choice: Literal["auto", "none"] | None = None
+  tool_choice: Literal["auto", "none", "required"] | NamedTool | None = None
 
   @property
   def limit(self) -> int | None:
     """The most tokens of the answer."""
     return self.max_completion_tokens or self.max_tokens
+
+  @property
+  def forced(self) -> str | None:
+    """The tool that is to be called, "" for any, None where none need be."""
+    if isinstance(self.tool_choice, NamedTool):
+      return self.tool_choice.function.name
+    return "" if self.tool_choice == "required" else None
 
 
 class CompletionRequest(_Sampling):
@@ -151,8 +172,8 @@ class SamplingParams(_Form):
   # Of ours: the integers that random numbers are made of, in place of a seed.
   key: Annotated[list[Word], Field(min_length=1, max_length=7)] | None = None
   stop_token_ids: Annotated[Ids, Field(max_length=16)] | None = None
+  top_p: TopP | None = None
   n: Literal[1] | None = None
-  top_p: Literal[1] | None = None
   top_k: Literal[-1, 0] | None = None
   min_p: Literal[0] | None = None
   logprobs: Literal[0, 1] | None = None

@@ -30,6 +30,7 @@ class Limits:
       that leaves no room for so many ends the session. None for what fits.
     temperature: Of every answer, whatever is asked for, so that the learner
       knows it; None for what is asked for.
+    by_header: Whether a call with an unknown X-Session-ID begins a session.
   """
 
   live: int = 1024
@@ -40,6 +41,7 @@ class Limits:
   kept: int = 4096
   max_new_tokens: int | None = None
   temperature: float | None = None
+  by_header: bool = False
 
 
 @dataclasses.dataclass(eq=False)

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import re
 from typing import Any
 
 from starlette import requests, responses
@@ -74,6 +75,49 @@ def lifespan(sessions: sessions_lib.Sessions) -> Any:
       await asyncio.gather(task, return_exceptions=True)
 
   return running
+
+
+class Names:
+  """Sessions by what clients call them in X-Session-ID.
+
+  Their clients have the server's key, and not one of the session.
+  """
+
+  def __init__(self, sessions: sessions_lib.Sessions):
+    self._sessions = sessions
+    self._uids: dict[str, str] = {}
+
+  async def uid(self, name: str, *, begins: bool) -> str:
+    """The session of a name.
+
+    Args:
+      name: Whatever a client calls it.
+      begins: Whether one that is not known begins, with the oldest task that
+        waits.
+
+    Raises:
+      answers.Fault: it is not known and does not begin; see
+        `sessions.Sessions.create`.
+    """
+    if name in self._uids:
+      return self._uids[name]
+    if not re.fullmatch(r"[\x21-\x7e]{1,100}", name):
+      raise answers.Fault(
+        400, "the header X-Session-ID must have 1 to 100 printable characters",
+        "invalid_request_error",
+      )  # fmt: skip
+    if not begins:
+      raise answers.Fault(404, f"there is no session {name!r}", "not_found")
+    # Calls of one name at the same time begin one.
+    form = session_schema.Create(request_id=f"header:{name}")
+    session = await self._sessions.create(form)
+    self._uids[name] = session.uid
+    limits = self._sessions.limits
+    if len(self._uids) > limits.live + limits.kept:
+      self._uids = {
+        n: uid for n, uid in self._uids.items() if self._sessions.get(uid)
+      }
+    return session.uid
 
 
 class Handlers:

@@ -156,6 +156,7 @@ class AgentPlayers:
         turns=self.rollout.max_steps,
         idle_s=config.agents.seconds,
         max_new_tokens=self.rollout.max_new_tokens,
+        by_header=config.agents.begin_by_header,
       )
       policy = answers.Policy(
         "policy", tokenizer, gate, context=self.rollout.max_tokens,
@@ -367,6 +368,11 @@ def _named(found: types.Trajectory, episode: loop.Episode) -> types.Trajectory:
 
 def _check(config, tokenizer, hosts) -> None:
   source = config.rollout.source
+  if config.agents.begin_by_header and source != "service":
+    raise ValueError(
+      "agents.begin_by_header is for agents that come by themselves: set "
+      "rollout.source=service, or leave it out"
+    )
   if not getattr(tokenizer, "chat_template", None):
     raise ValueError(
       f"rollout.source={source} needs a tokenizer with a chat template, such "

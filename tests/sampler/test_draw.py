@@ -105,3 +105,24 @@ def test_among_equal_tokens_of_a_large_vocabulary_low_ids_have_no_advantage():
   # with a deviation of 28.
   assert abs((tokens < 25_000).sum() - 20_000) < 500
   assert abs((tokens < 1_000).sum() - 800) < 140
+
+
+def test_a_nucleus_is_the_likeliest_tokens_of_a_share_of_the_mass():
+  # Half of the mass and 0.3 are 0.8: two tokens are the fewest with 0.6.
+  chance = jnp.array([[0.15, 0.5, 0.05, 0.3]] * 3)
+  logits, ones = jnp.log(chance), jnp.ones(3)
+  top_p = jnp.array([0.6, 1.0, 0.5])
+  found = draw.nucleus(logits, ones, top_p)
+  kept = jnp.isfinite(found)
+  assert kept.tolist() == [
+    [False, True, False, True], [True] * 4, [False, True, False, False],
+  ]  # fmt: skip
+  assert (found[1] == logits[1]).all()
+  keys = jax.vmap(jax.random.key)(jnp.arange(3))
+  drawn = [draw.tokens(found, keys, jnp.full(3, i), ones) for i in range(40)]
+  first = {int(token[0]): float(logp[0]) for token, logp in drawn}
+  assert sorted(first) == [1, 3]
+  assert first[1] == pytest.approx(np.log(0.5 / 0.8), abs=1e-6)
+  assert first[3] == pytest.approx(np.log(0.3 / 0.8), abs=1e-6)
+  # At temperature 4 they are 0.31, 0.28, 0.23 and 0.18: it takes three.
+  assert jnp.isfinite(draw.nucleus(logits, ones * 4, top_p)[0]).sum() == 3

@@ -287,7 +287,12 @@ def test_who_hangs_up_is_not_sampled_for(url):
     ({"model": "gpt"}, 404, "model_not_found", "'gpt' is not served"),
     ({"model": None}, 400, "invalid_request_error", "model"),
     ({"n": 2}, 400, "invalid_request_error", "n: "),
-    ({"top_p": 0.5}, 400, "invalid_request_error", "top_p"),
+    ({"top_p": 0}, 400, "invalid_request_error", "top_p"),
+    ({"tool_choice": "required"}, 400, "invalid_request_error",
+     "'any tool' is none of []"),
+    ({"tool_choice": {"function": {"name": "f"}}, "tools": [
+      {"function": {"name": "look"}}]}, 400,
+     "invalid_request_error", "'f' is none of ['look']"),
     ({"temperature": -1}, 400, "invalid_request_error", "temperature"),
     ({"temperature": "x"}, 400, "invalid_request_error", "temperature"),
     ({"max_tokens": 0}, 400, "invalid_request_error", "max_tokens"),
@@ -412,6 +417,7 @@ def test_calls_of_tools_are_read(folder):
     (("--host", "0.0.0.0"), "reached from elsewhere: set STEPPO_API_KEY"),
     (("--host", "192.0.2.1", "--api-key", "a"), "cannot be listened on"),
     (("--port", 99999), "--port=99999 cannot be listened on"),
+    (("--accept-weights",), "set STEPPO_API_KEY to a secret"),
     (("--max-waiting", 0), "max_waiting=0 must be at least 1"),
   ],
 )

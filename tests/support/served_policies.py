@@ -24,7 +24,7 @@ def tokenizer(folder, template=vocabularies.CHATML):
   return loading.load(folder)
 
 
-def engine(made_tokenizer, *, num_slots=4):
+def engine(made_tokenizer, *, num_slots=4, cuts=False):
   """Random weights, far from flat, that all engines of a test share."""
   sizes = presets.get("nano", 410)
   made = engine_lib.SlotEngine(
@@ -36,6 +36,7 @@ def engine(made_tokenizer, *, num_slots=4):
     max_new_tokens=NEW_TOKENS,
     end_of_turn_id=made_tokenizer.end_of_turn_id,
     seed=0,
+    cuts=cuts,
   )
   params = jax.tree.map(
     lambda x: x * 1.5, transformer.init(sizes, jax.random.key(0))

@@ -137,6 +137,57 @@ def test_agents_that_come_by_themselves_are_played_with(
   assert [t.uid for t in done] == ["0-0-0", "0-1-0"] == [t.uid for t in again]
 
 
+ENTRIES = """
+import json
+import os
+import urllib.request
+
+
+def call(path, **body):
+  request = urllib.request.Request(
+    os.environ["OPENAI_BASE_URL"] + path, json.dumps(body).encode(),
+    {"Authorization": "Bearer " + os.environ["OPENAI_API_KEY"]})
+  urllib.request.urlopen(request).read()
+
+
+def play(task, seed):
+  assert task.env == "household"
+  said = [{"role": "user", "content": task.uid}]
+  call("/chat/completions", model="any", messages=said)
+  if seed == 0:
+    return 0.25
+  if seed == 1:
+    print(json.dumps({"step": 0, "reward": 0.5}), flush=True)
+    return {"status": "truncated", "success": True}
+  if seed == 2:
+    raise LookupError("no luck")
+
+
+class Agents:
+  async def play(task, seed):
+    return play(task, seed)
+"""
+
+
+def test_a_callable_plays_as_a_program_does(folder, tmp_path, monkeypatch):
+  (tmp_path / "my_entries.py").write_text(ENTRIES)
+  paths = f"{agent_runs.ROOT}{os.pathsep}{tmp_path}"
+  monkeypatch.setenv("PYTHONPATH", paths)
+  entry = "my_entries:Agents.play"
+  with made_players(folder, tmp_path, entry=entry) as (found, made):
+    (one,) = episodes(made, 1)
+    every = [one._replace(uid=f"0-0-{n}", seed=n) for n in range(4)]
+    done = found.play(every)
+  assert [t.error and t.error.partition(":")[0] for t in done] == [
+    None, None, "AgentExit", None,
+  ]  # fmt: skip
+  assert "LookupError: no luck" in done[2].error
+  whole = [done[0], done[1], done[3]]
+  assert [[s.reward for s in t.steps] for t in whole] == [[0.25], [0.5], [0.0]]
+  assert [t.steps[-1].terminated for t in whole] == [True, False, True]
+  assert done[1].success
+
+
 FAILURES = {
   "AgentExit": "import sys; print('x'); sys.exit('no luck')",
   "AgentKilled": "import os; os.kill(os.getpid(), 9)",
@@ -173,6 +224,10 @@ def test_failures_are_counted_by_cause(folder, tmp_path):
   [
     ({}, "rollout.source=agents needs agents.command"),
     ({"command": "'"}, "agents.command="),
+    ({"command": "x", "entry": "a:b"}, "and not both"),
+    ({"command": "x", "engine": "http"}, "leave rollout.engine=http out"),
+    ({"entry": "a.b"}, "agents.entry='a.b' must be package.module:function"),
+    ({"command": "x", "begin_by_header": True}, "set rollout.source=service"),
     ({"command": "x", "host": "0.0.0.0"}, "set STEPPO_API_KEY"),
     ({"command": "x", "port": 99999}, "agents.port=99999"),
   ],

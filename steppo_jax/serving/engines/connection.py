@@ -19,6 +19,8 @@ _CONNECT_S = 10.0
 # Times that what failed is tried, and seconds before the second time, which
 # double.
 _ATTEMPTS, _BACK_OFF_S = 4, 0.1
+# Bytes of a file that are sent at once.
+_BLOCK = 1 << 20
 # Of an answer: a response of a million tokens with its log-probs.
 _MOST_BYTES = 1 << 28
 
@@ -181,7 +183,9 @@ class Connection:
       # The server may have closed it since.
       with contextlib.suppress(ConnectionError):
         return self._over(kept, method, path, body, headers)
-    made = self._kind(self._host, self._port, timeout=_CONNECT_S)
+    made = self._kind(
+      self._host, self._port, timeout=_CONNECT_S, blocksize=_BLOCK
+    )
     made.connect()
     return self._over(made, method, path, body, headers)
 

@@ -4,6 +4,9 @@ import contextlib
 import dataclasses
 import functools
 import inspect
+import pathlib
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -259,3 +262,50 @@ def test_rollouts_over_http_go_on_while_the_learner_works(tmp_path):
     update = int(one.uid.split("-")[0])
     assert {s.policy_version for s in one.steps} <= {update, update - 1}
   assert lines[-1]["rollout/staleness"] <= 1
+
+
+@contextlib.contextmanager
+def process(weights, *flags):
+  """A server as a user starts it, and its address."""
+  command = [
+    sys.executable, "-m", "steppo_jax", "serve", "policy", "--weights", weights,
+    "--accept-weights", "--context", str(worlds.CONTEXT), *flags,
+  ]  # fmt: skip
+  made = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+  try:
+    yield made, made.stdout.readline().split()[-1]
+  finally:
+    made.kill()
+    made.wait()
+    made.stdout.close()
+
+
+@pytest.mark.slow
+def test_servers_that_are_killed_cost_a_run_no_episode(tmp_path, monkeypatch):
+  root = pathlib.Path(__file__).parents[3]
+  monkeypatch.setenv("PYTHONPATH", str(root))
+  small = small_runs.small_config(tmp_path, num_updates=2)
+  want, _ = played(dataclasses.replace(small, run_dir=str(tmp_path / "own")))
+  with (
+    process(small.weights) as (dying, first),
+    process(small.weights) as (_, second),
+  ):
+    config = dataclasses.replace(
+      small,
+      rollout=dataclasses.replace(small.rollout, engine="http"),
+      engines=EngineConfig((first, second)),
+      run_dir=str(tmp_path / "http"),
+    )
+    folder, found = run_folder.open_folder(config, "test", "test"), {}
+
+    def on_episode(one):
+      found[one.uid] = one
+      if len(found) == 2:
+        dying.kill()
+
+    train.train(
+      config, folder, on_update=lambda *_: None, on_episode=on_episode
+    )
+  check_same([found[uid] for uid in sorted(found)], want)
+  lines = metrics.read_jsonl(folder)
+  assert all(line["rollout/error_share"] == 0 for line in lines[1:])

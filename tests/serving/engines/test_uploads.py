@@ -191,3 +191,34 @@ def test_what_is_right_in_the_end_is_the_file(tmp_path_factory, data):
   there = path.read_bytes()[: upload.received]
   assert len(there) == upload.received
   assert upload.right == (there == text)
+
+
+def test_who_takes_over_an_upload_is_the_only_one_who_writes(tmp_path):
+  """A sender that is thought lost, and is not."""
+  text = bytes(range(50))
+
+  async def both():
+    digest = hashlib.sha256(text).hexdigest()
+    upload = uploads.Upload(digest, len(text), tmp_path / "file")
+    goes_on = asyncio.Event()
+
+    async def first():
+      yield b"-" * 20
+      await goes_on.wait()
+      yield b"-" * 30
+
+    async def second():
+      yield text[:30]
+      goes_on.set()
+      await asyncio.sleep(0.01)
+      yield text[30:]
+
+    late = asyncio.create_task(upload.append(0, first()))
+    await asyncio.sleep(0.01)
+    await upload.append(0, second())
+    await late
+    return upload
+
+  upload = asyncio.run(both())
+  assert upload.whole
+  assert upload.right

@@ -1,0 +1,118 @@
+"""Clients that are idle, slow or silent: everybody else is answered."""
+
+import asyncio
+import contextlib
+import resource
+import socket
+import time
+
+import agent_calls
+import pytest
+import served_policies
+from starlette import responses
+
+from steppo_jax.serving import background, http
+
+SAY = [agent_calls.user("hello")]
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory):
+  tokenizer = served_policies.tokenizer(tmp_path_factory.mktemp("t") / "nano")
+  policy = served_policies.policy(tokenizer, served_policies.engine(tokenizer))
+  with served_policies.served(policy) as address:
+    yield address
+  policy.scheduler.close()
+
+
+def connected(url, stack):
+  host, _, port = url.removeprefix("http://").partition(":")
+  made = stack.enter_context(socket.create_connection((host, int(port))))
+  made.settimeout(20)
+  return made
+
+
+def answered(url):
+  body = {"model": "nano", "messages": SAY, "max_tokens": 2}
+  return agent_calls.send(f"{url}/v1/chat/completions", json=body).status_code
+
+
+@contextlib.contextmanager
+def many_files(count):
+  """Room for so many open files, or the test is skipped."""
+  soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+  if hard != resource.RLIM_INFINITY and hard < count:
+    pytest.skip(f"{hard} files may be open, {count} are needed")
+  resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, count), hard))
+  try:
+    yield
+  finally:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_thousand_idle_connections_hold_nobody(url, monkeypatch):
+  monkeypatch.setattr(background._Patient, "head_s", 4.0)
+  with many_files(4096), contextlib.ExitStack() as stack:
+    idle = [connected(url, stack) for _ in range(1000)]
+    for n, one in enumerate(idle):
+      if n % 2:  # A head that never ends.
+        one.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\n")
+    assert answered(url) == 200
+    # All are closed in the end.
+    assert [one.recv(1) for one in idle] == [b""] * 1000
+    assert answered(url) == 200
+
+
+def test_a_body_that_does_not_come_is_given_up(url, monkeypatch):
+  monkeypatch.setattr(http, "_PART_S", 0.3)
+  monkeypatch.setattr(http, "_BODY_S", 0.9)
+  head = (
+    b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\n"
+    b"Content-Length: 100\r\n\r\n{"
+  )
+  with contextlib.ExitStack() as stack:
+    silent, slow = connected(url, stack), connected(url, stack)
+    silent.sendall(head)
+    slow.sendall(head)
+    began = time.monotonic()
+    with contextlib.suppress(OSError):
+      while time.monotonic() < began + 4:  # A byte now and then is too slow.
+        slow.sendall(b" ")
+        time.sleep(0.1)
+    for one in (silent, slow):
+      found = b""
+      with contextlib.suppress(ConnectionError):
+        while part := one.recv(4096):
+          found += part
+      if one is silent:
+        assert b" 408 " in found.splitlines()[0]
+        assert b"was not sent within 0.3 s" in found
+
+
+def test_who_does_not_read_is_left(monkeypatch):
+  monkeypatch.setattr(background._Patient, "read_s", 0.5)
+  ended = asyncio.Event()
+
+  async def app(scope, receive, send):
+    if scope["type"] != "http":
+      return
+
+    async def endless():
+      try:
+        while True:
+          yield b"x" * 65536
+          await asyncio.sleep(0)
+      finally:
+        ended.set()
+
+    await responses.StreamingResponse(endless())(scope, receive, send)
+
+  listening = background.listen("127.0.0.1", 0, key=None, option="")
+  server = background.Background(app, listening)
+  try:
+    with contextlib.ExitStack() as stack:
+      one = connected(server.url, stack)
+      one.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+      server.call(asyncio.wait_for(ended.wait(), 20))
+  finally:
+    server.close()
