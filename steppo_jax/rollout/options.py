@@ -28,6 +28,9 @@ class RolloutConfig:
       on while the learner works (asynchronous training, `training.ahead`):
       worth it where environments are slow, or devices idle otherwise. No
       episode is thrown away, whatever the number.
+    source: Who plays: "env" the environments of `env.name`; "agents" programs
+      that the run starts, and "service" agents that come by themselves, both
+      through an endpoint (`AgentConfig`).
   """
 
   max_steps: int = 15

@@ -1,6 +1,6 @@
 """Blocks that a page marks as runnable run as they stand there.
 
-"```python file=NAME" is a file, and "```python runnable" a program that may read
+"```python file=NAME" is a file, "```python runnable" a program that may read
 the files of its page. Of the tutorial on environments the commands run too.
 """
 
