@@ -22,8 +22,9 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup train test test-slow test-crash test-models test-standards \
-  test-browser   test-jax-floor test-floor-ops test-newest test-nightly bench-peers gpu-check \
-  gpu-wheels tpu-check tpu-lint notebook check format clean
+  test-browser test-jax-floor test-floor-ops test-newest test-nightly \
+  bench-peers gpu-check gpu-wheels tpu-check tpu-lint notebook docs check \
+  format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s%s\n", $$1, $$2 }' \
@@ -229,6 +230,17 @@ notebook: $(READY)  ## write the .ipynb of notebooks/ from its script
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check jupytext
 	$(BIN)/jupytext --to ipynb notebooks/steppo_quickstart.py
 
+# The generator of the pages, beside the package that they are made from.
+DOCS_READY := .venv/docs
+
+$(DOCS_READY): $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  -e ".[dev,docs]"
+	touch $@
+
+docs: $(DOCS_READY)  ## build the pages into .docs/html; a warning is an error
+	JAX_PLATFORMS=cpu $(BIN)/python docs/site/build.py
+
 check: $(READY)  ## format, lint and layers, no tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -240,6 +252,6 @@ format: $(READY)  ## rewrite the files in the project's form
 
 clean:  ## remove the environments and every cache; keeps runs/
 	rm -rf .venv .venv-floor .venv-newest .venv-tpu .venv-xpk \
-	  .venv-transformers .bench .cache .gpu-wheels .pytest_cache .ruff_cache .hypothesis \
+	  .venv-transformers .bench .cache .docs .gpu-wheels .pytest_cache .ruff_cache .hypothesis \
 	  .import_linter_cache build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -86,7 +86,9 @@ def register(add: Callable[..., argparse.ArgumentParser]) -> None:
   said.add_argument(
     "--max-tokens", type=int, help="of an answer (256, or what fits)"
   )
-  said.add_argument("--seed", type=int, default=0)
+  said.add_argument(
+    "--seed", type=int, default=0, help="equal seeds give equal texts"
+  )
   said.add_argument("--tokenizer", metavar="PATH", help="not the model's own")
   said.add_argument("--base", metavar="PATH", help="model of adapters")
   said.add_argument(
@@ -96,7 +98,10 @@ def register(add: Callable[..., argparse.ArgumentParser]) -> None:
   made = command("convert", convert, "write a model in another form", _CONVERT)
   made.add_argument("source", metavar="SRC", help="the model, see below")
   made.add_argument("target", metavar="DST", help="must not exist")
-  made.add_argument("--to", choices=("folder", "orbax", "weights", "peft"))
+  made.add_argument(
+    "--to", choices=("folder", "orbax", "weights", "peft"),
+    help="form; weights where OUTPUT ends with .safetensors, folder else",
+  )  # fmt: skip
   made.add_argument("--dtype", choices=_DTYPES, help="as stored without")
   made.add_argument("--tokenizer", metavar="PATH", help="not the model's own")
   made.add_argument("--base", metavar="PATH", help="model of adapters")
@@ -108,7 +113,10 @@ def register(add: Callable[..., argparse.ArgumentParser]) -> None:
     "--mesh", default="data=1", metavar="AXES",
     help="devices by axis, such as data=2,fsdp=4,tensor=1",
   )  # fmt: skip
-  shown.add_argument("--dtype", choices=_DTYPES, default="float32")
+  shown.add_argument(
+    "--dtype", choices=_DTYPES, default="float32",
+    help="that memory is counted for (%(default)s)",
+  )  # fmt: skip
   shown.add_argument("--tokenizer", metavar="PATH", help="not the model's own")
   shown.add_argument("--base", metavar="PATH", help="model of adapters")
   shown.add_argument("--like", metavar="PATH", help="model of the same sizes")

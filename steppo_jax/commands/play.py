@@ -15,10 +15,15 @@ def register(add: Callable[..., argparse.ArgumentParser]) -> None:
     add: Takes name, function, help and options of argparse; gives the parser.
   """
   play = add("play", _play, "play a game in the terminal")
-  play.add_argument("game", choices=("household",))
-  play.add_argument("--size", default="small")
-  play.add_argument("--seed", type=int, default=0)
-  play.add_argument("--split", default="train")
+  play.add_argument("game", choices=("household",), help="which is played")
+  play.add_argument(
+    "--size", default="small",
+    help="of a generated room: tiny, small, medium or full (%(default)s)",
+  )  # fmt: skip
+  play.add_argument("--seed", type=int, default=0, help="of the room")
+  play.add_argument(
+    "--split", default="train", help="that the room is from (%(default)s)"
+  )
   play.add_argument("--data-dir", help="folder of ALFWorld's games")
 
 

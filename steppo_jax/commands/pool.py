@@ -32,14 +32,17 @@ def register(add: Callable[..., argparse.ArgumentParser]) -> None:
   pool.add_argument(
     "action", nargs="?", default="list",
     choices=("list", "label", "exclude", "export"),
-    help="export leaves out what was excluded, unless it is asked for",
+    help="what is done with the episodes (%(default)s); export leaves out what "
+    "was excluded, unless it is asked for",
   )  # fmt: skip
   pool.add_argument("uids", nargs="*", metavar="UID", help="these episodes")
   pool.add_argument("--task", help="those of a task")
   pool.add_argument("--label", metavar="NAME=VALUE", help="with a label")
   pool.add_argument("--version", type=int, help="of weights of an update")
   pool.add_argument("--state", help="issued, running, finished, ready, ...")
-  pool.add_argument("--channel", choices=("train", "validation"))
+  pool.add_argument(
+    "--channel", choices=("train", "validation"), help="only these episodes"
+  )
   pool.add_argument(
     "--set", metavar="NAME=VALUE", action="append", default=[],
     help="a label to add",

@@ -65,7 +65,7 @@ def register(add: Callable[..., argparse.ArgumentParser]) -> None:
     "--dtype", choices=("float32", "bfloat16"), default="float32",
     help="(float32)",
   )  # fmt: skip
-  policy.add_argument("--seed", type=int, default=0)
+  policy.add_argument("--seed", type=int, default=0, help="of what is sampled")
   policy.add_argument(
     "--pool", metavar="FILE",
     help="record sessions as episodes in this pool; see docs/agents.md",
@@ -79,7 +79,9 @@ def register(add: Callable[..., argparse.ArgumentParser]) -> None:
     help=f"what clients have to send; better in the variable {_KEY}",
   )
   for one in (papers, policy):
-    one.add_argument("--host", default="127.0.0.1")
+    one.add_argument(
+      "--host", default="127.0.0.1", help="address to listen at (%(default)s)"
+    )
     one.add_argument("--port", type=int, default=0, help="0 takes a free one")
 
 

@@ -34,10 +34,10 @@ class RolloutConfig:
       on while the learner works (asynchronous training, `training.ahead`):
       worth it where environments are slow, or devices idle otherwise. No
       episode is thrown away, whatever the number.
-    source: Who plays: "env" for environments of this run, "agents" for
-      programs that it starts, "service" for agents that come by themselves
-      (docs/agents.md).
-    engine: Who samples: "internal" for this process, "http" for the servers of
+    source: Who plays: "env" the environments of `env.name`; "agents" programs
+      that the run starts, and "service" agents that come by themselves, both
+      through an endpoint (`AgentConfig`).
+    engine: Who samples: "internal" this process, "http" the servers of
       `engines.addresses` (docs/engines.md).
   """
 
