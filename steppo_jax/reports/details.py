@@ -7,6 +7,7 @@ critic's values can be believed. The last three come from files of credit
 well from its metrics alone. A panel without numbers is left out.
 """
 
+import dataclasses
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from steppo_jax.algorithms import options as algorithm_options
+from steppo_jax.algorithms import table
 from steppo_jax.files import read_object
 from steppo_jax.storage import credit
 from steppo_jax.storage import folder as run_folder
@@ -24,6 +26,11 @@ _MOST_FILES = 60
 _LAST_FILES = 10
 _MOST_BINS = 10
 _FAMILY = "success/"
+_UPDATES = "updates done"
+# Ratios that are nearer to 1 differ by rounding: sampler and learner are one.
+_ON_POLICY = 1e-3
+# Surrogates that clip the ratio itself.
+_CLIPS = ("clip", "cispo")
 _BANDS = ((0.01, 0.99, 0.15), (0.05, 0.95, 0.2), (0.25, 0.75, 0.3))
 
 
@@ -118,6 +125,18 @@ def _spread(run: pathlib.Path, name: str) -> _Spread | None:
   return _Spread(updates, np.array(rows)) if rows else None
 
 
+def _legend(axes) -> None:
+  """Below the panel, where it hides no curve."""
+  labels = axes.get_legend_handles_labels()[1]
+  if labels:
+    short = max(map(len, labels)) < 15
+    axes.legend(
+      fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.17),
+      ncols=min(len(labels), 5 if short else 2), frameon=False,
+      columnspacing=1.0, handlelength=1.5,
+    )  # fmt: skip
+
+
 def _draw_spread(axes, spread: _Spread, label: str) -> None:
   colour = "tab:blue"
   column = {q: spread.quantiles[:, i] for i, q in enumerate(_QUANTILES)}
@@ -127,8 +146,8 @@ def _draw_spread(axes, spread: _Spread, label: str) -> None:
       linewidth=0, label=f"{100 * (high - low):.0f} % of all",
     )  # fmt: skip
   axes.plot(spread.updates, column[0.5], color=colour, label="median")
-  axes.set(title=label, xlabel="update")
-  axes.legend(fontsize="small")
+  axes.set(title=label, xlabel=_UPDATES)
+  _legend(axes)
 
 
 def _lines(axes, runs, names: Sequence[str], labels: Callable[[str], str]):
@@ -143,9 +162,8 @@ def _lines(axes, runs, names: Sequence[str], labels: Callable[[str], str]):
           linestyle="-" if number < 10 else "--",
           label=labels(name) if position == 0 else None,
         )  # fmt: skip
-  axes.set_xlabel("update")
-  if axes.get_legend_handles_labels()[1]:
-    axes.legend(fontsize="small")
+  axes.set_xlabel(_UPDATES)
+  _legend(axes)
 
 
 def _names(runs, prefix: str) -> list[str]:
@@ -162,7 +180,7 @@ def _families(runs):
       def draw(axes, names=names, kind=kind, told=told):
         short = lambda name: name.removeprefix(kind + _FAMILY)
         _lines(axes, runs, names, short)
-        axes.set(title=f"success by family, {told}", ylim=(0, 1))
+        axes.set(title=f"success by family, {told}", ylim=(-0.03, 1.03))
 
       return draw
   return None
@@ -182,7 +200,8 @@ def _lengths(runs):
 
   def draw(axes):
     _lines(axes, runs, names, _LENGTHS.__getitem__)
-    axes.set(title="length of a response in tokens", ylim=(0, None))
+    axes.set(title="length of a response in tokens")
+    axes.margins(y=0.3)
 
   return draw
 
@@ -202,34 +221,48 @@ def _staleness(runs):
       labels=[f"{k} behind" for k in behind],
     )  # fmt: skip
     axes.set(
-      title="updates between sampling and training", xlabel="update",
+      title="updates between sampling and training", xlabel=_UPDATES,
       ylabel="share of steps", ylim=(0, 1), xlim=(updates[0], updates[-1]),
     )  # fmt: skip
-    axes.legend(fontsize="small", loc="lower left")
+    _legend(axes)
 
   return draw
 
 
-def _ratios(runs):
-  spread = _spread(runs[0].path, "ratio")
-  title = "ratio of a step"
-  if spread is not None:
+def _draw_clip(axes, run: pathlib.Path) -> None:
+  """The ends of the clip, where it is one of this ratio."""
+  row = row_of(run)
+  if row is None or row.ratio != "step" or row.surrogate not in _CLIPS:
+    return
+  for end, label in ((1 - row.clip_low, "clip"), (1 + row.clip_high, None)):
+    axes.axhline(end, color="grey", linestyle="--", linewidth=1, label=label)
 
-    def draw(axes):
+
+def _ratios(runs):
+  spread, title = _spread(runs[0].path, "ratio"), "ratio of a step"
+  if spread is not None and np.abs(spread.quantiles - 1).max() > _ON_POLICY:
+
+    def from_credit(axes):
+      _draw_clip(axes, runs[0].path)
       _draw_spread(axes, spread, f"{title}, before the update")
 
-    return draw
-  names = {
-    "policy/ratio_q99": "99 %", "policy/ratio_q50": "median",
-    "policy/ratio_q01": "1 %",
-  }  # fmt: skip
-  found = [name for name in names if name in _names(runs, name)]
-  if not found:
+    return from_credit
+  names = [f"policy/ratio_q{percent}" for percent in ("01", "50", "99")]
+  lines = [x for x in runs[0].lines if all(name in x for name in names)]
+  if not lines:
     return None
 
   def from_metrics(axes):
-    _lines(axes, runs, found, names.__getitem__)
-    axes.set(title=f"{title}, at the end of the update")
+    updates = [x["update"] for x in lines]
+    low, middle, high = ([x[name] for x in lines] for name in names)
+    axes.fill_between(
+      updates, low, high, color="tab:blue", alpha=0.2, linewidth=0,
+      label="98 % of all",
+    )  # fmt: skip
+    axes.plot(updates, middle, color="tab:blue", label="median")
+    _draw_clip(axes, runs[0].path)
+    axes.set(title=f"{title}, at the end of the update", xlabel=_UPDATES)
+    _legend(axes)
 
   return from_metrics
 
@@ -249,25 +282,36 @@ def _advantages(runs):
   return from_metrics
 
 
-def discount_of(run: pathlib.Path) -> float | None:
-  """γ per step of a run; None where the run does not say, or has it a token."""
+def row_of(run: pathlib.Path) -> table.Algorithm | None:
+  """The algorithm of a run, with its options; None where it does not say.
+
+  Raises:
+    ValueError: the options are those of no algorithm here.
+  """
   file = run / run_folder.CONFIG_NAME
   if not file.is_file():
     return None
-  told = read_object(file).get("algorithm", {})
-  known = {f for f in algorithm_options.AlgorithmConfig.__dataclass_fields__}
-  row = algorithm_options.AlgorithmConfig(
-    **{
-      k: v for k, v in told.items() if k in known and k in ("name", "discount")
-    }
-  ).row()
+  told = read_object(file).get("algorithm")
+  if told is None:  # Supervised.
+    return None
+  known = {
+    f.name for f in dataclasses.fields(algorithm_options.AlgorithmConfig)
+  }
+  plain = lambda value: tuple(value) if isinstance(value, list) else value
+  own = {name: plain(v) for name, v in told.items() if name in known}
+  return algorithm_options.AlgorithmConfig(**own).row()
+
+
+def discount_of(row: table.Algorithm) -> float | None:
+  """γ per step; None where it is one per token."""
   return row.discount if row.critic != "token" or row.discount == 1 else None
 
 
 def _reliability(runs):
   run = runs[0].path
   updates = credit.updates_of(run)[-_LAST_FILES:]
-  discount = discount_of(run) if updates else None
+  row = row_of(run) if updates else None
+  discount = None if row is None else discount_of(row)
   if discount is None:
     return None
   files = [credit.read(credit.path_of(run, update)) for update in updates]
@@ -284,9 +328,15 @@ def _reliability(runs):
     below = [b.returned - b.low for b in bins]
     above = [b.high - b.returned for b in bins]
     axes.errorbar(
-      x, y, [below, above], marker="o", capsize=2, label="mean return, 95 %"
+      x,
+      y,
+      [below, above],
+      marker="o",
+      markersize=4,
+      capsize=2,
+      label="mean return, 95 %",
     )
-    ends = min(*x, *y), max(*x, *y)
+    ends = min(x), max(x)
     axes.plot(ends, ends, color="grey", linestyle=":", label="V is right")
     for b in bins:
       axes.annotate(
@@ -297,7 +347,7 @@ def _reliability(runs):
       title=f"critic, updates {updates[0]} to {updates[-1]}",
       xlabel="V of a step (number of steps above)", ylabel="discounted return",
     )  # fmt: skip
-    axes.legend(fontsize="small", loc="upper left")
+    _legend(axes)
 
   return draw
 
@@ -328,7 +378,7 @@ def draw(path: pathlib.Path, runs: Sequence[Any]) -> list[str]:
   columns = min(len(panels), 2)
   rows = -(-len(panels) // columns)
   canvas = figure.Figure(
-    figsize=(5 * columns, 3.4 * rows), layout="constrained"
+    figsize=(5.5 * columns, 3.9 * rows), layout="constrained"
   )
   grid = canvas.subplots(rows, columns, squeeze=False).flatten()
   for axes, panel in zip(grid, panels, strict=False):

@@ -109,7 +109,8 @@ def test_the_figure_has_a_panel_for_what_there_is(tmp_path):
   lines = {
     "rollout/response_tokens": 9.0, "rollout/response_tokens_won": 8.0,
     "rollout/staleness": 0.5, "rollout/staleness_share/0": 0.5,
-    "rollout/staleness_share/1": 0.5, "policy/ratio_q50": 1.0,
+    "rollout/staleness_share/1": 0.5, "policy/ratio_q01": 0.9,
+    "policy/ratio_q50": 1.0, "policy/ratio_q99": 1.1,
     "policy/advantage_abs": 0.7,
   }  # fmt: skip
   path = tmp_path / "details.png"
@@ -146,7 +147,14 @@ def test_the_discount_of_returns_is_that_of_the_run(
   tmp_path, algorithm, discount
 ):
   run = make_run(tmp_path / "run", [0.1], algorithm=algorithm)
-  assert details.discount_of(run) == discount
+  assert details.discount_of(details.row_of(run)) == discount
+
+
+def test_a_run_that_says_nothing_of_an_algorithm_has_none(tmp_path):
+  run = make_run(tmp_path / "run", [0.1], algorithm=None)
+  assert details.row_of(run) is None
+  (run / "config.json").unlink()
+  assert details.row_of(run) is None
 
 
 def test_runs_that_differ_in_their_seed_are_one_variant(tmp_path):
