@@ -13,12 +13,13 @@ from steppo_jax import types
 from steppo_jax.reports import goodput, intervals
 from steppo_jax.rollout import pool as pool_lib
 from steppo_jax.rollout import pool_entries
-from steppo_jax.storage import events, labels, metrics
+from steppo_jax.storage import events, labels, lease, metrics
 from steppo_jax.storage import folder as run_folder
 from steppo_jax.viewer import credit, index, sources, tokens
 
-# A run whose files changed so recently is taken to be under way.
-_LIVE_S = 60.0
+# A run whose files changed so recently is taken to be under way; its process
+# touches the lease every few seconds.
+_LIVE_S = 30.0
 # Seconds between two looks at the sources of a run, and how many times longer
 # than a look the pause before the next one is: the run comes first.
 _LOOK_S = 1.0, 30.0
@@ -141,15 +142,15 @@ class Run:
   def state(self) -> dict[str, Any]:
     """What changes while a run goes on, small enough to be asked for often."""
     progress = self.index.progress
-    stats = [
+    found = [
       path.stat()
-      for name in (metrics.FILE_NAME, events.FILE_NAME)
+      for name in (metrics.FILE_NAME, events.FILE_NAME, lease.NAME)
       if (path := self.path / name).is_file()
     ]
-    newest = max((s.st_mtime for s in stats), default=0.0)
+    newest = max((s.st_mtime for s in found), default=0.0)
     return {
       "number": self.number,
-      "files": [s.st_size for s in stats],
+      "files": [s.st_size for s in found],
       "episodes": progress.episodes,
       "indexed": [progress.sources, progress.of],
       "busy": progress.busy,
