@@ -30,7 +30,8 @@ class Jobs:
 
   Args:
     run: The run folder.
-    command: What computes; RUN, "--update" and the number stand behind it.
+    command: What computes; RUN, "--update", the number and "--json" stand
+      behind it. It tells how far it is in lines of JSON.
   """
 
   def __init__(self, run: pathlib.Path, command: Sequence[str] = COMMAND):
@@ -80,7 +81,8 @@ class Jobs:
       thread.join(10)
 
   def _compute(self, update: int) -> None:
-    command = [*self._command, str(self._run), "--update", str(update)]
+    asked = [str(self._run), "--update", str(update), "--json"]
+    command = [*self._command, *asked]
     error = ""
     try:
       with subprocess.Popen(

@@ -1,7 +1,6 @@
 """A run as it is looked at: its index, numbers, times and options."""
 
 import json
-import math
 import os
 import pathlib
 import re
@@ -14,16 +13,19 @@ from steppo_jax import types
 from steppo_jax.reports import goodput, intervals
 from steppo_jax.rollout import pool as pool_lib
 from steppo_jax.rollout import pool_entries
-from steppo_jax.storage import events, labels, metrics
+from steppo_jax.storage import events, labels, lease, metrics
 from steppo_jax.storage import folder as run_folder
 from steppo_jax.viewer import credit, index, sources, tokens
 
-# A run whose files changed so recently is taken to be under way.
-_LIVE_S = 60.0
+# A run whose files changed so recently is taken to be under way; its process
+# touches the lease every few seconds.
+_LIVE_S = 30.0
 # Seconds between two looks at the sources of a run, and how many times longer
 # than a look the pause before the next one is: the run comes first.
 _LOOK_S = 1.0, 30.0
 _REST = 50.0
+# Numbers beyond this are nobody's metrics, and overflow in sums.
+_MOST = 1e300
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 _SEED = re.compile(r"[-_]?seed[-_]?\d+$")
 
@@ -140,15 +142,15 @@ class Run:
   def state(self) -> dict[str, Any]:
     """What changes while a run goes on, small enough to be asked for often."""
     progress = self.index.progress
-    stats = [
+    found = [
       path.stat()
-      for name in (metrics.FILE_NAME, events.FILE_NAME)
+      for name in (metrics.FILE_NAME, events.FILE_NAME, lease.NAME)
       if (path := self.path / name).is_file()
     ]
-    newest = max((s.st_mtime for s in stats), default=0.0)
+    newest = max((s.st_mtime for s in found), default=0.0)
     return {
       "number": self.number,
-      "files": [s.st_size for s in stats],
+      "files": [s.st_size for s in found],
       "episodes": progress.episodes,
       "indexed": [progress.sources, progress.of],
       "busy": progress.busy,
@@ -195,16 +197,17 @@ class Run:
   def _add(self, line: bytes) -> None:
     try:
       found = json.loads(line)
-      int(found["update"])
-      self._lines.append(found)
-    except (ValueError, KeyError, TypeError):
+      if abs(int(found["update"])) > _MOST:
+        raise ValueError
+      self._lines.append(found | {"update": int(found["update"])})
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
       self._damaged += 1
 
   def times(self) -> dict[str, Any] | None:
     """Where the time went; None without an event log that can be read."""
     try:
       found = goodput.read(self.path)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
       return None
     if found is None:
       return None
@@ -299,17 +302,24 @@ def curves(
 def _points(run: Run, name: str, x: str) -> dict[int, tuple]:
   found, played = {}, 0.0
   for line in run.lines():
-    played += line.get("rollout/episodes") or 0.0
-    value = line.get(name)
-    if not isinstance(value, int | float) or not math.isfinite(value):
-      continue
-    at = {"episodes": played, "minutes": line.get("minutes")}.get(
+    played += _number(line, "rollout/episodes") or 0.0
+    value = _number(line, name)
+    at = {"episodes": played, "minutes": _number(line, "minutes")}.get(
       x, line["update"]
     )
-    if at is not None:
-      count = line.get("eval/episodes") if name == "eval/success" else None
-      found[line["update"]] = (at, float(value), count)
+    if at is not None and value is not None:
+      count = None
+      if name == "eval/success" and 0 <= value <= 1:
+        count = _number(line, "eval/episodes")
+      found[line["update"]] = (at, value, count)
   return found
+
+
+def _number(line: dict[str, Any], name: str) -> float | None:
+  """A number of a line; None where it is missing, or none that is finite."""
+  value = line.get(name)
+  known = isinstance(value, int | float) and abs(value) < _MOST
+  return float(value) if known else None
 
 
 def _point(values: list[tuple]) -> dict[str, float | None]:
@@ -317,7 +327,7 @@ def _point(values: list[tuple]) -> dict[str, float | None]:
   ys = [y for _, y, _ in values]
   if len(values) > 1:
     low, high = _interval(tuple(ys))
-  elif values[0][2]:
+  elif (values[0][2] or 0) >= 1:
     n = round(values[0][2])
     low, high = intervals.wilson_interval(round(ys[0] * n), n)
   mean = lambda numbers: sum(numbers) / len(numbers)

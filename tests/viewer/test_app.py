@@ -8,6 +8,8 @@ import sys
 import time
 import urllib.parse
 
+import hypothesis
+import hypothesis.strategies as st
 import numpy as np
 import pytest
 import recorded_runs
@@ -66,7 +68,7 @@ class Browser:
 _CREDIT = """
 import json, pathlib, sys
 run, update = pathlib.Path(sys.argv[1]), int(sys.argv[3])
-assert sys.argv[2] == "--update"
+assert sys.argv[2::2] == ["--update", "--json"]
 print(json.dumps({"done": 1, "total": 2}), flush=True)
 print("something else")
 if update == 1:
@@ -433,3 +435,47 @@ def test_lines_of_metrics_that_are_damaged_or_cut_are_told(tmp_path):
   (curve,) = runs.curves([run], "x", "update", apart=False)
   assert curve["y"] == [1.5, 2.5]
   run.close()
+
+
+_VALUES = st.one_of(
+  st.none(), st.booleans(), st.integers(-(10**400), 10**400), st.floats(),
+  st.text("aé1", max_size=3), st.lists(st.integers(0, 3), max_size=2),
+  st.dictionaries(st.sampled_from(["t", "update"]), st.floats(0, 9)),
+)  # fmt: skip
+_NAMES = (
+  "update", "minutes", "rollout/episodes", "eval/success", "eval/episodes", "x",
+  "event", "at", "t", "t0", "t1", "seconds",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("bare")
+  (folder / "config.json").write_text("{}")
+  run = runs.Run(
+    0, folder, cache=folder / "cache",
+    load_tokenizer=lambda _: recorded_runs.tokenizer(),
+  )  # fmt: skip
+  yield run
+  run.close()
+
+
+@hypothesis.given(
+  st.lists(st.dictionaries(st.sampled_from(_NAMES), _VALUES), max_size=4),
+  st.sampled_from(["update", "minutes", "episodes"]),
+  st.booleans(),
+)
+def test_whatever_lines_hold_curves_and_times_can_be_sent(bare, lines, x, cut):
+  text = "".join(json.dumps(line) + "\n" for line in lines)[
+    : -3 if cut else None
+  ]
+  for name in ("metrics.jsonl", "events.jsonl"):
+    (bare.path / name).unlink(missing_ok=True)
+    (bare.path / name).write_text(text)
+  names = runs.names([bare])
+  for name in (*names, "eval/success"):
+    for curve in runs.curves([bare], name, x, apart=cut):
+      json.dumps(curve, allow_nan=False)
+      assert len(curve["x"]) == len(curve["y"]) == len(curve["updates"])
+  json.dumps(bare.state(), allow_nan=False)
+  bare.times()

@@ -3,6 +3,8 @@
 import dataclasses
 import fcntl
 import json
+import pathlib
+import tempfile
 
 import hypothesis
 import hypothesis.strategies as st
@@ -192,6 +194,44 @@ def test_damage_within_a_journal_is_told_and_costs_what_follows(tmp_path, look):
   assert 0 < len(uids(run, at_min="1")) < 8
   assert len(uids(run, at_max="0")) == 8
   assert "damaged" in run.index.progress.faults["journal/1-0.journal"]
+
+
+@hypothesis.given(st.data())
+@hypothesis.settings(
+  suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture]
+)
+def test_however_a_journal_is_damaged_what_is_listed_is_whole(
+  some_journal, data
+):
+  made, whole = some_journal
+  written = bytearray(whole)
+  for _ in range(data.draw(st.integers(0, 2))):
+    written[data.draw(st.integers(0, len(whole) - 1))] ^= data.draw(
+      st.integers(1, 255)
+    )
+  cut = data.draw(st.integers(0, len(whole)))
+  with tempfile.TemporaryDirectory() as folder:
+    run_folder = pathlib.Path(folder) / "run"
+    (run_folder / "journal").mkdir(parents=True)
+    file = run_folder / "journal" / "1-0.journal"
+    file.write_bytes(written[:cut])
+    run = opened(run_folder, pathlib.Path(folder) / "cache")
+    run.index.refresh()
+    rows = listing.page(run.index, {"order": "uid"})["rows"]
+    assert [r["uid"] for r in rows] == [t.uid for t in made[: len(rows)]]
+    for row in rows:
+      one = next(t for t in made if t.uid == row["uid"])
+      assert journal.same(episode.read(run, row["id"]), one)
+    if written[:cut] != whole[:cut]:
+      assert run.index.progress.faults
+    run.close()
+
+
+@pytest.fixture(scope="module")
+def some_journal(tmp_path_factory):
+  made = episodes_of(1, groups=2, steps=3)
+  path = recorded_runs.write_journal(tmp_path_factory.mktemp("one"), 1, made)
+  return made, path.read_bytes()
 
 
 @pytest.mark.parametrize(
