@@ -71,6 +71,10 @@ class _Patient(auto.AutoHTTPProtocol):
 
   def connection_made(self, transport: asyncio.Transport) -> None:
     super().connection_made(transport)
+    # An answer's body would else wait until its head is acknowledged, 40 ms
+    # later: asyncio knows such sockets only if they were made as TCP by name.
+    connected = transport.get_extra_info("socket")
+    connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     self._watch_head()
 
   def data_received(self, data: bytes) -> None:

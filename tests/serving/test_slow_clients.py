@@ -89,6 +89,25 @@ def test_a_body_that_does_not_come_is_given_up(url, monkeypatch):
         assert b"was not sent within 0.3 s" in found
 
 
+def test_answers_do_not_wait_for_acknowledgements():
+  async def app(scope, receive, send):
+    if scope["type"] == "http":
+      await responses.JSONResponse({})(scope, receive, send)
+
+  listening = background.listen("127.0.0.1", 0, key=None, option="")
+  server = background.Background(app, listening)
+  try:
+    with contextlib.ExitStack() as stack:
+      one = connected(server.url, stack)
+      one.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+      assert one.recv(4096)
+      (found,) = server._server.server_state.connections
+      of = found.transport.get_extra_info("socket")
+      assert of.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+  finally:
+    server.close()
+
+
 def test_who_does_not_read_is_left(monkeypatch):
   monkeypatch.setattr(background._Patient, "read_s", 0.5)
   ended = asyncio.Event()

@@ -1,0 +1,289 @@
+"""What a gateway costs: episodes a second through it, and time of a call.
+
+  python benchmarks/gateway.py [--quick] [--rounds 3]
+
+The warm start plays household games, once by the loop inside of a run and once
+as agents do: a process of its own, which knows nothing but HTTP, takes tasks
+(`POST /sessions`), asks for tokens (`/inference/v1/generate`), sends rewards
+and finishes, with 64 sessions (quick: 8) at once in as many threads. Model,
+engine, slots and prompts are the same, and so are the episodes; both sides are
+measured in turn, round after round, and a number is the median over rounds.
+What the agents' process computes, environments and prompts, is on their side.
+
+Then, on an idle server, calls of one token: by HTTP, and of the engine itself.
+What lies between is the overhead of a call.
+
+The last line is one JSON object. Compare within one run only.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import http.client
+import json
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.parse
+
+import numpy as np
+
+from steppo_jax import types
+from steppo_jax.prompts import base as prompt_base
+from steppo_jax.tokenizer import loading
+
+ROOT = pathlib.Path(__file__).parents[1]
+EXPERIMENT = ROOT / "experiments" / "household_steppo.py"
+TOKENIZER = "household"
+SECONDS = 600.0
+
+
+class Client:
+  """A connection of one thread."""
+
+  def __init__(self, url: str):
+    parts = urllib.parse.urlsplit(url)
+    self._connection = http.client.HTTPConnection(
+      parts.hostname, parts.port, timeout=SECONDS
+    )
+
+  def post(self, path: str, body: dict, key: str = "any"):
+    """Status and answer."""
+    headers = {"Authorization": f"Bearer {key}"}
+    self._connection.request("POST", path, json.dumps(body), headers)
+    answer = self._connection.getresponse()
+    return answer.status, json.loads(answer.read())
+
+
+def play(client, prompts, limits, session) -> None:
+  """One episode of a session."""
+  from steppo_jax.envs.household import env as household
+
+  path = urllib.parse.urlsplit(session["url"]).path
+  env = household.HouseholdEnv(invalid_penalty=0.1)
+  seen = env.reset(types.task_from_json(session["task"]), session["seed"])
+  turns = [types.Turn(seen.observation)]
+  ids, key = prompts.first(turns[0]), session["api_key"]
+  end = "truncated"
+  for step in range(limits["max_steps"]):
+    status, found = client.post("/inference/v1/generate", {
+      "token_ids": ids.tolist(),
+      "sampling_params": {"max_tokens": limits["max_new_tokens"]},
+    }, key)  # fmt: skip
+    if status != 200:
+      raise RuntimeError(found)
+    response = np.array(found["choices"][0]["token_ids"], np.int32)
+    seen = env.step(prompts.action(response))
+    client.post(f"{path}/rewards", {"step": step, "reward": seen.reward}, key)
+    turns[-1] = turns[-1]._replace(response_ids=response)
+    turns.append(types.Turn(seen.observation))
+    ids = prompts.extend(ids, turns)
+    if seen.terminated:
+      end = "terminated"
+      break
+    if len(ids) + limits["max_new_tokens"] > limits["max_tokens"]:
+      break
+  client.post(f"{path}/finish", {"status": end}, key)
+
+
+def agents(url: str, count: int, limits: dict) -> None:
+  """Plays what waits, in so many threads; what the child process runs."""
+  prompts = prompt_base.CompactPrompt(loading.load(TOKENIZER))
+  failed = []
+
+  def work():
+    client = Client(url)
+    try:
+      while True:
+        status, session = client.post("/sessions", {})
+        if status == 503:  # No task waits.
+          return
+        play(client, prompts, limits, session)
+    except Exception as error:
+      failed.append(error)
+
+  threads = [threading.Thread(target=work) for _ in range(count)]
+  print("ready", flush=True)
+  sys.stdin.readline()
+  for one in threads:
+    one.start()
+  for one in threads:
+    one.join()
+  if failed:
+    raise failed[0]
+  print("done", flush=True)
+
+
+class Sides:
+  """The loop and the gateway, with engines of one model."""
+
+  def __init__(self, sessions: int):
+    from steppo_jax.pretrained import policy
+    from steppo_jax.sampler import options
+    from steppo_jax.training import config, players
+
+    made = config.load(str(EXPERIMENT))
+    self.sessions = sessions
+    self.config = dataclasses.replace(
+      made,
+      sampler=options.SamplerConfig(
+        num_slots=sessions, prefill_lengths=made.sampler.prefill_lengths,
+        refill=1, burst=8,
+      ),
+    )  # fmt: skip
+    self.tokenizer = policy.load_tokenizer(TOKENIZER)
+    self.model, self.params = players.load_model(self.config, self.tokenizer)
+    self.tasks = players.make_tasks(made.env)
+
+  def engine(self):
+    from steppo_jax.sampler import engine
+
+    rollout = self.config.rollout
+    made = engine.SlotEngine(
+      self.model, self.config.sampler, context=rollout.max_tokens,
+      max_new_tokens=rollout.max_new_tokens,
+      end_of_turn_id=self.tokenizer.end_of_turn_id, seed=0,
+    )  # fmt: skip
+    made.set_params(self.params, 0)
+    made.warm_up()
+    return made
+
+  def episodes(self, count: int, round_: int):
+    from steppo_jax.rollout import loop
+
+    tasks = self.tasks.sample(count, seed=0, update=round_)
+    return [
+      loop.Episode(f"{round_}-{n}", task, 0, (0, round_, n))
+      for n, task in enumerate(tasks)
+    ]
+
+  def by_loop(self, engine, episodes) -> float:
+    """Episodes a second of the loop inside of a run."""
+    from steppo_jax.envs.household import env as household
+    from steppo_jax.rollout import loop
+
+    begun = time.perf_counter()
+    done = loop.run(
+      engine, lambda: household.HouseholdEnv(invalid_penalty=0.1), episodes,
+      prompt_base.CompactPrompt(self.tokenizer), self.config.rollout,
+    )  # fmt: skip
+    assert all(one.error is None for one in done)
+    return len(done) / (time.perf_counter() - begun)
+
+  @contextlib.contextmanager
+  def gateway(self, engine):
+    """A server of the engine, and its pool."""
+    from steppo_jax.rollout import pool as pool_lib
+    from steppo_jax.serving import answers, app, background, scheduler
+    from steppo_jax.serving import session as session_lib
+    from steppo_jax.serving import sessions as sessions_lib
+
+    rollout = self.config.rollout
+    limits = {"max_new_tokens": rollout.max_new_tokens}
+    gate = scheduler.Scheduler(engine, max_waiting=1 << 16)
+    policy = answers.Policy(
+      "policy", self.tokenizer, gate, context=rollout.max_tokens, **limits
+    )
+    with (
+      tempfile.TemporaryDirectory() as folder,
+      pool_lib.Pool(pathlib.Path(folder) / "pool.sqlite") as pool,
+    ):
+      recorded = sessions_lib.Sessions(
+        policy, pool,
+        limits=session_lib.Limits(temperature=rollout.temperature, **limits),
+      )  # fmt: skip
+      server = background.Background(
+        app.make(policy, sessions=recorded),
+        background.listen("127.0.0.1", 0, key=None, option=""),
+      )
+      try:
+        yield server.url, pool
+      finally:
+        server.close()
+        gate.close()
+
+  def by_gateway(self, url, pool, episodes) -> float:
+    """Episodes a second of agents that ask the gateway."""
+    for one in episodes:
+      pool.issue(one.uid, one.task, [(one.uid, one.key, one.seed)])
+    rollout = self.config.rollout
+    names = ("max_steps", "max_tokens", "max_new_tokens")
+    limits = {name: getattr(rollout, name) for name in names}
+    child = subprocess.Popen(
+      [sys.executable, __file__, "--agents", url, str(self.sessions),
+       json.dumps(limits)],
+      stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    with child:
+      assert child.stdout.readline() == "ready\n"
+      begun = time.perf_counter()
+      child.stdin.write("go\n")
+      child.stdin.flush()
+      assert child.stdout.readline() == "done\n"
+      seconds = time.perf_counter() - begun
+    return len(episodes) / seconds
+
+  def calls(self, url, engine, count: int) -> dict[str, float]:
+    """Milliseconds of calls of one token: by HTTP, and of the engine."""
+    client, ids = Client(url), np.arange(3, 40, dtype=np.int32)
+    by = {"http": [], "engine": []}
+    for n in range(count):
+      begun = time.perf_counter()
+      status, _ = client.post("/inference/v1/generate", {
+        "token_ids": ids.tolist(), "sampling_params": {"max_tokens": 1},
+      })  # fmt: skip
+      by["http"].append(time.perf_counter() - begun)
+      assert status == 200
+      begun = time.perf_counter()
+      engine.generate([types.Request("one", ids, (n,), 1, 1.0)])
+      engine.release("one")
+      by["engine"].append(time.perf_counter() - begun)
+    return {
+      f"{name}_ms_{mark}": 1e3 * float(np.quantile(many, share))
+      for name, many in by.items()
+      for mark, share in (("p50", 0.5), ("p99", 0.99))
+    }
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("--quick", action="store_true", help="8 sessions")
+  parser.add_argument("--rounds", type=int, default=3)
+  parser.add_argument("--agents", nargs=3, help=argparse.SUPPRESS)
+  args = parser.parse_args()
+  if args.agents:
+    url, count, limits = args.agents
+    agents(url, int(count), json.loads(limits))
+    return
+  sessions = 8 if args.quick else 64
+  sides, found = Sides(sessions), {"loop": [], "gateway": []}
+  inside, served = sides.engine(), sides.engine()
+  with sides.gateway(served) as (url, pool):
+    for round_ in range(args.rounds + 1):  # The first one warms up.
+      count = (1 if not round_ else 3) * sessions
+      episodes = sides.episodes(count, round_)
+      rates = {
+        "loop": sides.by_loop(inside, episodes),
+        "gateway": sides.by_gateway(url, pool, episodes),
+      }
+      print(f"round {round_}: {rates}", flush=True)
+      for name, rate in rates.items() if round_ else ():
+        found[name].append(rate)
+    calls = sides.calls(url, inside, 100 if args.quick else 500)
+  ratios = [b / a for a, b in zip(*found.values(), strict=True)]
+  result = {f"{k}_episodes_per_s": statistics.median(x)
+            for k, x in found.items()}  # fmt: skip
+  result |= {"gateway_over_loop": statistics.median(ratios)} | calls
+  result["overhead_ms_p50"] = calls["http_ms_p50"] - calls["engine_ms_p50"]
+  result["overhead_ms_p99"] = calls["http_ms_p99"] - calls["engine_ms_p99"]
+  print(json.dumps({"sessions": sessions, **result}))
+
+
+if __name__ == "__main__":
+  main()
