@@ -29,7 +29,8 @@ html_show_copyright = False
 html_theme_options = {"navigation_with_keys": True}
 highlight_language = "text"
 myst_heading_anchors = 4
-autodoc_typehints = "signature"
+# Docstrings give shapes, which types do not.
+autodoc_typehints = "none"
 autodoc_preserve_defaults = True
 python_maximum_signature_line_length = 72
 python_use_unqualified_type_names = True

@@ -11,7 +11,11 @@ import subprocess
 import sys
 import tomllib
 
+import agent_runs
 import pytest
+import small_runs
+
+from steppo_jax.storage import metrics
 
 ROOT = pathlib.Path(__file__).parents[2]
 PAGES = [
@@ -90,3 +94,19 @@ def test_the_environment_of_the_tutorial_is_trained_as_it_says(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-1500:]
   assert (tmp_path / "buttons_start.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_the_agent_of_the_tutorial_is_trained(tmp_path, monkeypatch):
+  """A tiny model answers it, and what it prints is what it is paid for."""
+  page = ROOT / "docs" / "tutorial" / "own_agent.md"
+  written(page, tmp_path)
+  monkeypatch.setenv("PYTHONPATH", str(ROOT))
+  monkeypatch.delenv("STEPPO_API_KEY", raising=False)
+  folder = agent_runs.model(tmp_path / "model")
+  command = f"{sys.executable} {tmp_path / 'my_agent.py'}"
+  run = small_runs.run(agent_runs.options(folder, tmp_path, command=command))
+  lines = metrics.read_jsonl(run / "metrics.jsonl")
+  trained = [line for line in lines if "rollout/error_share" in line]
+  assert len(trained) == 2
+  assert [line["rollout/error_share"] for line in trained] == [0.0, 0.0]
