@@ -84,6 +84,10 @@ class _WandB:
     self._run.finish()
 
 
+# Parameters that MLflow takes at once.
+_MLFLOW_BATCH = 100
+
+
 class _MLflow:
   def __init__(self, run):
     import mlflow
@@ -106,8 +110,10 @@ class _MLflow:
       number, run_name=run.name, tags={"steppo_jax": run.id}
     )
     self._id = made.info.run_id
-    for name, value in run.options.items():
-      self._client.log_param(self._id, name, value)
+    params = [entities.Param(*one) for one in run.options.items()]
+    for first in range(0, len(params), _MLFLOW_BATCH):
+      part = params[first : first + _MLFLOW_BATCH]
+      self._client.log_batch(self._id, params=part)
 
   def write(self, update, values):
     now = int(1000 * time.time())

@@ -26,7 +26,8 @@ def write(sink, folder, first, last, resumed):
     pathlib.Path(folder) / "run",
     resumed=None if resumed == "none" else int(resumed),
     sinks=MetricsConfig(sinks=(sink,), project=PROJECT, mlflow=where),
-    options={"learner.learning_rate": 1e-6, "env.options": ("a=1",)},
+    options={"learner.learning_rate": 1e-6, "env.options": ("a=1",)}
+    | {f"other.{i}": None for i in range(150)},
   ) as writer:
     for update in range(int(first), int(last)):
       writer.write(

@@ -52,3 +52,4 @@ def test_a_resumed_run_is_one_run_with_each_step_once(tmp_path, sink):
     )
     assert not {"none", "eval/panel"} & set(row)
   assert found["options"]["learner.learning_rate"] == "1e-06"
+  assert found["options"]["other.149"] == "None"
