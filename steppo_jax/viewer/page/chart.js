@@ -59,14 +59,14 @@ function path(points) {
 /**
  * A figure with curves.
  *
- * Each series has `label`, `color` (1 to 8), `x`, `y`, and may have `low` and
- * `high` (a band), `bars` (drawn as bars from 0), or `dots`. `onPick` is called
+ * Each series has `label`, `color` (1 to 9), `x`, `y`, and may have `low` and
+ * `high` (a band), `bars` (drawn as bars, from 0 or from `base`), or `dots`. `onPick` is called
  * with the x nearest to where somebody clicked.
  */
 export function figure(title, series, { xLabel = "", zero = false, onPick = null, wide = false } = {}) {
   const WIDTH = wide ? WIDE : NARROW;
   const xs = series.flatMap((one) => one.x).filter((value) => value !== null);
-  const ys = series.flatMap((one) => [...one.y, ...(one.low ?? []), ...(one.high ?? [])]).filter((value) => value !== null);
+  const ys = series.flatMap((one) => [...one.y, ...(one.low ?? []), ...(one.high ?? []), ...(one.base ?? []).map((base, index) => base + one.y[index])]).filter((value) => value !== null);
   const any = series.some((one) => one.bars);
   let [x0, x1] = range(xs);
   if (any) [x0, x1] = [x0 - 0.6, x1 + 0.6];
@@ -102,7 +102,9 @@ export function figure(title, series, { xLabel = "", zero = false, onPick = null
       for (const index of indices) {
         const [x, y] = at(one, index);
         if (!Number.isFinite(y)) continue;
-        drawing.append(draw("rect", { class: `bar c${one.color}`, x: x - width / 2, width, y: Math.min(y, py(0)), height: Math.max(0.7, Math.abs(py(0) - y)) }));
+        const from = py(one.base?.[index] ?? 0);
+        const to = one.base ? py(one.base[index] + one.y[index]) : y;
+        drawing.append(draw("rect", { class: `bar c${one.color}${one.base ? " stacked" : ""}`, x: x - width / 2, width, y: Math.min(from, to), height: Math.max(0.7, Math.abs(from - to)) }));
       }
       continue;
     }
