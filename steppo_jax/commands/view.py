@@ -88,7 +88,7 @@ def _view(args, _) -> None:
       return
     listening = stack.enter_context(contextlib.closing(_listen(args.port)))
     # A run on this machine goes first.
-    os.nice(10)
+    os.nice(5)
     url = background.url_of(listening)
     # A script that starts the viewer waits for this line.
     print(f"listening on {url}", flush=True)
