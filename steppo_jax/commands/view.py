@@ -88,7 +88,7 @@ def _view(args, _) -> None:
       return
     listening = stack.enter_context(contextlib.closing(_listen(args.port)))
     # A run on this machine goes first.
-    os.nice(10)
+    os.nice(5)
     url = background.url_of(listening)
     # A script that starts the viewer waits for this line.
     print(f"listening on {url}", flush=True)
@@ -133,9 +133,9 @@ def _tokenizer(args, facts: dict[str, Any]) -> types.Tokenizer:
       if found.digest == facts.get("digest"):
         return found
     raise ValueError("name the tokenizer with --tokenizer")
-  if name in known:
+  if name in known or pathlib.Path(name).exists():
     return loading.load(name)
-  # Reading what weights bring with them needs JAX.
+  # What weights or a package bring with them is found by parts that need JAX.
   terminal.quiet_jax()
   from steppo_jax.pretrained import policy
 

@@ -159,11 +159,12 @@ def test_a_mistake_is_one_line(run, tmp_path, capsys, argv, message):
   assert not (tmp_path / "out").exists()
 
 
-def test_token_ids_are_numbers_where_the_tokenizer_is_not_there(
+def test_token_ids_are_numbers_where_the_tokenizer_cannot_be_read(
   run, tmp_path, capsys
 ):
   config = json.loads((run / "config.json").read_text())
-  config["tokenizer"] = str(tmp_path / "gone.model")
+  config["tokenizer"] = str(tmp_path / "broken.model")
+  (tmp_path / "broken.model").write_bytes(b"no model")
   (run / "config.json").write_text(json.dumps(config))
   viewed(tmp_path, run, "--export", tmp_path / "out", "--episodes", "0-0-0")
   text, _, data = page_of(tmp_path / "out")

@@ -5,6 +5,8 @@ import { draw, el, short } from "./dom.js";
 
 const NARROW = 420;
 const WIDE = 900;
+// From here on two columns stand beside each other (style.css).
+const COLUMNS = 800;
 const HEIGHT = 210;
 const LEFT = 46;
 const RIGHT = 10;
@@ -59,21 +61,23 @@ function path(points) {
 /**
  * A figure with curves.
  *
- * Each series has `label`, `color` (1 to 8), `x`, `y`, and may have `low` and
- * `high` (a band), `bars` (drawn as bars from 0), or `dots`. `onPick` is called
+ * Each series has `label`, `color` (1 to 9), `x`, `y`, and may have `low` and
+ * `high` (a band), `bars` (drawn as bars, from 0 or from `base`), or `dots`. `onPick` is called
  * with the x nearest to where somebody clicked.
  */
 export function figure(title, series, { xLabel = "", zero = false, onPick = null, wide = false } = {}) {
-  const WIDTH = wide ? WIDE : NARROW;
+  // About as wide as it is shown, so that its labels are as large as other text.
+  const shown = window.innerWidth * (window.innerWidth > COLUMNS ? 0.55 : 0.95);
+  const WIDTH = wide ? Math.min(WIDE, Math.max(320, Math.round(shown))) : NARROW;
   const xs = series.flatMap((one) => one.x).filter((value) => value !== null);
-  const ys = series.flatMap((one) => [...one.y, ...(one.low ?? []), ...(one.high ?? [])]).filter((value) => value !== null);
+  const ys = series.flatMap((one) => [...one.y, ...(one.low ?? []), ...(one.high ?? []), ...(one.base ?? []).map((base, index) => base + one.y[index])]).filter((value) => value !== null);
   const any = series.some((one) => one.bars);
   let [x0, x1] = range(xs);
   if (any) [x0, x1] = [x0 - 0.6, x1 + 0.6];
   let [y0, y1] = range(ys, zero || any);
-  const room = 0.06 * (y1 - y0);
-  if (y1 !== 0) y1 += room;
-  if (y0 !== 0) y0 -= room;
+  const space = 0.06 * (y1 - y0);
+  if (y1 !== 0) y1 += space;
+  if (y0 !== 0) y0 -= space;
   const right = WIDTH - RIGHT;
   const bottom = HEIGHT - BOTTOM;
   const px = (x) => LEFT + ((x - x0) / (x1 - x0)) * (right - LEFT);
@@ -102,7 +106,9 @@ export function figure(title, series, { xLabel = "", zero = false, onPick = null
       for (const index of indices) {
         const [x, y] = at(one, index);
         if (!Number.isFinite(y)) continue;
-        drawing.append(draw("rect", { class: `bar c${one.color}`, x: x - width / 2, width, y: Math.min(y, py(0)), height: Math.max(0.7, Math.abs(py(0) - y)) }));
+        const from = py(one.base?.[index] ?? 0);
+        const to = one.base ? py(one.base[index] + one.y[index]) : y;
+        drawing.append(draw("rect", { class: `bar c${one.color}${one.base ? " stacked" : ""}`, x: x - width / 2, width, y: Math.min(from, to), height: Math.max(0.7, Math.abs(from - to)) }));
       }
       continue;
     }
@@ -114,7 +120,7 @@ export function figure(title, series, { xLabel = "", zero = false, onPick = null
   }
   const cursor = draw("line", { class: "cursor", y1: TOP, y2: bottom, visibility: "hidden" });
   drawing.append(cursor);
-  const told_ = el("p", { class: "readout", "aria-live": "off" }, xLabel);
+  const readout = el("p", { class: "readout", "aria-live": "off" }, xLabel);
   const nearest = (event) => {
     const box = drawing.getBoundingClientRect();
     const x = x0 + (((event.clientX - box.left) / box.width) * WIDTH - LEFT) / (right - LEFT) * (x1 - x0);
@@ -137,14 +143,14 @@ export function figure(title, series, { xLabel = "", zero = false, onPick = null
       const band = one.low && one.low[best] !== null ? ` [${short(one.low[best])}, ${short(one.high[best])}]` : "";
       return `${one.label} ${short(one.y[best])}${band}`;
     }).filter(Boolean);
-    told_.textContent = `${xLabel} ${short(x)}: ${values.join("  ·  ")}`;
+    readout.textContent = `${xLabel} ${short(x)}: ${values.join("  ·  ")}`;
   });
   drawing.addEventListener("pointerleave", () => {
     cursor.setAttribute("visibility", "hidden");
-    told_.textContent = xLabel;
+    readout.textContent = xLabel;
   });
   if (onPick) drawing.addEventListener("click", (event) => onPick(nearest(event)));
-  return el("figure", { class: "plot" }, el("figcaption", null, title), drawing, told_);
+  return el("figure", { class: "plot" }, el("figcaption", null, title), drawing, readout);
 }
 
 /** What a curve says, for those who do not see it. */

@@ -10,6 +10,8 @@ const FIRST = [
 ];
 const MOST = 6;
 const COLORS = 8;
+// Updates whose times are drawn.
+const UPDATES = 150;
 const CAUSES = { rollout: 1, environment: 2, update: 3, weights: 4, evaluation: 5, checkpoint: 6, metrics: 7, compile: 8, setup: 9, idle: 0 };
 
 export async function runsView(root, parameters, app, signal) {
@@ -45,7 +47,11 @@ export async function runsView(root, parameters, app, signal) {
 
   async function where() {
     const found = await Promise.all(app.runs.map((run) => get("times", { run: run.number }, signal)));
+    const open = [...times.children].map((one) => one.querySelector("details")?.open);
     times.replaceChildren(...app.runs.map((run, index) => time(run, found[index])));
+    [...times.children].forEach((one, index) => {
+      if (open[index]) one.querySelector("details")?.setAttribute("open", "");
+    });
   }
 
   function pick() {
@@ -129,8 +135,23 @@ function time(run, found) {
   const list = el("ul", { class: "legend" }, causes.map((cause) => el("li", null, el("span", { class: `swatch c${CAUSES[cause] ?? 0}` }), `${cause} ${(100 * found.seconds[cause] / found.wall).toFixed(1)} %`)));
   const total = found.by_update.map((one) => Object.values(one).reduce((a, b) => a + b, 0));
   const middle = [...total].sort((a, b) => a - b)[Math.floor(total.length / 2)];
-  return el("section", { class: "time" }, heading, bar, list,
+  return el("section", { class: "time" }, heading, bar, list, byUpdate(found),
     el("p", { class: "hint" }, `${short(found.wall / 60)} minutes in ${many(found.sessions, "session")}${found.sessions > 1 ? `, ${short(found.down / 60)} minutes between them` : ""}${total.length ? `; the median update took ${short(middle)} s` : ""}.`));
+}
+
+/** The seconds of the last updates by cause, one above the other. */
+function byUpdate(found) {
+  const x = found.updates.slice(-UPDATES);
+  if (x.length < 2) return "";
+  const spent = found.by_update.slice(-UPDATES);
+  const base = x.map(() => 0);
+  const series = found.causes.map((cause) => {
+    const y = spent.map((one) => one[cause] ?? 0);
+    const from = [...base];
+    y.forEach((value, index) => { base[index] += value; });
+    return { label: cause, color: CAUSES[cause] ?? 0, x, y, base: from, bars: true };
+  }).filter((one) => one.y.some((value) => value > 0));
+  return series.length ? el("details", null, el("summary", null, `seconds of ${x.length < found.updates.length ? `the last ${x.length} updates` : "each update"}`), figure("Seconds by cause", series, { xLabel: "update", wide: true })) : "";
 }
 
 /** Options as "algorithm.name" and their values as text. */
