@@ -148,7 +148,6 @@ class _Served:
     """
     given = http.key(request)
     named = request.path_params.get("session")
-    begins = named is None and request.method == "POST"
     if self._sessions is not None:
       named = named or request.headers.get("x-session-id")
       uid = self._sessions.keys.uid(given, named)
@@ -160,7 +159,7 @@ class _Served:
     if not self._sessions.limits.by_header:
       raise _no_key("session's")
     self._check_key(given, "session's")
-    return await self._names.uid(named, begins=begins)
+    return await self._names.uid(request)
 
   def _check_key(self, given: str, whose: str) -> None:
     wanted = self._api_key

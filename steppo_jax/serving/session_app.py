@@ -13,6 +13,8 @@ from steppo_jax.serving import session as session_lib
 from steppo_jax.serving import sessions as sessions_lib
 
 _log = logging.getLogger(__name__)
+# Below these the model is asked.
+_ASKED = ("/v1/", "/inference/")
 # Seconds between two looks for sessions that nobody uses any more.
 _EVERY_S = 5.0
 
@@ -87,18 +89,25 @@ class Names:
     self._sessions = sessions
     self._uids: dict[str, str] = {}
 
-  async def uid(self, name: str, *, begins: bool) -> str:
-    """The session of a name.
+  async def uid(self, request: requests.Request) -> str | None:
+    """The session of a request, which names one in its path or header.
 
-    Args:
-      name: Whatever a client calls it.
-      begins: Whether one that is not known begins, with the oldest task that
-        waits.
+    A call of the model by a name that is not known begins one, with the oldest
+    task that waits.
+
+    Returns:
+      Its name in the pool; None for a request that belongs to no session, such
+      as for the list of models.
 
     Raises:
-      answers.Fault: it is not known and does not begin; see
+      answers.Fault: there is none of that name, or see
         `sessions.Sessions.create`.
     """
+    own = request.path_params.get("session")
+    name = own or request.headers["x-session-id"]
+    asks = request.method == "POST" and request.url.path.startswith(_ASKED)
+    if own is None and not asks:
+      return None
     if name in self._uids:
       return self._uids[name]
     if not re.fullmatch(r"[\x21-\x7e]{1,100}", name):
@@ -106,7 +115,7 @@ class Names:
         400, "the header X-Session-ID must have 1 to 100 printable characters",
         "invalid_request_error",
       )  # fmt: skip
-    if not begins:
+    if own is not None:
       raise answers.Fault(404, f"there is no session {name!r}", "not_found")
     # Calls of one name at the same time begin one.
     form = session_schema.Create(request_id=f"header:{name}")

@@ -65,6 +65,10 @@ def send(url, name, what, key=KEY, **body):
 def test_an_unknown_name_begins_a_session_and_a_known_one_goes_on(url, pool):
   with client(url, "roll/1") as one, client(url, "roll/2") as other:
     first = agent_calls.ask(one, SAY)
+    assert [card.id for card in other.models.list().data] == ["nano"]
+    assert [e.state for e in pool_entries.entries(pool)] == [
+      "running", "issued",
+    ]  # fmt: skip
     agent_calls.ask(other, SAY)
     said = [{"role": "assistant", "content": first.choices[0].message.content}]
     second = agent_calls.ask(one, [*SAY, *said, agent_calls.user("go on")])

@@ -11,18 +11,18 @@ import pytest
 import served_policies
 from starlette import responses
 
-from steppo_jax.serving import background, http
+from steppo_jax.serving import answers, background, http
 
 SAY = [agent_calls.user("hello")]
 
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory):
+  """A server that nobody here asks for an answer of its model."""
   tokenizer = served_policies.tokenizer(tmp_path_factory.mktemp("t") / "nano")
-  policy = served_policies.policy(tokenizer, served_policies.engine(tokenizer))
+  policy = answers.Policy("nano", tokenizer, None, context=99, max_new_tokens=9)
   with served_policies.served(policy) as address:
     yield address
-  policy.scheduler.close()
 
 
 def connected(url, stack):
@@ -33,8 +33,9 @@ def connected(url, stack):
 
 
 def answered(url):
-  body = {"model": "nano", "messages": SAY, "max_tokens": 2}
-  return agent_calls.send(f"{url}/v1/chat/completions", json=body).status_code
+  body = {"model": "nano", "messages": SAY}
+  path = f"{url}/v1/messages/count_tokens"
+  return agent_calls.send(path, json=body).status_code
 
 
 @contextlib.contextmanager
