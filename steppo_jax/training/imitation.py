@@ -24,7 +24,7 @@ from steppo_jax.prompts import sections
 from steppo_jax.storage import folder as run_folder
 from steppo_jax.storage import lease, metrics
 from steppo_jax.training import config as config_lib
-from steppo_jax.training import evaluate
+from steppo_jax.training import evaluate, experiments
 from steppo_jax.training import players as players_lib
 
 
@@ -88,6 +88,7 @@ def train(
     RuntimeError: another process runs in the folder, or the loss, its gradient
       or a parameter is not finite.
   """
+  experiments.check_written(config.save_weights)
   with lease.hold(folder):
     _train(config, folder, on_update)
 
