@@ -89,7 +89,10 @@ def _run(args, rest, handler) -> None:
   supervised = isinstance(options, config.SupervisedRun)
   if supervised and joined.count > 1:
     raise ValueError("a supervised run takes one process")
-  if not supervised:
+  if supervised:
+    # Before the bar: what this loads imports lazily, in every thread.
+    from steppo_jax.training import imitation
+  else:
     options.check_training()
   folder = joined.first("the run folder", opened) or opened()
   total = options.training.num_steps if supervised else options.num_updates
@@ -112,8 +115,6 @@ def _run(args, rest, handler) -> None:
       run_folder.removed_if_refused(folder, joined.is_first),
     ):
       if supervised:
-        from steppo_jax.training import imitation
-
         imitation.train(options, folder, on_update=on_update)
       else:
         from steppo_jax.storage import events
