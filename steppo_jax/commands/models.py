@@ -86,9 +86,7 @@ def register(add: Callable[..., argparse.ArgumentParser]) -> None:
   said.add_argument(
     "--max-tokens", type=int, help="of an answer (256, or what fits)"
   )
-  said.add_argument(
-    "--seed", type=int, default=0, help="equal seeds give equal texts"
-  )
+  said.add_argument("--seed", type=int, default=0, help="of the draws")
   said.add_argument("--tokenizer", metavar="PATH", help="not the model's own")
   said.add_argument("--base", metavar="PATH", help="model of adapters")
   said.add_argument(

@@ -78,7 +78,7 @@ def _run(args, rest, handler) -> None:
   joined = args.hosts = _join(args, handler)
   options = terminal.options(args, rest)
   from steppo_jax.storage import folder as run_folder
-  from steppo_jax.training import config, experiments
+  from steppo_jax.training import config
 
   name = f"{pathlib.Path(args.experiment).stem}-seed{options.seed}"
   joined.agree("the number of devices", joined.devices)
@@ -90,7 +90,8 @@ def _run(args, rest, handler) -> None:
   if supervised and joined.count > 1:
     raise ValueError("a supervised run takes one process")
   if supervised:
-    experiments.check_written(options.save_weights)
+    # Before the bar: what this loads imports lazily, in every thread.
+    from steppo_jax.training import imitation
   else:
     options.check_training()
   folder = joined.first("the run folder", opened) or opened()

@@ -26,7 +26,7 @@ from steppo_jax.prompts import sections
 from steppo_jax.storage import checkpoint, lease, metrics
 from steppo_jax.storage import folder as run_folder
 from steppo_jax.training import config as config_lib
-from steppo_jax.training import evaluate
+from steppo_jax.training import evaluate, experiments
 from steppo_jax.training import players as players_lib
 
 # Seconds between two checkpoints that no evaluation brings.
@@ -99,6 +99,7 @@ def train(
       or a parameter is not finite.
     signals.Stopped: a signal came; the same call goes on.
   """
+  experiments.check_written(config.save_weights)
   store = checkpoint.Checkpoints(folder / run_folder.CHECKPOINTS_NAME, 1)
   with lease.hold(folder), store:
     if handler is not None:
