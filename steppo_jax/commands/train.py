@@ -89,10 +89,7 @@ def _run(args, rest, handler) -> None:
   supervised = isinstance(options, config.SupervisedRun)
   if supervised and joined.count > 1:
     raise ValueError("a supervised run takes one process")
-  if supervised:
-    # Before the bar: what this loads imports lazily, in every thread.
-    from steppo_jax.training import imitation
-  else:
+  if not supervised:
     options.check_training()
   folder = joined.first("the run folder", opened) or opened()
   total = options.training.num_steps if supervised else options.num_updates
