@@ -8,7 +8,8 @@ every other round in the other order. An update's time is that of packing and
 learning (`time/learn_s`), in which the credit is computed and written; the
 median is over all updates but the first, which compiles. The last line is one
 JSON object, whose `update_cost` and `run_cost` are shares of the time without.
-Compare within one run only.
+`cpu_cost` is the same of the processor's time for the run, rollouts included:
+it is what to read on a machine that others use. Compare within one run only.
 """
 
 import argparse
@@ -51,12 +52,13 @@ def options(folder, record, *, quick):
 
 
 def measure(folder, record, *, quick):
-  """One run: seconds of each update and of all, and the size of a file."""
+  """One run: seconds of each update, of all, of the CPU, and sizes of files."""
   chosen = options(folder, record, quick=quick)
-  ends, seconds = [], []
+  ends, cpu, seconds = [], [], []
 
   def on_update(done, found):
     ends.append(time.monotonic())
+    cpu.append(time.process_time())
     if done > 1:
       seconds.append(found["time/learn_s"])
 
@@ -67,7 +69,7 @@ def measure(folder, record, *, quick):
     for update in credit.updates_of(run)
   ]
   # ends[0] is the evaluation before the first update.
-  return seconds, ends[-1] - ends[1], sizes
+  return seconds, (ends[-1] - ends[1], cpu[-1] - cpu[1]), sizes
 
 
 def main():
@@ -84,12 +86,19 @@ def main():
         seconds, total, found = measure(
           pathlib.Path(folder) / "run", record, quick=args.quick
         )
-      print(f"record_credit={record}: {total:.1f} s", flush=True)
+      print(
+        f"record_credit={record}: {total[0]:.1f} s, {total[1]:.1f} of CPU",
+        flush=True,
+      )
       update[record] += seconds
       whole.setdefault(record, []).append(total)
       sizes += found
   median = {record: statistics.median(all_) for record, all_ in update.items()}
-  runs = {record: statistics.median(all_) for record, all_ in whole.items()}
+  runs, cpu = (
+    {record: statistics.median(one[i] for one in all_)
+     for record, all_ in whole.items()}
+    for i in range(2)
+  )  # fmt: skip
   print(
     json.dumps(
       {
@@ -100,6 +109,8 @@ def main():
         "update_seconds": {str(k): round(v, 4) for k, v in median.items()},
         "update_cost": round(median[1] / median[None] - 1, 4),
         "run_cost": round(runs[1] / runs[None] - 1, 4),
+        "cpu_seconds": {str(k): round(v, 2) for k, v in cpu.items()},
+        "cpu_cost": round(cpu[1] / cpu[None] - 1, 4),
         "bytes": round(statistics.mean(sizes)),
       }
     )
