@@ -89,11 +89,12 @@ def _run(args, rest, handler) -> None:
   supervised = isinstance(options, config.SupervisedRun)
   if supervised and joined.count > 1:
     raise ValueError("a supervised run takes one process")
-  if supervised:
-    # Before the bar: what this loads imports lazily, in every thread.
-    from steppo_jax.training import imitation
-  else:
+  if not supervised:
     options.check_training()
+  # Before the bar, whose thread cannot import while data sets are loaded.
+  from steppo_jax.storage import events
+  from steppo_jax.training import imitation, train
+
   folder = joined.first("the run folder", opened) or opened()
   total = options.training.num_steps if supervised else options.num_updates
   terminal.say(f"run folder: {folder}")
@@ -117,9 +118,6 @@ def _run(args, rest, handler) -> None:
       if supervised:
         imitation.train(options, folder, on_update=on_update)
       else:
-        from steppo_jax.storage import events
-        from steppo_jax.training import train
-
         train.train(
           options,
           folder,
