@@ -91,6 +91,10 @@ def _run(args, rest, handler) -> None:
     raise ValueError("a supervised run takes one process")
   if not supervised:
     options.check_training()
+  # Before the bar, whose thread cannot import while data sets are loaded.
+  from steppo_jax.storage import events
+  from steppo_jax.training import imitation, train
+
   folder = joined.first("the run folder", opened) or opened()
   total = options.training.num_steps if supervised else options.num_updates
   terminal.say(f"run folder: {folder}")
