@@ -47,8 +47,8 @@ CONTENTS = {
     "architecture",
   ),
   "Use": (
-    "environments", "models", "agents", "serving", "operations", "tpu",
-    "errors",
+    "environments", "models", "agents", "serving", "engines", "operations",
+    "viewer", "tpu", "errors",
   ),
   "Results": ("results", "performance"),
   "Reference": (

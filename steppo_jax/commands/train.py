@@ -91,18 +91,14 @@ def _run(args, rest, handler) -> None:
     raise ValueError("a supervised run takes one process")
   if not supervised:
     options.check_training()
-  # Before the bar, whose thread cannot import while data sets are loaded.
+  # Before the bar: while TFDS is loaded, imports of other threads fail
+  # (findings/etils_lazy_imports_reach_other_threads.sh).
   from steppo_jax.storage import events
   from steppo_jax.training import imitation, train
 
   folder = joined.first("the run folder", opened) or opened()
   total = options.training.num_steps if supervised else options.num_updates
   terminal.say(f"run folder: {folder}")
-  # TFDS is loaded with them. While it is, imports of other threads fail
-  # (findings/etils_lazy_imports_reach_other_threads.sh): first this, then bars.
-  from steppo_jax.storage import events
-  from steppo_jax.training import imitation, train
-
   with terminal.progress() as progress:
     bar = progress.add_task("updates", total=total, info="starting")
     episodes = [0]
