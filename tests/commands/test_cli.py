@@ -11,7 +11,6 @@ import pytest
 import rich.console
 import rich.progress
 import worlds
-from marks import some
 
 from steppo_jax import __main__ as cli
 from steppo_jax import types
@@ -242,7 +241,8 @@ def test_importing_the_package_loads_neither_jax_nor_tensorflow():
   assert out.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("command", some("train", slow=["evaluate"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["train", "evaluate"])
 def test_no_bar_is_drawn_while_tfds_is_loaded(command, tmp_path):
   """Its imports break those of the thread that draws; see findings/."""
   code = (

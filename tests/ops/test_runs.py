@@ -4,10 +4,12 @@ import functools
 
 import jax
 import numpy as np
+import pytest
 
 from steppo_jax.ops import runs
 
 
+@pytest.mark.slow
 def test_rows_too_long_for_one_key_are_put_in_order_too():
   # A key holds two column numbers in 32 bits: up to 65,536 columns.
   for columns in (2**16, 2**16 + 1):

@@ -210,6 +210,7 @@ def test_a_report_for_a_pull_request_compares_with_the_first(tmp_path):
   assert all((file.parent / link).is_file() for link in links)
 
 
+@pytest.mark.slow
 def test_a_report_of_seeds_has_no_comparison(tmp_path):
   paths = [make_run(tmp_path / str(i), [0.1, 0.5], seed=i) for i in range(2)]
   text = report.report(*paths, markdown_file=tmp_path / "pr.md").read_text()

@@ -58,6 +58,7 @@ def ask(client, **more):
   )
 
 
+@pytest.mark.slow
 def test_top_p_samples_from_the_likeliest_tokens(client):
   """So few that one is left: it is drawn for sure."""
   for seed in (1, 2):

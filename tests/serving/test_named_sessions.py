@@ -113,6 +113,7 @@ def test_what_is_not_theirs_is_refused(url):
     agent_calls.ask(one, SAY)
 
 
+@pytest.mark.slow
 def test_first_calls_at_the_same_time_begin_one_session(url, pool):
   with client(url, "same") as one:
     with concurrent.futures.ThreadPoolExecutor(6) as threads:

@@ -51,6 +51,7 @@ def many_files(count):
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+@pytest.mark.slow
 def test_a_thousand_idle_connections_hold_nobody(url, monkeypatch):
   monkeypatch.setattr(background._Patient, "head_s", 4.0)
   with many_files(4096), contextlib.ExitStack() as stack:

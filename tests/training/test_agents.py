@@ -169,6 +169,7 @@ class Agents:
 """
 
 
+@pytest.mark.slow
 def test_a_callable_plays_as_a_program_does(folder, tmp_path, monkeypatch):
   (tmp_path / "my_entries.py").write_text(ENTRIES)
   paths = f"{agent_runs.ROOT}{os.pathsep}{tmp_path}"

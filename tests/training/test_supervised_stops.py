@@ -6,7 +6,6 @@ import signal
 
 import pytest
 import small_runs
-from marks import some
 
 from steppo_jax.datasets import options as datasets_options
 from steppo_jax.learner import options as learner_options
@@ -87,7 +86,8 @@ def test_a_killed_run_goes_on_from_the_last_evaluation(
   ends_as(tmp_path / "run", whole)
 
 
-@pytest.mark.parametrize("last", some(2, slow=[4]))
+@pytest.mark.slow
+@pytest.mark.parametrize("last", [2, 4])
 def test_a_signal_keeps_the_step_that_was_done(options, whole, tmp_path, last):
   def on_update(done, _):
     if done == last:
@@ -134,6 +134,7 @@ def test_adapters_alone_are_kept_between(options, tmp_path):
   ends_as(train(adapted, tmp_path / "run"), whole)
 
 
+@pytest.mark.slow
 def test_time_that_was_spent_counts(options, tmp_path, monkeypatch):
   """With `minutes` a run that goes on has what is left of them."""
   monkeypatch.setattr(imitation, "_SAVE_S", 0.0)

@@ -62,6 +62,7 @@ def answered(engine, asked):
   return [found[one.session] for one in asked]
 
 
+@pytest.mark.slow
 def test_adapters_are_loaded_by_name_and_sampled_with(tmp_path):
   with (
     adapter_servers.serving() as server,

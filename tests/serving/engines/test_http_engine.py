@@ -124,6 +124,7 @@ def test_an_episode_stays_on_one_server(tmp_path):
     assert read < asked / 2
 
 
+@pytest.mark.slow
 def test_a_dead_server_costs_no_episode_and_all_dead_are_an_error(
   tmp_path, caplog
 ):
