@@ -127,7 +127,7 @@ def drift(z_k, table: StepTable, update, staleness: int):
   """
   acted_k = table.live & (table.num_tokens > 0)
   found = {
-    f"policy/ratio_q{percent:02d}": jnp.exp(_quantile(z_k, acted_k, percent))
+    f"policy/ratio_q{percent:02d}": _quantile(z_k, acted_k, percent)
     for percent in (1, 50, 99)
   }
   ratio_k = losses.bounded_exp(jnp.where(acted_k, z_k, 0.0)) * acted_k
@@ -140,13 +140,13 @@ def drift(z_k, table: StepTable, update, staleness: int):
     at_k = acted_k & (update - table.version == age)
     there = jnp.any(at_k).astype(ratio_k.dtype)
     for percent in (50, 99):
-      ratio = jnp.exp(_quantile(z_k, at_k, percent))
+      ratio = _quantile(z_k, at_k, percent)
       found[f"policy/ratio_q{percent}_staleness/{age}"] = ratio * there, there
     found[f"policy/k3_staleness/{age}"] = stats.masked_sum(k3(z_k), at_k)
   return found
 
 
 def _quantile(z_k, at_k, percent):
-  """A quantile of some steps; 0, as if nothing had moved, of none."""
+  """A quantile of the ratios of some steps; 1, as if nothing moved, of none."""
   quantile = jnp.nanquantile(jnp.where(at_k, z_k, jnp.nan), percent / 100)
-  return jnp.where(jnp.any(at_k), quantile, 0.0)
+  return losses.bounded_exp(jnp.where(jnp.any(at_k), quantile, 0.0))

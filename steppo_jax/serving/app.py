@@ -306,7 +306,7 @@ class _Served:
     answer = answers.Answer(self._policy.tokenizer, stop_ids, ())
     await http.unless_gone(request, answers.whole(pieces, answer))
     delivered()
-    digest = self._weights and self._weights.digest
+    digest = self._weights and self._weights.digest_of(answer.version)
     return responses.JSONResponse(forms.generated(wanted, answer, name, digest))
 
   async def models(self, request: requests.Request) -> responses.Response:

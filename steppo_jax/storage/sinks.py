@@ -238,7 +238,7 @@ class Sinks:
     folder = pathlib.Path(folder)
     self._file = folder / FILE_NAME
     self.failures: collections.Counter[str] = collections.Counter()
-    self._state = self._read() if resumed else {}
+    self._state = {} if resumed is None else self._read()
     self._state.setdefault("id", os.urandom(4).hex())
     if set(config.sinks) - {"tensorboard"}:
       self._save()  # Before they have heard of a run that could be forgotten.

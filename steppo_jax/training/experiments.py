@@ -165,6 +165,9 @@ def needs(one: Experiment) -> list[pathlib.Path]:
 
   They are what it imports from beside it, experiments that it names, and
   weights that it names and that are there.
+
+  Raises:
+    ValueError: one of them is no Python.
   """
   found, waiting = [], [one.file]
   while waiting:
@@ -173,7 +176,11 @@ def needs(one: Experiment) -> list[pathlib.Path]:
       continue
     found.append(file)
     if file.suffix == ".py":
-      waiting += _named(ast.parse(file.read_text()), file, one.root)
+      try:
+        tree = ast.parse(file.read_text())
+      except (SyntaxError, ValueError) as error:
+        raise ValueError(f"{file} cannot be read: {error}") from error
+      waiting += _named(tree, file, one.root)
   return found
 
 
@@ -232,7 +239,7 @@ def copy(one: Experiment, target: pathlib.Path) -> list[pathlib.Path]:
   for file, place in pairs:
     if not place.exists():
       new.append((file, place))
-    elif place.read_bytes() != file.read_bytes():
+    elif place.is_dir() or place.read_bytes() != file.read_bytes():
       raise ValueError(f"{place} exists and differs: name another file")
   for file, place in new:
     place.parent.mkdir(parents=True, exist_ok=True)

@@ -129,7 +129,7 @@ class _Reached:
 
   def save(self, store: checkpoint.Checkpoints) -> None:
     """Writes what is trained; the rest is in the run's weights."""
-    facts = ("minutes", "losses", "told")
+    facts = ("steps", "minutes", "losses", "told")
     host = {name: getattr(self, name) for name in facts}
     host["losses"] = list(self.losses)
     arrays = lora.split(self.params)[0], self.optimizer
@@ -137,13 +137,13 @@ class _Reached:
 
   def restore(self, store: checkpoint.Checkpoints) -> None:
     """Goes back to the newest checkpoint, if there is one."""
-    newest = store.latest()
-    if newest is None:
+    if store.latest() is None:
       return
     trained, frozen = lora.split(self.params)
     arrays, host = store.restore(None, (trained, self.optimizer))
     self.params, self.optimizer = lora.join(arrays[0], frozen), arrays[1]
-    self.steps, self.losses = newest, tuple(host["losses"])
+    # Of the checkpoint that was read: the newest may be damaged.
+    self.steps, self.losses = host["steps"], tuple(host["losses"])
     self.minutes, self.told = host["minutes"], host["told"]
 
 

@@ -83,6 +83,8 @@ def test_a_folder_of_ones_own_comes_before_the_packages(tmp_path, monkeypatch):
   found = {one.name: one for one in experiments.listing()}
   assert found["household_steppo"].about == "Mine."
   assert found["torn"].about == "(cannot be read)"
+  with pytest.raises(ValueError, match=r"torn\.py cannot be read: .* closed"):
+    experiments.copy(found["torn"], tmp_path / "copy.py")
   assert "webshop_steppo" in found
 
 
@@ -153,6 +155,10 @@ def test_a_file_in_the_way_is_kept_and_nothing_is_written(tmp_path):
   (tmp_path / "household_steppo.py").unlink()
   assert experiments.copy(one, tmp_path / "webshop_steppo.py")
   assert experiments.copy(one, tmp_path / "webshop_steppo.py") == []
+  (tmp_path / "household_steppo.py").unlink()
+  (tmp_path / "household_steppo.py").mkdir()
+  with pytest.raises(ValueError, match="exists and differs"):
+    experiments.copy(one, tmp_path / "webshop_steppo.py")
 
 
 def test_no_run_writes_weights_into_the_package(capsys, tmp_path):

@@ -97,13 +97,15 @@ def test_no_step_is_shown_twice_wherever_a_run_goes_on(
     assert len(lines) <= len(shown)
 
 
-def test_a_new_run_in_an_old_folder_is_a_run_of_its_own(tmp_path, recorder):
-  """As a supervised run does, which begins anew when it is started again."""
-  _write(tmp_path, [0, 1])
+@pytest.mark.parametrize("resumed", [-1, 0])
+def test_a_run_that_goes_on_from_its_beginning_is_the_same_run(
+  tmp_path, recorder, resumed
+):
+  _write(tmp_path, [0])
   first = recorder.run.id
-  _write(tmp_path, [0, 1], resumed=0)
-  assert recorder.run.id != first
-  assert [update for update, _ in recorder.shown] == [0, 1, 0, 1]
+  _write(tmp_path, [1, 2], resumed=resumed)
+  assert recorder.run.id == first
+  assert [update for update, _ in recorder.shown] == [0, 1, 2]
 
 
 def test_a_sink_that_fails_is_counted_and_told_once(tmp_path, recorder, caplog):

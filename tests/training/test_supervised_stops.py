@@ -4,6 +4,7 @@ import dataclasses
 import os
 import signal
 
+import jax.numpy as jnp
 import pytest
 import small_runs
 
@@ -117,6 +118,24 @@ def test_a_signal_in_an_evaluation_lets_it_be_played_again(
   assert newest(tmp_path / "run") == 3
   assert [m["update"] for m in told(tmp_path / "run")] == [0]
   ends_as(train(options, tmp_path / "run"), whole)
+
+
+def test_of_a_damaged_checkpoint_nothing_is_taken_over(tmp_path):
+  """Of two, as a kill may leave them: the older one and its own step."""
+  with checkpoint.Checkpoints(tmp_path, 2) as store:
+    for steps in (5, 9):
+      made = {"kernel": jnp.full(3, float(steps))}
+      imitation._Reached(made, made, steps, told=3).save(store)
+  files = (p for p in (tmp_path / "9" / "arrays").rglob("*") if p.is_file())
+  data = max(files, key=lambda p: p.stat().st_size)
+  damaged = bytearray(data.read_bytes())
+  damaged[len(damaged) // 2] ^= 255
+  data.write_bytes(damaged)
+  made = {"kernel": jnp.zeros(3)}
+  reached = imitation._Reached(made, made)
+  with checkpoint.Checkpoints(tmp_path, 2) as store:
+    reached.restore(store)
+  assert reached.params["kernel"][0] == reached.steps == 5
 
 
 @pytest.mark.slow

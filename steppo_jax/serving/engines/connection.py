@@ -192,6 +192,9 @@ class Connection:
   def _over(self, one, method, path, body, headers):
     keep = False
     with self._lock:
+      if self._closed:  # While it connected.
+        one.close()
+        raise OSError("the engine was closed")
       self._busy.add(one)
     try:
       one.sock.settimeout(self._seconds)

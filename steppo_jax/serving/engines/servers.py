@@ -139,6 +139,8 @@ class PolicyServer:
       if offset <= last:
         time.sleep(_BACK_OFF_S * 2**failed)
         failed += 1
+      else:
+        failed = 0
       last = offset
       try:
         status, text = self._connection.send(
@@ -147,8 +149,9 @@ class PolicyServer:
         told = f"{status}: {text[:500]}"
       except (OSError, http.client.HTTPException) as error:
         status, told = 0, repr(error)
-      # Another sender, or a byte that has changed on its way.
-      if status not in (0, 200, 408, 409, 422) and status < 500:
+      # Another sender, a byte that has changed on its way, or a server that was
+      # started anew and is told again what will come.
+      if status not in (0, 200, 404, 408, 409, 422) and status < 500:
         raise connection.Refused(status, f"{self.address}: {told}")
     raise connection.Lost(f"the weights do not get there: {told}")
 

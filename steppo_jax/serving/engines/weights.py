@@ -25,6 +25,8 @@ from steppo_jax.serving import answers, http
 from steppo_jax.serving import scheduler as scheduler_lib
 from steppo_jax.serving.engines import uploads
 
+# Versions whose digests are known: answers of older ones are long sent.
+_REMEMBERED = 64
 _log = logging.getLogger(__name__)
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -79,6 +81,15 @@ class Weights:
     self._changing = asyncio.Lock()
     self._current: Any = None
     self.digest: str | None = None
+    self._digests: dict[int, str] = {}
+
+  def digest_of(self, version: int) -> str | None:
+    """The digest of the last weights of a version; None for those at the start.
+
+    An answer is sent a little after it was sampled, when other weights may be
+    there already: ask with the version that the answer names.
+    """
+    return self._digests.get(version)
 
   def routes(self, route: Callable) -> list[Any]:
     """The endpoints.
@@ -199,17 +210,21 @@ class Weights:
         )  # fmt: skip
       if (digest, form.version) != (self.digest, self._engine.version):
         made = self._prepared.pop(digest, self._current)
-        await asyncio.to_thread(self._swap, made, form.version)
+        await asyncio.to_thread(self._swap, made, digest, form.version)
         self._current, self.digest = made, digest
         _log.info("samples with weights %s of %d updates", digest[:12],
                   form.version)  # fmt: skip
     return responses.JSONResponse({"sha256": digest, "version": form.version})
 
-  def _swap(self, made: Any, version: int) -> None:
+  def _swap(self, made: Any, digest: str, version: int) -> None:
     with self._scheduler.held():
       if not self._scheduler.alive:
         raise answers.Fault(503, "the engine has failed", "server_error")
       self._engine.swap(made, version)
+      self._digests.pop(version, None)
+      self._digests[version] = digest
+      if len(self._digests) > _REMEMBERED:
+        del self._digests[next(iter(self._digests))]
 
 
 async def _parts(request: requests.Request) -> AsyncIterator[bytes]:

@@ -23,6 +23,7 @@ from steppo_jax.processes import hosts
 from steppo_jax.prompts import base as prompt_base
 from steppo_jax.rollout import loop
 from steppo_jax.rollout.options import EngineConfig
+from steppo_jax.serving.engines import connection
 from steppo_jax.serving.engines import engine as http_engine
 from steppo_jax.serving.engines import servers as servers_lib
 from steppo_jax.storage import folder as run_folder
@@ -108,6 +109,55 @@ def test_the_engine_is_all_that_the_protocol_promises():
   for name, promised in vars(types.Engine).items():
     if inspect.isfunction(promised) and not name.startswith("_"):
       assert names(getattr(http_engine.HttpEngine, name)) == names(promised)
+
+
+def test_weights_that_did_not_change_are_one_file_to_the_end(tmp_path):
+  """As while the critic warms up: the policy of two updates is the same."""
+  with weight_servers.serving() as servers:
+    with engine_of(tmp_path, servers) as engine:
+      engine.set_params(worlds.policy(), 0)
+      engine.prepare(worlds.policy())
+    with engine_of(tmp_path, servers) as engine:
+      engine.set_params(worlds.policy(), 0)
+      engine.swap(engine.prepare(worlds.policy()), 1)
+      assert engine.version == 1
+
+
+class Stub:
+  """A connection to a server that gets no byte, or one, of every sending."""
+
+  address = "a server"
+
+  def __init__(self, status, step, size):
+    self.status, self.step, self.size, self.sent = status, step, size, 0
+
+  def ask(self, method, path, body):
+    offset = self.sent * self.step
+    return {"ready": offset >= self.size, "offset": offset}
+
+  def send(self, path, file, offset):
+    self.sent += 1
+    if self.status is None:
+      raise ConnectionResetError("broken off")
+    return self.status, "told"
+
+  def close(self):
+    pass
+
+
+@pytest.mark.parametrize("status", [None, 404])
+def test_sending_goes_on_as_long_as_bytes_arrive(tmp_path, status, monkeypatch):
+  monkeypatch.setattr(servers_lib, "_BACK_OFF_S", 0)
+  file = tmp_path / "file"
+  file.write_bytes(b"x" * 40)
+  package = servers_lib.Package(file, "ab")
+  far = Stub(status, 1, 40)
+  servers_lib.PolicyServer(far, {}).send(package)
+  assert far.sent == 40
+  # A server that has forgotten what was announced is told again, not for ever.
+  stuck = Stub(status, 0, 40)
+  with pytest.raises(connection.Lost, match="do not get there"):
+    servers_lib.PolicyServer(stuck, {}).send(package)
 
 
 def test_an_episode_stays_on_one_server(tmp_path):
