@@ -67,6 +67,7 @@ def test_the_zero_bootstrap_converges_to_the_value_of_the_steps_left(load):
   assert (zero.argmax(1) != 7).all()
 
 
+@pytest.mark.slow
 def test_the_gradient_in_lambda_passes_through_a_whole_update(load):
   tuning = load("differentiable_lambda")
   keys = jax.random.split(jax.random.key(3), 32)

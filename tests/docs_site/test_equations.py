@@ -83,6 +83,7 @@ def indented(text):
   return [b for b in blocks if all(re.match("  ", x) for x in b.split("\n"))]
 
 
+@pytest.mark.slow
 def test_no_equation_of_the_code_loses_a_character():
   blocks = [block for block in written() if equations.is_equation(block)]
   assert len(blocks) > 40

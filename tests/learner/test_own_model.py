@@ -27,6 +27,7 @@ def example(name):
   return module
 
 
+@pytest.mark.slow
 def test_the_example_learns_what_it_is_paid_for():
   rewards, policy = example("own_model").train(20)
   # A random answer repeats a colour in a fifth of its tokens.

@@ -136,6 +136,7 @@ def test_every_token_of_a_teacher_is_its_students_behind_the_peer(layout):
   assert (teacher.step_ids > 0).sum() == seen
 
 
+@pytest.mark.slow
 def test_a_context_is_stored_once_a_trajectory_and_in_a_tree_once_a_group():
   played = [
     dataclasses.replace(t, success=i % 3 == 0)

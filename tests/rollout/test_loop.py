@@ -195,6 +195,7 @@ def test_a_slow_environment_holds_no_other():
   assert ended[-1] == episodes[2].uid
 
 
+@pytest.mark.slow
 def test_threads_play_the_same_episodes():
   inline, threaded = (
     loop.run(

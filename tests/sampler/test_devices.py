@@ -79,6 +79,7 @@ def test_devices_answer_as_one_does_and_say_nothing_to_each_other(
     assert not COLLECTIVE.search(text), name
 
 
+@pytest.mark.slow
 def test_a_device_that_is_not_the_first_answers_as_that_does(
   alone, monkeypatch
 ):
