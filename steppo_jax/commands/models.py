@@ -105,6 +105,10 @@ def register(add: Callable[..., argparse.ArgumentParser]) -> None:
   made.add_argument("--base", metavar="PATH", help="model of adapters")
   made.add_argument("--like", metavar="PATH", help="model of the same sizes")
 
+  _add_inspect(command)
+
+
+def _add_inspect(command: Callable[..., argparse.ArgumentParser]) -> None:
   shown = command("inspect", inspect, "say what a model is", _INSPECT)
   shown.add_argument("model", metavar="PATH", help="see below")
   shown.add_argument(

@@ -364,6 +364,20 @@ def _failed(episode, steps, error) -> _Ended:
   return _Ended(broken, episode)
 
 
+def _told_by(prompt, response_ids) -> tuple[bool, np.ndarray | None]:
+  """Whether a response is refused, and which of its tokens are thoughts.
+
+  A refusal counts whatever the environment makes of the response; only prompts
+  with calls can tell. Prompts of other packages may know neither.
+  """
+  refuses = getattr(prompt, "refuses", None)
+  reasoning = getattr(prompt, "reasoning", None)
+  return (
+    refuses is not None and refuses(response_ids),
+    reasoning and reasoning(response_ids),
+  )
+
+
 def _is_late(state: _Live, config: RolloutConfig) -> bool:
   """Whether an episode has had all the time that it may take."""
   most = config.max_seconds
@@ -382,13 +396,7 @@ def _advance(
     scores = {k: float(v) for k, v in out.info.get("scores", {}).items()}
     answered = state.turns[-1]._replace(response_ids=response.response_ids)
     state.turns[-1:] = [answered, _turn(out)]
-    # Counted whatever the environment makes of it; only prompts with calls can
-    # tell.
-    tells = getattr(prompt, "refuses", None)
-    refused = tells is not None and tells(response.response_ids)
-    # Prompts of other packages may not know.
-    thoughts = getattr(prompt, "reasoning", None)
-    thoughts = thoughts and thoughts(response.response_ids)
+    refused, thoughts = _told_by(prompt, response.response_ids)
     next_ids = prompt.extend(state.prompt_ids, state.turns)
   except Exception as error:
     return _failed(episode, state.steps, error)
