@@ -21,14 +21,6 @@ LIMITS = session_lib.Limits(
 SAY = [agent_calls.user("hello")]
 
 
-@pytest.fixture(scope="module")
-def policy(tmp_path_factory):
-  tokenizer = served_policies.tokenizer(tmp_path_factory.mktemp("t") / "nano")
-  made = served_policies.policy(tokenizer, served_policies.engine(tokenizer))
-  yield made
-  made.scheduler.close()
-
-
 @pytest.fixture
 def pool(tmp_path):
   """Two tasks wait."""
