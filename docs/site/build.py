@@ -47,7 +47,8 @@ CONTENTS = {
     "architecture",
   ),
   "Use": (
-    "environments", "models", "agents", "serving", "engines", "operations",
+    "environments", "worlds", "prompts", "datasets", "evaluation", "models",
+    "agents", "serving", "engines", "operations",
     "viewer", "tpu", "errors",
   ),
   "Results": ("results", "performance"),
