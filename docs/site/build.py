@@ -48,7 +48,8 @@ CONTENTS = {
   ),
   "Use": (
     "environments", "worlds", "prompts", "datasets", "evaluation", "models",
-    "agents", "serving", "engines", "operations",
+    "agents", "sessions", "serving", "engines",
+    "operations", "monitoring", "asynchronous",
     "viewer", "tpu", "errors",
   ),
   "Results": ("results", "performance"),
