@@ -48,6 +48,7 @@ CONTENTS = {
   ),
   "Use": (
     "environments", "worlds", "prompts", "datasets", "evaluation", "models",
+    "model_files", "chat_formats", "optimizers",
     "agents", "sessions", "serving", "engines",
     "operations", "monitoring", "asynchronous",
     "viewer", "tpu", "errors",

@@ -1,6 +1,6 @@
 """Dialects whose arguments are JSON: Hermes, DeepSeek, Kimi, Mistral, Harmony.
 
-In `docs/models.md` stands which models write which, and against which chat
+`docs/chat_formats.md` says which models write which, and against which chat
 templates they were checked.
 """
 

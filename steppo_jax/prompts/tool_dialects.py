@@ -23,8 +23,8 @@
                    <|constrain|>json<|message|>{"query": "who"}<|call|>
     action         <action>go to desk 1</action>
 
-`docs/models.md` says which models write which. What stands in a thought is
-never a call (`envs.calls.scan`), and a mark inside of a string ends nothing.
+`docs/chat_formats.md` says which models write which. What stands in a thought
+is never a call (`envs.calls.scan`), and a mark inside of a string ends nothing.
 
 Strict reading takes exactly these forms. Otherwise text around calls is passed
 over, closing tags, fences and outermost brackets may be missing, JSON may have
