@@ -53,7 +53,7 @@ CONTENTS = {
     "operations", "monitoring", "asynchronous",
     "viewer", "tpu", "errors",
   ),
-  "Results": ("results", "performance"),
+  "Results": ("results", "performance", "beside_others", "machine"),
   "Reference": (
     "commands", "options", "experiments", "api/index", "changelog",
     "contributing",
