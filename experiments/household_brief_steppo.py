@@ -3,7 +3,7 @@
     python -m steppo_jax train experiments/household_brief_steppo.py
 
 The base of `compare/scratchpad.py`: a decoder of 130,000 parameters, episodes
-of 10 steps. Results: docs/results.md.
+of 10 steps. Results: docs/comparison.md.
 """
 
 import dataclasses

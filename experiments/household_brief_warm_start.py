@@ -4,7 +4,8 @@
 
 writes `experiments/weights/household_brief_warm_start.safetensors`, a decoder
 of 130,000 parameters that `household_brief_steppo.py` starts from and which
-is committed; nothing else needs this run. Hardware and result: docs/results.md.
+is committed; nothing else needs this run. Hardware and result:
+docs/comparison.md.
 """
 
 import dataclasses

@@ -8,7 +8,7 @@ ActFocus with GRPO is what it begins as, because thoughts and actions are told
 apart here. `algorithm.name` takes `agentopsd` (with `algorithm.teacher=peer`),
 `actfocus_ppo`, `vetta` (with `learner.critic_layers=1`) and `gagpo` as well,
 the last with a clip for steps. ActFocus falls in a run like it
-(docs/results.md); the others are not measured.
+(docs/comparison.md); the others are not measured.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""What docs/results.md says of the comparisons follows from their results."""
+"""What docs/comparison.md says of methods follows from their results."""
 
 import json
 import pathlib
@@ -13,7 +13,7 @@ from steppo_jax.compare import report as compare_report
 
 ROOT = pathlib.Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-RESULTS = (DOCS / "results.md").read_text()
+RESULTS = (DOCS / "comparison.md").read_text()
 
 
 def test_the_claims_in_the_text_are_those_of_the_results(load, capsys):

@@ -53,7 +53,10 @@ CONTENTS = {
     "operations", "monitoring", "asynchronous",
     "viewer", "tpu", "errors",
   ),
-  "Results": ("results", "performance", "beside_others", "machine"),
+  "Results": (
+    "results", "comparison", "estimator_study", "performance", "beside_others",
+    "machine",
+  ),
   "Reference": (
     "commands", "options", "experiments", "api/index", "changelog",
     "contributing",

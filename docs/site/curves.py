@@ -80,5 +80,5 @@ def _text(runs, name, about, file) -> str:
     f"In {about}: mean of {len(own)} seeds, the band from the lowest to the "
     f"highest, and the other methods of that comparison in grey. {machines}, "
     f"{when}, commit {commits}; the runs are in `docs/compare/{file.name}`, "
-    "and [results](../results.md) says what follows from them."
+    "and [the comparison](../comparison.md) says what follows from them."
   )

@@ -4,7 +4,7 @@
       --known docs/compare/household.jsonl
 
 One seed's search gave five of them 8e-4, with which all ten win less while
-they train (docs/results.md). Here all have 4e-4, each with the clip that the
+they train (docs/comparison.md). Here all have 4e-4, each with the clip that the
 search chose for it. 50 runs, of which 25 are known.
 """
 

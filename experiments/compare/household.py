@@ -4,7 +4,7 @@
 
 Each method has its own clip and may choose among two rates and two scales of
 that clip on a seed that is not reported: 4 runs of the search and 5 seeds a
-method, 90 runs. What was run of it: docs/results.md.
+method, 90 runs. What was run of it: docs/comparison.md.
 """
 
 import pathlib

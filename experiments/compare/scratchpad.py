@@ -8,7 +8,7 @@ is trained: the policy that samples at temperature 1, on 500 unseen games. A
 discount per token is that per step over 28 tokens, and a geometric mean over 28
 tokens moves a fifth as far as a token's ratio. 50 runs, no search: the clips as
 written and a rate of 3e-4 for all, on which StepPO does not break; with 4e-4 it
-did (docs/results.md), before its critic had learned anything.
+did (docs/comparison.md), before its critic had learned anything.
 """
 
 import dataclasses
