@@ -43,8 +43,14 @@ def main(argv: Sequence[str] | None = None) -> int:
   """Runs one command; returns the exit status.
 
   A mistake in options or files is one line on stderr and status 2; a run that
-  was asked to stop and can go on ends with `processes.signals.RESTARTABLE`.
+  was asked to stop and can go on ends with `processes.signals.RESTARTABLE`; one
+  whose output nobody reads any more, with `terminal.UNREAD`.
   """
+  with terminal.while_read():
+    return _run(argv)
+
+
+def _run(argv: Sequence[str] | None) -> int:
   args, rest = _parser().parse_known_args(argv)
   if rest and args.command not in ("train", "evaluate"):
     args.parser.error(f"unrecognized arguments: {' '.join(rest)}")

@@ -2,10 +2,17 @@
 
 import argparse
 import collections
+import contextlib
+import io
 import os
 import pathlib
+import select
 import shutil
+import signal
+import sys
 import textwrap
+from collections.abc import Iterator
+from typing import TextIO
 
 import rich.console
 import rich.progress
@@ -20,6 +27,62 @@ def say(text: str, style: str | None = None) -> None:
   console.print(
     text, style=style, markup=False, highlight=False, soft_wrap=True
   )
+
+
+# What a shell says of a program that SIGPIPE ended.
+UNREAD = 128 + signal.SIGPIPE
+
+
+@contextlib.contextmanager
+def while_read() -> Iterator[None]:
+  """Ends the program quietly when nobody reads its output any more (`| head`).
+
+  What is printed is also flushed here: left to the end of the interpreter, it
+  would complain there. A broken pipe to anything else, such as a worker, is
+  raised as it is.
+
+  Raises:
+    SystemExit: the reader is gone; the status is `UNREAD`.
+  """
+  try:
+    try:
+      yield
+    except SystemExit as stop:
+      # The form in which rich's consoles tell of it.
+      if isinstance(stop.__context__, BrokenPipeError):
+        _silence()
+        raise SystemExit(UNREAD) from None
+      _flush()
+      raise
+    _flush()
+  except BrokenPipeError:
+    if not _silence():
+      raise
+    raise SystemExit(UNREAD) from None
+
+
+def _silence() -> bool:
+  """Lets what is still to be written go nowhere; whether it had to."""
+  unread = [s for s in (sys.stdout, sys.stderr) if _unread(s)]
+  with open(os.devnull, "wb") as nowhere:
+    for stream in unread:
+      os.dup2(nowhere.fileno(), stream.fileno())
+  return bool(unread)
+
+
+def _flush() -> None:
+  for stream in (sys.stdout, sys.stderr):
+    stream.flush()
+
+
+def _unread(stream: TextIO) -> bool:
+  """Whether a stream is a pipe or socket whose other end is closed."""
+  try:
+    watched = select.poll()
+    watched.register(stream.fileno(), 0)  # Errors are always told.
+  except (io.UnsupportedOperation, ValueError):
+    return False
+  return bool(watched.poll(0))
 
 
 def progress():
