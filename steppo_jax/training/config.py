@@ -196,6 +196,8 @@ class RunConfig:
       "rollout.source": self.rollout.source,
       "dynamic_sampling.max_rounds": self.dynamic_sampling.max_rounds,
     }
+    if self.rollout.source == "agents" and self.rollout.staleness:
+      del ways["rollout.source"]
     given = [f"{k}={v}" for k, v in ways.items() if v not in (None, "env")]
     if len(given) > 1:
       raise ValueError(
