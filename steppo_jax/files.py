@@ -5,6 +5,7 @@ Every error of a reader names the file, and the line where there are lines.
 
 import contextlib
 import gzip
+import io
 import json
 import lzma
 import os
@@ -55,6 +56,23 @@ def replace(path: str | os.PathLike, text: str) -> None:
   """Writes a text file whole, or leaves the old one; see `replacing`."""
   with replacing(path) as new:
     new.write_text(text, encoding="utf-8")
+
+
+def write_all(file: io.FileIO, data: bytes) -> None:
+  """Writes all of some bytes to an unbuffered file.
+
+  A disk that is nearly full takes a part of them without an error: the next
+  write has it.
+
+  Raises:
+    OSError: not all can be written; it names the file.
+  """
+  rest = memoryview(data)
+  try:
+    while rest:
+      rest = rest[file.write(rest) :]
+  except OSError as error:
+    raise OSError(error.errno, error.strerror, file.name) from error
 
 
 def sync_folder(folder: pathlib.Path) -> None:

@@ -210,6 +210,8 @@ _LATER = (
   (("rollout", "staleness"), 0),
   (("rollout", "max_seconds"), None),
   (("mesh", "rollout_devices"), 0),
+  (("rollout", "stall_seconds"), 60.0),
+  (("sampler", "keep_cache_across_versions"), False),
   (("rollout", "source"), "env"),
   (("rollout", "engine"), "internal"),
   (("agents",), dataclasses.asdict(rollout_options.AgentConfig())),

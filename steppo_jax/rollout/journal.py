@@ -17,7 +17,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from steppo_jax import types
+from steppo_jax import files, types
 from steppo_jax.processes import frames, kill_points
 from steppo_jax.rollout import codec
 
@@ -164,7 +164,11 @@ class Journal:
         self._take_up(belongs)
       self._file = self._path.open("ab", buffering=0)
       if not self._file.tell():
-        self._write({"version": _VERSION, "belongs": belongs})
+        try:
+          self._write({"version": _VERSION, "belongs": belongs})
+        except BaseException:
+          self.close()
+          raise
     except OSError as error:
       raise self._unwritten(error) from error
 
@@ -228,9 +232,9 @@ class Journal:
   def _write(self, head: Mapping[str, Any], data: bytes = b"") -> None:
     frame = codec.frame(frames.pack(head, data))
     half = len(frame) // 2
-    self._file.write(frame[:half])
+    files.write_all(self._file, frame[:half])
     kill_points.passed("journal: half a frame")
-    self._file.write(frame[half:])
+    files.write_all(self._file, frame[half:])
     kill_points.passed("journal: a frame")
 
   def _unwritten(self, error: OSError) -> RuntimeError:

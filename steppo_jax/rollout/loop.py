@@ -12,7 +12,9 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from steppo_jax import types
+from steppo_jax.processes import waits
 from steppo_jax.prompts import base as prompt_base
+from steppo_jax.rollout import calls as calls_lib
 from steppo_jax.rollout.options import RolloutConfig
 
 
@@ -186,13 +188,17 @@ class _Rollout:
     rest = self._prompt, self._config
     requests, under_way = [], 0
     try:
-      with _Calls(self._config.env_threads, self._waiting) as calls:
+      with calls_lib.Calls(self._config.env_threads, self._waiting) as calls:
         while True:
           self._begin(feed, calls)
           if not live:
             if feed.ended():
               return
-            with self._waiting():
+            what = "weights that let another episode begin"
+            with (
+              self._waiting(),
+              waits.on(waits.ROLLOUTS, waits.LEARNER, what),
+            ):
               futures.wait([feed.news()])
             continue
           # All are with their environments: nothing to do but wait.
@@ -210,16 +216,21 @@ class _Rollout:
             engine.submit(requests)
             under_way += len(requests)
             requests = []
-          for request, response in engine.poll():
+          what = f"{under_way} responses"
+          with waits.on(waits.ROLLOUTS, waits.SAMPLER, what):
+            answered = engine.poll()
+          for request, response in answered:
             under_way -= 1
             index = self._number_of[request.session]
-            calls.start(index, _advance, live[index], response, *rest)
+            calls.start(
+              index, request.session, _advance, live[index], response, *rest
+            )
     finally:
       # A rollout that is broken off leaves episodes under way.
       for env in [*self._idle, *(s.env for s in live.values() if s)]:
         _close(env)
 
-  def _begin(self, feed: Feed, calls: "_Calls") -> None:
+  def _begin(self, feed: Feed, calls: calls_lib.Calls) -> None:
     """Resets environments for as many episodes as there are and have room."""
     while len(self._live) < self._most:
       if self._again:
@@ -231,7 +242,9 @@ class _Rollout:
       self._live[index] = None
       env = self._idle.pop() if self._idle else None
       rest = self._prompt, self._config
-      calls.start(index, _start, episode, env, self._make_env, *rest)
+      calls.start(
+        index, episode.uid, _start, episode, env, self._make_env, *rest
+      )
 
   def _request(self, state: _Live) -> types.Request:
     return types.Request(
@@ -273,50 +286,6 @@ class _Ended(NamedTuple):
 
   trajectory: types.Trajectory
   again: Episode | None = None
-
-
-class _Calls:
-  """Calls of environments, in threads or at once, by episode."""
-
-  def __init__(self, threads: int, waiting):
-    self._waiting = waiting
-    self._pool = futures.ThreadPoolExecutor(threads) if threads else None
-    self._pending: dict[futures.Future, int] = {}
-
-  def __enter__(self):
-    return self
-
-  def __exit__(self, *_):
-    if self._pool is not None:
-      self._pool.shutdown(cancel_futures=True)
-
-  def __len__(self) -> int:
-    return len(self._pending)
-
-  def start(self, index: int, function, *args) -> None:
-    if self._pool is not None:
-      future = self._pool.submit(function, *args)
-    else:
-      future = futures.Future()
-      with self._waiting():
-        future.set_result(function(*args))
-    self._pending[future] = index
-
-  def finished(
-    self, *, wait: bool, news: futures.Future | None
-  ) -> list[tuple[int, object]]:
-    """Results that are there, in the order of the calls.
-
-    Args:
-      wait: Whether to wait for the first if there is none.
-      news: Ends the waiting too, where it is given.
-    """
-    if wait:
-      with self._waiting():
-        either = [*self._pending, *([] if news is None else [news])]
-        futures.wait(either, return_when=futures.FIRST_COMPLETED)
-    ready = [future for future in self._pending if future.done()]
-    return [(self._pending.pop(future), future.result()) for future in ready]
 
 
 def _close(env: types.Env) -> None:

@@ -34,6 +34,10 @@ class RolloutConfig:
       on while the learner works (asynchronous training, `training.ahead`):
       worth it where environments are slow, or devices idle otherwise. No
       episode is thrown away, whatever the number.
+    stall_seconds: Seconds that learner, rollouts, environments, servers or
+      agents may wait for each other before the log and `events.jsonl` say who
+      waits for whom, and since when; again after as many. It ends nothing. None
+      for never.
     source: Who plays: "env" the environments of `env.name`; "agents" programs
       that the run starts, and "service" agents that come by themselves, both
       through an endpoint (`AgentConfig`).
@@ -50,16 +54,17 @@ class RolloutConfig:
   max_live: int | None = None
   retries: int = 0
   staleness: int = 0
+  stall_seconds: float | None = 60.0
   source: Literal["env", "agents", "service"] = "env"
   engine: Literal["internal", "http"] = "internal"
 
   def __post_init__(self):
     if self.max_live is not None and self.max_live < 1:
       raise ValueError(f"rollout.max_live={self.max_live} must be at least 1")
-    if self.max_seconds is not None and not self.max_seconds > 0:
-      raise ValueError(
-        f"rollout.max_seconds={self.max_seconds} must be above 0, or None"
-      )
+    for name in ("max_seconds", "stall_seconds"):
+      value = getattr(self, name)
+      if value is not None and not value > 0:
+        raise ValueError(f"rollout.{name}={value} must be above 0, or None")
     if self.retries < 0:
       raise ValueError(f"rollout.retries={self.retries} must be at least 0")
     if self.staleness < 0:

@@ -11,6 +11,8 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 
+from steppo_jax.processes import waits
+
 # Format of the file, in SQLite's own field for it.
 _VERSION = 1
 _BUSY_S = 60.0
@@ -103,7 +105,8 @@ class File:
   def transaction(self) -> Iterator[Callable[..., sqlite3.Cursor]]:
     """All that is run inside happens, or nothing of it."""
     with self._lock, self._told():
-      self._file.execute("BEGIN IMMEDIATE")
+      with waits.on("pool", "another process", f"writes of {self.path}"):
+        self._file.execute("BEGIN IMMEDIATE")
       try:
         yield lambda text, *values: self._file.execute(text, values)
         self._file.execute("COMMIT")

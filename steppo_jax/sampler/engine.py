@@ -85,7 +85,8 @@ class SlotEngine:
   def set_params(self, params: Any, version: int) -> None:
     """Takes new weights; caches made by other weights are dropped.
 
-    See `hand_over.for_sampler` for how they come here from the learner.
+    With `keep_cache_across_versions` sessions that go on keep theirs. See
+    `hand_over.for_sampler` for how weights come here from the learner.
 
     Raises:
       RuntimeError: responses are under way.
@@ -107,7 +108,10 @@ class SlotEngine:
     """
     self._require_rest()
     self._device.params, self._version = prepared, version
-    self._slots.clear()
+    if self._config.keep_cache_across_versions:
+      self._slots.outlive()
+    else:
+      self._slots.clear()
 
   def warm_up(self) -> None:
     """Compiles every program that requests can need."""

@@ -16,12 +16,20 @@ class SamplerConfig:
       work; 0 for an eighth of the slots.
     burst: Tokens after which requests that came meanwhile are taken in, even
       if no response has ended.
+    keep_cache_across_versions: What an episode that goes on after its sampler
+      got other weights (`rollout.staleness`) has of its earlier tokens. False
+      reads them anew with the new weights, so that each token is sampled by one
+      policy. True keeps the keys and values that earlier weights made, which
+      saves the reading: the log-probs that are reported are those of the
+      sampling, and no single policy of the learner has them. Episodes that
+      begin later share nothing of it.
   """
 
   num_slots: int = 128
   prefill_lengths: tuple[int, ...] = (8, 16, 32, 64)
   refill: int = 0
   burst: int = 64
+  keep_cache_across_versions: bool = False
 
   def __post_init__(self):
     for name, least in (("num_slots", 1), ("refill", 0), ("burst", 1)):

@@ -38,12 +38,25 @@ class Slots:
     self._part = np.arange(num_slots) // self._each
     self._held = np.zeros((num_slots, context), np.int32)
     self._length = np.zeros(num_slots, np.int32)
+    # Whether a slot holds what weights made that are no more.
+    self._outlived = np.zeros(num_slots, bool)
     self._of: dict[str, int] = {}
     self._free = collections.deque(range(num_slots))
 
   def clear(self) -> None:
     """Forgets the contents of all slots; sessions keep theirs."""
     self._length[:] = 0
+    self._outlived[:] = False
+    self._free = collections.deque(sorted(self._free))
+
+  def outlive(self) -> None:
+    """Takes in that the weights have changed, and sessions keep what they hold.
+
+    They alone: whoever begins from now on shares none of it.
+    """
+    self._outlived[:] = False
+    self._outlived[list(self._of.values())] = True
+    self._length[~self._outlived] = 0
     self._free = collections.deque(sorted(self._free))
 
   def release(self, session: str) -> None:
@@ -56,6 +69,8 @@ class Slots:
     slot = self._of.pop(session, None)
     if slot is not None:
       self._free.append(slot)
+      if self._outlived[slot]:
+        self._outlived[slot], self._length[slot] = False, 0
     if not self._of:
       self.clear()
 
@@ -116,8 +131,9 @@ class Slots:
   def _shared(self, prompt: np.ndarray) -> np.ndarray:
     """[N] length of the prefix that each slot shares with `prompt`."""
     n = len(prompt)
+    length = np.where(self._outlived, 0, self._length)
     same = self._held[:, :n] == prompt
-    same &= np.arange(n) < self._length[:, None]
+    same &= np.arange(n) < length[:, None]
     return np.where(same.all(1), n, np.argmin(same, 1))
 
 

@@ -5,7 +5,11 @@ on the run),
 
     {"event": "start", "at": unix time, "t": seconds since the process began}
     {"t0": ..., "t1": ..., "update": 3, "seconds": {"rollout": 1.2, ...}}
+    {"event": "waiting", "at": ..., "t": ..., "waits": [...]}
+    {"event": "went_on", "at": ..., "t": ..., "who": ..., "waited": 75.2}
     {"event": "end", "t": ...}
+
+of which "waiting" and "went_on" come from `processes.waits.Watch`.
 
 A second belongs to one cause only: what an inner span takes is not counted for
 the outer one. What no line accounts for was idle. This module imports no JAX.
@@ -19,6 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
+from steppo_jax import files
 from steppo_jax.processes import kill_points
 
 FILE_NAME = "events.jsonl"
@@ -68,6 +73,8 @@ def _open(folder: str | os.PathLike):
 def _rounded(value):
   if isinstance(value, dict):
     return {name: _rounded(item) for name, item in value.items()}
+  if isinstance(value, list):
+    return [_rounded(item) for item in value]
   return round(value, 6) if isinstance(value, float) else value
 
 
@@ -161,13 +168,24 @@ class Log:
     now = self._clock()
     self._add(cause, self._open[-1].take(now - seconds, now))
 
+  def note(self, event: str, **fields) -> None:
+    """A line about something that happened; any thread may call it.
+
+    Args:
+      event: Its name.
+      fields: What JSON can hold; none of them is called "seconds".
+    """
+    at = {"at": time.time(), "t": self._clock() - self._zero}
+    self._write({"event": event} | at | fields)
+
   def _add(self, cause: str, seconds: float) -> None:
     self._seconds[cause] = self._seconds.get(cause, 0.0) + seconds
 
   def _write(self, line: dict) -> None:
     if self._file is None:
       return
-    self._file.write(json.dumps(_rounded(line)).encode() + b"\n")
+    text = json.dumps(_rounded(line)).encode() + b"\n"
+    files.write_all(self._file, text)
     kill_points.passed("events: a line")
 
   def close(self) -> None:

@@ -70,7 +70,8 @@ def add(
     # A line that a kill has cut is ended first, and then passed over.
     torn = path.exists() and path.read_bytes()[-1:] not in (b"", b"\n")
     with path.open("ab", buffering=0) as file:
-      file.write(b"\n" * torn + json.dumps(line).encode() + b"\n")
+      text = b"\n" * torn + json.dumps(line).encode() + b"\n"
+      files.write_all(file, text)
       os.fsync(file.fileno())
   except OSError as error:
     raise RuntimeError(

@@ -141,7 +141,8 @@ class MetricsWriter:
     if self._file is None:
       return
     kill_points.passed("metrics: before a line")
-    self._file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
+    text = json.dumps(line, allow_nan=False).encode() + b"\n"
+    files.write_all(self._file, text)
     kill_points.passed("metrics: a line")
     shown = {
       name: float(value)

@@ -9,14 +9,14 @@ checkpoint holds the update.
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import math
 import os
 import pathlib
 import re
 import tempfile
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
 from typing import Any
 
@@ -24,7 +24,7 @@ import pydantic
 
 from steppo_jax import types
 from steppo_jax.processes import hosts as hosts_lib
-from steppo_jax.processes import kill_points
+from steppo_jax.processes import kill_points, waits
 from steppo_jax.rollout import agents as agents_lib
 from steppo_jax.rollout import loop, options, pool_entries
 from steppo_jax.rollout import pool as pool_lib
@@ -37,39 +37,11 @@ from steppo_jax.serving import (
   sessions,
 )
 from steppo_jax.serving import session as session_lib
+from steppo_jax.training import gated as gated_lib
 
 _LOOK_S = 0.05
 # Nobody else takes what this run has leased.
 _FOREVER_S = 10 * 365 * 24 * 3600.0
-
-
-class GatedEngine:
-  """The run's side of an engine that a gateway samples with."""
-
-  def __init__(self, engine: types.Engine, gate: scheduler.Scheduler):
-    self._engine, self._gate = engine, gate
-    self.num_slots = engine.num_slots
-    self.counters = engine.counters
-
-  @property
-  def compiles(self) -> int:
-    """See `types.Engine`."""
-    return self._engine.compiles
-
-  @property
-  def version(self) -> int | None:
-    """See `types.Engine`."""
-    return self._engine.version
-
-  def set_params(self, params: Any, version: int) -> None:
-    """Gives the engine weights when no answer is under way."""
-    with self._gate.held():
-      self._engine.set_params(params, version)
-
-  def warm_up(self) -> None:
-    """Compiles every program that requests can need."""
-    with self._gate.held():
-      self._engine.warm_up()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,7 +122,7 @@ class AgentPlayers:
       self._pool.reclaim()
       gate = scheduler.Scheduler(engine, max_waiting=1 << 16)
       stack.callback(gate.close)
-      self.engine = GatedEngine(engine, gate)
+      self.engine = gated_lib.GatedEngine(engine, gate)
       self._limits = session_lib.Limits(
         live=1 << 16,
         turns=self.rollout.max_steps,
@@ -210,19 +182,13 @@ class AgentPlayers:
       self._limits,
       temperature=self.rollout.temperature if trains else temperature,
     )
-    groups: dict[str, list[loop.Episode]] = {}
-    for one in episodes:
-      groups.setdefault(prefix + one.uid.rpartition("-")[0], []).append(one)
-    for name, of in groups.items():
-      self._pool.issue(
-        name, of[0].task,
-        [(prefix + one.uid, one.key, one.seed) for one in of],
-        channel=channel,
-      )  # fmt: skip
-    kill_points.passed("agents: issued")
-    uids = [prefix + one.uid for one in episodes]
-    with self._playing(uids):
-      self._await(set(uids))
+    groups = self._issue(episodes, prefix, channel)
+    with self._playing() as play:
+      play([prefix + one.uid for one in episodes])
+      left = dict(groups)
+      while left:
+        for name in self._await_some(left, prefix, futures.Future(), play):
+          del left[name]
     owner = f"{prefix}update-{version}"
     found = self._pool.lease(
       owner, _FOREVER_S, groups=len(groups), channel=channel,
@@ -235,16 +201,83 @@ class AgentPlayers:
       on_finish(one)
     return done
 
+  def play_from(
+    self,
+    feed: loop.Feed,
+    on_finish: Callable[[types.Trajectory], None],
+  ) -> None:
+    """Has the episodes of a feed played; see `players.Players.play_from`.
+
+    New weights wait until the answers under way have ended, and the next
+    answers wait for them.
+
+    Args:
+      feed: Gives whole groups, or what is missing of some.
+      on_finish: Called with the trajectories of a group when all have ended.
+    """
+    self._sessions.limits = dataclasses.replace(
+      self._limits, temperature=self.rollout.temperature
+    )
+    groups: dict[str, list[loop.Episode]] = {}
+    with self._playing() as play:
+      while True:
+        fresh = list(iter(feed.take, None))
+        # Before an answer of these episodes begins, which it may be too old
+        # for: they were admitted because there are newer weights.
+        if feed.change_waits():
+          feed.change()
+        groups |= self._issue(fresh, "", "train")
+        play([one.uid for one in fresh])
+        if not groups and feed.ended():
+          return
+        for name in self._await_some(groups, "", feed.news(), play):
+          for one in self._records("", groups.pop(name), ()):
+            on_finish(one)
+
+  def claim(self, update: int, episodes: Sequence[loop.Episode]) -> None:
+    """Leases episodes that have ended to the update that is trained on them.
+
+    Doing it once more, as a run does that was killed in between, changes
+    nothing.
+    """
+    names = list(_by_group(episodes, ""))
+    self._pool.lease(
+      f"update-{update}", _FOREVER_S, groups=len(names), names=names
+    )
+
+  def _issue(self, episodes, prefix, channel) -> dict[str, list[loop.Episode]]:
+    """Puts groups into the pool that it has not; all of them by name."""
+    groups = _by_group(episodes, prefix)
+    for name, of in groups.items():
+      self._pool.issue(
+        name, of[0].task,
+        [(prefix + one.uid, one.key, one.seed) for one in of],
+        channel=channel,
+      )  # fmt: skip
+    if groups:
+      kill_points.passed("agents: issued")
+    return groups
+
   @contextlib.contextmanager
-  def _playing(self, uids: list[str]) -> Iterator[None]:
-    """Plays with processes of this run inside of it, if it has any."""
+  def _playing(self) -> Iterator[Callable[[Sequence[str]], None]]:
+    """What has processes of this run play episodes, if it has any.
+
+    Each call raises what has gone wrong with earlier ones since.
+    """
     if self._agents is None:
-      yield
+      yield lambda _: None
       return
+    running: list[futures.Future] = []
+
+    def play(uids: Sequence[str]) -> None:
+      running.extend(threads.submit(self._one, uid) for uid in uids)
+      for ended in [one for one in running if one.done()]:
+        running.remove(ended)
+        ended.result()
+
     with futures.ThreadPoolExecutor(self._config.processes) as threads:
-      running = [threads.submit(self._one, uid) for uid in uids]
       try:
-        yield
+        yield play
         for future in running:
           future.result()
       except BaseException:
@@ -252,20 +285,36 @@ class AgentPlayers:
         self._agents.close()
         raise
 
-  def _await(self, uids: set[str]) -> None:
-    """Waits until nothing more is to be played."""
-    while True:
-      left = [
-        entry
-        for state in ("issued", "running")
-        for entry in pool_entries.entries(self._pool, state=state)
-        if entry.uid in uids
-      ]
-      if not left:
-        return
-      if not self._sessions.alive:
-        raise RuntimeError("the engine of the gateway has failed")
-      time.sleep(_LOOK_S)
+  def _under_way(self, groups, prefix: str) -> dict[str, list[str]]:
+    """Episodes that are not played yet, by the groups that have any."""
+    of = {prefix + e.uid: name for name in groups for e in groups[name]}
+    found: dict[str, list[str]] = {}
+    for state in ("issued", "running"):
+      for entry in pool_entries.entries(self._pool, state=state):
+        if entry.uid in of:
+          found.setdefault(of[entry.uid], []).append(entry.uid)
+    return found
+
+  def _await_some(
+    self, groups, prefix: str, news: futures.Future, play
+  ) -> list[str]:
+    """Waits for groups that have ended, or news; names the former."""
+    whom, what = waits.LEARNER, "weights that let another episode begin"
+    if groups:
+      whom = waits.AGENTS
+      what = lambda: (
+        f"episodes {waits.named(list(itertools.chain(*left.values())))}"
+      )
+    with waits.on(waits.ROLLOUTS, whom, what):
+      while True:
+        left = self._under_way(groups, prefix)
+        ended = [name for name in groups if name not in left]
+        if ended or news.done():
+          return ended
+        play(())
+        if not self._sessions.alive:
+          raise RuntimeError("the engine of the gateway has failed")
+        futures.wait([news], _LOOK_S)
 
   def _one(self, uid: str) -> None:
     """Plays one episode with a process, unless it was played before."""
@@ -282,9 +331,10 @@ class AgentPlayers:
       "STEPPO_TASK": task,
       "STEPPO_SEED": str(ticket.seed),
     }
-    fault = self._agents.run(
-      variables, task, lambda line: self._written(session, line)
-    )
+    with waits.on(waits.AGENTS, "an agent's process", f"episode {uid}"):
+      fault = self._agents.run(
+        variables, task, lambda line: self._written(session, line)
+      )
     end: Mapping[str, Any] = {"status": "ended"}
     if fault is not None:
       cause, _, message = fault.partition(": ")
@@ -345,6 +395,16 @@ class AgentPlayers:
     kept = self._keep if self._keep is not None else 0
     while len(self._settled) > kept:
       self._pool.forget(self._settled.pop(0))
+
+
+def _by_group(
+  episodes: Iterable[loop.Episode], prefix: str
+) -> dict[str, list[loop.Episode]]:
+  """Episodes by the names that their groups have in the pool."""
+  groups: dict[str, list[loop.Episode]] = {}
+  for one in episodes:
+    groups.setdefault(prefix + one.uid.rpartition("-")[0], []).append(one)
+  return groups
 
 
 async def _taken(all_sessions, ticket, owner):

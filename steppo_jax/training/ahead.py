@@ -29,21 +29,18 @@ import collections
 import dataclasses
 import logging
 import threading
-import time
 from collections.abc import Callable, Sequence
 from concurrent import futures
 from typing import Any
 
 from steppo_jax import types
-from steppo_jax.processes import kill_points
+from steppo_jax.processes import kill_points, waits
 from steppo_jax.rollout import gathering, loop
 from steppo_jax.rollout import journal as journal_lib
 from steppo_jax.training import episodes as episodes_lib
 
 _log = logging.getLogger(__name__)
 
-# Seconds of waiting after which a log line says for whom.
-_TELL_S = 60.0
 # Seconds that a call of an environment may take to the end of the run.
 _END_S = 30.0
 
@@ -143,6 +140,7 @@ class Ahead(episodes_lib.Rollouts):
       )
       self._thread.start()
     batch = self._finished(update)
+    self._players.claim(update, batch.episodes)
     mine = [batch.done[e.uid] for e in batch.episodes]
     oldest = min(
       (s.policy_version for t in mine for s in t.steps), default=update
@@ -163,6 +161,15 @@ class Ahead(episodes_lib.Rollouts):
     with self._changed:
       return sum(not batch.missing for batch in self._batches.values())
 
+  def queued(self) -> int:
+    """Episodes that were admitted and not trained on yet.
+
+    There are never more than those of the next `rollout.staleness` + 1 updates,
+    however long learner or environments stand still.
+    """
+    with self._changed:
+      return sum(len(batch.episodes) for batch in self._batches.values())
+
   def close(self) -> None:
     """Ends the thread; episodes under way are played anew another time."""
     with self._changed:
@@ -175,8 +182,24 @@ class Ahead(episodes_lib.Rollouts):
 
   def _finished(self, update: int) -> _Batch:
     """The episodes of an update once all have ended; tells of each."""
+    what = lambda: self._missing(update)
+    with waits.on(waits.LEARNER, waits.ROLLOUTS, what):
+      batch = self._await(update)
+    kill_points.passed("rollout: finished")
+    return batch
+
+  def _missing(self, update: int) -> str:
+    """What the learner waits for."""
+    batch = self._batches.get(update)
+    return (
+      f"episodes {waits.named(batch.missing) if batch else 'that begin'} of "
+      f"update {update}; the sampler has weights of "
+      f"{self._players.engine.version} updates and {len(self._queue)} episodes "
+      "wait to begin"
+    )
+
+  def _await(self, update: int) -> _Batch:
     told: set[str] = set()
-    since = time.monotonic()
     while True:
       with self._changed:
         if self._failed is not None:
@@ -193,18 +216,7 @@ class Ahead(episodes_lib.Rollouts):
           told.add(trajectory.uid)
           self._on_episode(trajectory)
       if not missing:
-        kill_points.passed("rollout: finished")
         return batch
-      if time.monotonic() - since > _TELL_S:
-        since = time.monotonic()
-        _log.warning(
-          "update %d waits for %s; the sampler has weights of %s updates and "
-          "%d episodes wait to begin",
-          update,
-          "its episodes to begin" if batch is None else f"episodes {missing}",
-          self._players.engine.version,
-          len(self._queue),
-        )
 
   def _tell(self) -> None:
     """Wakes both threads; the lock is held."""
@@ -215,12 +227,8 @@ class Ahead(episodes_lib.Rollouts):
   # What the thread that plays calls: `loop.Feed`.
 
   def _work(self) -> None:
-    players = self._players
     try:
-      loop.run_from(
-        players.engine, players.make_env, self, players.prompt,
-        players.rollout, self._ended_one,
-      )  # fmt: skip
+      self._players.play_from(self, self._ended_one)
     except _Closed:
       pass
     except BaseException as error:  # The learner's thread raises it.

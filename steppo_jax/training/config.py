@@ -196,10 +196,21 @@ class RunConfig:
       "rollout.source": self.rollout.source,
       "dynamic_sampling.max_rounds": self.dynamic_sampling.max_rounds,
     }
+    if self.rollout.source == "agents" and self.rollout.staleness:
+      del ways["rollout.source"]
     given = [f"{k}={v}" for k, v in ways.items() if v not in (None, "env")]
     if len(given) > 1:
       raise ValueError(
         f"{' and '.join(given)} do not go together yet: leave all but one out"
+      )
+    kept = self.sampler.keep_cache_across_versions
+    if kept and (self.rollout.source, self.rollout.engine) != (
+      "env", "internal",
+    ):  # fmt: skip
+      raise ValueError(
+        "sampler.keep_cache_across_versions=True is for episodes that the run "
+        "plays with its own sampler: leave it out with rollout.source="
+        f"{self.rollout.source} and rollout.engine={self.rollout.engine}"
       )
 
   def _check_dynamic_sampling(self, row: Algorithm) -> None:

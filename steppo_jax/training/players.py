@@ -10,7 +10,7 @@ what differs, which episodes are played and at which temperature, is told to
 import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from steppo_jax import types
@@ -138,6 +138,9 @@ class Players:
     # An engine of this process has nothing to close.
     getattr(self.engine, "close", lambda: None)()
 
+  def claim(self, update: int, episodes: Sequence[loop.Episode]) -> None:
+    """Nothing to do, when an update is to be trained on episodes: see there."""
+
   def settle(self, needed_from: float) -> None:
     """Nothing to do: what was played is nowhere but in the journal."""
 
@@ -170,6 +173,21 @@ class Players:
       limits,
       on_finish=on_finish,
       waiting=self.waiting,
+    )
+
+  def play_from(
+    self,
+    feed: loop.Feed,
+    on_finish: Callable[[types.Trajectory], None],
+  ) -> None:
+    """Plays the episodes of a feed, which hands newer weights over meanwhile.
+
+    Args:
+      feed: Gives episodes and weights, until it has ended.
+      on_finish: Called with each trajectory when it ends.
+    """
+    loop.run_from(
+      self.engine, self.make_env, feed, self.prompt, self.rollout, on_finish
     )
 
 

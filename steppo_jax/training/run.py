@@ -214,7 +214,10 @@ class Run(Learning):
     # knows nothing of. Servers hold the weights of rollouts, and no others.
     self.players = make(waiting=contextlib.nullcontext)
     here = dataclasses.replace(
-      config, rollout=dataclasses.replace(config.rollout, engine="internal")
+      config,
+      rollout=dataclasses.replace(config.rollout, engine="internal"),
+      # A second gateway needs another port.
+      agents=dataclasses.replace(config.agents, port=0),
     )
     self._judges = players_lib.make(
       here, self.model, self.tokenizer, hosts=self.hosts,

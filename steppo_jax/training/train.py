@@ -17,7 +17,7 @@ from steppo_jax.models import mesh as mesh_lib
 from steppo_jax.packing import rows as packing
 from steppo_jax.pretrained import policy as pretrained_policy
 from steppo_jax.processes import hosts as hosts_lib
-from steppo_jax.processes import kill_points, signals
+from steppo_jax.processes import kill_points, signals, waits
 from steppo_jax.rollout import counts
 from steppo_jax.storage import (
   checkpoint,
@@ -58,6 +58,12 @@ def _evaluate(run: Run, state, update: int) -> dict[str, Any]:
   """Plays the panel with the parameters that the run would keep."""
   kept = optimizers.evaluated(state.policy_optimizer, state.policy)
   return run.evaluate(update, None if kept is state.policy else kept)
+
+
+def _watched(config, log) -> contextlib.AbstractContextManager:
+  """Tells of parties that wait for each other for too long."""
+  limit = config.rollout.stall_seconds
+  return contextlib.nullcontext() if not limit else waits.Watch(limit, log.note)
 
 
 def _facts(run: Run, minutes: float) -> dict[str, Any]:
@@ -106,6 +112,7 @@ def train(
     lease.hold(folder) if first else contextlib.nullcontext(),
     events.Log(folder if first else None, age_s=age_s) as log,
     compile_events.counts_compiles(log),
+    _watched(config, log),
   ):
     kill_points.passed("train: folder held")
     with log.span(events.SETUP):
@@ -194,7 +201,10 @@ def _updates(run: Run, store: checkpoint.Checkpoints, on_update, held):
         found |= _evaluate(run, state, done)
       with held():
         found |= {"minutes": spent()}
-        with log.span(events.CHECKPOINT, update):
+        with (
+          log.span(events.CHECKPOINT, update),
+          waits.on(waits.LEARNER, "disk", "the checkpoint before"),
+        ):
           # What is told is at most one interval ahead of what is safe.
           store.wait()
         with log.span(events.METRICS, update):
@@ -244,8 +254,10 @@ def _one_update(run: Run, state, update: int, held):
     run.hosts.agree(f"the batch of update {update}", packing.digest(packed))
     put = learner_state.put_batch(packed, run.mesh, teacher_rows)
     credit.record(run, run.folder, state, put, packed, update)
-    state, found = run.learner.update(state, run.reference, put, run.teacher)
-    pairs, plain = learner_state.split_metrics(mesh_lib.to_host(found))
+    # Told where somebody else waits for the learner: it may take its time.
+    with waits.on(waits.LEARNER, "devices", f"update {update}", counts=False):
+      state, found = run.learner.update(state, run.reference, put, run.teacher)
+      pairs, plain = learner_state.split_metrics(mesh_lib.to_host(found))
     # Before anything is handed over or saved.
     learner_state.check_finite(pairs, update)
   kill_points.passed("update: learned")

@@ -380,9 +380,14 @@ def test_processes_that_met_wait_for_one_that_compiles_longer(tmp_path):
 
 
 @pytest.mark.slow
-def test_processes_play_their_shares_ahead_within_the_bound(base, tmp_path):
-  options = ["rollout.staleness=1"]
-  codes, said = train(base, tmp_path, [2, 2], options=[options, options])
+@pytest.mark.parametrize("own", [0, 1])
+def test_processes_play_their_shares_ahead_within_the_bound(
+  base, tmp_path, own
+):
+  """On the devices of the learner, or on one of their own in each process."""
+  options = ["rollout.staleness=1", f"mesh.rollout_devices={own}"]
+  devices = [2 + own] * 2
+  codes, said = train(base, tmp_path, devices, options=[options, options])
   assert codes == [0, 0], said
   lines = metrics.read_jsonl(tmp_path)[1:]
   assert [line["rollout/episodes"] for line in lines] == [6] * 4
@@ -397,3 +402,15 @@ def test_processes_play_their_shares_ahead_within_the_bound(base, tmp_path):
       f"{update}-{g}-{j}" for g in range(3) for j in (0, 1)
     ]
     assert [len(share.trajectories) for share in shares] == [4, 2]
+
+
+@pytest.mark.slow
+def test_devices_of_their_own_give_the_bits_of_shared_ones(
+  base, uneven, tmp_path
+):
+  options = [["mesh.rollout_devices=1"]] * 2
+  codes, said = train(base, tmp_path, [3, 3], options=options)
+  assert codes == [0, 0], said
+  whole, found = params(uneven), params(tmp_path)
+  for name, value in whole.items():
+    np.testing.assert_array_equal(found[name], value, err_msg=name)

@@ -4,9 +4,12 @@ import dataclasses
 import logging
 import shutil
 
+import full_disks
 import numpy as np
 import pytest
 import worlds
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from steppo_jax.rollout import codec as trajectory_bytes
 from steppo_jax.rollout import journal
@@ -170,6 +173,39 @@ def test_a_disk_that_cannot_be_written_is_said_with_its_path(tmp_path):
   (tmp_path / "file").write_text("")
   with pytest.raises(RuntimeError, match=r"cannot write the journal.*run_dir"):
     journal.Journal(tmp_path / "file" / "0-0.journal", BELONGS)
+
+
+@settings(max_examples=60)
+@given(share=st.floats(0, 1))
+def test_a_disk_that_fills_up_takes_an_episode_whole_or_says_so(
+  share, tmp_path_factory
+):
+  folder = tmp_path_factory.mktemp("full")
+  fill(folder / "whole", worlds.trajectories()[:3], end={})
+  size = (folder / "whole").stat().st_size
+  path, taken, said = folder / "some", [], None
+  try:
+    with (
+      full_disks.full_after(int(share * size)),
+      journal.Journal(path, BELONGS) as book,
+    ):
+      for one in worlds.trajectories()[:3]:
+        book.append(one)
+        taken.append(one.uid)
+      book.finish({})
+  except RuntimeError as error:
+    said = str(error)
+  ended = share == 1
+  assert ended or "cannot write the journal" in said
+  if taken:
+    found = journal.read(path)
+    assert list(found.trajectories) == taken
+    assert (found.end is not None) == ended
+  # There is room again: what is missing is written behind what was taken.
+  fill(path, worlds.trajectories()[:3], end={})
+  found = journal.read(path)
+  assert list(found.trajectories) == [t.uid for t in worlds.trajectories()[:3]]
+  assert found.end == {}
 
 
 def test_journals_go_when_neither_restart_nor_viewer_needs_them(tmp_path):

@@ -1,6 +1,7 @@
 """Episodes between players and learners: each is learnt from once."""
 
 import collections
+import dataclasses
 import json
 import os
 import pathlib
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 
+import full_disks
 import numpy as np
 import pytest
 
@@ -314,3 +316,40 @@ def test_kills_of_any_side_lose_nothing_and_double_nothing(tmp_path, kills):
   assert set(learnt.values()) == {1}
   assert len(learnt) == counts["consumed"]
   assert set(acked) <= set(learnt)
+
+
+@pytest.mark.parametrize("room", range(0, 60_000, 12_000))
+def test_a_full_disk_is_said_and_takes_nothing_that_was_acknowledged(
+  tmp_path, room
+):
+  """The log beside the file is what grows, and then the file."""
+  path, acked, refused = tmp_path / "pool", [], []
+  pool = pool_lib.Pool(path)
+  for n in range(6):
+    issue(pool, f"g{n}", size=1)
+  largest = max(p.stat().st_size for p in tmp_path.glob("pool*"))
+  with full_disks.full_after(largest + room):
+    for n in range(6):
+      try:
+        uid = pool.start("agent", 60.0).uid
+        one = dataclasses.replace(
+          trajectory(uid), error=None, scores={"x" * 9000: float(n)}
+        )
+        pool.finish(one, "agent")
+        acked.append(uid)
+      except RuntimeError as error:
+        refused.append(str(error))
+  pool.close()
+  assert refused
+  assert all("cannot be read or written" in said for said in refused)
+  with pool_lib.Pool(path) as pool:
+    found = pool.lease("learner", 60.0, groups=9)
+    assert [one.uid for one in found] == acked
+    counts = pool_entries.counts(pool)
+    assert counts["issued"] + counts["running"] == 6 - len(acked)
+    pool.reclaim()
+    while (ticket := pool.start("agent", 60.0)) is not None:
+      pool.finish(trajectory(ticket.uid), "agent")
+    states = {e.uid: e.state for e in pool_entries.entries(pool)}
+  assert states == {f"g{n}-0": "leased" if f"g{n}-0" in acked else "ready"
+                    for n in range(6)}  # fmt: skip

@@ -1,7 +1,6 @@
 """The sampler: exact log-probs, history read once, no compile after warm-up."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +10,7 @@ import worlds
 
 from steppo_jax import types
 from steppo_jax.models import transformer
-from steppo_jax.ops import attention, logprobs
+from steppo_jax.ops import logprobs
 from steppo_jax.sampler import draw, options
 from steppo_jax.sampler import engine as engine_lib
 
@@ -19,31 +18,6 @@ from steppo_jax.sampler import engine as engine_lib
 def request(session, prompt, *, key=(0,), new=6, temperature=1.0):
   ids = np.asarray(prompt, np.int32)
   return types.Request(session, ids, key, new, temperature)
-
-
-@functools.partial(jax.jit, static_argnames="temperature")
-def _logprobs(ids, *, temperature):
-  t = ids.shape[1]
-  end = jnp.full((1, t), t)
-  attend = lambda q, k, v: attention.interval_attention(q, k, v, end, block=16)
-  positions = jnp.arange(t)[None]
-  hidden = transformer.apply(
-    worlds.model(), worlds.policy(), ids, positions, attend
-  )
-  logp, _ = logprobs.next_token_logprobs(
-    hidden, worlds.policy()["embed"]["embedding"], ids,
-    jnp.maximum(positions - 1, 0), positions > 0, chunk=16,
-    temperature=temperature, softcap=None,
-  )  # fmt: skip
-  return logp[0]
-
-
-def learner_logprobs(ids, temperature=1.0):
-  """log p of every token of one sequence, by the learner's own forward."""
-  padded = np.pad(ids, (0, worlds.CONTEXT - len(ids))).astype(np.int32)
-  return np.asarray(_logprobs(padded[None], temperature=temperature))[
-    : len(ids)
-  ]
 
 
 def conversation(engine, turns=4, temperature=1.0):
@@ -70,7 +44,7 @@ def conversation(engine, turns=4, temperature=1.0):
 def test_rollout_logprobs_equal_the_learners_over_many_turns(temperature):
   prompts, spans = conversation(worlds.engine(), temperature=temperature)
   for ids, turns in zip(prompts, spans, strict=True):
-    expected = learner_logprobs(ids, temperature)
+    expected = worlds.learner_logprobs(ids, temperature)
     for start, answer in turns:
       got = answer.behaviour_logp
       want = expected[start : start + len(got)]
@@ -129,10 +103,10 @@ def test_temperature_zero_takes_the_most_likely_token():
   np.testing.assert_array_equal(first.response_ids, again.response_ids)
   ids = np.append(prompt, first.response_ids[0])
   best = max(
-    learner_logprobs(np.append(prompt, token))[-1]
+    worlds.learner_logprobs(np.append(prompt, token))[-1]
     for token in range(0, worlds.tokenizer().vocab_size, 7)
   )
-  assert learner_logprobs(ids)[-1] >= best - 1e-6
+  assert worlds.learner_logprobs(ids)[-1] >= best - 1e-6
 
 
 def test_sampled_frequencies_follow_the_probabilities():
@@ -166,7 +140,7 @@ def test_a_prompt_that_was_rewritten_is_read_from_where_it_differs():
   answer = engine.generate([request("a", changed, key=(4,))])[0]
   assert engine.counters.prefill_tokens - before == 10
   ids = np.concatenate([changed, answer.response_ids])
-  want = learner_logprobs(ids)[len(changed) :]
+  want = worlds.learner_logprobs(ids)[len(changed) :]
   np.testing.assert_allclose(answer.behaviour_logp, want, atol=1e-4)
 
 
@@ -294,7 +268,7 @@ def test_members_of_a_group_read_their_prompt_once():
   assert len({tuple(a.response_ids) for a in members}) > 1
   for answer in members:
     ids = np.concatenate([prompt, answer.response_ids])
-    want = learner_logprobs(ids)[len(prompt) :]
+    want = worlds.learner_logprobs(ids)[len(prompt) :]
     np.testing.assert_allclose(answer.behaviour_logp, want, atol=1e-4)
   for n in range(4):
     engine.release(f"g{n}")

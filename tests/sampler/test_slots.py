@@ -93,3 +93,60 @@ def test_once_all_sessions_have_ended_a_rollout_starts_from_nothing():
     known.release(name)
   read = known.plan("d", np.array([1, 2, 3, 4]))
   assert (read.slot, read.source, read.start) == (0, None, 0)
+
+
+class DatedMemory(Memory):
+  """The same, where each cell knows which weights made it."""
+
+  version = 0
+
+  def run(self, reads):
+    super().run(
+      [
+        one._replace(ids=[(int(x), self.version) for x in one.ids])
+        for one in reads
+      ]
+    )
+
+
+@given(rounds, st.data())
+def test_only_who_was_there_before_the_weights_keeps_what_others_made(
+  rounds, data
+):
+  known, memory = slots.Slots(NUM, CONTEXT), DatedMemory()
+  since = {}
+  for requests in rounds:
+    for name in [n for n in since if n not in {r[0] for r in requests}]:
+      known.release(str(name))
+      del since[name]
+    if data.draw(st.booleans()):
+      known.outlive()
+      memory.version += 1
+    reads = []
+    for name, prompt in requests:
+      since.setdefault(name, memory.version)
+      reads.append(known.plan(str(name), np.array(prompt, np.int32)))
+    memory.run(reads)
+    for one, (name, prompt) in zip(reads, requests, strict=True):
+      cells = memory.cells[one.slot][: len(prompt)]
+      assert [x for x, _ in cells] == prompt
+      assert all(since[name] <= made for _, made in cells)
+      known.wrote(one.slot, np.array([7, 7], np.int32))
+      memory.cells[one.slot][len(prompt) : len(prompt) + 2] = [
+        (7, memory.version)
+      ] * 2
+
+
+def test_a_session_keeps_its_cache_until_it_ends_and_shares_it_with_nobody():
+  known = slots.Slots(3, CONTEXT)
+  prompt = np.array([1, 2, 3, 4])
+  for name in "ab":
+    known.plan(name, prompt)
+  known.release("b")
+  known.outlive()
+  new = known.plan("c", prompt)
+  assert (new.source, new.start) == (None, 0)
+  assert known.plan("a", np.append(prompt, 5)).start == 4
+  known.release("a")
+  # What c has read is of the new weights, and what a kept is gone.
+  assert known.plan("d", prompt).source == new.slot

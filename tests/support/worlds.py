@@ -4,12 +4,14 @@ import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from steppo_jax import types
 from steppo_jax.envs.household import env as household
 from steppo_jax.envs.household import worlds as household_worlds
 from steppo_jax.models import transformer
+from steppo_jax.ops import attention, logprobs
 from steppo_jax.prompts import base as prompt_base
 from steppo_jax.rollout import loop
 from steppo_jax.rollout import options as rollout_options
@@ -137,3 +139,27 @@ class ScriptedEngine:
   def release(self, session):
     self.turns.pop(session, None)
     self.released.append(session)
+
+
+@functools.partial(jax.jit, static_argnames="temperature")
+def _logprobs(ids, params, *, temperature):
+  t = ids.shape[1]
+  end = jnp.full((1, t), t)
+  attend = lambda q, k, v: attention.interval_attention(q, k, v, end, block=16)
+  positions = jnp.arange(t)[None]
+  hidden = transformer.apply(model(), params, ids, positions, attend)
+  logp, _ = logprobs.next_token_logprobs(
+    hidden, params["embed"]["embedding"], ids,
+    jnp.maximum(positions - 1, 0), positions > 0, chunk=16,
+    temperature=temperature, softcap=None,
+  )  # fmt: skip
+  return logp[0]
+
+
+def learner_logprobs(ids, temperature=1.0, params=None):
+  """log p of every token of one sequence, by the learner's own forward."""
+  params = policy() if params is None else params
+  padded = np.pad(ids, (0, CONTEXT - len(ids))).astype(np.int32)
+  return np.asarray(_logprobs(padded[None], params, temperature=temperature))[
+    : len(ids)
+  ]

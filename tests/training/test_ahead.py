@@ -3,11 +3,12 @@
 import collections
 import contextlib
 import dataclasses
+import gc
 import itertools
-import logging
 import random
 import threading
 import time
+from concurrent import futures
 
 import jax
 import numpy as np
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 
 from steppo_jax import types
 from steppo_jax.models.options import MeshConfig
-from steppo_jax.processes import hosts
+from steppo_jax.processes import exchange, hosts, waits
 from steppo_jax.prompts import base as prompt_base
 from steppo_jax.rollout import journal, loop
 from steppo_jax.storage import metrics
@@ -31,8 +32,9 @@ UPDATES = 5
 class Engine(worlds.ScriptedEngine):
   """Answers in any order, some calls later, with the weights it was given."""
 
-  def __init__(self, rng, num_slots):
+  def __init__(self, rng, num_slots, speed=0.6):
     super().__init__(lambda *_: "look", num_slots)
+    self._speed = speed
     self.counters = types.EngineCounters()
     self.version = None
     self.begun: list[tuple[str, int]] = []
@@ -55,7 +57,7 @@ class Engine(worlds.ScriptedEngine):
     self.begun += [(r.session, self.version) for r in requests]
 
   def poll(self):
-    ready = [r for r in self._asked if self._rng.random() < 0.6]
+    ready = [r for r in self._asked if self._rng.random() < self._speed]
     self._asked = [r for r in self._asked if r not in ready]
     return [
       (r, dataclasses.replace(self._respond(r), policy_version=self.version))
@@ -68,7 +70,8 @@ class Env:
 
   def reset(self, task, seed):
     self.left, self.slow = task.payload["steps"], task.payload["slow"]
-    if task.payload["fails"]:
+    self.fails = task.payload["fails"]
+    if self.fails == "reset":
       raise OSError("is not there today")
     return types.TimeStep("start", 0.0, False, False, {})
 
@@ -76,6 +79,8 @@ class Env:
     if self.slow:
       time.sleep(0.003)
     self.left -= 1
+    if self.fails == "step" and not self.left:
+      raise OSError("went away")
     return types.TimeStep("go on", 1.0, self.left == 0, False, {})
 
   def close(self):
@@ -109,7 +114,7 @@ def episodes_of(rng):
   payloads = {
     key: {
       "steps": rng.randint(1, 7),
-      "fails": rng.random() < 0.1,
+      "fails": rng.choice(["reset", "step"]) if rng.random() < 0.15 else "",
       "slow": rng.random() < 0.2,
     }
     for key in itertools.product(range(UPDATES), range(2), range(2))
@@ -130,13 +135,15 @@ def episodes_of(rng):
   return of
 
 
-def make(folder, seed, *, slots=3, told=None, **changes):
+def make(
+  folder, seed, *, slots=3, told=None, speed=0.6, of=hosts.ALONE, **changes
+):
   """An `Ahead` with what it needs, and the engine behind it."""
   chosen = options(folder, **changes)
-  engine = Engine(random.Random(seed), slots)
+  engine = Engine(random.Random(seed), slots, speed)
   playing = players.Players(
     engine, prompt_base.CompactPrompt(worlds.tokenizer()), Makers(),
-    chosen.rollout, hosts.ALONE, contextlib.nullcontext,
+    chosen.rollout, of, contextlib.nullcontext,
   )  # fmt: skip
   tell = (lambda _: None) if told is None else told.append
   episodes = episodes_of(random.Random(seed))
@@ -166,24 +173,28 @@ def learn_on(made, episodes):
   bound=st.integers(1, 4),
   slots=st.integers(1, 9),
   threads=st.sampled_from([0, 3]),
+  retries=st.integers(0, 1),
+  speed=st.sampled_from([0.1, 0.6, 1.0]),
+  learner_s=st.sampled_from([0.0, 0.002, 0.01]),
 )
 def test_every_episode_is_trained_once_and_none_is_staler_than_the_bound(
-  seed, bound, slots, threads, tmp_path_factory
+  seed, bound, slots, threads, retries, speed, learner_s, tmp_path_factory
 ):
   told, rng = [], random.Random(seed)
   made, engine, episodes = make(
     tmp_path_factory.mktemp("any"), seed, slots=slots, told=told,
-    staleness=bound, env_threads=threads,
+    staleness=bound, env_threads=threads, retries=retries, speed=speed,
   )  # fmt: skip
   done = collections.deque()
   with contextlib.closing(made):
     found = learn(
-      made, episodes, pause=lambda: time.sleep(rng.choice((0, 0.002)))
+      made, episodes, pause=lambda: time.sleep(rng.choice((0, learner_s)))
     )
   for update, trajectories in found.items():
     assert [t.uid for t in trajectories] == [e.uid for e in episodes(update)]
     for one, episode in zip(trajectories, episodes(update), strict=True):
-      assert (one.error is not None) == episode.task.payload["fails"]
+      assert (one.error is not None) == bool(episode.task.payload["fails"])
+      assert len(one.retried) == retries * (one.error is not None)
       if one.error is None:
         assert len(one.steps) == episode.task.payload["steps"]
       versions = [step.policy_version for step in one.steps]
@@ -193,9 +204,54 @@ def test_every_episode_is_trained_once_and_none_is_staler_than_the_bound(
   assert sorted(t.uid for t in told) == sorted(
     e.uid for update in range(UPDATES) for e in episodes(update)
   )
+  # Whoever was begun was trained or has failed: none was thrown away.
+  assert {uid for uid, _ in engine.begun} <= {t.uid for t in told}
+  assert not made.queued()
   # Nobody begins before the bound admits it.
   for uid, version in engine.begun:
     assert int(uid.split("-")[0]) - bound <= version
+
+
+class Joined(hosts.Hosts):
+  """One of two processes, here threads, with the real exchange between them."""
+
+  count = 2
+
+  def __init__(self, port, index):
+    self.index = index
+    self._client = exchange.Client("127.0.0.1", port, index, limit_s=60.0)
+    self.gather, self.close = self._client.gather, self._client.close
+
+
+def test_each_process_paces_its_share_and_all_get_one_batch(tmp_path):
+  """One of them is slow: the other waits for it, and runs no further ahead."""
+  server = exchange.Server("127.0.0.1", 0, 2)
+  with contextlib.ExitStack() as stack:
+    stack.callback(server.close, patience_s=1.0)
+    of = [Joined(server.port, index) for index in range(2)]
+    made = [
+      make(tmp_path, 7, of=one, speed=speed, staleness=2)
+      for one, speed in zip(of, (0.02, 1.0), strict=True)
+    ]
+    for one, (playing, *_) in zip(of, made, strict=True):
+      stack.callback(one.close)
+      stack.callback(playing.close)
+    with futures.ThreadPoolExecutor(2) as threads:
+      running = [
+        threads.submit(learn, playing, episodes)
+        for playing, _, episodes in made
+      ]
+      batches = [future.result(120) for future in running]
+  for update in range(UPDATES):
+    uids = [e.uid for e in made[0][2](update)]
+    for batch in batches:
+      assert [t.uid for t in batch[update]] == uids
+    for one, other in zip(*(b[update] for b in batches), strict=True):
+      assert journal.same(one, other)
+  for index, (_, engine, _) in enumerate(made):
+    assert {int(uid.split("-")[1]) for uid, _ in engine.begun} == {index}
+    for uid, version in engine.begun:
+      assert 0 <= int(uid.split("-")[0]) - version <= 2
 
 
 def test_rollouts_go_on_while_the_learner_works(tmp_path):
@@ -253,20 +309,69 @@ def test_what_breaks_the_rollouts_is_told_to_the_learner(tmp_path):
       learn_on(made, episodes)
 
 
-def test_waiting_for_an_episode_is_said_with_its_name(
-  tmp_path, caplog, monkeypatch
-):
-  monkeypatch.setattr(ahead, "_TELL_S", 0.0)
-  made, engine, episodes = make(tmp_path, 4, staleness=1)
-  go = threading.Event()
-  monkeypatch.setattr(engine, "poll", lambda: (go.wait(0.01) and poll()) or [])
-  poll = super(Engine, engine).poll
+def test_who_waits_for_whom_is_said_down_to_the_episode(tmp_path, monkeypatch):
+  """The learner waits for rollouts, and they for environments that hang."""
+  go, notes = threading.Event(), []
+  step = Env.step
+  monkeypatch.setattr(Env, "step", lambda *args: go.wait(120) and step(*args))
+  made, _, episodes = make(tmp_path, 4, staleness=1, env_threads=8, slots=8)
+  note = lambda event, **fields: (notes.append((event, fields)), go.set())
   made.set_policy(0, 0)
-  with contextlib.closing(made), caplog.at_level(logging.WARNING):
-    timer = threading.Timer(1.5, go.set)
-    timer.start()
+  with waits.Watch(0.5, note), contextlib.closing(made):
     made.play(0, episodes(0))
-  assert "update 0 waits for episodes ['0-0-0'" in caplog.text
+  event, fields = notes[0]
+  assert event == "waiting"
+  told = {(w["who"], w["whom"]): w["what"] for w in fields["waits"]}
+  assert "of update 0" in told["learner", "rollouts"]
+  named = told["rollouts", "environments"]
+  hang = {whom for who, whom in told if who == "environments"}
+  assert any(one.removeprefix("episode ") in named for one in hang)
+  assert {"learner", "rollouts"} <= {
+    fields.get("who") for event, fields in notes if event == "went_on"
+  }
+
+
+@pytest.mark.parametrize("stops", ["learner", "environments"])
+def test_who_stops_is_not_run_away_from(tmp_path, monkeypatch, stops):
+  """Neither episodes, nor steps, nor open journals pile up meanwhile."""
+  go = threading.Event()
+  made, engine, episodes = make(
+    tmp_path, 5, staleness=2, env_threads=4, slots=4
+  )
+  made.set_policy(0, 0)
+  made.play(0, episodes(0)) if stops == "learner" else None
+  if stops == "environments":
+    monkeypatch.setattr(Env, "step", lambda *_: go.wait(120) and 1 / 0)
+    player = threading.Thread(target=made.play, args=(0, episodes(0)))
+    player.start()
+
+  def held():
+    gc.collect()
+    alive = [type(x) for x in gc.get_objects()]
+    kinds = (types.Trajectory, types.Step, journal.Journal, loop.Episode)
+    return [alive.count(kind) for kind in kinds], len(engine.begun)
+
+  until = time.monotonic() + 60
+  # All that may be done is done: of the learner both further updates, of the
+  # environments a step in each of the slots.
+  done = lambda: (
+    made.finished_updates() == 2
+    if stops == "learner"
+    else len(engine.begun) == engine.num_slots
+  )
+  while not done() and time.monotonic() < until:
+    time.sleep(0.02)
+  assert done()
+  now = held()
+  time.sleep(0.2)
+  assert held() == now
+  # Updates 1 and 2 are admitted while the learner is at 0, of 4 episodes each.
+  assert len({uid for uid, _ in engine.begun}) <= 12
+  assert made.queued() <= 12
+  go.set()
+  if stops == "environments":
+    player.join()
+  made.close()
 
 
 @pytest.mark.slow
@@ -297,7 +402,7 @@ def test_a_run_learns_from_what_older_weights_sampled(tmp_path):
 
 
 @pytest.mark.parametrize(
-  "assignment", ["rollout.source=agents", "dynamic_sampling.max_rounds=2"]
+  "assignment", ["rollout.source=service", "dynamic_sampling.max_rounds=2"]
 )
 def test_ways_of_playing_that_do_not_go_together_are_refused(
   tmp_path, assignment

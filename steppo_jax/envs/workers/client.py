@@ -15,7 +15,7 @@ from typing import Any
 
 from steppo_jax.envs import base
 from steppo_jax.envs.workers import worker
-from steppo_jax.processes import frames
+from steppo_jax.processes import frames, waits
 
 # How much of what a worker prints is kept, in bytes.
 LOG_BYTES = 16_384
@@ -136,7 +136,9 @@ class Worker:
       try:
         self._socket.settimeout(seconds)
         self._socket.sendall(frame)
-        answer = self._receive(deadline)
+        whom = f"worker process {self.pid}"
+        with waits.on(waits.ENVIRONMENTS, whom, f"an answer to {operation}"):
+          answer = self._receive(deadline)
         self.sound = True
       except TimeoutError:
         raise base.EnvTimeout(

@@ -9,6 +9,7 @@ from steppo_jax import types
 from steppo_jax.envs import base
 from steppo_jax.envs.workers.client import Worker
 from steppo_jax.envs.workers.options import WorkerLimits
+from steppo_jax.processes import waits
 
 
 class Workers:
@@ -61,7 +62,9 @@ class Workers:
     """
     while True:
       with self._changed:
-        ready = self._wait_for_one()
+        what = "one that plays no other episode"
+        with waits.on(waits.ENVIRONMENTS, "worker processes", what):
+          ready = self._wait_for_one()
         if ready is not None:
           self._leases[ready] = time.monotonic() + self.limits.lease_s
           return ready

@@ -8,6 +8,7 @@ from concurrent import futures
 from typing import Any, NamedTuple
 
 from steppo_jax import types
+from steppo_jax.processes import waits
 from steppo_jax.serving.engines import connection
 from steppo_jax.serving.engines import servers as servers_lib
 
@@ -195,7 +196,9 @@ class HttpEngine:
     while True:
       server = self._server(request.session)
       try:
-        return server.answer(request)
+        whom = f"server {server.address}"
+        with waits.on(waits.SAMPLER, whom, f"episode {request.session}"):
+          return server.answer(request)
       except connection.Lost as error:
         self._lost(server, error)
 
@@ -242,7 +245,9 @@ class HttpEngine:
       calls = [(one, threads.submit(call, one)) for one in of]
       for one, made in calls:
         try:
-          found[one] = made.result()
+          whom = f"server {one.address}"
+          with waits.on(waits.SAMPLER, whom, "its weights"):
+            found[one] = made.result()
         except connection.Lost as error:
           with self._lock:
             self._why[one.address] = str(error)
