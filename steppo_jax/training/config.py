@@ -61,6 +61,9 @@ class EnvConfig:
       time; 0 for this process. `rollout.env_threads` of the same number lets
       them work side by side.
     limits: Of a worker process.
+    python: Interpreter of the worker processes, such as one whose environment
+      has what a package for the game asks for and this one must not; None for
+      this one. It needs Python 3.11 and NumPy, and not this package.
   """
 
   name: str = "household"
@@ -71,11 +74,16 @@ class EnvConfig:
   options: tuple[str, ...] = ()
   workers: int = 0
   limits: WorkerLimits = WorkerLimits()
+  python: str | None = None
 
   def __post_init__(self):
     base.row(self.name)
     if self.workers < 0:
       raise ValueError(f"env.workers={self.workers} must be at least 0")
+    if self.python is not None and not self.workers:
+      raise ValueError(
+        f"env.python={self.python} is for worker processes: set env.workers"
+      )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -98,7 +98,7 @@ def make_env(env_config: config_lib.EnvConfig) -> base.Makers:
   at_once = recipe.at_once()
   if env_config.workers:
     count = min(env_config.workers, at_once or env_config.workers)
-    return pool.Workers(recipe, count, env_config.limits)
+    return pool.Workers(recipe, count, env_config.limits, env_config.python)
   return base.InProcess(recipe, at_once)
 
 

@@ -14,7 +14,7 @@ import pytest
 import small_runs
 import worlds
 
-from steppo_jax.envs import base, guides
+from steppo_jax.envs import base, experts, guides
 from steppo_jax.envs.workers import options as workers_options
 from steppo_jax.envs.workers import pool
 from steppo_jax.packing import options as packing_options
@@ -271,6 +271,15 @@ def test_a_grid_is_told_as_the_package_draws_it(start):
   refused = env.step("jump")
   assert refused.info["invalid"]
   assert refused.observation.endswith(out.observation)
+
+
+def test_the_bot_of_grids_wins_what_it_demonstrates(start):
+  env, _ = start("minigrid")
+  expert = experts.get("minigrid")
+  for number in range(20):
+    task = expert.worlds.generate(number, split="train", size="small")
+    played = experts.play(task, env, expert.plan(task), wins=True)
+    assert played.rewards[-1] > 0.5
 
 
 def test_a_key_is_carried_and_a_door_is_opened(start):

@@ -49,7 +49,8 @@ class Reciter:
 
 
 def test_the_list_is_that_of_all_experts_of_ours():
-  assert set(ENVS) == set(experts.names())
+  # minigrid needs a package; `tests/standards` plays what its bot does.
+  assert set(ENVS) == set(experts.names()) - {"minigrid"}
 
 
 @pytest.mark.parametrize("env", ENVS)

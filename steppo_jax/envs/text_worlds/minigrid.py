@@ -6,7 +6,8 @@ follows Carta et al. 2023, arXiv:2302.02662.
 
 import numpy as np
 
-from steppo_jax.envs import guides, seeds
+from steppo_jax import types
+from steppo_jax.envs import experts, guides, seeds
 from steppo_jax.envs.text_worlds import adapter
 
 COMMANDS = (
@@ -80,3 +81,19 @@ class MiniGrid(adapter.TextWorld):
   def close(self) -> None:
     """Closes the environment."""
     self._env.close()
+
+
+def plan(task: types.Task) -> list[str]:
+  """What the package's own bot does in the grid that is played by default."""
+  world = MiniGrid()
+  bots = adapter.package("minigrid.utils.baby_ai_bot", "minigrid")
+  world.begin(seeds.place(task.payload["seed"]))
+  bot, commands, over = bots.BabyAIBot(world._env.unwrapped), [], False
+  while not over:
+    commands.append(COMMANDS[bot.replan()])
+    over = world.play(commands[-1]).over
+  world.close()
+  return commands
+
+
+EXPERT = experts.Expert(seeds.SeedTasks("minigrid"), plan=plan)

@@ -13,6 +13,7 @@ import threading
 import time
 from typing import Any
 
+import steppo_jax
 from steppo_jax.envs import base
 from steppo_jax.envs.workers import worker
 from steppo_jax.processes import frames, waits
@@ -20,10 +21,17 @@ from steppo_jax.processes import frames, waits
 # How much of what a worker prints is kept, in bytes.
 LOG_BYTES = 16_384
 
-_BOOT = (
-  "import json, sys; sys.path[:] = json.loads(sys.argv[3]); "
+_MAIN = (
   "from steppo_jax.envs.workers import worker; "
   "worker.main(int(sys.argv[1]), int(sys.argv[2]))"
+)
+_BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[3]); " + _MAIN
+# In another interpreter this package is ours and everything else its own.
+_BOOT_ELSEWHERE = (
+  "import sys; from importlib import util; "
+  "spec = util.spec_from_file_location('steppo_jax', sys.argv[3]); "
+  "sys.modules[spec.name] = module = util.module_from_spec(spec); "
+  "spec.loader.exec_module(module); " + _MAIN
 )
 # Linear algebra in many workers at once: a thread each is what there is, and a
 # thread's address space counts against the memory limit.
@@ -47,6 +55,8 @@ class Worker:
     recipe: Of the environment.
     start_s: Seconds to start and make the environment.
     memory_mb: Address space in MiB, None for no limit.
+    python: Of another interpreter, which has what the environment needs and
+      NumPy; None for this one, with the same packages.
 
   Raises:
     EnvError: it did not come up.
@@ -59,6 +69,7 @@ class Worker:
     *,
     start_s: float,
     memory_mb: int | None,
+    python: str | None = None,
   ):
     self.answered = False
     self.revoked = False
@@ -75,8 +86,7 @@ class Worker:
     descriptors = (theirs.fileno(), their_end)
     try:
       self._process = subprocess.Popen(
-        [sys.executable, "-u", "-c", _BOOT, *map(str, descriptors),
-         json.dumps([p for p in sys.path if isinstance(p, str)])],
+        _command(python, descriptors),
         stdin=subprocess.DEVNULL, stdout=their_log, stderr=their_log,
         pass_fds=descriptors, start_new_session=True,
         env=_ONE_THREAD | os.environ | {worker.NUMBER: str(number)},
@@ -231,3 +241,12 @@ class Worker:
   def _close_ends(self):
     for end in (self._socket, self._log_pipe, self._lifeline):
       end.close()
+
+
+def _command(python: str | None, descriptors: tuple[int, int]) -> list[str]:
+  """What starts the inside of a worker."""
+  numbers = [str(n) for n in descriptors]
+  if python is not None:
+    return [python, "-u", "-c", _BOOT_ELSEWHERE, *numbers, steppo_jax.__file__]
+  paths = json.dumps([p for p in sys.path if isinstance(p, str)])
+  return [sys.executable, "-u", "-c", _BOOT, *numbers, paths]

@@ -25,14 +25,31 @@ class Workers:
     failed: How many failed, by the name of the error.
   """
 
-  def __init__(self, recipe: base.Recipe, count: int, limits: WorkerLimits):
+  def __init__(
+    self,
+    recipe: base.Recipe,
+    count: int,
+    limits: WorkerLimits,
+    python: str | None = None,
+  ):
+    """No process is started yet.
+
+    Args:
+      recipe: Of one environment.
+      count: How many processes there are at most.
+      limits: Of each.
+      python: Of another interpreter, see `client.Worker`.
+
+    Raises:
+      ValueError: a count below 1.
+    """
     if count < 1:
       raise ValueError(f"count={count}: at least one worker is needed")
     self.at_once: int = count
     self.started = 0
     self.failed: collections.Counter[str] = collections.Counter()
     self.limits = limits
-    self._recipe = recipe
+    self._recipe, self._python = recipe, python
     self._changed = threading.Condition()
     self._idle: list[Worker] = []
     self._leases: dict[Worker, float] = {}  # to the end of the lease
@@ -75,6 +92,7 @@ class Workers:
         made = Worker(
           number, self._recipe,
           start_s=self.limits.start_s, memory_mb=self.limits.memory_mb,
+          python=self._python,
         )  # fmt: skip
       except base.EnvError as error:
         with self._changed:
