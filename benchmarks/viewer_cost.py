@@ -207,8 +207,8 @@ def main() -> None:
   options = [
     "experiments/household_steppo.py", "num_devices=1",
     f"num_updates={WARM + args.updates + 2 * args.block}",
-    "checkpoint_every=1", "keep_journals=1000", f"evaluation.every={10 * args.updates}",
-    "evaluation.episodes=8",
+    "checkpoint_every=1", "keep_journals=1000", "evaluation.episodes=8",
+    f"evaluation.every={10 * args.updates}",
   ]  # fmt: skip
   if args.quick:
     options += ["tasks_per_update=16"]
