@@ -7,7 +7,7 @@ import numpy as np
 
 from steppo_jax import types
 from steppo_jax.viewer import credit as credit_lib
-from steppo_jax.viewer import index, sources, tokens
+from steppo_jax.viewer import index, scenes, sources, tokens
 from steppo_jax.viewer import runs as runs_lib
 
 _COLUMNS = "uid, at, split, task, place, name, verdict, note"
@@ -103,9 +103,10 @@ def _steps(
   before, made = np.zeros(0, np.int32), []
   for step in trajectory.steps:
     thoughts = step.reasoning_mask
+    response = _piece(step.response_ids, pieces)
     made.append({
-      "prompt": _new(step.prompt_ids, before, pieces),
-      "response": _piece(step.response_ids, pieces),
+      **_read(trajectory, step.prompt_ids, before, pieces, _text(response)),
+      "response": response,
       "logp": credit_lib.numbers(np.asarray(step.behaviour_logp, np.float32)),
       "sampled": np.asarray(step.response_mask, bool).tolist(),
       "thought": None if thoughts is None else np.asarray(thoughts).tolist(),
@@ -120,8 +121,18 @@ def _steps(
     })  # fmt: skip
     before = np.concatenate([step.prompt_ids, step.response_ids])
   final = trajectory.final_prompt_ids
-  after = None if final is None else _new(final, before, pieces)
+  after = None if final is None else _read(trajectory, final, before, pieces)
   return {"steps": made, "after": after}
+
+
+def _read(trajectory, ids, before, pieces, answer="") -> dict[str, Any]:
+  """A prompt, and the view of what it shows."""
+  prompt = _new(ids, before, pieces)
+  # One that was written anew may share a part of what was seen.
+  extends = prompt["shared"] == len(before)
+  seen = _text(prompt if extends else _piece(ids, pieces))
+  scene = scenes.of_step(trajectory.task.env, seen, answer)
+  return {"prompt": prompt, "scene": scene}
 
 
 def _new(ids, before, pieces) -> dict[str, Any]:
@@ -136,6 +147,13 @@ def _piece(ids, pieces: tokens.Pieces) -> dict[str, Any]:
     "texts": shown.texts,
     "controls": shown.controls,
   }
+
+
+def _text(piece) -> str:
+  """What a piece says, without its control tokens."""
+  controls = set(piece["controls"])
+  texts = enumerate(piece["texts"])
+  return "".join("\n" if at in controls else text for at, text in texts)
 
 
 def _credit(run, uid: str, update: int | None) -> dict[str, Any]:

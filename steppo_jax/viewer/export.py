@@ -16,8 +16,8 @@ from steppo_jax.viewer import app, episode, listing, runs
 
 # In the order in which each finds what it uses.
 _SCRIPTS = (
-  "dom.js", "api.js", "chart.js", "tokens.js", "task.js", "runs.js",
-  "episodes.js", "episode.js", "main.js",
+  "dom.js", "api.js", "chart.js", "tokens.js", "scene.js", "task.js",
+  "runs.js", "episodes.js", "episode.js", "main.js",
 )  # fmt: skip
 _IMPORT = re.compile(
   r"^import (\{[^}]*\}) from \"\./(\w+)\.js\";$", re.MULTILINE

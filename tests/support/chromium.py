@@ -4,6 +4,7 @@ import base64
 import contextlib
 import itertools
 import json
+import os
 import pathlib
 import shutil
 import subprocess
@@ -16,8 +17,27 @@ NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 
 def find():
-  """The browser of this machine, None without one."""
+  """The browser of this machine, None without one.
+
+  STEPPO_CHROMIUM may name the folder of another one, which `make test-browser`
+  unpacks where the system has none.
+  """
+  folder = os.environ.get("STEPPO_CHROMIUM")
+  if folder:
+    return str(pathlib.Path(folder).resolve() / "chromium")
   return next(filter(None, map(shutil.which, NAMES)), None)
+
+
+def _environment():
+  """For a browser that brings its libraries and fonts."""
+  folder = pathlib.Path(find()).parent
+  if not (folder / "fonts.conf").is_file():
+    return None
+  return {
+    **os.environ,
+    "LD_LIBRARY_PATH": str(folder / "lib"),
+    "FONTCONFIG_FILE": str(folder / "fonts.conf"),
+  }
 
 
 class Page:
@@ -120,9 +140,11 @@ def page():
       [
         find(), "--headless=new", "--no-sandbox", "--disable-gpu",
         "--disable-dev-shm-usage", "--remote-debugging-port=0",
-        f"--user-data-dir={profile}", "--no-first-run", "about:blank",
+        f"--user-data-dir={profile}", "--no-first-run",
+        "--disable-background-networking", "--disable-component-update",
+        "--disable-sync", "about:blank",
       ],
-      stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+      env=_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     stack.callback(_end, browser)
     place = profile / "DevToolsActivePort"

@@ -3,6 +3,7 @@
 import { exported, get, post } from "./api.js";
 import { figure, legend } from "./chart.js";
 import { address, choice, el, fault, many, outcome, short, visible } from "./dom.js";
+import { sceneView } from "./scene.js";
 import { SCALES, limits, numbersOf, read, scaleLegend, written } from "./tokens.js";
 
 const OF_STEP = [["reward", "reward"], ["value", "V"], ["delta", "δ"], ["advantage", "A"], ["target", "target"], ["ratio", "ratio"]];
@@ -98,7 +99,7 @@ function whole(one) {
     const prompt = join(step.prompt, before.slice(0, step.prompt.shared));
     before = join(step.response, prompt);
     return prompt;
-  }), one.after ? join(one.after, before.slice(0, one.after.shared)) : null];
+  }), one.after ? join(one.after.prompt, before.slice(0, one.after.prompt.shared)) : null];
 }
 
 /** A whole prompt as a piece that `read` takes. */
@@ -152,7 +153,7 @@ function card(one, step, index, numbers, prompt, credit, blocks, info) {
   return el("article", { class: "step", id: `step${index}`, "aria-label": `step ${index + 1}` },
     el("header", null, el("h2", null, `Step ${index + 1}`), flags.map(([kind, text]) => el("span", { class: `tag ${kind}` }, text)),
       el("dl", { class: "numbers" }, facts.map(([name, value]) => el("div", null, el("dt", null, visible(String(name))), el("dd", null, typeof value === "number" ? short(value) : visible(String(value))))))),
-    promptBlock(step.prompt, prompt),
+    promptBlock(step.prompt, prompt), sceneView(step.scene),
     el("h3", null, "response ", el("small", null, many(step.response.ids.length, "token"))), shown.block,
     step.anchor ? el("details", null, el("summary", null, "state as the environment names it"), el("pre", { class: "text" }, visible(step.anchor))) : "");
 }
@@ -183,7 +184,7 @@ function tell(info, token) {
 
 function end(one, prompts) {
   if (!one.after) return "";
-  return el("article", { class: "step after" }, el("header", null, el("h2", null, "After the last step"), el("span", { class: "tag" }, "never answered: its value is the bootstrap")), promptBlock(one.after, prompts[prompts.length - 1]));
+  return el("article", { class: "step after" }, el("header", null, el("h2", null, "After the last step"), el("span", { class: "tag" }, "never answered: its value is the bootstrap")), promptBlock(one.after.prompt, prompts[prompts.length - 1]), sceneView(one.after.scene));
 }
 
 function labels(one) {
