@@ -47,7 +47,8 @@ def convert(
       folders each tensor keeps its own.
     tokenizer: Name or path, for models that have none beside them.
     progress: Called with (arrays done, arrays in all) while reading.
-    like: A model of the same sizes, for checkpoints that do not name theirs.
+    like: A model of the same sizes, for checkpoints that do not name theirs;
+      "weights" take its tokenizer where the checkpoint has none.
     base: What adapters are to name as the model they belong to; None for the
       source's, or for `like`.
 
@@ -59,7 +60,7 @@ def convert(
   if target.exists():
     raise ValueError(f"{target} exists: remove it or take another name")
   context = sources.sizes(source, like=like).context
-  words = _tokenizer(source, tokenizer, needed=form == "weights")
+  words = _tokenizer(source, tokenizer, like, needed=form == "weights")
   model, params = sources.load(
     source, dtype=dtype, progress=progress, like=like, merged=form != "peft"
   )
@@ -85,13 +86,17 @@ def convert(
     shutil.rmtree(new, ignore_errors=True)
 
 
-def _tokenizer(source, name, *, needed: bool) -> types.Tokenizer | None:
+def _tokenizer(source, name, like, *, needed) -> types.Tokenizer | None:
   try:
     return sources.tokenizer_of(source, name)
   except ValueError:
     # Checkpoints of runs and bare folders of weights may have none.
-    if needed or name is not None:
+    if name is not None:
       raise
+    if needed:
+      if source.kind != "checkpoint" or like is None:
+        raise
+      return sources.tokenizer_of(like)
     bare = source.kind in ("checkpoint", "weights")
     folder = source.path if source.path.is_dir() else source.path.parent
     if bare or not (folder / "tokenizer.json").is_file():

@@ -150,6 +150,11 @@ def test_a_runs_checkpoint_is_exported_with_adapters_merged(
   found, exported = sources.load(sources.find(out))
   assert found == sizes
   same(exported, lora.merge(adapted))
+  # The tokenizer of a file that training starts from is that of the other one.
+  start = tmp_path / "start.safetensors"
+  run(capsys, "convert", tmp_path / "run", start, "--like", folder)
+  _, again = policy.load_policy(start, loading.load(folder))
+  same(again, lora.merge(adapted))
 
 
 def most_likely(sizes, params, ids):
