@@ -31,10 +31,13 @@ def python(tmp_path_factory):
   (site / "theirs.py").write_text(
     "import importlib.util as u\n"
     "from steppo_jax import types\n"
+    "from steppo_jax.envs import base\n"
     "class Env:\n"
     "  def reset(self, task, seed):\n"
     "    has = [n for n in ('numpy', 'theirs', 'jax') if u.find_spec(n)]\n"
     "    return types.TimeStep(' '.join(has), 0.0, False, False, {})\n"
+    "  def step(self, text):\n"
+    "    raise base.EnvRaised(text, 'as asked')\n"
     "  def close(self): pass\n"
   )
   return str(folder / "bin" / "python")
@@ -52,6 +55,10 @@ def test_it_plays_as_this_one_with_packages_of_its_own(python):
   with pool.Workers(theirs, 1, pools.QUICK, python) as workers:
     there = workers()
     assert there.reset(task, 0).observation == "numpy theirs"
+    # The name under which an environment wants its fault to be counted.
+    with pytest.raises(base.EnvRaised, match="as asked") as raised:
+      there.step("TheirFault")
+    assert raised.value.cause == "TheirFault"
     there.close()
 
 

@@ -1,6 +1,8 @@
 """Agents of other packages, trained; run by `make test-standards`."""
 
 import contextlib
+import dataclasses
+import json
 import os
 import pathlib
 import re
@@ -44,7 +46,16 @@ def program(name, package, folder):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-  return agent_runs.model(tmp_path_factory.mktemp("released") / "model")
+  made = agent_runs.model(tmp_path_factory.mktemp("released") / "model")
+  path = made / "tokenizer_config.json"
+  facts = json.loads(path.read_text())
+  # As transformers 5 reads it.
+  facts |= {
+    "pad_token": facts["pad_token"]["content"],
+    "tokenizer_class": "PreTrainedTokenizerFast",
+  }
+  path.write_text(json.dumps(facts))
+  return made
 
 
 @pytest.fixture(autouse=True)
@@ -101,6 +112,13 @@ class Scripted:
     pass
 
 
+def options(folder, tmp_path, **how):
+  """Updates on two episodes each; programs may take long to be loaded."""
+  made = agent_runs.options(folder, tmp_path, **how)
+  agents_made = dataclasses.replace(made.agents, seconds=900.0)
+  return dataclasses.replace(made, agents=agents_made)
+
+
 def played_by(answer, made, folder):
   """Two episodes of a run's agents, answered from a script."""
   tokenizer = loading.load(folder)
@@ -115,7 +133,7 @@ def played_by(answer, made, folder):
 
 def test_openai_agents_call_their_tools(folder, tmp_path):
   command = program("words_agent.py", "openai-agents-0.24.0", tmp_path)
-  made = agent_runs.options(folder, tmp_path, command=command)
+  made = options(folder, tmp_path, command=command)
 
   def answer(prompt):
     found = re.search(r"stands a (\w+) box", prompt)
@@ -153,13 +171,13 @@ def trained(made):
 
 def test_openai_agents_are_trained_for_two_updates(folder, tmp_path):
   command = program("words_agent.py", "openai-agents-0.24.0", tmp_path)
-  records = trained(agent_runs.options(folder, tmp_path, command=command))
+  records = trained(options(folder, tmp_path, command=command))
   assert all(len(one.steps) >= 1 for one in records)
 
 
 def test_a_task_of_verifiers_is_played_token_by_token(folder, tmp_path):
   command = program("verifiers_agent.py", "verifiers-0.4.0", tmp_path)
-  made = agent_runs.options(folder, tmp_path, command=command)
+  made = options(folder, tmp_path, command=command)
   # Task 1 of the taskset.
   done, tokenizer = played_by(lambda prompt: "green", made, folder)
   for one in done:
@@ -173,7 +191,7 @@ def test_a_task_of_verifiers_is_played_token_by_token(folder, tmp_path):
 
 def test_verifiers_is_trained_for_two_updates(folder, tmp_path):
   command = program("verifiers_agent.py", "verifiers-0.4.0", tmp_path)
-  trained(agent_runs.options(folder, tmp_path, command=command))
+  trained(options(folder, tmp_path, command=command))
 
 
 def test_rollouts_of_verifiers_that_come_by_themselves_are_trained(
@@ -188,7 +206,7 @@ def test_rollouts_of_verifiers_that_come_by_themselves_are_trained(
   )
   try:
     records = trained(
-      agent_runs.options(
+      options(
         folder, tmp_path, source="service", begin_by_header=True, port=port
       )
     )

@@ -108,7 +108,8 @@ def _answer(server: _Server, message: dict[str, Any]) -> bytes:
     return encode({"ok": getattr(server, operation)(**message)})
   # SystemExit too: an environment that calls exit() has failed, and says so.
   except BaseException as error:
-    kind = type(error).__name__
+    told = isinstance(error, base.EnvRaised)
+    kind = error.cause if told else type(error).__name__
     memory = isinstance(error, MemoryError)
     text = str(error)[:2000]
   return encode({"error": kind, "message": text, "memory": memory})
