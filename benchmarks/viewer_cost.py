@@ -16,7 +16,7 @@ The last line is one JSON object:
   by_block              the same of each pair of blocks, to see the noise
   viewer_cpu_s          CPU seconds of the viewer meanwhile, of all cores
   answers               requests that it answered
-  episodes              that it listed in the end, those of an evaluation too
+  episodes              that it listed in the end: all that were learned from
 
 The drawing of the page is not in it: a browser may run on another machine.
 Compare within one run only, on a machine with nothing else to do.
