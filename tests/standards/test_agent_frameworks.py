@@ -21,7 +21,7 @@ from steppo_jax.rollout import pool as pool_lib
 from steppo_jax.storage import folder as run_folder
 from steppo_jax.storage import metrics
 from steppo_jax.tokenizer import loading
-from steppo_jax.training import agents
+from steppo_jax.training import agents, config
 
 pytestmark = pytest.mark.standards
 
@@ -191,7 +191,10 @@ def test_a_task_of_verifiers_is_played_token_by_token(folder, tmp_path):
 
 def test_verifiers_is_trained_for_two_updates(folder, tmp_path):
   command = program("verifiers_agent.py", "verifiers-0.4.0", tmp_path)
-  trained(options(folder, tmp_path, command=command))
+  # Tasks that are numbers, as the program reads them.
+  tasks = config.EnvConfig("verifiers", options=("taskset=vf_words",))
+  made = options(folder, tmp_path, command=command)
+  trained(dataclasses.replace(made, env=tasks))
 
 
 def test_rollouts_of_verifiers_that_come_by_themselves_are_trained(
