@@ -28,7 +28,7 @@ from steppo_jax.storage import metrics
 INSTANTS = int(os.environ.get("STEPPO_CRASHES", "60"))
 # Places of what plays, and of what learns.
 PLACES = (
-  "agents: issued=1", "agents: issued=3", "pool: half a finish=2",
+  "agents: issued=1", "agents: issued=2", "pool: half a finish=2",
   "pool: half a finish=7", "pool: finished=1", "pool: finished=6",
   "journal: opened=3", "journal: half a frame=5", "rollout: an episode=5",
   "rollout: finished=2", "pool: leased=2", "update: learned=2",
