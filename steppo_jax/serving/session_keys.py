@@ -8,6 +8,7 @@ import base64
 import hashlib
 import hmac
 import os
+import secrets
 
 from steppo_jax.rollout import pool_file
 
@@ -15,13 +16,18 @@ from steppo_jax.rollout import pool_file
 class Keys:
   """Makes and checks the keys of sessions."""
 
-  def __init__(self, pool: str | os.PathLike):
+  def __init__(self, pool: str | os.PathLike | None):
     """Reads the secret of a pool, or makes it.
+
+    Args:
+      pool: Its file; None for keys that no other gateway opens sessions for.
 
     Raises:
       RuntimeError: it cannot be read or written.
     """
-    self._secret = pool_file.secret(pool)
+    self._secret = secrets.token_bytes(32)
+    if pool is not None:
+      self._secret = pool_file.secret(pool)
 
   def of(self, uid: str) -> str:
     """The key of a session, which clients send as their API key."""

@@ -45,11 +45,13 @@ class Sessions:
     *,
     limits: Limits | None = None,
     clock=time.monotonic,
+    lasting: bool = True,
   ):
     self._policy = policy
     self.pool = pool
     self.limits = limits or Limits()
-    self.keys = session_keys.Keys(pool.file.path)
+    # Of those that do not last, a gateway that is started anew opens none.
+    self.keys = session_keys.Keys(pool.file.path if lasting else None)
     self._clock = clock
     self._owner = f"gateway-{secrets.token_hex(8)}"
     self._live: dict[str, Session] = {}

@@ -136,8 +136,11 @@ class AgentPlayers:
         dialect=config.prompt.dialect,
       )  # fmt: skip
       self._sessions = sessions.Sessions(
-        policy, self._pool, limits=self._limits
-      )
+        policy, self._pool, limits=self._limits,
+        # An agent that outlives a run that was killed is not to speak in the
+        # session of the one that the next run starts in its place.
+        lasting=self._agents is None,
+      )  # fmt: skip
       self._server = background.Background(
         app.make(policy, api_key=key, sessions=self._sessions), listening
       )

@@ -2,30 +2,36 @@
 
 A run starts it as a program. What it does follows from the name of its episode;
 one in seven gives up. It appends the name and the reward of an episode whose
-end was acknowledged to the file that its argument names.
+end was acknowledged to the file that its argument names. Many of them run in a
+test, so that it imports little: HTTP is spelt out.
 """
 
 import json
 import os
 import random
+import socket
 import sys
 import time
-import urllib.request
-
-# Nothing between this machine and itself.
-OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 def post(url, body):
-  request = urllib.request.Request(
-    url, json.dumps(body).encode(),
-    {
-      "Authorization": f"Bearer {os.environ['OPENAI_API_KEY']}",
-      "Content-Type": "application/json",
-    },
-  )  # fmt: skip
-  with OPENER.open(request, timeout=120) as answer:
-    return json.load(answer)
+  """The answer to a JSON body; RuntimeError with the status if it is none."""
+  host, _, path = url.removeprefix("http://").partition("/")
+  name, _, port = host.partition(":")
+  data = json.dumps(body).encode()
+  head = "\r\n".join((
+    f"POST /{path} HTTP/1.1", f"Host: {host}", "Connection: close",
+    f"Authorization: Bearer {os.environ['OPENAI_API_KEY']}",
+    "Content-Type: application/json", f"Content-Length: {len(data)}", "", "",
+  ))  # fmt: skip
+  with socket.create_connection((name, int(port)), timeout=120) as sock:
+    sock.sendall(head.encode() + data)
+    with sock.makefile("rb") as file:
+      said, _, answer = file.read().partition(b"\r\n\r\n")
+  status = said.split(b" ")[1:2]
+  if status != [b"200"]:
+    raise RuntimeError(f"status {status}: {answer[:200]}")
+  return json.loads(answer)
 
 
 def main(acknowledged):
