@@ -210,6 +210,7 @@ _LATER = (
   (("rollout", "staleness"), 0),
   (("rollout", "max_seconds"), None),
   (("mesh", "rollout_devices"), 0),
+  (("sampler", "tensor"), 1),
   (("rollout", "source"), "env"),
   (("rollout", "engine"), "internal"),
   (("agents",), dataclasses.asdict(rollout_options.AgentConfig())),

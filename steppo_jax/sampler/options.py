@@ -16,15 +16,22 @@ class SamplerConfig:
       work; 0 for an eighth of the slots.
     burst: Tokens after which requests that came meanwhile are taken in, even
       if no response has ended.
+    tensor: Devices that share one copy of the weights and the cache of the
+      slots that they sample in, for a model that is too large for one of them.
+      It divides the model's heads and inner width, and divides its key heads or
+      is a multiple of them.
   """
 
   num_slots: int = 128
   prefill_lengths: tuple[int, ...] = (8, 16, 32, 64)
   refill: int = 0
   burst: int = 64
+  tensor: int = 1
 
   def __post_init__(self):
-    for name, least in (("num_slots", 1), ("refill", 0), ("burst", 1)):
+    for name, least in (
+      ("num_slots", 1), ("refill", 0), ("burst", 1), ("tensor", 1)
+    ):  # fmt: skip
       if getattr(self, name) < least:
         raise ValueError(
           f"sampler.{name}={getattr(self, name)} must be at least {least}"

@@ -201,6 +201,13 @@ class RunConfig:
       raise ValueError(
         f"{' and '.join(given)} do not go together yet: leave all but one out"
       )
+    if self.rollout.staleness and self.sampler.tensor > 1:
+      # Two threads that start programs in which devices wait for each other
+      # may start them in another order on each.
+      raise ValueError(
+        f"rollout.staleness={self.rollout.staleness} and sampler.tensor="
+        f"{self.sampler.tensor} do not go together yet: leave one out"
+      )
 
   def _check_dynamic_sampling(self, row: Algorithm) -> None:
     rounds = self.dynamic_sampling.max_rounds
