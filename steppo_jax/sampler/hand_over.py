@@ -209,7 +209,7 @@ def _picked(where: NamedSharding, x: jax.Array) -> jax.Array:
   for device, index in where.addressable_devices_indices_map(x.shape).items():
     found = held.get(plain(index))
     if found is None:
-      # Every device has all of it.
+      assert x.is_fully_replicated  # By `_shared`.
       whole = x.addressable_data(0)
       found = {None: whole[index]}
     nearest = found.get(device, next(iter(found.values())))
