@@ -170,10 +170,10 @@ def test_a_samplers_program_is_held_against_what_a_chip_can_do():
   flops = 2048 * 28 * (2 * layer + 4 * 512 * 2048)
   assert found["tokens"] == 2048
   assert found["mxu"] == pytest.approx(flops / (0.02 * 2 * 197e12))
-  # A block has 64 positions: of the 4,096 all are read, or 768 on average.
-  assert programs.block_of(setting) == 64
-  assert aot.rounds(setting, mesh, 1) == 64
-  assert aot.rounds(prefill, mesh, 1) == 12
+  # A block has 256 positions: of the 4,096 all are read, or 768 on average.
+  assert programs.block_of(setting) == 256
+  assert aot.rounds(setting, mesh, 1) == 16
+  assert aot.rounds(prefill, mesh, 1) == 3
 
 
 @pytest.mark.parametrize("parts", [1, 4])

@@ -209,7 +209,7 @@ def block_of(setting: Setting) -> int:
   from steppo_jax.sampler import decode, split
 
   whole = split.whole_cache(model_of(setting), setting.tensor)
-  return decode.block_of(whole, setting.rows, setting.row_length)
+  return decode.block_of(whole, setting.rows, setting.row_length, "tpu")
 
 
 def seen(setting: Setting) -> float:
