@@ -64,6 +64,10 @@ def test_every_program_compiles_for_a_mesh_and_is_measured(program):
   setting = dataclasses.replace(NANO, program=program)
   if not program.startswith("learner"):
     setting = dataclasses.replace(setting, fsdp=1, rows=8, row_length=1024)
+    block = programs.block_of(setting)
+    mesh = aot.mesh_of(setting, jax.devices())
+    assert aot.rounds(setting, mesh, 0) == 1
+    assert aot.rounds(setting, mesh, 1) == programs.seen(setting) / block
   found = aot.check(setting, jax.devices())
   assert not found.refused
   assert found.total >= found.arguments > 0
@@ -139,12 +143,53 @@ def test_a_whole_run_is_counted_with_all_that_it_holds(program):
 @pytest.mark.slow
 def test_more_chips_hold_less_each():
   sizes = []
-  for fsdp in (2, 8):
+  for tensor in (1, 4):
     setting = dataclasses.replace(
-      NANO, program="prefill", fsdp=fsdp, tensor=1, rows=8, row_length=1024
-    )
-    sizes.append(aot.check(setting, jax.devices()[:fsdp]).arguments)
-  assert sizes[1] < sizes[0] / 2
+      NANO, model="base_5m", program="prefill", fsdp=1, tensor=tensor, rows=8,
+      row_length=1024,
+    )  # fmt: skip
+    sizes.append(aot.check(setting, jax.devices()[:tensor]).arguments)
+  assert sizes[1] < sizes[0] / 3
+
+
+def test_a_samplers_program_is_held_against_what_a_chip_can_do():
+  setting = programs.Setting(
+    "v5e:2x2", "qwen3_0_6b", "decode", tensor=2, rows=64
+  )
+  mesh = aot.mesh_of(setting, jax.devices()[:4])
+  chip = aot.roofline.CHIPS["v5e"]
+  # 440 million weights of layers and 156 million of the table in bfloat16, and
+  # 32 slots of 4,096 tokens with 2 x 28 x 8 x 128 numbers each; half a chip's.
+  layer = 1024 * (2 * 2048 + 2 * 1024 + 3 * 3072)
+  held = 2 * (28 * layer + 151_936 * 1024) + 32 * 4096 * 2 * 57_344
+  found = programs.share_of_bound(setting, mesh, 30.0, chip)
+  assert found == {"over_bound": pytest.approx(0.03 * 2 * 819e9 / held)}
+  # Four runs of 512 tokens are read at once, each seeing 512 on average.
+  prefill = dataclasses.replace(setting, program="prefill")
+  found = programs.share_of_bound(prefill, mesh, 20.0, chip)
+  flops = 2048 * 28 * (2 * layer + 4 * 512 * 2048)
+  assert found["tokens"] == 2048
+  assert found["mxu"] == pytest.approx(flops / (0.02 * 2 * 197e12))
+  # A block has 256 positions: of the 4,096 all are read, or 768 on average.
+  assert programs.block_of(setting) == 256
+  assert aot.rounds(setting, mesh, 1) == 16
+  assert aot.rounds(prefill, mesh, 1) == 3
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_devices_that_share_a_sampler_hold_a_part_of_it_and_of_slots(parts):
+  setting = dataclasses.replace(
+    NANO, model="qwen3_0_6b", sampler_tensor=parts, row_length=4096
+  )
+  mesh = aot.mesh_of(setting, jax.devices())
+  found = aot.whole_run.held(setting, mesh, update=0, memory=16 * 2**30)
+  alone = dataclasses.replace(setting, sampler_tensor=1)
+  whole = aot.whole_run.held(alone, mesh, update=0, memory=16 * 2**30)
+  assert found.slot * parts == whole.slot == 4096 * 2 * 57_344
+  share = found.parts["sampler"] * parts / whole.parts["sampler"]
+  assert share == pytest.approx(1, abs=1e-3)
+  where = {1: "a device", 4: "each 4 devices"}[parts]
+  assert aot.whole_run.report(setting, found).endswith(where)
 
 
 def test_a_mesh_that_does_not_fit_is_refused():

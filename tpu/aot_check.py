@@ -81,6 +81,7 @@ def defaults() -> Iterator[Setting]:
           topology, model, program,
           fsdp=1 if sampler else count, tensor=4 if sampler else 1,
           rows=64 if sampler else count,
+          sampler_tensor=1 if sampler or model == "qwen3_1_7b" else 4,
         )  # fmt: skip
   # What Colab lends.
   for program in aot_programs.PROGRAMS:
@@ -180,12 +181,17 @@ def check(setting: Setting, devices: Sequence[Any]) -> Found:
 
 
 def rounds(setting: Setting, mesh: Any, depth: int) -> float:
-  """Rounds of a loop that data decides: microbatches, or chunks of tokens.
+  """Rounds of a loop that data decides.
 
-  One microbatch in each mini-batch, all of whose tokens are wanted; one token
-  of decode.
+  Of a learner: one microbatch in each mini-batch, all of whose tokens are
+  wanted, in chunks. Of a sampler: the blocks of the cache that attention reads
+  for one token of decode, or for one group of runs of prefill.
   """
-  if depth < 2 or not setting.program.startswith("learner"):
+  if not setting.program.startswith("learner"):
+    if depth < 1:
+      return 1.0
+    return aot_programs.seen(setting) / aot_programs.block_of(setting)
+  if depth < 2:
     return 1.0
   from steppo_jax.ops import tiled_logprobs
 
@@ -200,10 +206,15 @@ def facts(
   told = dataclasses.asdict(setting) | found._asdict() | {
     "refused": bool(found.refused), "hbm": hbm, "fit": fits(found, hbm)
   }  # fmt: skip
-  if not setting.program.startswith("learner") or found.refused:
+  chip = roofline.CHIPS[setting.topology.split(":")[0]]
+  if found.refused:
+    return told
+  if not setting.program.startswith("learner"):
+    if chip.clock:
+      told["ms"] = 1e3 * found.cycles / chip.clock
+      told |= aot_programs.share_of_bound(setting, mesh, told["ms"], chip)
     return told
   told["whole_run"] = whole_run.held(setting, mesh, found.beside, hbm)
-  chip = roofline.CHIPS[setting.topology.split(":")[0]]
   if chip.clock:
     # Of one microbatch, of which the program's mini-batches have one each.
     told["ms"] = 1e3 * found.cycles / chip.clock / 4
@@ -277,7 +288,7 @@ def settings(args: argparse.Namespace) -> list[Setting]:
     Setting(
       topology, model, program, row_length=args.row_length, rows=args.rows,
       remat=args.remat, layers=args.layers, frozen=args.frozen,
-      fits=not args.too_large,
+      fits=not args.too_large, sampler_tensor=args.sampler_tensor,
       **{k: int(v) for k, v in axes.items()},
     )
     for topology in args.topology or TOPOLOGIES
@@ -301,6 +312,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     help="repeatable",
   )
   add("--mesh", default="", help="such as fsdp=8,tensor=2; data is the rest")
+  add(
+    "--sampler-tensor", type=int, default=1,
+    help="sampler.tensor of the run whose learner is checked",
+  )  # fmt: skip
   add("--rows", type=int, default=16, help="rows or slots at once, in all")
   add("--row-length", type=int, default=4096)
   add("--remat", default="full", choices=("none", "dots", "full"))
@@ -340,6 +355,16 @@ def main(argv: Sequence[str]) -> int:
         f"  a microbatch: {told[-1]['ms']:.0f} ms of cycles at least, MFU "
         f"{told[-1]['mfu']:.1%} at most; largest collective in a loop of a "
         f"layer or chunk: {found.in_loops / 2**20:.1f} MiB"
+      )
+    if "mxu" in told[-1]:
+      print(
+        f"  a group of {told[-1]['tokens']} tokens: {told[-1]['ms']:.1f} ms of "
+        f"cycles at least, {told[-1]['mxu']:.1%} of the matrix units at most"
+      )
+    if "over_bound" in told[-1]:
+      print(
+        f"  a token of every slot: {told[-1]['ms']:.1f} ms of cycles at least, "
+        f"{told[-1]['over_bound']:.2f} of what reading weights and cache takes"
       )
     if fits(found, hbm) != setting.fits:
       wrong += 1

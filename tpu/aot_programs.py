@@ -6,7 +6,11 @@ JAX is imported inside the functions: `aot_check.py` sets the environment first.
 import dataclasses
 from typing import Any
 
+import roofline
+
 PROGRAMS = ("learner-full", "learner-lora", "prefill", "decode")
+# Tokens of a run that prefill reads.
+READ = 512
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +23,9 @@ class Setting:
     program: One of `PROGRAMS`.
     data: Chips that hold different rows; 0 for what fsdp and tensor leave.
     fsdp: Chips that hold parts of every parameter.
-    tensor: Chips that compute parts of every layer.
+    tensor: Chips that compute parts of every layer; of a sampler's program
+      `SamplerConfig.tensor`.
+    sampler_tensor: That of the run whose learner this is.
     row_length: Tokens of a row of the learner, and of a slot of the sampler.
     rows: Rows whose gradients are computed at once, or slots, in all.
     remat: What the learner computes again.
@@ -35,6 +41,7 @@ class Setting:
   data: int = 0
   fsdp: int = 1
   tensor: int = 1
+  sampler_tensor: int = 1
   row_length: int = 4096
   rows: int = 16
   remat: str = "full"
@@ -133,50 +140,113 @@ def batch_of(setting: Setting, config: Any, mesh: Any) -> Any:
 
 
 def lower_sampler(setting: Setting, mesh: Any) -> Any:
-  """Prefill of 512 tokens in an eighth of the slots, or decoding in all."""
+  """Prefill of runs of `READ` tokens, or decoding in all slots, as runs do it.
+
+  Axis "data" of the mesh splits the slots, and "tensor" the model.
+
+  Raises:
+    ValueError: the mesh has an axis "fsdp", or does not divide the slots.
+  """
   import jax
   import jax.numpy as jnp
   import numpy as np
-  from jax.sharding import NamedSharding, PartitionSpec
+  from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-  from steppo_jax.models import mesh as mesh_lib
   from steppo_jax.models import transformer
-  from steppo_jax.sampler import decode, programs, slot_requests
+  from steppo_jax.sampler import decode, programs, slot_requests, split
 
   model, slots, context = model_of(setting), setting.rows, setting.row_length
-  rows = mesh_lib.row_axes(mesh)
-  at = lambda *spec: NamedSharding(mesh, PartitionSpec(*spec))
-  shaped = lambda tree, where: jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree
+  parts, count = setting.tensor, mesh.shape["data"]
+  if mesh.shape["fsdp"] > 1:
+    raise ValueError("a sampler has the axes data and tensor, not fsdp")
+  if slots % count:
+    raise ValueError(f"{slots} slots are no multiple of data={count}")
+  # A run without the axis has a mesh without it.
+  devices = mesh.devices[:, 0] if parts > 1 else mesh.devices[:, 0, 0]
+  mesh = Mesh(devices, ("data", split.AXIS)[: devices.ndim])
+  at = lambda spec: NamedSharding(mesh, spec)
+  shaped = lambda specs, tree: jax.tree.map(
+    lambda spec, part: jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at(spec)), part
+    ),
+    specs, tree,
+  )  # fmt: skip
+  narrow = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16),
+    transformer.abstract_params(model),
   )
   params = jax.eval_shape(
-    transformer.by_layer,
-    jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16),
-      transformer.abstract_params(model),
-    ),
+    lambda params: split.fit(model, transformer.by_layer(params), parts), narrow
   )
-  params = mesh_lib.shaped(mesh, params)
-  cache = jax.eval_shape(lambda: decode.empty_cache(model, slots, context))
-  before_heads = () if decode.by_head() else (None,)  # positions
-  heads = at(
-    None, rows, *before_heads, mesh_lib.head_axis(mesh, model.num_kv_heads)
+  specs, slot = split.specs(model, parts), PartitionSpec("data")
+  params = shaped(specs, params)
+  whole = split.whole_cache(model, parts)
+  cache = jax.eval_shape(lambda: decode.empty_cache(whole, slots, context))
+  cache = shaped(decode.cache_specs(parts), cache)
+  made = programs.functions(model, seed=0, shared_by=parts)
+  run = programs.jitted(made, mesh, specs)
+  given = lambda *shape, kind=np.int32, spec=slot: jax.ShapeDtypeStruct(
+    shape, kind, sharding=at(spec)
   )
-  cache = decode.Cache(
-    shaped(cache.k, heads), shaped(cache.v, heads), shaped(cache.hidden,
-                                                           at(rows))
-  )  # fmt: skip
-  run = programs.jitted(programs.functions(model, seed=0), None)
-  whole = lambda shape, kind=np.int32: shaped(np.zeros(shape, kind), at())
   if setting.program == "prefill":
-    read = (1, max(1, slots // 8))
+    each = slots // count
+    rows = programs.read_rows(each, READ, "tpu")
+    read = -(-each // rows) * count, rows
     return run.prefill.lower(
-      params, cache, whole((*read, 512)), whole(read), whole(read), whole(read),
-      whole(1),
+      params, cache, given(*read, READ), given(*read), given(*read),
+      given(*read), given(count),
     )  # fmt: skip
   turns = jax.eval_shape(lambda: decode.no_turns(slots, 1024))
   return run.sample.lower(
-    cache, shaped(turns, at(rows)), params, whole(slots),
-    shaped(slot_requests.SlotRequests.none(slots), at()), whole(slots, bool),
-    whole(1), whole(()),
+    cache, shaped(slot, turns), params, given(slots),
+    shaped(slot, slot_requests.SlotRequests.none(slots)),
+    given(slots, kind=bool), given(count), given(spec=PartitionSpec()),
   )  # fmt: skip
+
+
+def block_of(setting: Setting) -> int:
+  """Positions of the cache that attention reads at once."""
+  from steppo_jax.sampler import decode, split
+
+  whole = split.whole_cache(model_of(setting), setting.tensor)
+  return decode.block_of(whole, setting.rows, setting.row_length, "tpu")
+
+
+def seen(setting: Setting) -> float:
+  """Positions that attention reads: for decode all that a slot has.
+
+  For prefill the mean over the two runs of a prompt of 2 `READ` tokens.
+  """
+  return setting.row_length if setting.program == "decode" else 1.5 * READ
+
+
+def share_of_bound(
+  setting: Setting, mesh: Any, ms: float, chip: roofline.Chip
+) -> dict[str, Any]:
+  """How far a sampler's program is from what the chip could do at best.
+
+  Args:
+    setting: Prefill or decode.
+    mesh: Its devices.
+    ms: Of one group of runs, or of one token.
+    chip: Its data sheet.
+
+  Returns:
+    For prefill "tokens" of a group and "mxu", the share of the peak that the
+    FLOPs of its products have; causal attention counts half of what is seen.
+    For decode "over_bound": the time, in those that it takes to read the
+    weights and the whole cache once.
+  """
+  from steppo_jax.sampler import programs
+
+  model, each = model_of(setting), setting.rows // mesh.shape["data"]
+  devices = setting.tensor / chip.devices
+  if setting.program == "prefill":
+    tokens = programs.read_rows(each, READ, "tpu") * READ
+    flops = tokens * roofline.forward_flops(model, READ, 0.0)
+    peak = chip.flops * devices
+    return {"tokens": tokens, "mxu": flops / (ms / 1e3) / peak}
+  weights = roofline.matmul_weights(model) + roofline.logit_weights(model)
+  cache = each * setting.row_length * roofline.kv_bytes(model)
+  bound = (2 * weights + cache) / (chip.bandwidth * devices)
+  return {"over_bound": ms / 1e3 / bound}

@@ -21,8 +21,9 @@ class Held(NamedTuple):
     update: What the update's program takes beside them.
     hand_over: What handing the weights over takes beside them: the largest
       layer once as it lies and once as the sampler reads it.
-    slot: A slot of the sampler with a whole context.
+    slot: What one device holds of a slot of the sampler with a whole context.
     memory: Of the device.
+    shared_by: Devices that share weights and slots.
   """
 
   parts: dict[str, int]
@@ -30,6 +31,7 @@ class Held(NamedTuple):
   hand_over: int
   slot: int
   memory: int
+  shared_by: int = 1
 
   @property
   def peak(self) -> int:
@@ -38,7 +40,7 @@ class Held(NamedTuple):
 
   @property
   def slots(self) -> int:
-    """Slots that fit beside them, 0 if nothing does."""
+    """Slots of a device, or of those that share; 0 if nothing fits."""
     return max(0, int(SHARE * self.memory - self.peak) // self.slot)
 
 
@@ -47,9 +49,9 @@ def held(
 ) -> Held:
   """Counts a run whose learner is `setting`.
 
-  Every device samples, with weights of its own in bfloat16, split over
-  "tensor" as the learner's are, and a cache in bfloat16. It lies there while
-  the learner updates.
+  Every device samples. As many as `setting.sampler_tensor` share the weights in
+  bfloat16, and the cache in bfloat16 of their slots. It lies there while the
+  learner updates.
 
   Args:
     setting: The learner's program.
@@ -64,6 +66,7 @@ def held(
   from steppo_jax.learner import learner
   from steppo_jax.models import mesh as mesh_lib
   from steppo_jax.models import transformer
+  from steppo_jax.sampler import split
 
   model = aot_programs.model_of(setting)
   spec = learner.make_spec(
@@ -87,9 +90,11 @@ def held(
       strict=True,
     )
   )
+  parts = setting.sampler_tensor
+  split.check(model, parts)
   alone = mesh_lib.make_model_mesh(
-    data=mesh.size // mesh.shape["tensor"], fsdp=1,
-    tensor=mesh.shape["tensor"], devices=mesh.devices.flatten(),
+    data=mesh.size // parts, fsdp=1, tensor=parts,
+    devices=mesh.devices.flatten(),
   )  # fmt: skip
   named = {
     "policy": state.policy,
@@ -98,15 +103,16 @@ def held(
     "critic's optimizer": state.critic_optimizer,
     "reference": None if adapters else frozen,
   }
-  parts = {name: sizes(tree, mesh) for name, tree in named.items()}
-  parts["sampler"] = sizes(narrow, alone)
+  holds = {name: sizes(tree, mesh) for name, tree in named.items()}
+  holds["sampler"] = sizes(narrow, alone)
   largest = (
     max(sizes({name: x}, alone) for name, x in narrow["layers"].items())
     // model.num_layers
   )
   largest = max(largest, sizes({"embed": narrow["embed"]}, alone))
-  slot = roofline.kv_bytes(model) * setting.row_length
-  return Held(parts, update, 2 * largest, slot // mesh.shape["tensor"], memory)
+  heads = split.part(model, parts).num_kv_heads / model.num_kv_heads
+  slot = int(roofline.kv_bytes(model) * setting.row_length * heads)
+  return Held(holds, update, 2 * largest, slot, memory, parts)
 
 
 def share_of_peak(
@@ -133,7 +139,10 @@ def report(setting: aot_programs.Setting, found: Held) -> str:
   parts = ", ".join(f"{k} {gib(v)}" for k, v in found.parts.items() if v)
   verdict = "DOES NOT FIT"
   if found.slots:
-    verdict = f"fits, {found.slots} slots of {setting.row_length} a device"
+    where = "a device"
+    if found.shared_by > 1:
+      where = f"each {found.shared_by} devices"
+    verdict = f"fits, {found.slots} slots of {setting.row_length} {where}"
   return (
     f"  whole run: {parts}; update {gib(found.update)}, hand-over "
     f"{gib(found.hand_over)} beside them; {gib(found.slot)} a slot; of "

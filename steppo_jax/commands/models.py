@@ -93,6 +93,10 @@ def register(add: Callable[..., argparse.ArgumentParser]) -> None:
   said.add_argument(
     "--dtype", choices=_DTYPES[:2], default="float32", help="(float32)"
   )
+  said.add_argument(
+    "--tensor", type=int, default=1,
+    help="devices that share one copy of the model (1)",
+  )  # fmt: skip
 
   made = command("convert", convert, "write a model in another form", _CONVERT)
   made.add_argument("source", metavar="SRC", help="the model, see below")
@@ -139,6 +143,7 @@ def generate(args) -> None:
   """Answers one prompt, or each line of the input."""
   from steppo_jax.pretrained import generate as generate_lib
   from steppo_jax.pretrained import sources
+  from steppo_jax.sampler import split
 
   if args.max_tokens is not None and args.max_tokens < 1:
     raise ValueError(f"--max-tokens={args.max_tokens} must be at least 1")
@@ -165,11 +170,15 @@ def generate(args) -> None:
       )  # fmt: skip
       with _bar("reading the model") as progress:
         config, params = sources.load(
-          found, dtype=args.dtype, progress=progress
+          found,
+          dtype=args.dtype,
+          progress=progress,
+          placement=split.placement(args.tensor),
         )
       model = generate_lib.Generator(
         dataclasses.replace(config, compute=args.dtype), params, tokenizer,
         context=context, max_new_tokens=answer, seed=args.seed,
+        tensor=args.tensor,
       )  # fmt: skip
     for piece in model.stream(prompt_ids, args.temperature):
       print(_printable(piece), end="", flush=True)

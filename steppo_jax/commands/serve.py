@@ -67,6 +67,10 @@ def register(add: Callable[..., argparse.ArgumentParser]) -> None:
   )  # fmt: skip
   policy.add_argument("--seed", type=int, default=0, help="of what is sampled")
   policy.add_argument(
+    "--tensor", type=int, default=1,
+    help="devices that share one copy of the model (1)",
+  )  # fmt: skip
+  policy.add_argument(
     "--pool", metavar="FILE",
     help="record sessions as episodes in this pool; see docs/agents.md",
   )  # fmt: skip
@@ -142,17 +146,30 @@ def _serve_policy(args) -> None:
       policy.scheduler.close()
 
 
+def _check(args) -> None:
+  """Refuses options that do not fit, before minutes of loading."""
+  from steppo_jax.prompts import tool_dialects
+
+  tool_dialects.parse("", args.dialect)  # Refuses an unknown one.
+  if args.accept_weights and args.tensor > 1:
+    # New ones are made ready by one thread while another samples: programs in
+    # which devices wait for each other must start in one order on all.
+    raise ValueError(
+      f"--accept-weights and --tensor={args.tensor} do not go together yet: "
+      "leave one out"
+    )
+  if args.slots < 1:
+    raise ValueError(f"--slots={args.slots} must be at least 1")
+
+
 def _policy(args, make_scheduler, stack):
   """Loads the model; what is served, and how its weights change if they may."""
   from steppo_jax.pretrained import sources
-  from steppo_jax.prompts import tool_dialects
   from steppo_jax.sampler import engine as engine_lib
-  from steppo_jax.sampler import options
+  from steppo_jax.sampler import options, split
   from steppo_jax.serving import answers
 
-  tool_dialects.parse("", args.dialect)  # Refuses an unknown one.
-  if args.slots < 1:
-    raise ValueError(f"--slots={args.slots} must be at least 1")
+  _check(args)
   found = sources.find(args.weights, base=args.base)
   sizes = sources.sizes(found)
   most = sizes.context or 4096
@@ -167,8 +184,9 @@ def _policy(args, make_scheduler, stack):
   dtype = "float32" if args.accept_weights else args.dtype
   with terminal.console.status("reading the model"):
     model, params = sources.load(
-      found, dtype=dtype, merged=not args.accept_weights
-    )
+      found, dtype=dtype, merged=not args.accept_weights,
+      placement=split.placement(args.tensor),
+    )  # fmt: skip
   if tokenizer.num_ids > model.vocab_size:
     raise ValueError(
       f"the tokenizer has {tokenizer.num_ids} ids and the model "
@@ -181,7 +199,11 @@ def _policy(args, make_scheduler, stack):
   engine = engine_lib.SlotEngine(
     model,
     options.SamplerConfig(
-      num_slots=args.slots, prefill_lengths=lengths, refill=1, burst=4
+      num_slots=args.slots,
+      prefill_lengths=lengths,
+      refill=1,
+      burst=4,
+      tensor=args.tensor,
     ),
     context=context,
     max_new_tokens=context - 1,

@@ -212,6 +212,7 @@ _LATER = (
   (("mesh", "rollout_devices"), 0),
   (("rollout", "stall_seconds"), 60.0),
   (("sampler", "keep_cache_across_versions"), False),
+  (("sampler", "tensor"), 1),
   (("rollout", "source"), "env"),
   (("rollout", "engine"), "internal"),
   (("agents",), dataclasses.asdict(rollout_options.AgentConfig())),

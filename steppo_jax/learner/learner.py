@@ -339,6 +339,10 @@ class Learner:
     self, policy: chex.ArrayTree, critic: chex.ArrayTree | None = None
   ) -> LearnerState:
     """State before the first update, copied to the devices; see `init`."""
+    if "fsdp" in self._mesh.shape:
+      # A device may not hold the policy whole, let alone what is made of it.
+      placed = mesh_lib.placements(self._mesh, policy)
+      policy = mesh_lib.put(policy, placed)
     state = init(self._spec, policy, critic)
     return mesh_lib.put(state, mesh_lib.placements(self._mesh, state))
 

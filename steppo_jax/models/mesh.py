@@ -45,11 +45,13 @@ def put(tree: Any, where: Any) -> Any:
   """Moves arrays to devices, also to those of several processes.
 
   Args:
-    tree: Arrays that every process holds as a whole.
+    tree: Arrays that every process holds as a whole, or that are there.
     where: A sharding, or a tree of them as a prefix of `tree`.
   """
 
   def one(sharding, x):
+    if isinstance(x, jax.Array) and x.sharding == sharding:
+      return x
     if sharding.is_fully_addressable:
       return jax.device_put(x, sharding)
     x = np.asarray(x)
@@ -151,11 +153,9 @@ _SPLIT = {
   ("o", "down"): ("tensor", "fsdp"),
   ("embed", "unembed"): ("tensor", "fsdp"),
 }
-# Adapters lie beside a kernel [in, out] and keep one of its axes each; a
-# sampler's kernels lie as [out, in].
+# Adapters lie beside a kernel [in, out] and keep one of its axes each.
 _SPLIT_LEAVES = {
   "kernel": lambda axes: axes,
-  "turned": lambda axes: axes[::-1],
   "embedding": lambda axes: axes,
   "lora_a": lambda axes: (axes[0], None),
   "lora_b": lambda axes: (None, axes[1]),

@@ -27,6 +27,7 @@ class Generator:
     context: int,
     max_new_tokens: int,
     seed: int,
+    tensor: int = 1,
   ):
     """Allocates the cache.
 
@@ -37,9 +38,11 @@ class Generator:
       context: Tokens of the conversation, answers included.
       max_new_tokens: Longest answer.
       seed: Root of what is drawn.
+      tensor: Devices that share the model.
 
     Raises:
-      ValueError: the tokenizer has more ids than the model.
+      ValueError: the tokenizer has more ids than the model, or the model or
+        the devices cannot be split so.
     """
     if tokenizer.num_ids > model.vocab_size:
       raise ValueError(
@@ -54,7 +57,10 @@ class Generator:
     self._engine = engine_lib.SlotEngine(
       dataclasses.replace(model, num_ids=tokenizer.num_ids),
       options.SamplerConfig(
-        num_slots=1, prefill_lengths=tuple(lengths) or (8,), burst=1
+        num_slots=1,
+        prefill_lengths=tuple(lengths) or (8,),
+        burst=1,
+        tensor=tensor,
       ),
       context=max(context, 8),
       max_new_tokens=max_new_tokens,

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from steppo_jax import trees, types
 from steppo_jax.models import transformer
-from steppo_jax.models.formats import peft, weights
+from steppo_jax.models.formats import peft, placing, weights
 from steppo_jax.pretrained import sources
 from steppo_jax.tokenizer import loading, sentencepiece_tokenizer
 
@@ -45,7 +45,10 @@ def load_tokenizer(
 
 
 def load_policy(
-  path: str, tokenizer: types.Tokenizer, base: str | None = None
+  path: str,
+  tokenizer: types.Tokenizer,
+  base: str | None = None,
+  placement: placing.Placement | None = None,
 ) -> tuple[transformer.ModelConfig, dict[str, Any]]:
   """Reads a policy and checks that it belongs to the tokenizer.
 
@@ -56,6 +59,8 @@ def load_policy(
       (`pretrained.sources.find`).
     tokenizer: The run's tokenizer.
     base: The model that the adapters belong to, None for the one they name.
+    placement: Where the parameters of a released model are read to; None for
+      the first device. Weights that this package wrote come as NumPy arrays.
 
   Returns:
     Sizes of the decoder and its parameters in float32, with adapters where the
@@ -67,10 +72,12 @@ def load_policy(
   """
   found = sources.find(path, base=base)
   if found.kind == "adapter":
-    model, params = load_policy(str(found.base.path), tokenizer)
-    return model, peft.load(found.path, model, params)
+    model, params = load_policy(
+      str(found.base.path), tokenizer, placement=placement
+    )
+    return model, peft.load(found.path, model, params, placement=placement)
   if found.kind in ("folder", "gguf"):
-    model, params = sources.load(found, dtype=jnp.float32)
+    model, params = sources.load(found, dtype=jnp.float32, placement=placement)
     if tokenizer.num_ids > model.vocab_size:
       raise ValueError(
         f"{path} knows {model.vocab_size} tokens, the tokenizer has "

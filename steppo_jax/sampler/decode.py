@@ -11,11 +11,13 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+from jax.experimental import layout
+from jax.sharding import PartitionSpec
 
 from steppo_jax.models import transformer
 from steppo_jax.models.config import FULL
 from steppo_jax.ops import attention
-from steppo_jax.sampler import draw
+from steppo_jax.sampler import draw, split
 from steppo_jax.sampler.slot_requests import SlotRequests
 
 # Positions that a block may have. Short ones take more turns of a loop; long
@@ -23,6 +25,8 @@ from steppo_jax.sampler.slot_requests import SlotRequests
 BLOCKS = (64, 128, 256)
 # Most numbers in a block of keys, unless it is the shortest.
 NUMBERS = 2**18
+# Most rows that a TPU reads from the cache one by one.
+FEW_ROWS = 8
 
 
 class Cache(NamedTuple):
@@ -84,13 +88,21 @@ def no_turns(num_slots: int, max_new_tokens: int) -> Responses:
   )
 
 
+def block_of(
+  config: transformer.ModelConfig, num_slots: int, context: int, platform: str
+) -> int:
+  """Positions of a block of the cache; a TPU reads long ones in less time."""
+  position = num_slots * config.num_kv_heads * config.head_dim
+  fits = [x for x in BLOCKS if platform == "tpu" or x * position <= NUMBERS]
+  return min(context, max(fits, default=BLOCKS[0]))
+
+
 def empty_cache(
   config: transformer.ModelConfig, num_slots: int, context: int
 ) -> Cache:
   """A cache of zeros for `num_slots` slots of at least `context` positions."""
   n, kv, size = num_slots, config.num_kv_heads, config.head_dim
-  fits = [x for x in BLOCKS if n * kv * size * x <= NUMBERS]
-  block = min(context, max(fits, default=BLOCKS[0]))
+  block = block_of(config, n, context, jax.default_backend())
   blocks = -(-context // block)
   zeros = lambda *shape: tuple(
     jnp.zeros(shape, config.compute) for _ in range(config.num_layers)
@@ -105,12 +117,30 @@ def empty_cache(
   )
 
 
+def cache_specs(parts: int) -> Cache:
+  """The axes that split each array of a cache; see `split`.
+
+  Args:
+    parts: Devices that share the model.
+  """
+  before = () if by_head() else (None,)  # positions
+  heads = (*before, split.AXIS) if parts > 1 else ()
+  blocks = PartitionSpec(None, "data", *heads)
+  return Cache(blocks, blocks, PartitionSpec("data"))
+
+
 def _read(x, block, slots):
   """One block [R, ...] of some slots [R], or of all in their order if None."""
   if slots is None:
     return jax.lax.dynamic_index_in_dim(x, block, 0, keepdims=False)
   start = lambda slot: (block, slot, 0, 0, 0)
   row = lambda slot: jax.lax.dynamic_slice(x, start(slot), (1, 1, *x.shape[2:]))
+  if jax.default_backend() == "tpu" and len(slots) <= FEW_ROWS:
+    # Of a gather, or of rows without a layout of their own, it would turn the
+    # whole cache around, in every layer.
+    order = layout.Layout(major_to_minor=tuple(range(x.ndim)))
+    kept = lambda x: layout.with_layout_constraint(x, order)
+    return jnp.concatenate([kept(row(slot))[0] for slot in slots])
   return jax.vmap(row)(slots)[:, 0, 0]
 
 
@@ -167,7 +197,7 @@ def _attention(q, k, v, slots, positions, window):
   return out.transpose(0, 3, 1, 2, 4).reshape(r, t, h, d)
 
 
-def _step(config, params, cache, tokens, positions, slots):
+def _step(config, params, cache, tokens, positions, slots, parts):
   """Runs tokens [R, T] of `slots` [R]; returns hidden [R, T, W] and cache.
 
   Without slots there is one row for each of them. Positions at or past the end
@@ -192,8 +222,9 @@ def _step(config, params, cache, tokens, positions, slots):
 
   attends = [attend_at(layer) for layer in range(config.num_layers)]
   hidden = transformer.apply_layerwise(
-    config, params, tokens, positions, attends
-  )
+    split.part(config, parts), params, tokens, positions, attends,
+    split.axis(parts),
+  )  # fmt: skip
   return hidden, cache._replace(k=tuple(ks), v=tuple(vs))
 
 
@@ -212,6 +243,8 @@ def prefill(
   length: chex.Array,
   slots: chex.Array,
   used: chex.Array,
+  *,
+  parts: int,
 ) -> Cache:
   """Reads new prompt tokens into some slots, R of them at a time.
 
@@ -223,7 +256,9 @@ def prefill(
     start: [G, R] int32 position of the first new token.
     length: [G, R] int32 number of new tokens; 0 on unused rows.
     slots: [G, R] int32 slot of each row; N on unused rows.
-    used: [] int32, how many of the G are read. The others cost nothing.
+    used: [] int32, how many of the G are read. The others cost nothing. The
+      same on all devices if several share the model.
+    parts: Devices that share the model; see `split`.
 
   Returns:
     The cache with the new keys, values and last hidden states.
@@ -236,7 +271,9 @@ def prefill(
     positions = jnp.where(
       offset < count[:, None], begin[:, None] + offset, capacity
     )
-    hidden, cache = _step(config, params, cache, tokens[i], positions, slot)
+    hidden, cache = _step(
+      config, params, cache, tokens[i], positions, slot, parts
+    )
     last = jnp.maximum(count - 1, 0)
     hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
     return cache._replace(hidden=cache.hidden.at[slot].set(hidden, mode="drop"))
@@ -292,16 +329,21 @@ def _sample(
   asked: SlotRequests,
   keys: chex.Array,
   cuts: bool,
+  axis: str | None,
   hidden: chex.Array,
   turns: Responses,
   where: chex.Array,
 ) -> Responses:
   """Adds one token to the responses `where`."""
   row = jnp.arange(where.shape[0])
-  logits = transformer.logits(config, params, hidden)
+  logits = split.logits(config, params, hidden, axis)
   if cuts:
-    logits = draw.nucleus(logits, asked.temperature, asked.top_p)
-  token, logp = draw.tokens(logits, keys, turns.count, asked.temperature)
+    if axis is not None:
+      logits = jax.lax.all_gather(logits, axis, axis=1, tiled=True)
+    logits, axis = draw.nucleus(logits, asked.temperature, asked.top_p), None
+  token, logp = draw.tokens(
+    logits, keys, turns.count, asked.temperature, axis
+  )  # fmt: skip
   at = jnp.where(where, turns.count, turns.ids.shape[1])
   count = turns.count + where
   stopped = jnp.any(token[:, None] == asked.stop_ids, axis=1)
@@ -327,6 +369,7 @@ def decode(
   *,
   seed: int,
   cuts: bool,
+  parts: int,
 ) -> tuple[Cache, Responses, chex.Array, chex.Array]:
   """Samples in live slots side by side until enough of them have ended.
 
@@ -346,12 +389,16 @@ def decode(
     max_steps: Tokens after which to stop.
     seed: Root of all keys.
     cuts: Whether `top_p` is read.
+    parts: Devices that share the model; see `split`. As they speak to each
+      other for every token, those of the axis "data" then take equally many
+      steps, and `stop_at` counts as the sum over them.
 
   Returns:
     The cache, the responses, and two int32 counts: tokens read side by side
     and the sum over them of live slots.
   """
-  capacity, every = _capacity(cache), turns
+  capacity, every, axis = _capacity(cache), turns, split.axis(parts)
+  over_all = lambda n: n if axis is None else jax.lax.psum(n, "data")
   if slots.shape == turns.live.shape:
     slots, hidden = None, cache.hidden
   else:
@@ -359,36 +406,40 @@ def decode(
       slots, (turns, asked, fresh, cache.hidden)
     )
   keys = draw.request_keys(seed, asked.numbers)
-  sample = functools.partial(_sample, config, params, asked, keys, cuts)
+  sample = functools.partial(_sample, config, params, asked, keys, cuts, axis)
+  too_many = lambda turns: over_all(jnp.sum(turns.live) - stop_at) > 0
 
   def read_and_sample(state):
-    cache, _, turns, steps, work = state
+    cache, _, turns, steps, work, _ = state
     # The token that ends a turn is not read here but with the next prompt.
     at = jnp.where(turns.live, asked.length + turns.count - 1, capacity)
     last = jnp.maximum(turns.count - 1, 0)[:, None]
     token = jnp.take_along_axis(turns.ids, last, axis=1)
-    hidden, cache = _step(config, params, cache, token, at[:, None], slots)
+    hidden, cache = _step(
+      config, params, cache, token, at[:, None], slots, parts
+    )
     hidden = hidden[:, 0]
     work = work + jnp.sum(turns.live, dtype=jnp.int32)
-    return cache, hidden, sample(hidden, turns, turns.live), steps + 1, work
+    turns = sample(hidden, turns, turns.live)
+    return cache, hidden, turns, steps + 1, work, too_many(turns)
 
   def goes_on(state):
-    _, _, turns, steps, _ = state
-    return (jnp.sum(turns.live) > stop_at) & (steps < max_steps)
+    *_, steps, _, more = state
+    return more & (steps < max_steps)
 
   turns = turns._replace(
     count=jnp.where(fresh, 0, turns.count), live=turns.live | fresh
   )
   turns = jax.lax.cond(
-    jnp.any(fresh),
+    over_all(jnp.sum(fresh)) > 0,
     lambda turns: sample(hidden, turns, fresh),
     lambda turns: turns,
     turns,
   )
   zero = jnp.zeros((), jnp.int32)
-  cache, hidden, turns, steps, work = jax.lax.while_loop(
-    goes_on, read_and_sample, (cache, hidden, turns, zero, zero)
-  )
+  state = cache, hidden, turns, zero, zero, too_many(turns)
+  state = jax.lax.while_loop(goes_on, read_and_sample, state)
+  cache, hidden, turns, steps, work, _ = state
   if slots is not None:
     write = lambda x, y: x.at[slots].set(y, mode="drop")
     hidden = write(cache.hidden, hidden)

@@ -26,10 +26,12 @@ def tokens(
   keys: chex.Array,
   index: chex.Array,
   temperature: chex.Array,
+  axis: str | None = None,
 ) -> tuple[chex.Array, chex.Array]:
   """Draws one token a row from softmax(logits / temperature).
 
-  The same key and index give the same token, whatever the other rows.
+  The same key and index give the same token, whatever the other rows, and
+  however many devices share the vocabulary.
 
   Args:
     logits: [N, V] float32 or wider: probabilities of bfloat16 would be added
@@ -38,6 +40,8 @@ def tokens(
     index: [N] int32, which draw of its key this is.
     temperature: [N] float32. 0 takes the first of the most likely tokens, with
       the log-probs of temperature 1.
+    axis: Each device of that axis has V of the tokens, whole blocks of them;
+      those that stand for nothing have -inf. None for one device.
 
   Returns:
     Tokens [N] int32 and their log-probs [N] float32. A token of probability 0
@@ -50,18 +54,50 @@ def tokens(
     raise TypeError(f"logits must be float32, these are {logits.dtype}")
   n, v = logits.shape
   logits = logits / jnp.where(temperature > 0, temperature, 1.0)[:, None]
-  top = logits.max(-1, keepdims=True)
+  blocks = -(-v // BLOCK)
+  top, first = logits.max(-1, keepdims=True), 0
+  likeliest = _first(logits == top)
+  if axis is not None:
+    first = jax.lax.axis_index(axis) * blocks  # block of this device
+    top, likeliest = _of_all(top, first * BLOCK + likeliest, axis)
   draw = lambda key, i: jax.random.uniform(jax.random.fold_in(key, i), (2,))
   chance = jax.vmap(draw)(keys, index)
-  blocks = -(-v // BLOCK)
   weight = jnp.pad(jnp.exp(logits - top), ((0, 0), (0, blocks * BLOCK - v)))
   weight = weight.reshape(n, blocks, BLOCK)
-  block, total = _invert(weight.sum(-1), chance[:, 0])
-  inside = jnp.take_along_axis(weight, block[:, None, None], axis=1)[:, 0]
+  sums = weight.sum(-1)
+  if axis is not None:
+    sums = jax.lax.all_gather(sums, axis, axis=1, tiled=True)
+  block, total = _invert(sums, chance[:, 0])
+  inside = _column(weight, block - first, axis)
   token = block * BLOCK + _invert(inside, chance[:, 1])[0]
-  token = jnp.where(temperature > 0, token, _first(logits == top))
-  chosen = jnp.take_along_axis(logits, token[:, None], axis=1)[:, 0]
+  token = jnp.where(temperature > 0, token, likeliest)
+  chosen = _column(logits, token - first * BLOCK, axis)
   return token, chosen - top[:, 0] - jnp.log(total)
+
+
+def _of_all(top, token, axis):
+  """Largest logit [N, 1] and first token [N] that has it, over devices.
+
+  Both come in one exchange, as exchanges that do not wait for each other may
+  block a CPU that has fewer threads than devices. Tokens are exact as float32.
+  """
+  both = jnp.stack([top[:, 0], token.astype(top.dtype)])
+  tops, tokens = jax.lax.all_gather(both, axis, axis=1)  # [devices, N]
+  top = tops.max(0)
+  token = jnp.take_along_axis(tokens, jnp.argmax(tops, 0)[None], axis=0)[0]
+  return top[:, None], token.astype(jnp.int32)
+
+
+def _column(x, at, axis):
+  """x[n, at[n]] of an x [N, K, ...] whose K are shared by devices of `axis`."""
+  if axis is not None:
+    ours = (at >= 0) & (at < x.shape[1])
+    at = jnp.clip(at, 0, x.shape[1] - 1)
+  rest = [1] * (x.ndim - 2)
+  found = jnp.take_along_axis(x, at.reshape(-1, 1, *rest), axis=1)[:, 0]
+  if axis is None:
+    return found
+  return jax.lax.psum(jnp.where(ours.reshape(-1, *rest), found, 0), axis)
 
 
 def nucleus(

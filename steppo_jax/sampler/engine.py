@@ -48,10 +48,13 @@ class SlotEngine:
         more of them. -1 for none.
       seed: Root of all keys.
       devices: Those that slots are split over, of this process, as far as
-        each has eight of them; None for all.
+        each, or each `config.tensor` of them, has eight slots; None for all.
       cuts: Whether requests may have a `top_p`, with programs of its own. What
         such a request is answered is not for training: the learner's
         probabilities are those of the whole softmax.
+
+    Raises:
+      ValueError: `config.tensor` does not fit the model or the devices.
     """
     n = config.num_slots
     self.num_slots = n
@@ -63,8 +66,6 @@ class SlotEngine:
     self._context = context
     self._max_new_tokens = max_new_tokens
     self._refill = config.refill or max(1, n // 8)
-    devices = devices or jax.local_devices()
-    self._first_device = devices[0]
     self._device = programs.Programs(
       model,
       num_slots=n,
@@ -72,7 +73,8 @@ class SlotEngine:
       max_new_tokens=max_new_tokens,
       prefill_lengths=config.prefill_lengths,
       seed=seed,
-      devices=devices,
+      devices=devices or jax.local_devices(),
+      shared_by=config.tensor,
       cuts=cuts,
     )
     self._cuts = cuts
@@ -98,7 +100,7 @@ class SlotEngine:
 
   def prepare(self, params: Any) -> Any:
     """Weights in the form that `swap` takes; see `types.Engine`."""
-    return hand_over.for_sampler(self._model, params, self._first_device)
+    return hand_over.for_sampler(self._model, params, self._device.mesh)
 
   def swap(self, prepared: Any, version: int) -> None:
     """As `set_params`, of weights that are prepared.

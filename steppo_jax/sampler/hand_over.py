@@ -4,6 +4,7 @@ They go from device to device. The host sees none of them, whatever the number
 of processes; it needs weights for checkpoints alone.
 """
 
+import collections
 import functools
 import hashlib
 import math
@@ -11,40 +12,59 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from steppo_jax.models import lora, transformer
 from steppo_jax.models import mesh as mesh_lib
 from steppo_jax.models.config import ModelConfig
+from steppo_jax.sampler import split
 
 # Numbers of each array that a policy is told by: an update changes every array.
 _MARKED = 4096
 
 
 def for_sampler(
-  config: ModelConfig, params: Any, device: jax.Device | None = None
+  config: ModelConfig, params: Any, mesh: Mesh | None = None
 ) -> dict[str, Any]:
-  """A copy of a policy for the sampler, on one device of this process.
+  """A copy of a policy for the sampler, on devices of this process.
 
   One program merges the adapters, turns and cuts the matrices
-  (`transformer.by_layer`) and puts together what was split over devices. Those
-  products whose type is `config.compute` get their matrices in that type, so
-  that they are not converted anew at every call.
+  (`transformer.by_layer`) and puts together what was split over devices, or
+  splits it as the sampler does. Those products whose type is `config.compute`
+  get their matrices in that type, so that they are not converted anew at every
+  call.
 
   Args:
     config: Sizes of the decoder.
     params: The policy, on any devices or as NumPy arrays. It is not kept, and
       may be donated afterwards.
-    device: Where the copy is to be; None for the first of the process.
+    mesh: The sampler's devices; see `split.mesh_of`. Each of its axis
+      "data" gets a copy, which its axis "tensor" splits, if it has one. None
+      for the first device of the process.
   """
-  mesh = _mesh_of(params)
-  device = device or jax.local_devices()[0]
-  here = functools.partial(_here, device)
-  if mesh is None:
+  device = jax.local_devices()[0] if mesh is None else mesh.devices.flat[0]
+  parts = split.size(mesh)
+  source = _mesh_of(params, cut=parts == 1)
+  if source is None and parts > 1:
+    # No device needs to hold all of it, which the host may write over soon.
+    source = mesh
+    params = mesh_lib.put(params, mesh_lib.placements(mesh, params))
+    found = jax.block_until_ready(_program(config, mesh, parts)(params))
+  elif source is None:
     # Arrays of the host go there too; `device_put` would not copy them.
     with jax.default_device(device):
-      return _program(config, None)(jax.tree.map(here, params))
-  return jax.tree.map(here, _program(config, mesh)(params))
+      here = jax.tree.map(functools.partial(_here, device), params)
+      found = _program(config, None, 1)(here)
+  else:
+    found = _program(config, source, parts)(params)
+  if mesh is None:
+    return jax.tree.map(functools.partial(_here, device), found)
+  specs = split.specs(config, parts)
+  if parts == 1:
+    specs = jax.tree.map(lambda _: specs, found)
+  pick = lambda spec, x: _picked(NamedSharding(mesh, spec), x)
+  return jax.tree.map(pick, specs, _by_process(found))
 
 
 def marked(params: Any) -> Any:
@@ -72,16 +92,45 @@ def mark(params: Any) -> str:
   return digest.hexdigest()
 
 
-def _mesh_of(params: Any) -> Mesh | None:
-  """The devices that a policy is split over; None if each has all of it."""
+def _mesh_of(params: Any, *, cut: bool = True) -> Mesh | None:
+  """The devices that a policy is on; None for one, or for the host.
+
+  Args:
+    params: The policy.
+    cut: None also if every device has all of it.
+  """
   for leaf in jax.tree.leaves(params):
-    if isinstance(leaf, jax.Array) and not leaf.is_fully_replicated:
-      return leaf.sharding.mesh
+    where = getattr(leaf, "sharding", None)
+    if isinstance(where, NamedSharding) and not (
+      cut and leaf.is_fully_replicated
+    ):
+      return where.mesh
   return None
 
 
+def _shared(mesh: Mesh, parts: int, *, by_process: bool) -> Mesh | None:
+  """A mesh of the same devices, each `parts` of which have a copy to share.
+
+  None where the devices of a process cannot be grouped so: each device then
+  gets a whole copy.
+
+  Args:
+    mesh: The devices.
+    parts: Devices of a group; 1 for none.
+    by_process: Whether groups lie in one process each, or as the mesh has them.
+  """
+  devices = list(mesh.devices.flat)
+  counts = collections.Counter(d.process_index for d in devices)
+  if parts == 1 or any(count % parts for count in counts.values()):
+    return None
+  if by_process:
+    devices.sort(key=lambda d: d.process_index)
+  groups = np.array(devices).reshape(-1, parts)
+  return Mesh(groups, ("data", split.AXIS))
+
+
 @functools.lru_cache(maxsize=4)
-def _program(config: ModelConfig, mesh: Mesh | None):
+def _program(config: ModelConfig, mesh: Mesh | None, parts: int):
   # On CPU logits are float32 products whatever the type of activations.
   table = "float32" if jax.default_backend() == "cpu" else config.compute
   kinds = {transformer.TURNED: config.compute, "embedding": table}
@@ -96,9 +145,15 @@ def _program(config: ModelConfig, mesh: Mesh | None):
 
   def prepare(params):
     by_layer = transformer.by_layer(lora.merge(params))
-    return jax.tree_util.tree_map_with_path(one, by_layer)
+    made = jax.tree_util.tree_map_with_path(one, by_layer)
+    return split.fit(config, made, parts)
 
-  return jax.jit(prepare, out_shardings=_everywhere(mesh))
+  where = _everywhere(mesh)
+  shared = mesh and _shared(mesh, parts, by_process=False)
+  if shared is not None:
+    at = functools.partial(NamedSharding, shared)
+    where = jax.tree.map(at, split.specs(config, parts))
+  return jax.jit(prepare, out_shardings=where)
 
 
 @functools.lru_cache(maxsize=4)
@@ -128,3 +183,35 @@ def _here(device: jax.Device, x: Any) -> Any:
     if shard.device == device:
       return shard.data
   return jax.device_put(x.addressable_data(0), device)
+
+
+def _by_process(found: Any) -> Any:
+  """The same arrays, each process with all of them on its own devices."""
+  mesh = _mesh_of(found)
+  if mesh is None:
+    return found
+  within = _shared(mesh, split.size(mesh), by_process=True)
+  if list(within.devices.flat) == list(mesh.devices.flat):
+    return found
+  move = lambda x: jax.device_put(x, NamedSharding(within, x.sharding.spec))
+  return jax.tree.map(move, found)
+
+
+def _picked(where: NamedSharding, x: jax.Array) -> jax.Array:
+  """An array where its parts are wanted, taken from devices of this process."""
+  plain = lambda index: tuple(
+    part.indices(size) for part, size in zip(index, x.shape, strict=True)
+  )
+  held = collections.defaultdict(dict)
+  for shard in x.addressable_shards:
+    held[plain(shard.index)][shard.device] = shard.data
+  parts = []
+  for device, index in where.addressable_devices_indices_map(x.shape).items():
+    found = held.get(plain(index))
+    if found is None:
+      assert x.is_fully_replicated  # By `_shared`.
+      whole = x.addressable_data(0)
+      found = {None: whole[index]}
+    nearest = found.get(device, next(iter(found.values())))
+    parts.append(jax.device_put(nearest, device))
+  return jax.make_array_from_single_device_arrays(x.shape, where, parts)

@@ -23,6 +23,10 @@ class SamplerConfig:
       saves the reading: the log-probs that are reported are those of the
       sampling, and no single policy of the learner has them. Episodes that
       begin later share nothing of it.
+    tensor: Devices that share one copy of the weights and the cache of the
+      slots that they sample in, for a model that is too large for one of them.
+      It divides the model's heads and inner width, and divides its key heads or
+      is a multiple of them.
   """
 
   num_slots: int = 128
@@ -30,9 +34,12 @@ class SamplerConfig:
   refill: int = 0
   burst: int = 64
   keep_cache_across_versions: bool = False
+  tensor: int = 1
 
   def __post_init__(self):
-    for name, least in (("num_slots", 1), ("refill", 0), ("burst", 1)):
+    for name, least in (
+      ("num_slots", 1), ("refill", 0), ("burst", 1), ("tensor", 1)
+    ):  # fmt: skip
       if getattr(self, name) < least:
         raise ValueError(
           f"sampler.{name}={getattr(self, name)} must be at least {least}"

@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from steppo_jax.models import transformer
-from steppo_jax.sampler import decode, slots
+from steppo_jax.sampler import decode, slots, split
 from steppo_jax.sampler.slot_requests import SlotRequests
 
 # Most programs in all, with up to six sizes of prefill.
@@ -31,8 +31,6 @@ LONG = 512
 # padded less.
 READ_AT_ONCE = {"cpu": 256}
 READ_AT_ONCE_ELSEWHERE = 2048
-# Fewest slots of a device, where there are several.
-LEAST_SLOTS = 8
 # Turns of prefill cost as much as so many tokens, beside those that they read.
 CALL = 8
 
@@ -56,21 +54,33 @@ class Functions(NamedTuple):
 
 
 def functions(
-  model: transformer.ModelConfig, *, seed: int, cuts: bool = False
+  model: transformer.ModelConfig,
+  *,
+  seed: int,
+  cuts: bool = False,
+  shared_by: int = 1,
 ) -> Functions:
-  """The sampler's functions on one device; see `Programs`."""
+  """The sampler's functions on one device; see `Programs`.
+
+  Args:
+    model: Sizes of the whole decoder.
+    seed: See `Programs`.
+    cuts: See `Programs`.
+    shared_by: Devices that share the model; this is one of them.
+  """
 
   def sample(cache, turns, params, slots, asked, fresh, stop_at, max_steps):
     *state, steps, tokens = decode.decode(
       model, params, cache, turns, slots, asked, fresh, stop_at[0], max_steps,
-      seed=seed, cuts=cuts,
+      seed=seed, cuts=cuts, parts=shared_by,
     )  # fmt: skip
     return *state, steps[None], tokens[None]
 
   def prefill(params, cache, tokens, start, length, slots, used):
     return decode.prefill(
-      model, params, cache, tokens, start, length, slots, used[0]
-    )
+      model, params, cache, tokens, start, length, slots, used[0],
+      parts=shared_by,
+    )  # fmt: skip
 
   def copy(cache, source, target, length, used):
     return decode.copy(cache, source, target, length, used[0])
@@ -78,20 +88,26 @@ def functions(
   return Functions(prefill, copy, sample)
 
 
-def jitted(made: Functions, mesh: jax.sharding.Mesh | None) -> Functions:
+def jitted(
+  made: Functions,
+  mesh: jax.sharding.Mesh | None,
+  params: Any,
+) -> Functions:
   """The same, to be compiled; cache and responses are donated.
 
   Args:
     made: See `functions`.
-    mesh: Its axis "data" splits the slots, and each device works on its own:
-      numbers of slots are those of the device. None for one device.
+    mesh: Its axis "data" splits the slots, and each part of them is worked on
+      alone: numbers of slots are those of the part. Its axis "tensor", if it
+      has one, splits the model. None for one device.
+    params: Where the parameters' parts lie; see `split.specs`.
   """
   slot, whole = PartitionSpec("data"), PartitionSpec()
-  cache = cache_spec()
+  cache = decode.cache_specs(split.size(mesh))
   takes = Functions(
-    (whole, cache, *[slot] * 5),
+    (params, cache, *[slot] * 5),
     (cache, *[slot] * 4),
-    (cache, slot, whole, slot, slot, slot, slot, whole),
+    (cache, slot, params, slot, slot, slot, slot, whole),
   )
   gives = Functions(cache, cache, (cache, slot, slot, slot))
   donated = Functions(1, 0, (0, 1))
@@ -113,30 +129,6 @@ def jitted(made: Functions, mesh: jax.sharding.Mesh | None) -> Functions:
   return Functions(*map(one, made, takes, gives, donated))
 
 
-def cache_spec() -> decode.Cache:
-  """The axis that splits each of the cache's arrays."""
-  blocks = PartitionSpec(None, "data")
-  return decode.Cache(blocks, blocks, PartitionSpec("data"))
-
-
-def mesh_of(
-  num_slots: int, devices: Sequence[jax.Device]
-) -> jax.sharding.Mesh | None:
-  """The devices that slots are split over, as many as have equal parts.
-
-  None for the first device of the process alone. A part has at least
-  `LEAST_SLOTS` slots: a group shares its prompt within a part.
-  """
-  most = min(len(devices), max(1, num_slots // LEAST_SLOTS))
-  parts = max(n for n in range(1, most + 1) if num_slots % n == 0)
-  if parts == 1 and devices[0] == jax.local_devices()[0]:
-    return None
-  return jax.make_mesh(
-    (parts,), ("data",), devices=devices[:parts],
-    axis_types=(jax.sharding.AxisType.Auto,),
-  )  # fmt: skip
-
-
 class Shared:
   """Compiled programs for all engines of one kind in this process.
 
@@ -155,7 +147,9 @@ class Shared:
     cuts: bool,
   ):
     self.compiled = 0
-    self._functions = jitted(functions(model, seed=seed, cuts=cuts), mesh)
+    shared_by = split.size(mesh)
+    made = functions(model, seed=seed, cuts=cuts, shared_by=shared_by)
+    self._functions = jitted(made, mesh, split.specs(model, shared_by))
     self._found: dict[Any, concurrent.futures.Future] = {}
     self._lock = threading.Lock()
 
@@ -202,8 +196,11 @@ class Programs:
   and seed in the same process.
 
   Attributes:
+    params: Decoder parameters by layer, of `hand_over.for_sampler` and `mesh`;
+      set by the owner.
     turns: Responses under way.
-    parts: S, the devices that the slots are split over, in their order.
+    mesh: The devices; see `split.mesh_of`.
+    parts: S, the parts of equal length that the slots are split into.
   """
 
   def __init__(
@@ -216,6 +213,7 @@ class Programs:
     prefill_lengths: Sequence[int],
     seed: int,
     devices: Sequence[jax.Device],
+    shared_by: int = 1,
     cuts: bool = False,
   ):
     """Allocates the cache; no program is compiled yet.
@@ -228,11 +226,16 @@ class Programs:
       prefill_lengths: Sizes into which runs of prompt tokens are cut,
         ascending.
       seed: Root of all keys.
-      devices: Those that may be used; see `mesh_of`.
+      devices: Those that may be used; see `split.mesh_of`.
+      shared_by: Devices that share the model; see `split`.
       cuts: Whether `top_p` of requests is read.
+
+    Raises:
+      ValueError: the model or the devices cannot be split so.
     """
-    mesh = mesh_of(num_slots, devices)
-    self.parts = 1 if mesh is None else mesh.size
+    split.check(model, shared_by)
+    self.mesh = mesh = split.mesh_of(num_slots, devices, shared_by)
+    self.parts = 1 if mesh is None else mesh.shape["data"]
     self._params: Any = None
     self._num_slots = num_slots
     # Slots are numbered within their part.
@@ -240,36 +243,28 @@ class Programs:
 
     def start():
       turns = decode.no_turns(num_slots, max_new_tokens)
-      return decode.empty_cache(model, num_slots, context), turns
+      sizes = split.whole_cache(model, shared_by)
+      return decode.empty_cache(sizes, num_slots, context), turns
 
-    self._everywhere = None
     if mesh is None:
       self._cache, self.turns = start()
     else:
       at = lambda spec: NamedSharding(mesh, spec)
-      self._everywhere = at(PartitionSpec())
-      split = jax.tree.map(at, cache_spec()), at(PartitionSpec("data"))
-      self._cache, self.turns = jax.jit(start, out_shardings=split)()
+      specs = decode.cache_specs(shared_by), PartitionSpec("data")
+      where = jax.tree.map(at, specs)
+      self._cache, self.turns = jax.jit(start, out_shardings=where)()
     self._prefill_lengths, self._row_sizes = shapes(
       self._each, context, tuple(prefill_lengths)
     )
-    at_once = READ_AT_ONCE.get(jax.default_backend(), READ_AT_ONCE_ELSEWHERE)
-    self._read_rows = {
-      size: min(self._each, max(-(-self._each // 8), at_once // size))
-      for size in self._prefill_lengths
-    }
     self._shared = _shared(model, num_slots, seed, mesh, cuts)
     self._compiled_before = self._shared.compiled
 
   @property
   def params(self) -> Any:
-    """Decoder parameters by layer, set by the owner."""
     return self._params
 
   @params.setter
   def params(self, params: Any) -> None:
-    if self._everywhere is not None and params is not None:
-      params = jax.device_put(params, self._everywhere)
     self._params = params
     shape = lambda x: (np.shape(x), np.dtype(x.dtype).name)
     held = (params, self._cache, self.turns)
@@ -331,26 +326,27 @@ class Programs:
       asked: What is asked of all slots.
       fresh: [N] bool, slots that start a response.
       refill: Number of responses after whose end to stop. Each part of the
-        slots stops by itself, after its share of them.
+        slots stops by itself, after its share of them, unless devices share
+        the model: all parts then stop together.
       max_steps: Tokens after which to stop.
 
     Returns:
       Tokens read side by side, and their number over all slots.
     """
-    split = self._by_part(live)
-    most = max(map(len, split))
+    by_part = self._by_part(live)
+    most = max(map(len, by_part))
     rows = next(rows for rows in self._row_sizes if rows >= most)
-    call = self._sample_call(split, rows, asked, fresh, refill, max_steps)
+    call = self._sample_call(by_part, rows, asked, fresh, refill, max_steps)
     self._cache, self.turns, steps, tokens = self._run(call)
     steps, tokens = jax.device_get((steps, tokens))
     return int(steps.max()), int(tokens.sum())
 
   def _by_part(self, items, slot=lambda item: item) -> list[list]:
     """Items by the part that their slots belong to."""
-    split = [[] for _ in range(self.parts)]
+    divided = [[] for _ in range(self.parts)]
     for item in items:
-      split[slot(item) // self._each].append(item)
-    return split
+      divided[slot(item) // self._each].append(item)
+    return divided
 
   def _program(self, name, size, args) -> Callable:
     return self._shared.get(name, (size, self._key), args)
@@ -358,11 +354,11 @@ class Programs:
   def _run(self, call):
     return self._program(*call)(*call[2])
 
-  def _sample_call(self, split, rows, asked, fresh, refill, max_steps):
+  def _sample_call(self, by_part, rows, asked, fresh, refill, max_steps):
     into = np.full((self.parts, rows), self._each, np.int32)
     share = -(-refill // self.parts)
     stop_at = np.zeros(self.parts, np.int32)
-    for part, live in enumerate(split):
+    for part, live in enumerate(by_part):
       into[part, : len(live)] = np.array(live, np.int32) % self._each
       stop_at[part] = max(0, len(live) - share)
     args = (
@@ -387,7 +383,7 @@ class Programs:
     )  # fmt: skip
 
   def _prefill_call(self, batch, size):
-    rows = self._read_rows[size]
+    rows = read_rows(self._each, size, jax.default_backend())
     groups = -(-self._each // rows)
     shape = self.parts, groups * rows
     tokens = np.zeros((*shape, size), np.int32)
@@ -401,10 +397,19 @@ class Programs:
         start[part, row], length[part, row] = begin, len(ids)
         into[part, row] = slot % self._each
     cut = lambda x: x.reshape(self.parts * groups, rows, *x.shape[2:])
+    if split.size(self.mesh) > 1:
+      # Devices speak in every group, so that all read equally many.
+      used[:] = used.max()
     return "prefill", size, (
       self._params, self._cache, cut(tokens), cut(start), cut(length),
       cut(into), used,
     )  # fmt: skip
+
+
+def read_rows(num_slots: int, size: int, platform: str) -> int:
+  """Runs of `size` tokens that are read at once in so many slots."""
+  at_once = READ_AT_ONCE.get(platform, READ_AT_ONCE_ELSEWHERE)
+  return min(num_slots, max(-(-num_slots // 8), at_once // size))
 
 
 def shapes(

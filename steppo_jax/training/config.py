@@ -220,6 +220,13 @@ class RunConfig:
         "plays with its own sampler: leave it out with rollout.source="
         f"{self.rollout.source} and rollout.engine={self.rollout.engine}"
       )
+    if self.rollout.staleness and self.sampler.tensor > 1:
+      # Two threads that start programs in which devices wait for each other
+      # may start them in another order on each.
+      raise ValueError(
+        f"rollout.staleness={self.rollout.staleness} and sampler.tensor="
+        f"{self.sampler.tensor} do not go together yet: leave one out"
+      )
 
   def _check_dynamic_sampling(self, row: Algorithm) -> None:
     rounds = self.dynamic_sampling.max_rounds

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 
 from steppo_jax import types
 from steppo_jax.datasets import trajectories as trajectories_lib
-from steppo_jax.models import lora
 from steppo_jax.pretrained import policy
 from steppo_jax.reports import evaluation, intervals, panel
 from steppo_jax.rollout import counts, gathering, loop
+from steppo_jax.sampler import split as sampler_split
 from steppo_jax.training import config as config_lib
 from steppo_jax.training import players as players_lib
 
@@ -131,7 +131,9 @@ def evaluate(
   tokenizer = policy.load_tokenizer(
     config.tokenizer, config.weights, config.base
   )
-  model, params = players_lib.load_model(config, tokenizer)
+  model, params = players_lib.load_model(
+    config, tokenizer, sampler_split.placement(config.sampler.tensor)
+  )
   tasks = players_lib.make_tasks(config.env)
   splits = tuple(dict.fromkeys(splits or (config.evaluation.split,)))
   panels = {
@@ -142,7 +144,7 @@ def evaluate(
     on_start(samples * sum(map(len, panels.values())))
   played = {}
   with players_lib.make(config, model, tokenizer) as players:
-    players.engine.set_params(lora.merge(params), 0)
+    players.engine.set_params(params, 0)
     for split, of in panels.items():
       evaluator = Evaluator(players, of, config.evaluation.temperature)
       _, played[split] = evaluator(samples=samples, on_finish=on_finish)

@@ -30,9 +30,16 @@ from steppo_jax.training import config as config_lib
 
 
 def load_model(
-  config: config_lib.RunConfig, tokenizer: types.Tokenizer
+  config: config_lib.RunConfig,
+  tokenizer: types.Tokenizer,
+  placement: Any = None,
 ) -> tuple[transformer.ModelConfig, dict[str, Any]]:
   """The starting policy of a run, computed as the run's options say.
+
+  Args:
+    config: The run's options.
+    tokenizer: That of the weights.
+    placement: See `pretrained.policy.load_policy`.
 
   Returns:
     Sizes of the decoder and its parameters in float32.
@@ -40,7 +47,9 @@ def load_model(
   Raises:
     ValueError: see `pretrained.policy.load_policy`.
   """
-  model, params = policy.load_policy(config.weights, tokenizer, config.base)
+  model, params = policy.load_policy(
+    config.weights, tokenizer, config.base, placement
+  )
   options = {"compute": config.compute, "remat": config.remat}
   given = {name: v for name, v in options.items() if v is not None}
   return dataclasses.replace(model, **given), params

@@ -58,13 +58,16 @@ class Learning:
     self.tokenizer = pretrained_policy.load_tokenizer(
       config.tokenizer, config.weights, config.base
     )
-    self.model, self.policy = players_lib.load_model(config, self.tokenizer)
+    self.mesh = mesh or mesh_lib.of_run(config.mesh, config.num_devices)
+    split = "fsdp" in self.mesh.shape
+    self.model, self.policy = players_lib.load_model(
+      config, self.tokenizer, mesh_lib.by_path(self.mesh) if split else None
+    )
     row = config.algorithm.row()
     algorithms_table.check_needs(row, _provided(config))
     _check_adapters(config, self.policy)
     # Fresh adapters off is the policy before training, without a copy of it.
     copied = row.reads_reference and not config.learner.lora.rank
-    self.mesh = mesh or mesh_lib.of_run(config.mesh, config.num_devices)
     if hosts.count > 1:
       hosts.wait("the devices")
       mesh_lib.meet(self.mesh)

@@ -189,6 +189,13 @@ def test_a_model_answers_the_same_in_every_form(
 
 
 @pytest.mark.slow
+def test_devices_that_share_a_model_say_the_same(capsys, folder):
+  options = ("--model", folder, "--prompt", "the agent", "--max-tokens", 12)
+  text = run(capsys, "generate", *options)
+  assert run(capsys, "generate", *options, "--tensor", 2) == text
+
+
+@pytest.mark.slow
 def test_draws_follow_the_seed(capsys, folder):
   options = ("--model", folder, "--chat", "--system", "Be brief.", "--prompt",
              "hello", "--temperature", 1.5, "--max-tokens", 8)  # fmt: skip

@@ -39,6 +39,33 @@ def updated(devices, config=learner_runs.CONFIG, *, policy=None):
   return state, jax.device_get(found), made
 
 
+@pytest.mark.parametrize("adapters", [False, True])
+def test_a_state_is_made_where_the_policy_is(adapters):
+  # A device that cannot hold the policy holds none of what is made of it.
+  devices = mesh.make_model_mesh(**MESHES["data 2 x fsdp 4"])
+  config = dataclasses.replace(
+    learner_runs.CONFIG, lora=options.LoraConfig(rank=2 * adapters)
+  )
+  spec = learner.make_spec(
+    worlds.model(), learner_runs.row("steppo"), config, devices,
+    num_updates=4, seed=0,
+  )  # fmt: skip
+  policy = worlds.policy()
+  placed = mesh.put(policy, mesh.placements(devices, policy))
+  made = learner.init(spec, placed)
+  paths = trees.flatten(jax.device_get(policy)["layers"])
+  count = 0
+  for path, x in jax.tree_util.tree_leaves_with_path(made):
+    names = "/".join(str(getattr(k, "key", "")) for k in path)
+    if names.endswith("kernel") and any(p in names for p in paths):
+      assert x.addressable_shards[0].data.size * 4 == x.size, names
+      count += 1
+  # Policy and critic with two moments each; the policy's not under adapters.
+  assert count == (4 if adapters else 6) * 7
+  moved = mesh.put(placed, mesh.placements(devices, placed))
+  jax.tree.map(lambda x, y: x is y or pytest.fail("was moved"), placed, moved)
+
+
 @split
 @pytest.mark.parametrize("shape", MESHES)
 def test_a_split_model_gives_the_loss_and_update_of_one_device(shape, sgd):

@@ -10,17 +10,17 @@ from marks import some
 
 from steppo_jax import types
 from steppo_jax.sampler import engine as engine_lib
-from steppo_jax.sampler import options, programs, slots
+from steppo_jax.sampler import options, slots, split
 
 COLLECTIVE = re.compile(
   r"all-(gather|reduce|to-all)|reduce-scatter|collective|send|recv"
 )
 
 
-def make(devices, first=0):
+def make(devices, first=0, tensor=1):
   made = engine_lib.SlotEngine(
     worlds.model(),
-    options.SamplerConfig(num_slots=16, prefill_lengths=(16,)),
+    options.SamplerConfig(num_slots=16, prefill_lengths=(16,), tensor=tensor),
     context=worlds.CONTEXT,
     max_new_tokens=8,
     end_of_turn_id=worlds.tokenizer().end_of_turn_id,
@@ -61,7 +61,7 @@ def alone():
 def test_devices_answer_as_one_does_and_say_nothing_to_each_other(
   devices, alone, monkeypatch
 ):
-  monkeypatch.setattr(programs, "LEAST_SLOTS", 2)
+  monkeypatch.setattr(split, "LEAST_SLOTS", 2)
   engine = make(devices)
   found = play(engine)
   for key, want in alone.items():
@@ -79,11 +79,45 @@ def test_devices_answer_as_one_does_and_say_nothing_to_each_other(
     assert not COLLECTIVE.search(text), name
 
 
+@pytest.mark.parametrize(
+  ("devices", "tensor"),
+  some((8, 4), slow=[(2, 2), (4, 2), (8, 2), (4, 4)]),
+)
+def test_devices_that_share_a_model_answer_as_one_does(
+  devices, tensor, alone, monkeypatch
+):
+  # Of two key heads four devices have one each, twice.
+  monkeypatch.setattr(split, "LEAST_SLOTS", 2)
+  engine = make(devices, tensor=tensor)
+  found = play(engine)
+  for key, want in alone.items():
+    np.testing.assert_array_equal(found[key].response_ids, want.response_ids)
+    np.testing.assert_allclose(
+      found[key].behaviour_logp, want.behaviour_logp, atol=1e-5
+    )
+  assert engine.counters.copied_tokens == sum(11 + n for n in range(7))
+  device, model = engine._device, worlds.model()
+  assert dict(device.mesh.shape) == {
+    "data": devices // tensor,
+    "tensor": tensor,
+  }
+  # No device holds more than its part of a matrix, a table and the cache.
+  for name in ("q", "o", "up", "down"):
+    kernel = device.params["layers"][0][name]["turned"]
+    (size,) = {x.data.size for x in kernel.addressable_shards}
+    assert size * tensor == kernel.size
+  table = device.params["embed"]["embedding"]
+  (rows,) = {x.data.shape[0] for x in table.addressable_shards}
+  assert rows * tensor < model.vocab_size + tensor * 64
+  heads = {x.data.shape[2] for x in device._cache.v[0].addressable_shards}
+  assert heads == {max(1, model.num_kv_heads // tensor)}
+
+
 @pytest.mark.slow
 def test_a_device_that_is_not_the_first_answers_as_that_does(
   alone, monkeypatch
 ):
-  monkeypatch.setattr(programs, "LEAST_SLOTS", 16)
+  monkeypatch.setattr(split, "LEAST_SLOTS", 16)
   engine = make(1, first=5)
   last = jax.devices()[5]
   found = play(engine)
@@ -104,7 +138,7 @@ def test_a_device_that_is_not_the_first_answers_as_that_does(
 def test_slots_are_split_into_equal_parts_of_eight_or_more(
   num_slots, devices, parts
 ):
-  mesh = programs.mesh_of(num_slots, jax.devices()[:devices])
+  mesh = split.mesh_of(num_slots, jax.devices()[:devices])
   assert (1 if mesh is None else mesh.size) == parts
 
 

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import worlds
+from marks import some
 
 from steppo_jax.models import lora, mesh, transformer
 from steppo_jax.models.options import LoraConfig
-from steppo_jax.sampler import hand_over
+from steppo_jax.sampler import hand_over, split
 
 MESHES = {
   "one device": lambda: mesh.make_mesh(1),
@@ -59,13 +60,52 @@ def test_the_sampler_gets_what_the_learner_has(name, adapters):
 def test_a_sampler_may_have_devices_of_its_own(name):
   ours, host = policy(MESHES[name]())
   last = jax.local_devices()[-1]
-  found = hand_over.for_sampler(worlds.model(), ours, last)
+  alone = mesh.make_mesh(devices=[last])
+  found = hand_over.for_sampler(worlds.model(), ours, alone)
   jax.tree.map(
     np.testing.assert_array_equal, jax.device_get(found),
     jax.device_get(transformer.by_layer(host)),
   )  # fmt: skip
   assert {d for x in jax.tree.leaves(found) for d in x.devices()} == {last}
   assert not was_on_host(ours)
+
+
+@pytest.mark.parametrize(
+  ("data", "tensor"), some((2, 4), slow=[(4, 2), (1, 4)])
+)
+@pytest.mark.parametrize("name", [*MESHES, "the host"])
+def test_devices_that_share_a_model_get_a_part_each_and_the_host_nothing(
+  name, data, tensor
+):
+  model, count = worlds.model(), data * tensor
+  # Not in the learner's order, nor on all of its devices.
+  devices = np.array(jax.devices()[::-1][:count]).reshape(data, tensor)
+  sampler = jax.sharding.Mesh(devices, ("data", "tensor"))
+  host = jax.tree.map(aligned.copy, jax.device_get(worlds.policy()))
+  want = jax.device_get(
+    split.fit(model, transformer.by_layer(worlds.policy()), tensor)
+  )
+  ours = host
+  if name in MESHES:
+    ours = mesh.put(host, mesh.placements(MESHES[name](), host))
+  found = hand_over.for_sampler(model, ours, sampler)
+  if name in MESHES:
+    assert not was_on_host(ours)
+    jax.tree.map(lambda x: x.delete(), ours)
+  else:
+    aligned.spoil(host)
+  jax.tree.map(np.testing.assert_array_equal, jax.device_get(found), want)
+  specs = split.specs(model, tensor)
+  jax.tree.map(
+    lambda x, spec: (
+      x.sharding.is_equivalent_to(
+        jax.sharding.NamedSharding(sampler, spec), x.ndim
+      )
+      or pytest.fail(f"{x.sharding} is not {spec}")
+    ),
+    found,
+    specs,
+  )
 
 
 def test_a_policy_is_told_by_its_first_numbers_and_stays_on_its_devices():

@@ -418,6 +418,11 @@ def test_calls_of_tools_are_read(folder):
     (("--host", "192.0.2.1", "--api-key", "a"), "cannot be listened on"),
     (("--port", 99999), "--port=99999 cannot be listened on"),
     (("--accept-weights",), "set STEPPO_API_KEY to a secret"),
+    (
+      ("--accept-weights", "--api-key", "a", "--tensor", 2),
+      "--accept-weights and --tensor=2 do not go together yet",
+    ),
+    (("--tensor", 16), "sampler.tensor=16, but there are 8 devices"),
     (("--max-waiting", 0), "max_waiting=0 must be at least 1"),
   ],
 )
