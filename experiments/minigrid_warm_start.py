@@ -5,7 +5,8 @@
 
 writes `experiments/weights/minigrid_warm_start.safetensors`. A small decoder
 reads 400 walks of the bot that the package minigrid brings, and is stopped
-early on purpose: it knows the commands, and finds some of the things.
+early on purpose: it knows the commands, and finds 7 % of the things (83 % after
+60 steps; 200 unseen tasks, 2026-11-30, 45712c3).
 """
 
 import pathlib
@@ -28,6 +29,6 @@ CONFIG = config.SupervisedRun(
   env=config.EnvConfig(name="minigrid"),
   rollout=RolloutConfig(max_steps=8, max_tokens=768, max_new_tokens=6),
   packing=PackingConfig(row_length=768),
-  training=SupervisedConfig(num_steps=60, warmup_steps=10, rows_per_step=8),
-  evaluation=config.EvalConfig(every=60, episodes=200),
+  training=SupervisedConfig(num_steps=24, warmup_steps=5, rows_per_step=8),
+  evaluation=config.EvalConfig(every=24, episodes=200),
 )
