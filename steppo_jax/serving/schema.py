@@ -15,7 +15,8 @@ from pydantic import Field
 # Prompt tokens, and stop texts, that one request may have.
 _MOST_IDS, _MOST_STOPS = 1 << 20, 16
 
-Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=_MOST_IDS)]
+Id = Annotated[int, Field(ge=0, lt=1 << 31)]
+Ids = Annotated[list[Id], Field(max_length=_MOST_IDS)]
 Stop = Annotated[str, Field(min_length=1)]
 Stops = Annotated[list[Stop], Field(max_length=_MOST_STOPS)]
 Word = Annotated[int, Field(ge=0, lt=1 << 32)]

@@ -31,7 +31,7 @@ class Task(_Form):
   env: Name = "agent"
   family: Name = "agent"
   payload: dict[str, Any] = {}
-  golden_steps: Annotated[int, Field(ge=0)] | None = None
+  golden_steps: Annotated[int, Field(ge=0, lt=1 << 31)] | None = None
 
   def record(self) -> types.Task:
     """The host's record of it."""

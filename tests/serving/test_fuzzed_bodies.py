@@ -84,6 +84,24 @@ def test_no_body_breaks_the_server(url, examples):
   assert agent_calls.get(f"{url}/health").json() == {"status": "ok"}
 
 
+@pytest.mark.parametrize(
+  ("number", "status"),
+  [(2, 200), (1 << 31, 400), (1 << 63, 400), (10**30, 400)],
+)
+def test_numbers_that_no_array_holds_are_refused(url, number, status):
+  model = agent_calls.get(f"{url}/v1/models").json()["data"][0]["id"]
+  stops = {"max_tokens": 1, "stop_token_ids": [number]}
+  asked = [
+    ("/inference/v1/generate", {"token_ids": [number]}),
+    ("/inference/v1/generate", {"token_ids": [1], "sampling_params": stops}),
+    ("/v1/completions", {"model": model, "prompt": [number], "max_tokens": 1}),
+    ("/sessions", {"task": {"uid": "a", "golden_steps": number}}),
+  ]
+  for path, body in asked:
+    answer = httpx.post(url + path, json=body)
+    assert answer.status_code == status, (path, answer.text)
+
+
 def test_no_body_breaks_what_takes_weights():
   with weight_servers.serving() as (served,):
     headers = {"Authorization": f"Bearer {weight_servers.KEY}"}
