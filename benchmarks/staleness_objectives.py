@@ -156,7 +156,7 @@ def summary(runs):
 def show(tables):
   """The table for whoever looks on."""
   names = ("broken", *JUDGED, *TRAINED)
-  print(f"{'':12s}" + "".join(f"{n.split('/')[-1][:21]:>23s}" for n in names))
+  print(f"{'':12s}" + "".join(f"{n.split('/')[-1][:21]:>25s}" for n in names))
   for objective, of in tables.items():
     cells = [
       f"{of[n]['mean']:.3f} [{of[n]['low']:.3f}, {of[n]['high']:.3f}]"
@@ -164,7 +164,7 @@ def show(tables):
       else "-"
       for n in names
     ]
-    print(f"{objective:12s}" + "".join(f"{cell:>23s}" for cell in cells))
+    print(f"{objective:12s}" + "".join(f"{cell:>25s}" for cell in cells))
 
 
 def main():

@@ -199,10 +199,7 @@ def _policy(args, make_scheduler, stack):
   engine = engine_lib.SlotEngine(
     model,
     options.SamplerConfig(
-      num_slots=args.slots,
-      prefill_lengths=lengths,
-      refill=1,
-      burst=4,
+      num_slots=args.slots, prefill_lengths=lengths, refill=1, burst=4,
       tensor=args.tensor,
     ),
     context=context,
@@ -211,7 +208,7 @@ def _policy(args, make_scheduler, stack):
     seed=args.seed,
     # Runs train on what they are answered, and take the whole softmax.
     cuts=not (args.pool or args.accept_weights),
-  )
+  )  # fmt: skip
   engine.set_params(params, 0)
   policy = answers.Policy(
     args.name or pathlib.Path(args.weights).name,

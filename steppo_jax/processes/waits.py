@@ -70,11 +70,20 @@ class Wait:
     )
 
   def said(self) -> str:
-    return self.what if isinstance(self.what, str) else self.what()
+    """What it waits for, or why that cannot be told."""
+    if isinstance(self.what, str):
+      return self.what
+    try:
+      return self.what()
+    except Exception as error:
+      # It reads what another thread is changing: the watch is to go on.
+      return f"not known ({type(error).__name__}: {error})"
 
 
-# Waits of this process by number, in the order in which they began.
+# Waits of this process by number, in the order in which they began. Whether one
+# is over and who has told of it change under the lock.
 _waits: dict[int, Wait] = {}
+_lock = threading.Lock()
 _numbers = itertools.count()
 
 
@@ -92,7 +101,8 @@ def on(
   try:
     yield
   finally:
-    del _waits[number]
+    with _lock:
+      del _waits[number]
     if wait.told_by is not None:
       wait.told_by.over(wait)
 
@@ -191,11 +201,21 @@ class Watch:
     while more := [w for w in waits if w not in shown and w.who in parties]:
       shown += more
       parties |= {wait.whom for wait in shown}
-    for wait in late:
-      wait.told_by, wait.told_at = self, now
-    self._tell(shown, circle(late), now)
+    lines, fields = self._words(shown, circle(late), now)
+    with self._lock:
+      with _lock:
+        there = [wait for wait in late if wait in _waits.values()]
+        for wait in there:
+          wait.told_by, wait.told_at = self, now
+      # That they are over is told after it, by who waits for this lock.
+      if there and not self._ended.is_set():
+        _log.warning("waiting for long:\n  %s", "\n  ".join(lines))
+        self._noted("waiting", **fields)
 
-  def _tell(self, shown: list[Wait], found: list[str], now: float) -> None:
+  def _words(
+    self, shown: list[Wait], found: list[str], now: float
+  ) -> tuple[list[str], dict[str, Any]]:
+    """Lines of a log, and fields of an event."""
     lines = [wait.line(now) for wait in shown[:_LINES]]
     if len(shown) > _LINES:
       lines.append(f"and {len(shown) - _LINES} more")
@@ -215,10 +235,7 @@ class Watch:
     }
     if found:
       fields["circle"] = found
-    with self._lock:
-      if not self._ended.is_set():
-        _log.warning("waiting for long:\n  %s", "\n  ".join(lines))
-        self._noted("waiting", **fields)
+    return lines, fields
 
   def _noted(self, event: str, **fields: Any) -> None:
     """Whoever waits is not to fail because a full disk takes no note."""

@@ -103,6 +103,16 @@ def exclude(pool: pool_lib.Pool, uids: Sequence[str]) -> None:
       pool_lib.complete(run, row[0])
 
 
+def under_way(pool: pool_lib.Pool) -> list[str]:
+  """Uids of the episodes that have not ended, at one moment."""
+  with pool.file.transaction() as run:
+    rows = run(
+      "SELECT uid FROM episodes WHERE state IN ('issued', 'running') "
+      "ORDER BY number"
+    ).fetchall()
+  return [uid for (uid,) in rows]
+
+
 def entries(
   pool: pool_lib.Pool,
   *,

@@ -356,6 +356,14 @@ def _sample(
   )
 
 
+def _begun(turns: Responses, fresh, sample, some) -> Responses:
+  """With the first tokens of the fresh ones, which there are if `some`."""
+  turns = turns._replace(
+    count=jnp.where(fresh, 0, turns.count), live=turns.live | fresh
+  )
+  return jax.lax.cond(some, sample, lambda turns: turns, turns)
+
+
 def decode(
   config: transformer.ModelConfig,
   params: Any,
@@ -427,15 +435,8 @@ def decode(
     *_, steps, _, more = state
     return more & (steps < max_steps)
 
-  turns = turns._replace(
-    count=jnp.where(fresh, 0, turns.count), live=turns.live | fresh
-  )
-  turns = jax.lax.cond(
-    over_all(jnp.sum(fresh)) > 0,
-    lambda turns: sample(hidden, turns, fresh),
-    lambda turns: turns,
-    turns,
-  )
+  begin = lambda turns: sample(hidden, turns, fresh)
+  turns = _begun(turns, fresh, begin, over_all(jnp.sum(fresh)) > 0)
   zero = jnp.zeros((), jnp.int32)
   state = cache, hidden, turns, zero, zero, too_many(turns)
   state = jax.lax.while_loop(goes_on, read_and_sample, state)

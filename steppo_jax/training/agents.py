@@ -123,13 +123,7 @@ class AgentPlayers:
       gate = scheduler.Scheduler(engine, max_waiting=1 << 16)
       stack.callback(gate.close)
       self.engine = gated_lib.GatedEngine(engine, gate)
-      self._limits = session_lib.Limits(
-        live=1 << 16,
-        turns=self.rollout.max_steps,
-        idle_s=config.agents.seconds,
-        max_new_tokens=self.rollout.max_new_tokens,
-        by_header=config.agents.begin_by_header,
-      )
+      self._limits = _limits(self.rollout, config.agents)
       policy = answers.Policy(
         "policy", tokenizer, gate, context=self.rollout.max_tokens,
         max_new_tokens=self.rollout.max_new_tokens,
@@ -292,16 +286,16 @@ class AgentPlayers:
     """Episodes that are not played yet, by the groups that have any."""
     of = {prefix + e.uid: name for name in groups for e in groups[name]}
     found: dict[str, list[str]] = {}
-    for state in ("issued", "running"):
-      for entry in pool_entries.entries(self._pool, state=state):
-        if entry.uid in of:
-          found.setdefault(of[entry.uid], []).append(entry.uid)
+    for uid in pool_entries.under_way(self._pool):
+      if uid in of:
+        found.setdefault(of[uid], []).append(uid)
     return found
 
   def _await_some(
     self, groups, prefix: str, news: futures.Future, play
   ) -> list[str]:
     """Waits for groups that have ended, or news; names the former."""
+    left: dict[str, list[str]] = {}
     whom, what = waits.LEARNER, "weights that let another episode begin"
     if groups:
       whom = waits.AGENTS
@@ -398,6 +392,13 @@ class AgentPlayers:
     kept = self._keep if self._keep is not None else 0
     while len(self._settled) > kept:
       self._pool.forget(self._settled.pop(0))
+
+
+def _limits(rollout, agents) -> session_lib.Limits:
+  return session_lib.Limits(
+    live=1 << 16, turns=rollout.max_steps, idle_s=agents.seconds,
+    max_new_tokens=rollout.max_new_tokens, by_header=agents.begin_by_header,
+  )  # fmt: skip
 
 
 def _by_group(

@@ -211,21 +211,29 @@ class RunConfig:
       raise ValueError(
         f"{' and '.join(given)} do not go together yet: leave all but one out"
       )
+    self._check_sampler()
+
+  def _check_sampler(self) -> None:
+    """Refuses options of a sampler that this way of playing does not have."""
+    played = self.rollout
+    own = (played.source, played.engine) == ("env", "internal")
     kept = self.sampler.keep_cache_across_versions
-    if kept and (self.rollout.source, self.rollout.engine) != (
-      "env", "internal",
-    ):  # fmt: skip
+    if kept and not (own and played.staleness):
       raise ValueError(
         "sampler.keep_cache_across_versions=True is for episodes that the run "
-        "plays with its own sampler: leave it out with rollout.source="
-        f"{self.rollout.source} and rollout.engine={self.rollout.engine}"
+        "plays with its own sampler while weights change: set "
+        "rollout.staleness to 1 or more, with rollout.source=env and "
+        "rollout.engine=internal, or leave it out"
       )
-    if self.rollout.staleness and self.sampler.tensor > 1:
-      # Two threads that start programs in which devices wait for each other
+    if self.sampler.tensor > 1 and not (own and played.staleness == 0):
+      # Servers split their own models. And two threads, as a gateway's and the
+      # learner's are, that start programs in which devices wait for each other
       # may start them in another order on each.
       raise ValueError(
-        f"rollout.staleness={self.rollout.staleness} and sampler.tensor="
-        f"{self.sampler.tensor} do not go together yet: leave one out"
+        f"sampler.tensor={self.sampler.tensor} goes with rollout.source=env, "
+        "rollout.engine=internal and rollout.staleness=0 alone for now: leave "
+        f"it out with rollout.source={played.source}, rollout.engine="
+        f"{played.engine} and rollout.staleness={played.staleness}"
       )
 
   def _check_dynamic_sampling(self, row: Algorithm) -> None:

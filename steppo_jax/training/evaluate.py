@@ -95,6 +95,19 @@ def _check_samples(temperature: float, samples: int, ks: Sequence[int]) -> None:
       raise ValueError(f"pass@{k} needs at least {k} samples, not {samples}")
 
 
+def _facts(config, panels, samples: int) -> dict[str, object]:
+  """What was played: the head of a summary."""
+  return {
+    "weights": config.weights,
+    "env": config.env.name,
+    "panels": {s: panel_hash(of) for s, of in panels.items()},
+    "tasks": {s: len(of) for s, of in panels.items()},
+    "max_steps": config.rollout.max_steps,
+    "temperature": config.evaluation.temperature,
+    "samples": samples,
+  }
+
+
 def evaluate(
   config: config_lib.RunConfig,
   *,
@@ -148,17 +161,8 @@ def evaluate(
     for split, of in panels.items():
       evaluator = Evaluator(players, of, config.evaluation.temperature)
       _, played[split] = evaluator(samples=samples, on_finish=on_finish)
-  facts = {
-    "weights": config.weights,
-    "env": config.env.name,
-    "panels": {s: panel_hash(of) for s, of in panels.items()},
-    "tasks": {s: len(of) for s, of in panels.items()},
-    "max_steps": config.rollout.max_steps,
-    "temperature": config.evaluation.temperature,
-    "samples": samples,
-  }
   found = evaluation.Evaluation(
-    facts,
+    _facts(config, panels, samples),
     evaluation.notes(config.env.name, config.rollout.max_steps),
     played,
     {s: panel.table(of, ks) for s, of in played.items()},

@@ -210,19 +210,27 @@ def _updates(run: Run, store: checkpoint.Checkpoints, on_update, held):
         with log.span(events.METRICS, update):
           writer.write(done, found)
         if done % config.checkpoint_every == 0 or is_last:
-          host = _facts(run, found["minutes"])
-          with log.span(events.CHECKPOINT, update):
-            store.save(done, state, host, score=found.get("eval/success"))
-            # What the checkpoint before needs: this one may turn out damaged.
-            run.rollouts.prune(saved)
+          _save(run, store, state, found, saved)
           saved = done
-          kill_points.passed("train: saved")
         with log.span(events.METRICS, update):
           on_update(done, found)
     with log.span(events.CHECKPOINT):
       store.wait()
     run.players.settle(config.num_updates)
   return state
+
+
+def _save(run: Run, store, state, found, saved: int) -> None:
+  """A checkpoint; `saved` is the one before."""
+  done = int(state.update)
+  with run.log.span(events.CHECKPOINT, done - 1):
+    store.save(
+      done, state, _facts(run, found["minutes"]),
+      score=found.get("eval/success"),
+    )  # fmt: skip
+    # What the checkpoint before needs: this one may turn out damaged.
+    run.rollouts.prune(saved)
+  kill_points.passed("train: saved")
 
 
 def _is_taken(state) -> bool:

@@ -62,6 +62,18 @@ def test_it_plays_as_this_one_with_packages_of_its_own(python):
     there.close()
 
 
+def test_packages_of_this_one_are_not_among_them(python, tmp_path, monkeypatch):
+  for name in ("numpy", "theirs"):
+    (tmp_path / f"{name}.py").write_text("raise RuntimeError('not this one')")
+  monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+  monkeypatch.setenv("PYTHONHOME", str(tmp_path))
+  theirs = base.Recipe("theirs:Env", {})
+  with pool.Workers(theirs, 1, pools.QUICK, python) as workers:
+    there = workers()
+    assert there.reset(pools.TASK, 0).observation == "numpy theirs"
+    there.close()
+
+
 def test_one_that_cannot_be_started_is_told():
   for python, why in (
     ("/no/python", "no worker process: .*No such file"),

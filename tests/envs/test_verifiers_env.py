@@ -138,3 +138,32 @@ def test_a_call_waits_for_its_answer_and_is_told_whole_or_in_events():
     raised.value.close()
   finally:
     served.close()
+
+
+@hypothesis.given(st.permutations(["begin", "end", *range(6)]))
+@hypothesis.settings(max_examples=8, deadline=None)
+def test_every_call_is_answered_whenever_the_episode_is_left(order):
+  calls, told, threads = endpoint.Calls(), [], []
+  before, _ = calls.begin()
+  name = before
+
+  def call():
+    one = asked()
+    told.append(one.answers.get(timeout=30) if calls.take(name, one) else None)
+
+  for turn in order:
+    if turn == "begin":
+      calls.end()
+      name, put = calls.begin()
+      put("behind")
+    elif turn == "end":
+      calls.end()
+    else:
+      threads.append(threading.Thread(target=call))
+      threads[-1].start()
+  calls.end()
+  for thread in threads:
+    thread.join(30)
+  assert told == [None] * 6
+  assert not calls.take(name, asked())
+  assert calls.begin()[0] not in (name, before)

@@ -185,3 +185,34 @@ def test_the_event_log_takes_it_from_any_thread(tmp_path):
 def test_a_limit_is_above_zero(wrong):
   with pytest.raises(ValueError, match=r"stall_seconds=.* must be above 0"):
     options.RolloutConfig(stall_seconds=wrong)
+
+
+def test_what_cannot_be_told_ends_no_watch():
+  notes = Notes()
+  with (
+    waits.Watch(0.05, notes),
+    waits.on("learner", "rollouts", lambda: str(1 // 0)),
+  ):
+    while len(notes) < 2:  # Told again after each further limit.
+      time.sleep(0.01)
+  event, fields = notes[1]
+  assert event == "waiting"
+  assert fields["waits"][0]["what"].startswith("not known (ZeroDivisionError")
+
+
+@given(st.integers(0, 2))
+def test_a_wait_that_ends_while_it_is_told_is_over_after_that(turn):
+  notes, watch = Notes(), None
+  with contextlib.ExitStack() as stack:
+    ended = itertools.count()
+
+    def what():  # Asked for twice each time that it is told.
+      if next(ended) == turn:
+        stack.close()
+      return "bread"
+
+    watch = waits.Watch(60.0, notes)
+    stack.enter_context(waits.on("learner", "rollouts", what))
+    watch.look(time.monotonic() + 61)
+  told = ["waiting", "went_on"] if turn == 2 else []
+  assert [event for event, _ in notes] == told

@@ -57,12 +57,7 @@ def alone():
   return play(make(1))
 
 
-@pytest.mark.parametrize("devices", some(4, slow=[2, 8]))
-def test_devices_answer_as_one_does_and_say_nothing_to_each_other(
-  devices, alone, monkeypatch
-):
-  monkeypatch.setattr(split, "LEAST_SLOTS", 2)
-  engine = make(devices)
+def answers_as(alone, engine):
   found = play(engine)
   for key, want in alone.items():
     np.testing.assert_array_equal(found[key].response_ids, want.response_ids)
@@ -71,6 +66,15 @@ def test_devices_answer_as_one_does_and_say_nothing_to_each_other(
     )
   # The second of each group takes what the first has read.
   assert engine.counters.copied_tokens == sum(11 + n for n in range(7))
+
+
+@pytest.mark.parametrize("devices", some(4, slow=[2, 8]))
+def test_devices_answer_as_one_does_and_say_nothing_to_each_other(
+  devices, alone, monkeypatch
+):
+  monkeypatch.setattr(split, "LEAST_SLOTS", 2)
+  engine = make(devices)
+  answers_as(alone, engine)
   compiled = engine._device._shared._found
   assert {name for name, _ in compiled} == {"prefill", "copy", "sample"}
   for (name, _), program in compiled.items():
@@ -89,13 +93,7 @@ def test_devices_that_share_a_model_answer_as_one_does(
   # Of two key heads four devices have one each, twice.
   monkeypatch.setattr(split, "LEAST_SLOTS", 2)
   engine = make(devices, tensor=tensor)
-  found = play(engine)
-  for key, want in alone.items():
-    np.testing.assert_array_equal(found[key].response_ids, want.response_ids)
-    np.testing.assert_allclose(
-      found[key].behaviour_logp, want.behaviour_logp, atol=1e-5
-    )
-  assert engine.counters.copied_tokens == sum(11 + n for n in range(7))
+  answers_as(alone, engine)
   device, model = engine._device, worlds.model()
   assert dict(device.mesh.shape) == {
     "data": devices // tensor,

@@ -1,10 +1,15 @@
 """A cache that outlives the weights that made it, and what that costs."""
 
+import dataclasses
+
 import jax
 import numpy as np
+import pytest
 import worlds
 
 from steppo_jax import types
+from steppo_jax.sampler import options
+from steppo_jax.training import config
 
 
 def gaps_across_versions(*, keep, step):
@@ -47,3 +52,15 @@ def test_a_cache_that_outlives_its_weights_is_told_by_the_gap():
   assert closer[1] < kept[1] / 20
   # That is what the reading costs.
   assert read_new[1] < 10 < 30 < read_all[1]
+
+
+def test_where_no_cache_outlives_its_weights_it_is_refused():
+  kept = options.SamplerConfig(keep_cache_across_versions=True)
+  run = config.RunConfig("w", sampler=kept)
+  late = dataclasses.replace(run.rollout, staleness=1)
+  dataclasses.replace(run, rollout=late).check_training()
+  served = dataclasses.replace(late, engine="http")
+  agents = dataclasses.replace(late, source="agents")
+  for rollout in (run.rollout, served, agents):
+    with pytest.raises(ValueError, match="while weights change: set rollout"):
+      dataclasses.replace(run, rollout=rollout).check_training()

@@ -152,6 +152,10 @@ def test_what_does_not_go_together_is_refused():
     options.SamplerConfig(tensor=0)
   run = config.RunConfig("w", sampler=options.SamplerConfig(tensor=2))
   run.check_training()
-  late = dataclasses.replace(run.rollout, staleness=1)
-  with pytest.raises(ValueError, match=r"staleness=1 and sampler\.tensor=2"):
-    dataclasses.replace(run, rollout=late).check_training()
+  for name, value in (
+    ("staleness", 1), ("source", "agents"), ("source", "service"),
+    ("engine", "http"),
+  ):  # fmt: skip
+    other = dataclasses.replace(run.rollout, **{name: value})
+    with pytest.raises(ValueError, match=rf"tensor=2 goes.*{name}={value}"):
+      dataclasses.replace(run, rollout=other).check_training()

@@ -22,34 +22,34 @@ PACKAGE = "verifiers-0.4.0"
 LIMITS = workers_options.WorkerLimits(start_s=300, reset_s=120, step_s=120)
 
 
-def python():
-  """Of the environment that has verifiers, and not JAX."""
-  room = pathlib.Path(os.environ["STEPPO_STANDARDS"]) / PACKAGE
-  return str(room / "bin" / "python")
-
-
 @pytest.fixture(autouse=True)
-def _importable(monkeypatch, tmp_path):
-  """Workers find the tasksets, and write nothing into the user's folders."""
-  monkeypatch.setenv("PYTHONPATH", str(TASKSETS))
+def python(monkeypatch, tmp_path):
+  """Has verifiers and the tasksets, not JAX; writes nothing of the user's."""
+  room = pathlib.Path(os.environ["STEPPO_STANDARDS"]) / PACKAGE
+  path = tmp_path / "python"
+  path.write_text(
+    f'#!/bin/sh\nPYTHONPATH={TASKSETS} exec {room}/bin/python "$@"\n'
+  )
+  path.chmod(0o755)
   monkeypatch.setenv("HOME", str(tmp_path))
+  return str(path)
 
 
-def settings(*, limits=LIMITS, workers=1, **options):
+def settings(python, *, limits=LIMITS, workers=1, **options):
   """The options of a run on a taskset."""
   told = tuple(f"{name}={json.dumps(v)}" for name, v in options.items())
   return config.EnvConfig(
-    "verifiers", options=told, workers=workers, limits=limits, python=python()
+    "verifiers", options=told, workers=workers, limits=limits, python=python
   )
 
 
 @pytest.fixture
-def start():
+def start(python):
   """An environment and its tasks; the workers end with the test."""
   made = []
 
   def one(**options):
-    env = settings(**options)
+    env = settings(python, **options)
     made.append(players.make_env(env))
     return made[-1](), players.make_tasks(env)
 
@@ -167,7 +167,7 @@ def test_a_limit_of_verifiers_cuts_the_episode(start):
   assert (out.terminated, out.truncated, out.reward) == (False, True, 0.5)
 
 
-def test_speed_and_two_updates(start, tmp_path):
+def test_speed_and_two_updates(start, tmp_path, python):
   env, tasks = start(taskset="vf_stairs", tasks=20)
   task = tasks.panel("train", 1)[0]
   env.reset(task, 0)
@@ -185,7 +185,7 @@ def test_speed_and_two_updates(start, tmp_path):
     tmp_path,
     num_updates=2,
     tasks_per_update=4,
-    env=settings(taskset="vf_words", workers=2),
+    env=settings(python, taskset="vf_words", workers=2),
     rollout=dataclasses.replace(worlds.ROLLOUT, max_steps=2, env_threads=2),
     evaluation=config.EvalConfig(every=2, episodes=2),
   )

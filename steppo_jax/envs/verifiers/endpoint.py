@@ -7,6 +7,7 @@ address: a call waits until the policy has been asked and has answered.
 import http.server
 import json
 import queue
+import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -22,12 +23,58 @@ class Asked(NamedTuple):
   Attributes:
     messages: All messages of the conversation.
     tools: What may be called, in OpenAI's form.
-    answers: Takes the one message that answers it, or the error instead.
+    answers: Takes the one message that answers it, None if none will come.
   """
 
   messages: list[dict[str, Any]]
   tools: list[dict[str, Any]]
   answers: queue.SimpleQueue
+
+
+class Calls:
+  """The calls of the episode under way, in the order in which they came.
+
+  Every call that it takes is answered or told that the episode is over, also
+  if several come at once or one comes while the episode is left.
+  """
+
+  def __init__(self):
+    self._lock = threading.Lock()
+    self._name: str | None = None
+    self._come: queue.SimpleQueue = queue.SimpleQueue()
+
+  def begin(self) -> tuple[str, Callable[[Any], None]]:
+    """Begins an episode.
+
+    Returns:
+      The model's name in its calls, which nobody can guess, and what puts
+      something behind them, such as the episode's end.
+    """
+    with self._lock:
+      self._name = f"episode-{secrets.token_hex(16)}"
+      self._come = queue.SimpleQueue()
+      return self._name, self._come.put
+
+  def take(self, name: str, asked: Asked) -> bool:
+    """Takes a call in; False for one of an episode that is over."""
+    with self._lock:
+      if name != self._name:
+        return False
+      self._come.put(asked)
+      return True
+
+  def next(self) -> Any:
+    """Waits for a call, or for what was put behind the calls."""
+    return self._come.get()
+
+  def end(self) -> None:
+    """Ends the episode: calls that nobody took are told so."""
+    with self._lock:
+      self._name = None
+      while not self._come.empty():
+        found = self._come.get()
+        if isinstance(found, Asked):
+          found.answers.put(None)
 
 
 class Endpoint:

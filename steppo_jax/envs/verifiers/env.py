@@ -14,7 +14,6 @@ import contextlib
 import hashlib
 import itertools
 import json
-import queue
 import re
 import sys
 import threading
@@ -85,14 +84,12 @@ class VerifiersEnv:
         "at least ten are needed, so that every split has one"
       )
     self._won_at, self._penalty = won_at, float(invalid_penalty)
-    self._episodes = itertools.count()
-    self._now: str | None = None  # The model's name of the episode.
-    self._come: queue.SimpleQueue = queue.SimpleQueue()
+    self._calls = endpoint.Calls()
     self._asked: endpoint.Asked | None = None
     self._traces: list[Any] = []
     self._paid = 0.0
     self._running: Any = None
-    self._endpoint = endpoint.Endpoint(self._take)
+    self._endpoint = endpoint.Endpoint(self._calls.take)
     self._loop = asyncio.new_event_loop()
     self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
     self._thread.start()
@@ -117,17 +114,17 @@ class VerifiersEnv:
     at = seeds.place(task.payload.get("seed", seed))
     share = _SHARES[at.split]
     own = [one for i, one in enumerate(self._tasks) if i % 10 in share]
-    self._now = f"episode-{next(self._episodes)}"
-    self._come, self._traces, self._paid = queue.SimpleQueue(), [], 0.0
-    come, traces = self._come, self._traces
-    context = self._context(self._now, self._endpoint.url)
+    name, put = self._calls.begin()
+    self._traces = traces = []
+    self._paid = 0.0
+    context = self._context(name, self._endpoint.url)
     self._running = asyncio.run_coroutine_threadsafe(
       self._env.run_episode(
         own[at.number % len(own)], context, on_trace=traces.append
       ),
       self._loop,
     )
-    self._running.add_done_callback(come.put)
+    self._running.add_done_callback(put)
     out = self._next()
     return out._replace(reward=0.0)
 
@@ -158,23 +155,16 @@ class VerifiersEnv:
       self._wait(self._serving.__aexit__(None, None, None))
     self._end_threads()
 
-  def _take(self, name: str, asked: endpoint.Asked) -> bool:
-    """Takes a call in; False for one of an episode that was left."""
-    come = self._come
-    if name != self._now:
-      return False
-    come.put(asked)
-    return True
-
   def _next(self) -> types.TimeStep:
     """What comes next: a call, or the end of the episode."""
-    found = self._come.get()
+    found = self._calls.next()
     if isinstance(found, endpoint.Asked):
       self._asked = found
       return types.TimeStep(
         _seen(found), self._earned(), False, False, self._info(found)
       )
-    self._now = self._running = None
+    self._running = None
+    self._calls.end()
     episode = found.result()
     faults = [*episode.errors, *(e for t in episode.traces for e in t.errors)]
     if not episode.ok and faults:
@@ -208,11 +198,12 @@ class VerifiersEnv:
   def _leave(self) -> None:
     """Ends the episode that is under way, if there is one."""
     running, asked = self._running, self._asked
-    self._now = self._running = self._asked = None
+    self._running = self._asked = None
     if running is not None:
       running.cancel()
     if asked is not None:
       asked.answers.put(None)
+    self._calls.end()
 
   def _wait(self, awaited):
     return asyncio.run_coroutine_threadsafe(awaited, self._loop).result(_LONG_S)

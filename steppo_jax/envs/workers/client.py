@@ -26,7 +26,9 @@ _MAIN = (
   "worker.main(int(sys.argv[1]), int(sys.argv[2]))"
 )
 _BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[3]); " + _MAIN
-# In another interpreter this package is ours and everything else its own.
+# In another interpreter this package is ours and everything else its own, also
+# where the variables `_OURS` name packages of this one.
+_OURS = ("PYTHONPATH", "PYTHONHOME")
 _BOOT_ELSEWHERE = (
   "import sys; from importlib import util; "
   "spec = util.spec_from_file_location('steppo_jax', sys.argv[3]); "
@@ -89,7 +91,7 @@ class Worker:
         _command(python, descriptors),
         stdin=subprocess.DEVNULL, stdout=their_log, stderr=their_log,
         pass_fds=descriptors, start_new_session=True,
-        env=_ONE_THREAD | os.environ | {worker.NUMBER: str(number)},
+        env=_environment(python) | {worker.NUMBER: str(number)},
       )  # fmt: skip
     except OSError as error:
       self._close_ends()
@@ -241,6 +243,14 @@ class Worker:
   def _close_ends(self):
     for end in (self._socket, self._log_pipe, self._lifeline):
       end.close()
+
+
+def _environment(python: str | None) -> dict[str, str]:
+  found = _ONE_THREAD | os.environ
+  if python is not None:
+    for name in _OURS:
+      found.pop(name, None)
+  return found
 
 
 def _command(python: str | None, descriptors: tuple[int, int]) -> list[str]:
