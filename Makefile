@@ -48,9 +48,7 @@ $(READY) $(FLOOR_READY): %/ready: pyproject.toml
 	  "in $*"; \
 	touch $@
 
-# Two devices share two cores better than the threads of one do.
 train: $(READY)  ## train an agent with StepPO on household games
-	XLA_FLAGS=--xla_force_host_platform_device_count=2 \
 	$(BIN)/python -m steppo_jax train experiments/household_steppo.py
 
 test: check  ## format, lint, layers, then every test that is not slow

@@ -45,8 +45,6 @@ import subprocess
 import sys
 import time
 
-# Two devices share two cores better than the threads of one do.
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
 folder = pathlib.Path(REPOSITORY)
 if "://" in REPOSITORY:
   folder = pathlib.Path("steppo_jax_checkout")

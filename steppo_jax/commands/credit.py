@@ -32,7 +32,7 @@ def register(add: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def _credit(args, _) -> None:
-  terminal.quiet_jax()
+  terminal.prepare_jax()
   from steppo_jax.storage import credit as credit_files
   from steppo_jax.training import credit
 

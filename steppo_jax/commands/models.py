@@ -62,7 +62,7 @@ def register(add: Callable[..., argparse.ArgumentParser]) -> None:
 
   def command(name, function, help_, epilog):
     def run(args, _):
-      terminal.quiet_jax()
+      terminal.prepare_jax()
       return function(args)
 
     return add(

@@ -60,7 +60,7 @@ def _report(args, _) -> None:
 
 
 def _compare(args, _) -> None:
-  terminal.quiet_jax()
+  terminal.prepare_jax()
   from steppo_jax.compare import cells as compare
 
   def on_cell(line):

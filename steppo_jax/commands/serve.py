@@ -111,7 +111,7 @@ def _serve_papers(args) -> None:
 
 
 def _serve_policy(args) -> None:
-  terminal.quiet_jax()
+  terminal.prepare_jax()
   key = args.api_key or os.environ.get(_KEY)
   try:
     import uvicorn

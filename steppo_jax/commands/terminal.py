@@ -29,6 +29,9 @@ def say(text: str, style: str | None = None) -> None:
   )
 
 
+# More than the collective operations of one of our programs that do not wait
+# for each other.
+_THREADS_PER_DEVICE = 8
 # What a shell says of a program that SIGPIPE ended.
 UNREAD = 128 + signal.SIGPIPE
 
@@ -134,11 +137,32 @@ class Failures:
     )
 
 
-def quiet_jax() -> None:
-  """Compile cache beside the results; set before JAX is loaded."""
+def prepare_jax() -> None:
+  """What JAX reads from the environment; set before it is loaded.
+
+  The compile cache lies beside the results. Where XLA is told to make several
+  devices of one CPU, its thread pool gets enough threads for them: a collective
+  operation keeps the thread that runs it until all devices have come to it.
+  With as many threads as cores, all of them may wait so while what they wait
+  for is queued behind them, and XLA ends the process.
+  """
   cache = pathlib.Path(".cache/jax").absolute()
   os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
   os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+  devices = _host_devices()
+  if devices > 1:
+    threads = max(os.cpu_count() or 1, _THREADS_PER_DEVICE * devices)
+    os.environ.setdefault("NPROC", str(threads))
+
+
+def _host_devices() -> int:
+  """How many devices XLA is told to make of the CPU; 1 if nothing is said."""
+  given = [os.environ.get("JAX_NUM_CPU_DEVICES", "")]
+  for flag in os.environ.get("XLA_FLAGS", "").split():
+    name, _, value = flag.partition("=")
+    if name == "--xla_force_host_platform_device_count":
+      given.append(value)
+  return max([1, *(int(x) for x in given if x.isdecimal())])
 
 
 def add_experiment(parser: argparse.ArgumentParser) -> None:
@@ -215,7 +239,7 @@ def options(args, rest):
       )
     print_help(args.parser, "CONFIG")
     raise SystemExit(0)
-  quiet_jax()
+  prepare_jax()
   from steppo_jax.training import config
 
   name = f"{args.command} {args.experiment}"

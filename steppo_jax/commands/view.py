@@ -136,7 +136,7 @@ def _tokenizer(args, facts: dict[str, Any]) -> types.Tokenizer:
   if name in known or pathlib.Path(name).exists():
     return loading.load(name)
   # What weights or a package bring with them is found by parts that need JAX.
-  terminal.quiet_jax()
+  terminal.prepare_jax()
   from steppo_jax.pretrained import policy
 
   return policy.load_tokenizer(name, weights, facts.get("base"))

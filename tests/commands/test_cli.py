@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -287,3 +288,35 @@ def test_the_first_failure_is_told_at_once_and_all_by_cause_at_the_end():
       failures(types.Trajectory("u", task, (), None, False, error))
     assert said() == "episode u failed: OSError: a: b\n"
   assert said().endswith("\n3 episodes failed: 2 OSError, 1 EnvDied\n")
+
+
+@pytest.mark.parametrize(
+  ("flags", "devices", "least"),
+  [
+    ("", None, None),
+    ("--xla_force_host_platform_device_count=1", None, None),
+    ("--xla_force_host_platform_device_count=2", None, 16),
+    ("--a=b --xla_force_host_platform_device_count=8", None, 64),
+    ("", "4", 32),
+    ("--xla_force_host_platform_device_count=many", "x", None),
+  ],
+)
+def test_devices_of_one_cpu_have_threads_to_wait_for_each_other(
+  monkeypatch, flags, devices, least
+):
+  for name in ("NPROC", "JAX_NUM_CPU_DEVICES"):
+    monkeypatch.setenv(name, "")  # Both are as they were after the test.
+    monkeypatch.delenv(name)
+  monkeypatch.setenv("XLA_FLAGS", flags)
+  if devices is not None:
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", devices)
+  terminal.prepare_jax()
+  found = os.environ.get("NPROC")
+  assert found is None if least is None else int(found) >= least
+
+
+def test_a_number_of_threads_that_was_given_stays(monkeypatch):
+  monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+  monkeypatch.setenv("NPROC", "5")
+  terminal.prepare_jax()
+  assert os.environ["NPROC"] == "5"
