@@ -22,7 +22,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup train test test-slow test-crash test-models test-standards \
-  test-browser test-jax-floor test-floor-ops test-newest test-nightly \
+  chromium test-browser test-jax-floor test-floor-ops test-newest test-nightly \
   bench-peers gpu-check gpu-wheels tpu-check tpu-lint notebook docs check \
   format clean
 
@@ -108,7 +108,9 @@ $(CHROMIUM_READY): tests/support/unpack_chromium.js
 	rm -r $(@D)/node_modules
 	touch $@
 
-test-browser: $(READY) $(if $(CHROMIUM),,$(CHROMIUM_READY))  ## look at the viewer's pages in Chromium
+chromium: $(if $(CHROMIUM),,$(CHROMIUM_READY))  ## bring one, where the system has none
+
+test-browser: $(READY) chromium  ## look at the viewer's pages in Chromium
 	STEPPO_CHROMIUM=$(if $(CHROMIUM),,.cache/chromium/unpacked) \
 	  $(BIN)/python -m pytest -q -s -m browser tests/viewer
 

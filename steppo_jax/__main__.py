@@ -44,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
   A mistake in options or files is one line on stderr and status 2; a run that
   was asked to stop and can go on ends with `processes.signals.RESTARTABLE`; one
-  whose output nobody reads any more, with `terminal.UNREAD`.
+  whose output nobody reads any more, with `terminal.UNREAD`; one that Ctrl-C
+  ended, with `terminal.INTERRUPTED`.
   """
   with terminal.while_read():
     return _run(argv)
@@ -62,6 +63,9 @@ def _run(argv: Sequence[str] | None) -> int:
   except signals.Stopped as stopped:
     terminal.say(f"stopped by {stopped}; the same command goes on")
     return _ended(args, signals.RESTARTABLE)
+  except KeyboardInterrupt:
+    terminal.say("interrupted")
+    return _ended(args, terminal.INTERRUPTED)
 
 
 def _ended(args, status: int) -> int:

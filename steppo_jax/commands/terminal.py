@@ -34,6 +34,7 @@ def say(text: str, style: str | None = None) -> None:
 _THREADS_PER_DEVICE = 8
 # What a shell says of a program that SIGPIPE ended.
 UNREAD = 128 + signal.SIGPIPE
+INTERRUPTED = 128 + signal.SIGINT
 
 
 @contextlib.contextmanager

@@ -87,19 +87,28 @@ def _view(args, _) -> None:
       _export(args, shown)
       return
     listening = stack.enter_context(contextlib.closing(_listen(args.port)))
-    # A run on this machine goes first.
-    os.nice(5)
+    _step_back()
     url = background.url_of(listening)
-    # A script that starts the viewer waits for this line.
-    print(f"listening on {url}", flush=True)
     config = uvicorn.Config(
       app.Viewer(shown).app(), log_level="warning", ws="none",
       timeout_graceful_shutdown=1,
     )  # fmt: skip
-    if not args.no_browser:
-      webbrowser.open(url)
     with contextlib.suppress(KeyboardInterrupt):
+      # A script that starts the viewer waits for this line.
+      print(f"listening on {url}", flush=True)
+      if not args.no_browser:
+        webbrowser.open(url)
       uvicorn.Server(config).run([listening])
+
+
+def _step_back() -> None:
+  """Runs on this machine go first."""
+  os.nice(19)
+  # Linux may share out the time among sessions, and only then among the
+  # processes of each. A session of others, such as a shell's, is left alone.
+  if os.getsid(0) == os.getpid():
+    with contextlib.suppress(OSError):
+      pathlib.Path("/proc/self/autogroup").write_text("19")
 
 
 def _listen(port: int) -> socket.socket:

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -320,3 +321,10 @@ def test_a_number_of_threads_that_was_given_stays(monkeypatch):
   monkeypatch.setenv("NPROC", "5")
   terminal.prepare_jax()
   assert os.environ["NPROC"] == "5"
+
+
+def test_ctrl_c_ends_a_command_without_a_traceback(monkeypatch, capfd):
+  interrupt = lambda *_: signal.raise_signal(signal.SIGINT)
+  monkeypatch.setattr(terminal, "experiment_lines", interrupt)
+  assert cli.main(["experiments"]) == 130
+  assert capfd.readouterr() == ("", "interrupted\n")

@@ -358,6 +358,7 @@ def test_a_run_under_way_is_followed(tmp_path):
     spent = _cpu_s(process) - before
     print(f"\n50 updates of 40 steps followed with {spent:.2f} s of CPU")
     assert spent < 10
+    assert os.getpriority(os.PRIO_PROCESS, process.pid) == 19
     page.open(url + "#/runs")
     page.until("document.querySelectorAll('.plot svg').length > 2")
     with open(run / "metrics.jsonl", "a") as file:
