@@ -1,13 +1,12 @@
 """Does StepPO learn to walk a grid of the package minigrid, told in text?
 
     pip install -e ".[minigrid]"
-    python -m steppo_jax train experiments/minigrid_warm_start.py
     python -m steppo_jax train experiments/minigrid_steppo.py
 
 BabyAI-GoToObj-v0: the agent sees a part of the grid and walks to the thing that
 is named, within 8 steps. The package pays 1 less a share of the steps; a
-refused command costs 0.1. For three seeds add `seed=1` and `seed=2`. Meant for
-a quarter of an hour on 2 CPU cores.
+refused command costs 0.1. Hardware: 2 CPU cores. Time and result:
+docs/results.md.
 """
 
 import dataclasses
