@@ -138,20 +138,23 @@ class Failures:
     )
 
 
-def prepare_jax() -> None:
+def prepare_jax(*, several: bool = False) -> None:
   """What JAX reads from the environment; set before it is loaded.
 
   The compile cache lies beside the results. Where XLA is told to make several
-  devices of one CPU, its thread pool gets enough threads for them: a collective
-  operation keeps the thread that runs it until all devices have come to it.
-  With as many threads as cores, all of them may wait so while what they wait
-  for is queued behind them, and XLA ends the process.
+  devices of one CPU, or several processes bring one each, its thread pool gets
+  enough threads: a collective operation keeps the thread that runs it until all
+  devices have come to it. With as many threads as cores, all of them may wait
+  so while what they wait for is queued behind them, and XLA ends the process.
+
+  Args:
+    several: Whether this is one of several processes.
   """
   cache = pathlib.Path(".cache/jax").absolute()
   os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
   os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
   devices = _host_devices()
-  if devices > 1:
+  if devices > 1 or several:
     threads = max(os.cpu_count() or 1, _THREADS_PER_DEVICE * devices)
     os.environ.setdefault("NPROC", str(threads))
 

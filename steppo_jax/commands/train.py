@@ -74,7 +74,7 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> None:
 
 
 def _run(args, rest, handler) -> None:
-  terminal.prepare_jax()
+  terminal.prepare_jax(several=args.many_hosts or args.processes is not None)
   joined = args.hosts = _join(args, handler)
   options = terminal.options(args, rest)
   from steppo_jax.storage import folder as run_folder
