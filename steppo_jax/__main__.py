@@ -48,7 +48,11 @@ def main(argv: Sequence[str] | None = None) -> int:
   ended, with `terminal.INTERRUPTED`.
   """
   with terminal.while_read():
-    return _run(argv)
+    try:
+      return _run(argv)
+    except KeyboardInterrupt:
+      terminal.say("interrupted")
+      return terminal.INTERRUPTED
 
 
 def _run(argv: Sequence[str] | None) -> int:
@@ -63,9 +67,6 @@ def _run(argv: Sequence[str] | None) -> int:
   except signals.Stopped as stopped:
     terminal.say(f"stopped by {stopped}; the same command goes on")
     return _ended(args, signals.RESTARTABLE)
-  except KeyboardInterrupt:
-    terminal.say("interrupted")
-    return _ended(args, terminal.INTERRUPTED)
 
 
 def _ended(args, status: int) -> int:

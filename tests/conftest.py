@@ -54,6 +54,19 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 
+_THREADS = os.environ.get("NPROC")
+
+
+@pytest.fixture(autouse=True)
+def _own_threads():
+  """A command that a test calls sets them, and what comes later inherits it."""
+  yield
+  if _THREADS is None:
+    os.environ.pop("NPROC", None)
+  else:
+    os.environ["NPROC"] = _THREADS
+
+
 # A file runs in one process: the longest are begun first, so that none is left
 # for the end, when the other process has nothing more to do.
 _LONGEST_FIRST = [

@@ -72,7 +72,7 @@ def test_the_notebook_is_generated_from_the_script():
 @pytest.mark.slow
 def test_it_trains_is_killed_goes_on_and_plots(tmp_path):
   found = small(
-    tmp_path, device_flags="--xla_force_host_platform_device_count=2"
+    tmp_path, device_flags="--xla_force_host_platform_device_count=1"
   )
   assert found.returncode == 0, found.stderr[-3000:]
   assert "killed after update 1" in found.stdout

@@ -29,8 +29,8 @@ def say(text: str, style: str | None = None) -> None:
   )
 
 
-# More than the collective operations of one of our programs that do not wait
-# for each other.
+# Of the pool of XLA. Two devices got along with 3 (docs/errors.md); the others
+# are for programs in which more operations wait at once.
 _THREADS_PER_DEVICE = 8
 # What a shell says of a program that SIGPIPE ended.
 UNREAD = 128 + signal.SIGPIPE

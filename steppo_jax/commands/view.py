@@ -87,25 +87,28 @@ def _view(args, _) -> None:
       _export(args, shown)
       return
     listening = stack.enter_context(contextlib.closing(_listen(args.port)))
-    _step_back()
     url = background.url_of(listening)
     config = uvicorn.Config(
       app.Viewer(shown).app(), log_level="warning", ws="none",
       timeout_graceful_shutdown=1,
     )  # fmt: skip
     with contextlib.suppress(KeyboardInterrupt):
-      # A script that starts the viewer waits for this line.
-      print(f"listening on {url}", flush=True)
       if not args.no_browser:
         webbrowser.open(url)
+      _step_back()  # A browser would do so, too, were it started after it.
+      # A script that starts the viewer waits for this line.
+      print(f"listening on {url}", flush=True)
       uvicorn.Server(config).run([listening])
 
 
 def _step_back() -> None:
-  """Runs on this machine go first."""
+  """Runs on this machine go first, as far as can be asked for.
+
+  Linux may share out the time among sessions (`autogroup`), and only then among
+  the processes of each. A session that was begun by somebody else, such as by
+  the shell of a terminal, is left as it is.
+  """
   os.nice(19)
-  # Linux may share out the time among sessions, and only then among the
-  # processes of each. A session of others, such as a shell's, is left alone.
   if os.getsid(0) == os.getpid():
     with contextlib.suppress(OSError):
       pathlib.Path("/proc/self/autogroup").write_text("19")

@@ -321,12 +321,18 @@ def test_a_folder_of_something_else_is_refused_by_all(base, tmp_path):
     (["--many-hosts", "--process", "2"], "by itself"),
   ],
 )  # fmt: skip
-def test_wrong_flags_are_refused(base, tmp_path, capsys, flags, says):
+def test_wrong_flags_are_refused(
+  base, tmp_path, capsys, monkeypatch, flags, says
+):
+  # One device may wait for those of the others as well.
+  monkeypatch.setenv("XLA_FLAGS", "")
+  monkeypatch.delenv("NPROC", raising=False)
   command = ["train", str(base), f"run_dir={tmp_path / 'run'}", *flags]
   with pytest.raises(SystemExit) as ended:
     sys.exit(cli.main(command))
   assert ended.value.code == 2
   assert says in capsys.readouterr().err
+  assert int(os.environ["NPROC"]) >= 8
 
 
 def test_a_first_process_that_is_not_there_is_named(base, tmp_path):
