@@ -7,6 +7,7 @@ import importlib
 import json
 import os
 import pathlib
+import signal
 import sys
 from importlib import metadata
 
@@ -65,6 +66,14 @@ def _own_threads():
     os.environ.pop("NPROC", None)
   else:
     os.environ["NPROC"] = _THREADS
+
+
+@pytest.fixture
+def ctrl_c():
+  """SIGINT interrupts, also children: what a shell began with & ignores it."""
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)
+  yield
+  signal.signal(signal.SIGINT, before)
 
 
 # A file runs in one process: the longest are begun first, so that none is left

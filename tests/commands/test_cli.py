@@ -326,6 +326,7 @@ def test_a_number_of_threads_that_was_given_stays(monkeypatch):
   assert os.environ["NPROC"] == "5"
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_ends_a_command_without_a_traceback(monkeypatch, capfd):
   interrupt = lambda *_: signal.raise_signal(signal.SIGINT)
   monkeypatch.setattr(terminal, "experiment_lines", interrupt)

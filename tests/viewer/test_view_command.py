@@ -17,6 +17,7 @@ def _autogroup(process):
   return path.read_text().strip() if path.exists() else ""
 
 
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("own_session", [True, False])
 def test_runs_of_the_machine_go_before_the_viewer(tmp_path, own_session):
   run = recorded_runs.make(tmp_path / "a-seed0", updates=1)
