@@ -95,7 +95,7 @@ def _view(args, _) -> None:
     with contextlib.suppress(KeyboardInterrupt):
       if not args.no_browser:
         webbrowser.open(url)
-      _step_back()  # A browser would do so, too, were it started after it.
+      _step_back()  # Behind the browser, which would inherit it.
       # A script that starts the viewer waits for this line.
       print(f"listening on {url}", flush=True)
       uvicorn.Server(config).run([listening])
