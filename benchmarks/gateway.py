@@ -1,14 +1,14 @@
 """What a gateway costs: episodes a second through it, and time of a call.
 
-  python benchmarks/gateway.py [--quick] [--rounds 3]
+  python benchmarks/gateway.py [--quick] [--rounds 3] [--model base_20m]
 
-The warm start plays household games, once by the loop inside of a run and once
-as agents do: a process of its own, which knows nothing but HTTP, takes tasks
-(`POST /sessions`), asks for tokens (`/inference/v1/generate`), sends rewards
-and finishes, with 64 sessions (quick: 8) at once in as many threads. Model,
-engine, slots and prompts are the same, and so are the episodes; both sides are
-measured in turn, round after round, and a number is the median over rounds.
-What the agents' process computes, environments and prompts, is on their side.
+The warm start (0.4 million parameters), or a random model of a preset's sizes,
+plays household games, once by the loop inside of a run and once as agents do:
+by a process of its own (experiments/agents/household.py), which knows nothing
+but HTTP, with 64 sessions (quick: 8) at once. Model, engine, slots and prompts
+are the same, and so are the episodes; both sides are measured in turn, round
+after round, and a number is the median over rounds. What the agents' process
+computes, environments and prompts, is on their side.
 
 Then, on an idle server, calls of one token: by HTTP, and of the engine itself.
 What lies between is the overhead of a call.
@@ -19,109 +19,33 @@ The last line is one JSON object. Compare within one run only.
 import argparse
 import contextlib
 import dataclasses
-import http.client
+import importlib.util
 import json
 import pathlib
 import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-import urllib.parse
 
 import numpy as np
 
 from steppo_jax import types
 from steppo_jax.prompts import base as prompt_base
-from steppo_jax.tokenizer import loading
 
 ROOT = pathlib.Path(__file__).parents[1]
 EXPERIMENT = ROOT / "experiments" / "household_steppo.py"
+AGENTS = ROOT / "experiments" / "agents" / "household.py"
 TOKENIZER = "household"
-SECONDS = 600.0
-
-
-class Client:
-  """A connection of one thread."""
-
-  def __init__(self, url: str):
-    parts = urllib.parse.urlsplit(url)
-    self._connection = http.client.HTTPConnection(
-      parts.hostname, parts.port, timeout=SECONDS
-    )
-
-  def post(self, path: str, body: dict, key: str = "any"):
-    """Status and answer."""
-    headers = {"Authorization": f"Bearer {key}"}
-    self._connection.request("POST", path, json.dumps(body), headers)
-    answer = self._connection.getresponse()
-    return answer.status, json.loads(answer.read())
-
-
-def play(client, prompts, limits, session) -> None:
-  """One episode of a session."""
-  from steppo_jax.envs.household import env as household
-
-  path = urllib.parse.urlsplit(session["url"]).path
-  env = household.HouseholdEnv(invalid_penalty=0.1)
-  seen = env.reset(types.task_from_json(session["task"]), session["seed"])
-  turns = [types.Turn(seen.observation)]
-  ids, key = prompts.first(turns[0]), session["api_key"]
-  end = "truncated"
-  for step in range(limits["max_steps"]):
-    status, found = client.post("/inference/v1/generate", {
-      "token_ids": ids.tolist(),
-      "sampling_params": {"max_tokens": limits["max_new_tokens"]},
-    }, key)  # fmt: skip
-    if status != 200:
-      raise RuntimeError(found)
-    response = np.array(found["choices"][0]["token_ids"], np.int32)
-    seen = env.step(prompts.action(response))
-    client.post(f"{path}/rewards", {"step": step, "reward": seen.reward}, key)
-    turns[-1] = turns[-1]._replace(response_ids=response)
-    turns.append(types.Turn(seen.observation))
-    ids = prompts.extend(ids, turns)
-    if seen.terminated:
-      end = "terminated"
-      break
-    if len(ids) + limits["max_new_tokens"] > limits["max_tokens"]:
-      break
-  client.post(f"{path}/finish", {"status": end}, key)
-
-
-def agents(url: str, count: int, limits: dict) -> None:
-  """Plays what waits, in so many threads; what the child process runs."""
-  prompts = prompt_base.CompactPrompt(loading.load(TOKENIZER))
-  failed = []
-
-  def work():
-    client = Client(url)
-    try:
-      while True:
-        status, session = client.post("/sessions", {})
-        if status == 503:  # No task waits.
-          return
-        play(client, prompts, limits, session)
-    except Exception as error:
-      failed.append(error)
-
-  threads = [threading.Thread(target=work) for _ in range(count)]
-  print("ready", flush=True)
-  sys.stdin.readline()
-  for one in threads:
-    one.start()
-  for one in threads:
-    one.join()
-  if failed:
-    raise failed[0]
-  print("done", flush=True)
 
 
 class Sides:
   """The loop and the gateway, with engines of one model."""
 
-  def __init__(self, sessions: int):
+  def __init__(self, sessions: int, preset: str | None):
+    import jax
+
+    from steppo_jax.models import presets, transformer
     from steppo_jax.pretrained import policy
     from steppo_jax.sampler import options
     from steppo_jax.training import config, players
@@ -136,7 +60,13 @@ class Sides:
       ),
     )  # fmt: skip
     self.tokenizer = policy.load_tokenizer(TOKENIZER)
-    self.model, self.params = players.load_model(self.config, self.tokenizer)
+    if preset is None:
+      self.model, self.params = players.load_model(self.config, self.tokenizer)
+    else:
+      self.model = presets.get(preset, self.tokenizer.num_ids)
+      self.params = jax.jit(
+        lambda key: transformer.init(self.model, key)
+      )(jax.random.key(0))  # fmt: skip
     self.tasks = players.make_tasks(made.env)
 
   def engine(self):
@@ -194,7 +124,9 @@ class Sides:
     ):
       recorded = sessions_lib.Sessions(
         policy, pool,
-        limits=session_lib.Limits(temperature=rollout.temperature, **limits),
+        limits=session_lib.Limits(
+          temperature=rollout.temperature, turns=rollout.max_steps, **limits
+        ),
       )  # fmt: skip
       server = background.Background(
         app.make(policy, sessions=recorded),
@@ -210,12 +142,9 @@ class Sides:
     """Episodes a second of agents that ask the gateway."""
     for one in episodes:
       pool.issue(one.uid, one.task, [(one.uid, one.key, one.seed)])
-    rollout = self.config.rollout
-    names = ("max_steps", "max_tokens", "max_new_tokens")
-    limits = {name: getattr(rollout, name) for name in names}
     child = subprocess.Popen(
-      [sys.executable, __file__, "--agents", url, str(self.sessions),
-       json.dumps(limits)],
+      [sys.executable, str(AGENTS), url, "--sessions", str(self.sessions),
+       "--once", "--wait"],
       stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     with child:
@@ -223,13 +152,16 @@ class Sides:
       begun = time.perf_counter()
       child.stdin.write("go\n")
       child.stdin.flush()
-      assert child.stdout.readline() == "done\n"
+      assert child.stdout.readline() == f"played {len(episodes)} episodes\n"
       seconds = time.perf_counter() - begun
     return len(episodes) / seconds
 
   def calls(self, url, engine, count: int) -> dict[str, float]:
     """Milliseconds of calls of one token: by HTTP, and of the engine."""
-    client, ids = Client(url), np.arange(3, 40, dtype=np.int32)
+    spec = importlib.util.spec_from_file_location("household_agents", AGENTS)
+    agents = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(agents)
+    client, ids = agents.Client(url), np.arange(3, 40, dtype=np.int32)
     by = {"http": [], "engine": []}
     for n in range(count):
       begun = time.perf_counter()
@@ -255,14 +187,10 @@ def main() -> None:
   )
   parser.add_argument("--quick", action="store_true", help="8 sessions")
   parser.add_argument("--rounds", type=int, default=3)
-  parser.add_argument("--agents", nargs=3, help=argparse.SUPPRESS)
+  parser.add_argument("--model", help="a preset of random weights")
   args = parser.parse_args()
-  if args.agents:
-    url, count, limits = args.agents
-    agents(url, int(count), json.loads(limits))
-    return
   sessions = 8 if args.quick else 64
-  sides, found = Sides(sessions), {"loop": [], "gateway": []}
+  sides, found = Sides(sessions, args.model), {"loop": [], "gateway": []}
   inside, served = sides.engine(), sides.engine()
   with sides.gateway(served) as (url, pool):
     for round_ in range(args.rounds + 1):  # The first one warms up.
@@ -282,7 +210,9 @@ def main() -> None:
   result |= {"gateway_over_loop": statistics.median(ratios)} | calls
   result["overhead_ms_p50"] = calls["http_ms_p50"] - calls["engine_ms_p50"]
   result["overhead_ms_p99"] = calls["http_ms_p99"] - calls["engine_ms_p99"]
-  print(json.dumps({"sessions": sessions, **result}))
+  print(json.dumps({
+    "sessions": sessions, "model": args.model or "warm start", **result,
+  }))  # fmt: skip
 
 
 if __name__ == "__main__":

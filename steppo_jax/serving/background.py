@@ -8,7 +8,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http import auto
+from uvicorn.protocols.http import h11_impl
 
 from steppo_jax.rollout import agents
 
@@ -58,11 +58,15 @@ def url_of(listening: socket.socket) -> str:
   return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
-class _Patient(auto.AutoHTTPProtocol):
+class _Patient(h11_impl.H11Protocol):
   """A connection to a client that has so much patience, and no more.
 
   One that sends no whole head of a request is closed, and so is one that does
   not read what is sent to it; a body is bounded where it is read (`http`).
+
+  The parser is h11. With uvicorn's other one, httptools, the body of a request
+  that offers HTTP/2 is lost (Kludex/uvicorn issue 2722), and Java's own client
+  offers that with every one.
   """
 
   head_s, read_s = 30.0, 60.0
@@ -140,12 +144,17 @@ class Background:
     self._started = threading.Event()
     self._loop: asyncio.AbstractEventLoop | None = None
     self._thread = threading.Thread(
-      target=lambda: asyncio.run(self._serve()), name="server", daemon=True
+      target=self._run, name="server", daemon=True
     )
     self._thread.start()
     self._started.wait()
     if not self._server.started:
       raise RuntimeError(f"the server at {self.url} does not start")
+
+  def _run(self) -> None:
+    factory = self._server.config.get_loop_factory()
+    with asyncio.Runner(loop_factory=factory) as runner:
+      runner.run(self._serve())
 
   async def _serve(self) -> None:
     self._loop = asyncio.get_running_loop()

@@ -59,7 +59,8 @@ async def body(request: requests.Request) -> AsyncIterator[bytes]:
   stream = aiter(request.stream())
   while True:
     try:
-      part = await asyncio.wait_for(anext(stream), _PART_S)
+      async with asyncio.timeout(_PART_S):
+        part = await anext(stream)
     except StopAsyncIteration:
       return
     except requests.ClientDisconnect:
@@ -139,17 +140,21 @@ async def unless_gone(request: requests.Request, work: Any) -> Any:
   Raises:
     Gone: it did.
   """
-  task = asyncio.ensure_future(work)
+  clock = asyncio.get_running_loop().time
   gone = asyncio.ensure_future(_hung_up(request))
   try:
-    await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
-    if not task.done():
-      raise Gone
-    return task.result()
-  finally:
-    for one in (task, gone):
-      one.cancel()
-    await asyncio.gather(task, gone, return_exceptions=True)
+    async with asyncio.timeout(None) as limit:
+      end = lambda one: one.cancelled() or limit.reschedule(clock())
+      gone.add_done_callback(end)
+      try:
+        return await work
+      finally:
+        gone.remove_done_callback(end)
+        gone.cancel()
+  except TimeoutError:
+    if limit.expired():
+      raise Gone from None
+    raise
 
 
 async def _hung_up(request: requests.Request) -> None:

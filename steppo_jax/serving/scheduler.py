@@ -12,7 +12,7 @@ import dataclasses
 import itertools
 import logging
 import threading
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -70,12 +70,23 @@ class _Job:
   sent: int = 0
   cut: bool = False
 
-  def put(self, piece: Piece | BaseException) -> None:
-    """Hands a piece over to the event loop, unless it is gone."""
+
+def _hand_over(pieces: Sequence[tuple[_Job, Piece | BaseException]]) -> None:
+  """Gives pieces to their event loops, each of which is woken once."""
+  by_loop = collections.defaultdict(list)
+  for job, piece in pieces:
+    by_loop[job.loop].append((job, piece))
+  for loop, its in by_loop.items():
     try:
-      self.loop.call_soon_threadsafe(self.pieces.put_nowait, piece)
+      loop.call_soon_threadsafe(_put, its)
     except RuntimeError:  # The loop is closed: its server has ended.
-      self.cut = True
+      for job, _ in its:
+        job.cut = True
+
+
+def _put(pieces: Sequence[tuple[_Job, Piece | BaseException]]) -> None:
+  for job, piece in pieces:
+    job.pieces.put_nowait(piece)
 
 
 class Scheduler:
@@ -107,8 +118,9 @@ class Scheduler:
     self._max_waiting = max_waiting
     self._waiting: collections.deque[_Job] = collections.deque()
     self._running: dict[str, _Job] = {}
-    # Tokens of the sessions without an answer under way, oldest first.
-    self._idle: dict[str, np.ndarray] = {}
+    # Tokens of the sessions without an answer under way, oldest first, as
+    # bytes: of hundreds, those that a prompt begins with are soon found.
+    self._idle: dict[str, bytes] = {}
     self._numbers = itertools.count()
     self._changed = threading.Condition()
     self._closed = False
@@ -203,8 +215,7 @@ class Scheduler:
       with self._changed:
         self._closed = True
         self._changed.notify_all()
-    for job in (*self._running.values(), *self._waiting):
-      job.put(error)
+    _hand_over([(j, error) for j in (*self._running.values(), *self._waiting)])
 
   def _wait(self) -> bool:
     """Waits for work; returns False when closed."""
@@ -234,7 +245,7 @@ class Scheduler:
         try:
           self._engine.submit([request])
         except ValueError as error:
-          job.put(error)
+          _hand_over([(job, error)])
           continue
         self._running[session] = job
       counters = self._engine.counters
@@ -243,10 +254,11 @@ class Scheduler:
 
   def _session(self, prompt_ids: np.ndarray) -> str:
     """The session that a prompt goes on with, or one that is free for it."""
+    prompt = _bytes(prompt_ids)
     going_on = [
       (len(ids), session)
       for session, ids in self._idle.items()
-      if np.array_equal(prompt_ids[: len(ids)], ids)
+      if prompt.startswith(ids)
     ]
     if going_on:
       session = max(going_on)[1]
@@ -259,30 +271,31 @@ class Scheduler:
     return f"served-{next(self._numbers)}"
 
   def _hand_out(self, done) -> None:
+    pieces = []
     for request, response in done:
+      ids, logp = response.response_ids, response.behaviour_logp
       with self._changed:
         job = self._running.pop(request.session)
         # The token that ended the answer has not been read.
-        self._idle[request.session] = np.append(
-          request.prompt_ids, response.response_ids[:-1]
+        self._idle[request.session] = _bytes(request.prompt_ids) + _bytes(
+          ids[:-1]
         )
         self._changed.notify_all()
-      ids, logp = response.response_ids, response.behaviour_logp
       self.counts["sampled"] += len(ids)
       self.counts["cancelled" if job.cut else "answered"] += 1
-      job.put(
-        Piece(
-          ids[job.sent :],
-          logp[job.sent :],
-          response.stop_reason,
-          response.policy_version,
-        )
+      rest, reason = slice(job.sent, None), response.stop_reason
+      pieces.append(
+        (job, Piece(ids[rest], logp[rest], reason, response.policy_version))
       )
-    if not self._running:
-      return
-    for session, (ids, logp) in self._engine.so_far().items():
+    under_way = self._engine.so_far() if self._running else {}
+    for session, (ids, logp) in under_way.items():
       job = self._running[session]
       if len(ids) > job.sent:
-        version = self._engine.version
-        job.put(Piece(ids[job.sent :], logp[job.sent :], None, version))
+        rest, version = slice(job.sent, None), self._engine.version
+        pieces.append((job, Piece(ids[rest], logp[rest], None, version)))
         job.sent = len(ids)
+    _hand_over(pieces)
+
+
+def _bytes(ids: np.ndarray) -> bytes:
+  return ids.astype(np.int32, copy=False).tobytes()

@@ -14,6 +14,7 @@ its own, in which the answers that it repeats are again those that were sampled.
 
 import asyncio
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -104,6 +105,11 @@ class Turn:
   def response_ids(self) -> np.ndarray:
     """[R] int32, what was sampled."""
     return np.array(self.answer.ids, np.int32)
+
+  @functools.cached_property
+  def whole(self) -> np.ndarray:
+    """[P + R] int32, what was read and sampled, when the answer has ended."""
+    return np.concatenate([self.plan.ids, self.response_ids])
 
   def reads(self, plan: Plan) -> bool:
     """Whether another call reads the same."""
@@ -230,9 +236,10 @@ class Turns:
     """What a call with token ids reads: these, whatever they go on from."""
     parent = None
     for turn in self.all:
-      before = np.concatenate([turn.plan.ids, turn.response_ids])
-      longer = parent is None or len(before) > len(parent.plan.ids)
-      if turn.done and longer and _same(ids[: len(before)], before):
+      if not turn.done:
+        continue
+      longer = parent is None or len(turn.whole) > len(parent.plan.ids)
+      if longer and _same(ids[: len(turn.whole)], turn.whole):
         parent = turn
     return Plan(ids, stop_ids, False, parent, b"", 0)
 

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import logging
 import math
 import os
 import pathlib
@@ -39,6 +40,7 @@ from steppo_jax.serving import (
 from steppo_jax.serving import session as session_lib
 from steppo_jax.training import gated as gated_lib
 
+_log = logging.getLogger(__name__)
 _LOOK_S = 0.05
 # Nobody else takes what this run has leased.
 _FOREVER_S = 10 * 365 * 24 * 3600.0
@@ -88,7 +90,7 @@ class AgentPlayers:
     Args:
       config: The options of the run.
       engine: Samples; nobody else uses it.
-      tokenizer: That of its weights, with a chat template.
+      tokenizer: That of its weights; one with a chat template for chats.
       pool: The file of episodes; None for one that is gone afterwards.
       hosts: See `AgentPlayers`.
       waiting: See `AgentPlayers`.
@@ -438,12 +440,11 @@ def _check(config, tokenizer, hosts) -> None:
       "rollout.source=service, or leave it out"
     )
   if not getattr(tokenizer, "chat_template", None):
-    raise ValueError(
-      f"rollout.source={source} needs a tokenizer with a chat template, such "
-      "as tokenizer=model with the weights of a released model"
+    _log.warning(
+      "the tokenizer has no chat template: agents can ask /v1/completions and "
+      "/inference/v1/generate, but not for chats"
     )
   if hosts.count > 1:
     raise ValueError(
-      f"rollout.source={source} runs in one process, and the run has "
-      f"{hosts.count}"
+      f"rollout.source={source} runs in one process, not in {hosts.count}"
     )

@@ -3,6 +3,7 @@
 import concurrent.futures
 import dataclasses
 import functools
+import os
 
 import agent_calls
 import httpx
@@ -47,8 +48,10 @@ def url(policy, pool):
     yield address
 
 
+EPISODES = int(os.environ.get("STEPPO_EPISODES", "3"))
 TASKS = [
-  household_worlds.generate(n, split="train", size="tiny") for n in range(3)
+  household_worlds.generate(n, split="train", size="tiny")
+  for n in range(EPISODES)
 ]
 
 
@@ -128,7 +131,7 @@ def test_an_agents_episode_is_the_internal_loops(policy, played, pool, at_once):
   if at_once > 1:
     policy.scheduler.close()
   with pool_lib.Pool(pool) as store:
-    found = store.lease("learner", 60, groups=3)
+    found = store.lease("learner", 60, groups=EPISODES)
   assert [t.uid for t in found] == [t.uid for t in wanted]
   for mine, want in zip(found, wanted, strict=True):
     for a, b in zip(mine.steps, want.steps, strict=True):

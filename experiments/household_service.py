@@ -1,0 +1,20 @@
+"""StepPO on household games that agents play by themselves, over HTTP.
+
+    python -m steppo_jax train experiments/household_service.py &
+    python experiments/agents/household.py http://HOST:8137
+
+The run of household_steppo, whose episodes, evaluations too, are played by
+another process; it needs the extra `gateway`. Result: docs/results.md.
+"""
+
+import dataclasses
+
+from household_steppo import CONFIG as _PLAYED_HERE
+
+from steppo_jax.rollout.options import AgentConfig
+
+CONFIG = dataclasses.replace(
+  _PLAYED_HERE,
+  rollout=dataclasses.replace(_PLAYED_HERE.rollout, source="service"),
+  agents=AgentConfig(port=8137),
+)

@@ -1,0 +1,63 @@
+"""A run whose episodes another process plays is the run that plays them."""
+
+import dataclasses
+import logging
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+import small_runs
+
+from steppo_jax.rollout.options import AgentConfig
+from steppo_jax.serving import background
+from steppo_jax.storage import metrics
+from steppo_jax.training import config
+
+ROOT = small_runs.WARM.parents[2]
+# What is played and learned, but not how long that takes.
+_LEARNED = ("rollout/", "policy/", "critic/", "eval/")
+
+
+@pytest.mark.slow
+def test_agents_over_http_learn_what_the_loop_learns(tmp_path, caplog):
+  """Sampled tokens are the same; log-probs differ in their last bits."""
+  made = small_runs.small_config(
+    tmp_path, env=config.EnvConfig(size="tiny", invalid_penalty=0.1)
+  )
+  wanted = metrics.read_jsonl(small_runs.run(made))
+  with socket.create_server(("127.0.0.1", 0)) as listening:
+    address = background.url_of(listening)
+  port = int(address.rpartition(":")[2])
+  served = dataclasses.replace(
+    made,
+    run_dir=str(tmp_path / "served"),
+    rollout=dataclasses.replace(made.rollout, source="service"),
+    agents=AgentConfig(port=port),
+  )
+  program = ROOT / "experiments" / "agents" / "household.py"
+  agents = subprocess.Popen(
+    [sys.executable, str(program), address, "--sessions=3"],
+    env=os.environ | {"PYTHONPATH": str(ROOT)},
+  )
+  try:
+    with caplog.at_level(logging.WARNING):
+      found = metrics.read_jsonl(small_runs.run(served))
+    # The gateway is gone, and with it the agents.
+    assert agents.wait(60) == 0
+  finally:
+    agents.kill()
+    agents.wait()
+  assert "has no chat template" in caplog.text
+  assert len(found) == len(wanted) == 4
+  for mine, want in zip(found, wanted, strict=True):
+    assert mine.keys() == want.keys()
+    for name, value in want.items():
+      if name.startswith(_LEARNED) and not name.endswith(("_s", "seconds")):
+        if isinstance(value, str):  # A digest of the panel.
+          assert mine[name] == value, name
+          continue
+        near = pytest.approx(value, rel=1e-3, abs=1e-6, nan_ok=True)
+        assert mine[name] == near, name
+  assert any(line.get("rollout/reward") for line in wanted)
