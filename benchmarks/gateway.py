@@ -4,8 +4,8 @@
 
 The warm start (0.4 million parameters), or a random model of a preset's sizes,
 plays household games, once by the loop inside of a run and once as agents do:
-by a process of its own (experiments/agents/household.py), which knows nothing
-but HTTP, with 64 sessions (quick: 8) at once. Model, engine, slots and prompts
+by a process of its own (experiments/agents/household.py), which has nothing but
+HTTP, with 64 sessions (quick: 8) at once. Model, engine, slots and prompts
 are the same, and so are the episodes; both sides are measured in turn, round
 after round, and a number is the median over rounds. What the agents' process
 computes, environments and prompts, is on their side.
@@ -165,11 +165,10 @@ class Sides:
     by = {"http": [], "engine": []}
     for n in range(count):
       begun = time.perf_counter()
-      status, _ = client.post("/inference/v1/generate", {
+      client.post("/inference/v1/generate", {
         "token_ids": ids.tolist(), "sampling_params": {"max_tokens": 1},
-      })  # fmt: skip
+      }, "any")  # fmt: skip
       by["http"].append(time.perf_counter() - begun)
-      assert status == 200
       begun = time.perf_counter()
       engine.generate([types.Request("one", ids, (n,), 1, 1.0)])
       engine.release("one")

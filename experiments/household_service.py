@@ -1,7 +1,7 @@
 """StepPO on household games that agents play by themselves, over HTTP.
 
     python -m steppo_jax train experiments/household_service.py &
-    python experiments/agents/household.py http://HOST:8137
+    python experiments/agents/household.py
 
 The run of household_steppo, whose episodes, evaluations too, are played by
 another process; it needs the extra `gateway`. Result: docs/results.md.

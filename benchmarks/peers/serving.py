@@ -8,10 +8,10 @@ each in a process and an environment of its own, on all cores: ours by `serve
 policy`, theirs by `transformers serve`, with continuous batching and without.
 So many connections at once each ask for one chat answer after the other, of as
 many tokens as are allowed, greedy; every conversation is another one. Tokens
-are those that the server counts (`usage`). A measurement takes as many requests
-as fill the connections twice, after as many that are not counted. A side that
-cannot be run, or does not answer in time, is told with its reason. The last
-line is one JSON object; compare within one run only.
+are those that the server counts (`usage`). A measurement takes two requests a
+connection, after one that is not counted. A side that cannot be run, or does
+not answer in time, is told with its reason. The last line is one JSON object;
+compare within one run only.
 """
 
 import argparse
@@ -58,7 +58,7 @@ def ask(port, model, number, tokens):
   """Tokens of one answer, by the server's count.
 
   Raises:
-    RuntimeError: it is no answer.
+    RuntimeError: it is no answer, or does not come in time.
   """
   said = f"Tell me a long story about the number {number}."
   body = json.dumps({
@@ -68,14 +68,17 @@ def ask(port, model, number, tokens):
   with contextlib.closing(
     http.client.HTTPConnection("127.0.0.1", port, timeout=ANSWER_S)
   ) as connection:
-    connection.request(
-      "POST", "/v1/chat/completions", body, {"Content-Type": "application/json"}
-    )
-    answer = connection.getresponse()
-    found = json.loads(answer.read())
-  if answer.status != 200:
-    raise RuntimeError(f"status {answer.status}: {found}")
-  return found["usage"]["completion_tokens"]
+    text = b""
+    try:
+      connection.request(
+        "POST", "/v1/chat/completions", body,
+        {"Content-Type": "application/json"},
+      )  # fmt: skip
+      answer = connection.getresponse()
+      text = answer.read()
+      return json.loads(text)["usage"]["completion_tokens"]
+    except (OSError, http.client.HTTPException, ValueError, KeyError) as error:
+      raise RuntimeError(f"no answer: {error!r} {text[:200]!r}") from error
 
 
 @contextlib.contextmanager
@@ -120,11 +123,15 @@ def speed(port, model, connections, tokens, round_):
       count = connections if part == "warm" else 2 * connections
       first = 10_000 * round_ + (0 if part == "warm" else 5_000)
       begun = time.perf_counter()
-      sampled = sum(
-        pool.map(
-          lambda n: ask(port, model, n, tokens), range(first, first + count)
-        )
-      )
+      asked = [
+        pool.submit(ask, port, model, n, tokens)
+        for n in range(first, first + count)
+      ]
+      try:
+        sampled = sum(one.result() for one in asked)
+      except RuntimeError:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
       seconds = time.perf_counter() - begun
   return sampled / seconds
 
@@ -142,7 +149,6 @@ def main():
   args = parser.parse_args()
   model = str(pathlib.Path(args.model).absolute())
   envs = pathlib.Path(args.envs).absolute()
-  python = run.environment("serving", envs)
   found = {side: {n: [] for n in args.connections} for side in args.sides}
   reasons = {}
   for round_ in range(args.rounds):
@@ -150,8 +156,9 @@ def main():
       for side in args.sides:
         if (side, n) in reasons:
           continue
-        line = command(side, python, model, free_port(), n)
         try:
+          python = side == "ours" or run.environment("serving", envs)
+          line = command(side, python, model, free_port(), n)
           with (envs / "served.log").open("w") as log, served(line, log) as at:
             found[side][n].append(speed(at, model, n, args.tokens, round_))
           print(round_, n, side, f"{found[side][n][-1]:.1f}", flush=True)

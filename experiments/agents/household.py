@@ -1,20 +1,24 @@
 """Agents that come by themselves and play household games, by token ids.
 
   python -m steppo_jax train experiments/household_service.py &
-  python experiments/agents/household.py http://HOST:8137
+  python experiments/agents/household.py
 
 Each of so many threads takes a task (`POST /sessions`), asks for tokens
-(`/inference/v1/generate`), sends what each step was worth, and finishes; while
-no task waits it looks again. They know of the run nothing but the address of
-its gateway, for which they wait and with which they end. The policies of these
-games are too small for chats, so that prompts are made here; agents of larger
-ones had better be those of docs/agents.md.
+(`/inference/v1/generate`), sends what each step was worth, and finishes. They
+wait for the gateway, look for tasks while none waits, and end with the gateway.
+A gateway with a key is sent that of the variable STEPPO_API_KEY.
+
+The policies of these games are too small for chats, so that prompts are made
+here, as the run's layout "compact" makes them, and a refused command costs what
+`env.invalid_penalty` says; agents of larger policies had better be those of
+docs/agents.md.
 """
 
 import argparse
 import http.client
 import itertools
 import json
+import os
 import socket
 import sys
 import threading
@@ -29,9 +33,17 @@ from steppo_jax.prompts import base as prompt_base
 from steppo_jax.tokenizer import loading
 
 TOKENIZER = "household"
-# Seconds: for an answer, between two looks for a task, and for a gateway that
-# is not there yet.
-ANSWER_S, LOOK_S, START_S = 600.0, 0.05, 600.0
+# That of experiments/household_service.py, on this machine.
+HOST, PORT = "127.0.0.1", 8137
+# Seconds: for an answer, between two looks for a task (growing to the second),
+# and for a gateway that is not there yet.
+ANSWER_S, LOOK_S, START_S = 600.0, (0.02, 0.5), 600.0
+# Codes of faults that say that an episode is at a limit.
+LIMITS = ("max_steps_exceeded", "context_length_exceeded")
+
+
+class Fault(RuntimeError):
+  """The gateway's answer is none of those that are expected."""
 
 
 class Client:
@@ -43,12 +55,22 @@ class Client:
       parts.hostname, parts.port, timeout=ANSWER_S
     )
 
-  def post(self, path: str, body: dict, key: str = "any"):
-    """Status and answer."""
+  def post(self, path: str, body: dict, key: str, codes: tuple = ()):
+    """The answer, or the code of a fault that is one of these.
+
+    Raises:
+      Fault: it is another one.
+    """
     headers = {"Authorization": f"Bearer {key}"}
     self._connection.request("POST", path, json.dumps(body), headers)
     answer = self._connection.getresponse()
-    return answer.status, json.loads(answer.read())
+    text = answer.read()
+    if answer.status == 200:
+      return json.loads(text)
+    for code in codes:
+      if f'"{code}"'.encode() in text:
+        return code
+    raise Fault(f"{path} is answered {answer.status}: {text[:500]!r}")
 
 
 def awaited(url: str) -> None:
@@ -68,58 +90,59 @@ def awaited(url: str) -> None:
       time.sleep(0.5)
 
 
-def play(client: Client, prompts: prompt_base.Prompt, session: dict) -> None:
+def play(client, prompts, session: dict, penalty: float) -> None:
   """One episode: the task of a session.
 
   Raises:
-    RuntimeError: the gateway answers with a fault.
+    Fault: the gateway does not answer as it should.
   """
   path, key = urllib.parse.urlsplit(session["url"]).path, session["api_key"]
-
-  def told(path, **body):
-    status, found = client.post(path, body, key)
-    if status != 200:
-      raise RuntimeError(found)
-
-  env = household.HouseholdEnv(invalid_penalty=0.1)
+  env = household.HouseholdEnv(invalid_penalty=penalty)
   seen = env.reset(types.task_from_json(session["task"]), session["seed"])
   turns, end = [types.Turn(seen.observation)], {"status": "ended"}
   ids = prompts.first(turns[0])
   for step in itertools.count():
-    status, found = client.post(
-      "/inference/v1/generate", {"token_ids": ids.tolist()}, key
+    found = client.post(
+      "/inference/v1/generate", {"token_ids": ids.tolist()}, key, LIMITS
     )
-    if status == 400:  # No step is left, or no room for one: it is cut here.
+    if found in LIMITS:  # The gateway counts the episode as cut.
       end["success"] = False
       break
-    if status != 200:
-      raise RuntimeError(found)
     response = np.array(found["choices"][0]["token_ids"], np.int32)
     seen = env.step(prompts.action(response))
-    told(
-      f"{path}/rewards", step=step, reward=seen.reward,
-      invalid=bool(seen.info.get("invalid", False)),
-    )  # fmt: skip
+    reward = {
+      "step": step, "reward": seen.reward,
+      "invalid": bool(seen.info.get("invalid", False)),
+    }  # fmt: skip
+    client.post(f"{path}/rewards", reward, key)
     if seen.terminated:
       end = {"status": "terminated", "success": bool(seen.info["won"])}
       break
     turns[-1] = turns[-1]._replace(response_ids=response)
     turns.append(types.Turn(seen.observation))
     ids = prompts.extend(ids, turns)
-  told(f"{path}/finish", **end)
+  client.post(f"{path}/finish", end, key)
 
 
 class Agents:
-  """So many threads that play what waits."""
+  """So many threads that play what waits.
 
-  def __init__(self, url: str, sessions: int, once: bool):
-    self._url, self._once = url, once
+  Attributes:
+    count: Episodes that were played.
+    failed: What ended threads that should go on.
+  """
+
+  def __init__(self, url: str, sessions: int, once: bool, penalty: float):
+    self._url, self._once, self._penalty = url, once, penalty
+    self._key = os.environ.get("STEPPO_API_KEY", "any")
     self._prompts = prompt_base.CompactPrompt(loading.load(TOKENIZER))
+    self._looking = threading.Lock()
+    self._over = False
     self._threads = [
-      threading.Thread(target=self._work) for _ in range(sessions)
+      threading.Thread(target=self._work, daemon=True) for _ in range(sessions)
     ]
-    self.failed: list[Exception] = []
     self.count = 0
+    self.failed: list[Exception] = []
 
   def run(self) -> None:
     """Plays until the gateway is gone, or no task waits."""
@@ -131,30 +154,47 @@ class Agents:
   def _work(self) -> None:
     client = Client(self._url)
     try:
-      while not self.failed:
-        status, session = client.post("/sessions", {})
-        if status == 200:
-          play(client, self._prompts, session)
-          self.count += 1
-        elif status != 503:
-          raise RuntimeError(session)
-        elif self._once:
-          return
-        else:  # No task waits.
-          time.sleep(LOOK_S)
-    except (OSError, http.client.HTTPException):
-      if self._once:
-        raise
+      while (session := self._task(client)) is not None:
+        play(client, self._prompts, session, self._penalty)
+        self.count += 1
     except Exception as error:
       self.failed.append(error)
+      self._over = True
+
+  def _task(self, client: Client) -> dict | None:
+    """What to play; None when that is over. One thread looks, for all."""
+    wait_s, most_s = LOOK_S
+    with self._looking:
+      while not self._over:
+        try:
+          found = client.post("/sessions", {}, self._key, ("no_task",))
+        except (OSError, http.client.HTTPException):
+          self._over = not self._once  # The gateway is gone.
+          if self._once:
+            raise
+          break
+        if found != "no_task":
+          return found
+        if self._once:
+          break
+        time.sleep(wait_s)
+        wait_s = min(2 * wait_s, most_s)
+    return None
 
 
 def main() -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument("url", help="of the gateway")
+  parser.add_argument(
+    "url", nargs="?", default=f"http://{HOST}:{PORT}",
+    help="of the gateway (%(default)s)",
+  )  # fmt: skip
   parser.add_argument("--sessions", type=int, default=64, help="at once (64)")
+  parser.add_argument(
+    "--invalid-penalty", type=float, default=0.1,
+    help="reward that a refused command costs (0.1)",
+  )  # fmt: skip
   parser.add_argument(
     "--once", action="store_true", help="end when no task waits"
   )
@@ -162,7 +202,7 @@ def main() -> None:
     "--wait", action="store_true", help="begin with a line on standard input"
   )
   args = parser.parse_args()
-  agents = Agents(args.url, args.sessions, args.once)
+  agents = Agents(args.url, args.sessions, args.once, args.invalid_penalty)
   if args.wait:
     print("ready", flush=True)
     sys.stdin.readline()
@@ -170,7 +210,7 @@ def main() -> None:
   agents.run()
   if agents.failed:
     raise agents.failed[0]
-  print(f"played {agents.count} episodes")
+  print(f"played {agents.count} episodes", flush=True)
 
 
 if __name__ == "__main__":

@@ -81,7 +81,7 @@ class Policy:
     Raises:
       Fault: the model has none.
     """
-    if not hasattr(self.tokenizer, "encode_template"):
+    if not getattr(self.tokenizer, "chat_template", None):
       raise Fault(
         400,
         f"the model {self.name} has no chat template: use /v1/completions",

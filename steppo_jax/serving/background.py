@@ -76,10 +76,14 @@ class _Patient(h11_impl.H11Protocol):
   def connection_made(self, transport: asyncio.Transport) -> None:
     super().connection_made(transport)
     # An answer's body would else wait until its head is acknowledged, 40 ms
-    # later: asyncio knows such sockets only if they were made as TCP by name.
+    # later. uvloop does this by itself; asyncio knows such sockets only if they
+    # were made as TCP by name.
     connected = transport.get_extra_info("socket")
     connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     self._watch_head()
+
+  def _unsupported_upgrade_warning(self) -> None:
+    """Says nothing: every request of Java's client would be warned of."""
 
   def data_received(self, data: bytes) -> None:
     super().data_received(data)
@@ -152,9 +156,12 @@ class Background:
       raise RuntimeError(f"the server at {self.url} does not start")
 
   def _run(self) -> None:
-    factory = self._server.config.get_loop_factory()
-    with asyncio.Runner(loop_factory=factory) as runner:
-      runner.run(self._serve())
+    try:
+      factory = self._server.config.get_loop_factory()
+      with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(self._serve())
+    finally:
+      self._started.set()
 
   async def _serve(self) -> None:
     self._loop = asyncio.get_running_loop()
@@ -163,7 +170,6 @@ class Background:
       await self._server.serve([self._listening])
     finally:
       watching.cancel()
-      self._started.set()
 
   async def _watch(self) -> None:
     while not self._server.started:

@@ -140,16 +140,21 @@ async def unless_gone(request: requests.Request, work: Any) -> Any:
   Raises:
     Gone: it did.
   """
-  clock = asyncio.get_running_loop().time
+  over = False
+  loop = asyncio.get_running_loop()
   gone = asyncio.ensure_future(_hung_up(request))
+
+  def end(_):
+    if not over:  # It may have been called for, and come too late.
+      limit.reschedule(loop.time())
+
   try:
     async with asyncio.timeout(None) as limit:
-      end = lambda one: one.cancelled() or limit.reschedule(clock())
       gone.add_done_callback(end)
       try:
         return await work
       finally:
-        gone.remove_done_callback(end)
+        over = True
         gone.cancel()
   except TimeoutError:
     if limit.expired():

@@ -118,8 +118,8 @@ class Scheduler:
     self._max_waiting = max_waiting
     self._waiting: collections.deque[_Job] = collections.deque()
     self._running: dict[str, _Job] = {}
-    # Tokens of the sessions without an answer under way, oldest first, as
-    # bytes: of hundreds, those that a prompt begins with are soon found.
+    # Tokens of the sessions without an answer under way, oldest first. There
+    # may be hundreds, and bytes are compared faster than arrays.
     self._idle: dict[str, bytes] = {}
     self._numbers = itertools.count()
     self._changed = threading.Condition()
@@ -287,6 +287,8 @@ class Scheduler:
       pieces.append(
         (job, Piece(ids[rest], logp[rest], reason, response.policy_version))
       )
+    _hand_over(pieces)
+    pieces = []
     under_way = self._engine.so_far() if self._running else {}
     for session, (ids, logp) in under_way.items():
       job = self._running[session]

@@ -238,7 +238,7 @@ class Turns:
     for turn in self.all:
       if not turn.done:
         continue
-      longer = parent is None or len(turn.whole) > len(parent.plan.ids)
+      longer = parent is None or len(turn.whole) > len(parent.whole)
       if longer and _same(ids[: len(turn.whole)], turn.whole):
         parent = turn
     return Plan(ids, stop_ids, False, parent, b"", 0)

@@ -9,6 +9,7 @@ import served_policies
 from hypothesis import strategies as st
 
 from steppo_jax.serving import answers, scheduler
+from steppo_jax.tokenizer import bytes_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +33,15 @@ def grown(tokenizer, ids, cuts, stops=(), *, reason="length"):
     if answer.finish is not None:
       break
   return answer, shown
+
+
+def test_chats_are_refused_where_no_template_writes_them():
+  """A tokenizer that could encode one is not enough."""
+  plain = bytes_tokenizer.BytesTokenizer()
+  policy = answers.Policy("m", plain, None, context=9, max_new_tokens=9)
+  with pytest.raises(answers.Fault, match="use /v1/completions") as raised:
+    policy.template(None)
+  assert raised.value.status == 400
 
 
 BYTES = st.integers(0, 255)

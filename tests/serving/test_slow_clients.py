@@ -5,6 +5,7 @@ import contextlib
 import json
 import resource
 import socket
+import threading
 import time
 
 import agent_calls
@@ -30,6 +31,11 @@ def connected(url, stack):
   host, _, port = url.removeprefix("http://").partition(":")
   made = stack.enter_context(socket.create_connection((host, int(port))))
   made.settimeout(20)
+  return made
+
+
+def _on(loop, made):
+  made.loop = loop
   return made
 
 
@@ -93,14 +99,22 @@ def test_a_body_that_does_not_come_is_given_up(url, monkeypatch):
 
 
 @pytest.mark.parametrize("at_once", [True, False])
-def test_a_client_that_offers_http2_is_read_whole(url, at_once):
+@pytest.mark.parametrize("chunked", [True, False])
+def test_a_client_that_offers_http2_is_read_whole(
+  url, at_once, chunked, caplog
+):
   """Java's own client does; one of uvicorn's parsers drops its body."""
   body = json.dumps({"model": "nano", "messages": SAY}).encode()
+  size = b"Content-Length: %d" % len(body)
+  if chunked:
+    size = b"Transfer-Encoding: chunked"
+    body = b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
   head = (
     b"POST /v1/messages/count_tokens HTTP/1.1\r\nHost: a\r\n"
     b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
     b"HTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA\r\n"
-    b"Content-Length: %d\r\n\r\n" % len(body)
+    + size
+    + b"\r\n\r\n"
   )
   with contextlib.ExitStack() as stack:
     one = connected(url, stack)
@@ -111,9 +125,14 @@ def test_a_client_that_offers_http2_is_read_whole(url, at_once):
     status, *_, found = one.recv(4096).split(b"\r\n")
     assert b" 200 " in status
     assert json.loads(found or one.recv(4096))["input_tokens"] > 0
+  assert not caplog.records  # Nor is each of its requests warned of.
 
 
-def test_answers_do_not_wait_for_acknowledgements():
+@pytest.mark.parametrize("loop", ["asyncio", "auto"])
+def test_answers_do_not_wait_for_acknowledgements(loop, monkeypatch):
+  made = background.config
+  monkeypatch.setattr(background, "config", lambda app: _on(loop, made(app)))
+
   async def app(scope, receive, send):
     if scope["type"] == "http":
       await responses.JSONResponse({})(scope, receive, send)
@@ -159,3 +178,54 @@ def test_who_does_not_read_is_left(monkeypatch):
       server.call(asyncio.wait_for(ended.wait(), 20))
   finally:
     server.close()
+
+
+def test_a_server_whose_loop_cannot_be_made_says_so(monkeypatch):
+  made = background.config
+  # The thread's own error is not the one that is looked for.
+  monkeypatch.setattr(threading, "excepthook", lambda _: None)
+  monkeypatch.setattr(
+    background, "config", lambda app: _on("no.such:loop", made(app))
+  )
+  listening = background.listen("127.0.0.1", 0, key=None, option="")
+  with (
+    contextlib.closing(listening),
+    pytest.raises(RuntimeError, match="start"),
+  ):
+    background.Background(None, listening)
+
+
+def test_a_client_that_goes_as_it_is_answered_leaves_no_trace(caplog):
+  """Its end and the answer come in one turn of the event loop."""
+
+  class Request:
+    async def receive(self):
+      await gone.wait()
+      return {"type": "http.disconnect"}
+
+  async def both():
+    answer = asyncio.get_running_loop().create_future()
+    asking = asyncio.ensure_future(http.unless_gone(Request(), answer))
+    for _ in range(3):
+      await asyncio.sleep(0)
+    gone.set()
+    answer.set_result("yes")
+    found = await asking
+    await asyncio.sleep(0.01)
+    return found
+
+  gone = asyncio.Event()
+  assert asyncio.run(both()) == "yes"
+  assert not caplog.records
+
+  async def earlier():
+    answer = asyncio.get_running_loop().create_future()
+    asking = asyncio.ensure_future(http.unless_gone(Request(), answer))
+    gone.set()
+    with pytest.raises(http.Gone):
+      await asking
+    assert answer.cancelled()
+
+  gone = asyncio.Event()
+  asyncio.run(earlier())
+  assert not caplog.records
