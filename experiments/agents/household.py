@@ -24,6 +24,7 @@ import sys
 import threading
 import time
 import urllib.parse
+import uuid
 
 import numpy as np
 
@@ -58,13 +59,24 @@ class Client:
   def post(self, path: str, body: dict, key: str, codes: tuple = ()):
     """The answer, or the code of a fault that is one of these.
 
+    A gateway closes connections that are not used for some seconds. Then the
+    request is sent once more, which the gateway takes for the same one.
+
     Raises:
       Fault: it is another one.
+      OSError, http.client.HTTPException: the gateway is gone.
     """
     headers = {"Authorization": f"Bearer {key}"}
-    self._connection.request("POST", path, json.dumps(body), headers)
-    answer = self._connection.getresponse()
-    text = answer.read()
+    for again in (False, True):
+      try:
+        self._connection.request("POST", path, json.dumps(body), headers)
+        answer = self._connection.getresponse()
+        text = answer.read()
+        break
+      except (OSError, http.client.HTTPException):
+        self._connection.close()
+        if again:
+          raise
     if answer.status == 200:
       return json.loads(text)
     for code in codes:
@@ -167,7 +179,8 @@ class Agents:
     with self._looking:
       while not self._over:
         try:
-          found = client.post("/sessions", {}, self._key, ("no_task",))
+          asked = {"request_id": str(uuid.uuid4())}
+          found = client.post("/sessions", asked, self._key, ("no_task",))
         except (OSError, http.client.HTTPException):
           self._over = not self._once  # The gateway is gone.
           if self._once:

@@ -21,8 +21,19 @@ _LEARNED = ("rollout/", "policy/", "critic/", "eval/")
 
 
 @pytest.mark.slow
-def test_agents_over_http_learn_what_the_loop_learns(tmp_path, caplog):
+def test_agents_over_http_learn_what_the_loop_learns(
+  tmp_path, caplog, monkeypatch
+):
   """Sampled tokens are the same; log-probs differ in their last bits."""
+  served_as = background.config
+
+  def impatient(app):
+    """Connections that are not used are closed at once, not in seconds."""
+    made = served_as(app)
+    made.timeout_keep_alive = 0.02
+    return made
+
+  monkeypatch.setattr(background, "config", impatient)
   made = small_runs.small_config(
     tmp_path, env=config.EnvConfig(size="tiny", invalid_penalty=0.1)
   )
