@@ -12,6 +12,10 @@ from uvicorn.protocols.http import h11_impl
 
 from steppo_jax.rollout import agents
 
+# A connection that is not used is closed so late that clients do it before
+# (httpx after 5 s, as uvicorn would): none is closed as it is used again.
+_KEPT_S = 75
+
 
 def listen(
   host: str, port: int, *, key: str | None, option: str
@@ -121,8 +125,9 @@ def config(app: Any) -> uvicorn.Config:
     app: An ASGI application.
   """
   return uvicorn.Config(
-    app, http=_Patient, log_level="warning", timeout_graceful_shutdown=1
-  )
+    app, http=_Patient, log_level="warning", timeout_graceful_shutdown=1,
+    timeout_keep_alive=_KEPT_S,
+  )  # fmt: skip
 
 
 class Background:
