@@ -29,8 +29,7 @@ import time
 
 import run
 
-# A request that takes longer, and a start.
-ANSWER_S, START_S = 600.0, 300.0
+START_S = 300.0
 SIDES = ("ours", "transformers", "transformers, continuous batching")
 
 
@@ -54,7 +53,7 @@ def free_port():
     return listening.getsockname()[1]
 
 
-def ask(port, model, number, tokens):
+def ask(port, model, number, tokens, seconds):
   """Tokens of one answer, by the server's count.
 
   Raises:
@@ -66,7 +65,7 @@ def ask(port, model, number, tokens):
     "max_tokens": tokens, "temperature": 0, "stream": False,
   })  # fmt: skip
   with contextlib.closing(
-    http.client.HTTPConnection("127.0.0.1", port, timeout=ANSWER_S)
+    http.client.HTTPConnection("127.0.0.1", port, timeout=seconds)
   ) as connection:
     text = b""
     try:
@@ -116,7 +115,7 @@ def ready(process, port):
   raise RuntimeError(f"not ready after {START_S:g} s")
 
 
-def speed(port, model, connections, tokens, round_):
+def speed(port, model, connections, round_, *how):
   """Tokens a second."""
   with concurrent.futures.ThreadPoolExecutor(connections) as pool:
     for part in ("warm", "counted"):
@@ -124,7 +123,7 @@ def speed(port, model, connections, tokens, round_):
       first = 10_000 * round_ + (0 if part == "warm" else 5_000)
       begun = time.perf_counter()
       asked = [
-        pool.submit(ask, port, model, n, tokens)
+        pool.submit(ask, port, model, n, *how)
         for n in range(first, first + count)
       ]
       try:
@@ -144,6 +143,9 @@ def main():
   parser.add_argument("--connections", type=int, nargs="+", default=[1, 8, 64])
   parser.add_argument("--tokens", type=int, default=32, help="of an answer")
   parser.add_argument("--rounds", type=int, default=2)
+  parser.add_argument(
+    "--seconds", type=float, default=600.0, help="that an answer may take"
+  )
   parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES)
   parser.add_argument("--envs", default=".bench", help="folder of environments")
   args = parser.parse_args()
@@ -160,7 +162,8 @@ def main():
           python = side == "ours" or run.environment("serving", envs)
           line = command(side, python, model, free_port(), n)
           with (envs / "served.log").open("w") as log, served(line, log) as at:
-            found[side][n].append(speed(at, model, n, args.tokens, round_))
+            how = args.tokens, args.seconds
+            found[side][n].append(speed(at, model, n, round_, *how))
           print(round_, n, side, f"{found[side][n][-1]:.1f}", flush=True)
         except (OSError, RuntimeError) as error:
           reasons[side, n] = str(error)[:300]

@@ -71,6 +71,13 @@ def register(add: Callable[..., argparse.ArgumentParser]) -> None:
     help="devices that share one copy of the model (1)",
   )  # fmt: skip
   policy.add_argument(
+    "--no-warm-up",
+    dest="warm_up",
+    action="store_false",
+    help="listen at once; whoever needs a program first waits until it is "
+    "compiled",
+  )
+  policy.add_argument(
     "--pool", metavar="FILE",
     help="record sessions as episodes in this pool; see docs/agents.md",
   )  # fmt: skip
@@ -218,6 +225,9 @@ def _policy(args, make_scheduler, stack):
     max_new_tokens=context - 1,
     dialect=args.dialect,
   )
+  if args.warm_up:
+    with terminal.console.status("compiling the sampler"):
+      engine.warm_up()
   if not args.accept_weights:
     return policy, None
   return policy, _weights(args.seed, model, params, engine, policy, stack)

@@ -61,6 +61,7 @@ def test_no_end_that_was_acknowledged_is_lost_and_none_is_there_twice(
   command = [
     sys.executable, "-m", "steppo_jax", "serve", "policy", "--weights",
     str(folder), "--context", "256", "--port", str(port), "--pool", str(pool),
+    "--no-warm-up",
   ]  # fmt: skip
   acked, stop, rng = [], threading.Event(), random.Random(0)
   agents = [

@@ -320,7 +320,8 @@ def process(weights, *flags):
   """A server as a user starts it, and its address."""
   command = [
     sys.executable, "-m", "steppo_jax", "serve", "policy", "--weights", weights,
-    "--accept-weights", "--context", str(worlds.CONTEXT), *flags,
+    "--accept-weights", "--context", str(worlds.CONTEXT), "--no-warm-up",
+    *flags,
   ]  # fmt: skip
   made = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
   try:
