@@ -4,7 +4,7 @@
     python experiments/agents/household.py
 
 The run of household_steppo, whose episodes, evaluations too, are played by
-another process; it needs the extra `gateway`. Result: docs/results.md.
+another process; it needs the extra `gateway`. docs/agents.md tells more.
 """
 
 import dataclasses
