@@ -40,6 +40,16 @@ def register(add: Callable[..., argparse.ArgumentParser]) -> None:
     "policy", help="a model, as OpenAI's clients speak to it", epilog=_POLICY,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )  # fmt: skip
+  _add_policy(policy)
+  for one in (papers, policy):
+    one.add_argument(
+      "--host", default="127.0.0.1", help="address to listen at (%(default)s)"
+    )
+    one.add_argument("--port", type=int, default=0, help="0 takes a free one")
+
+
+def _add_policy(policy: argparse.ArgumentParser) -> None:
+  """Adds what tells a policy, and how it is served."""
   policy.add_argument(
     "--weights", required=True, metavar="PATH",
     help="a model, as `generate --model` takes it",
@@ -89,11 +99,6 @@ def register(add: Callable[..., argparse.ArgumentParser]) -> None:
     "--api-key",
     help=f"what clients have to send; better in the variable {_KEY}",
   )
-  for one in (papers, policy):
-    one.add_argument(
-      "--host", default="127.0.0.1", help="address to listen at (%(default)s)"
-    )
-    one.add_argument("--port", type=int, default=0, help="0 takes a free one")
 
 
 def _serve(args, _) -> None:
