@@ -35,7 +35,7 @@ from steppo_jax.tokenizer import loading
 
 TOKENIZER = "household"
 # That of experiments/household_service.py, on this machine.
-HOST, PORT = "127.0.0.1", 8137
+HOST, PORT, PENALTY = "127.0.0.1", 8137, 0.1
 # Seconds: for an answer, between two looks for a task (growing to the second),
 # and for a gateway that is not there yet.
 ANSWER_S, LOOK_S, START_S = 600.0, (0.02, 0.5), 600.0
@@ -140,7 +140,7 @@ class Agents:
   """So many threads that play what waits.
 
   Attributes:
-    count: Episodes that were played.
+    played: Names of the episodes that were.
     failed: What ended threads that should go on.
   """
 
@@ -153,7 +153,7 @@ class Agents:
     self._threads = [
       threading.Thread(target=self._work, daemon=True) for _ in range(sessions)
     ]
-    self.count = 0
+    self.played: list[str] = []
     self.failed: list[Exception] = []
 
   def run(self) -> None:
@@ -168,7 +168,7 @@ class Agents:
     try:
       while (session := self._task(client)) is not None:
         play(client, self._prompts, session, self._penalty)
-        self.count += 1
+        self.played.append(session["id"])
     except Exception as error:
       self.failed.append(error)
       self._over = True
@@ -182,9 +182,9 @@ class Agents:
           asked = {"request_id": str(uuid.uuid4())}
           found = client.post("/sessions", asked, self._key, ("no_task",))
         except (OSError, http.client.HTTPException):
-          self._over = not self._once  # The gateway is gone.
           if self._once:
             raise
+          self._over = True  # The gateway is gone.
           break
         if found != "no_task":
           return found
@@ -205,8 +205,8 @@ def main() -> None:
   )  # fmt: skip
   parser.add_argument("--sessions", type=int, default=64, help="at once (64)")
   parser.add_argument(
-    "--invalid-penalty", type=float, default=0.1,
-    help="reward that a refused command costs (0.1)",
+    "--invalid-penalty", type=float, default=PENALTY,
+    help="reward that a refused command costs (%(default)s)",
   )  # fmt: skip
   parser.add_argument(
     "--once", action="store_true", help="end when no task waits"
@@ -223,7 +223,7 @@ def main() -> None:
   agents.run()
   if agents.failed:
     raise agents.failed[0]
-  print(f"played {agents.count} episodes", flush=True)
+  print(f"played {len(agents.played)} episodes", flush=True)
 
 
 if __name__ == "__main__":

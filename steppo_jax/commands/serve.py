@@ -177,8 +177,7 @@ def _check(args) -> None:
 def _policy(args, make_scheduler, stack):
   """Loads the model; what is served, and how its weights change if they may."""
   from steppo_jax.pretrained import sources
-  from steppo_jax.sampler import engine as engine_lib
-  from steppo_jax.sampler import options, split
+  from steppo_jax.sampler import split
   from steppo_jax.serving import answers
 
   _check(args)
@@ -204,23 +203,10 @@ def _policy(args, make_scheduler, stack):
       f"the tokenizer has {tokenizer.num_ids} ids and the model "
       f"{model.vocab_size}: take the model's own tokenizer"
     )
-  lengths = tuple(n for n in (16, 64, 256) if n <= context) or (context,)
   model = dataclasses.replace(
     model, num_ids=tokenizer.num_ids, compute=args.dtype
   )
-  engine = engine_lib.SlotEngine(
-    model,
-    options.SamplerConfig(
-      num_slots=args.slots, prefill_lengths=lengths, refill=1, burst=4,
-      tensor=args.tensor,
-    ),
-    context=context,
-    max_new_tokens=context - 1,
-    end_of_turn_id=tokenizer.end_of_turn_id,
-    seed=args.seed,
-    # Runs train on what they are answered, and take the whole softmax.
-    cuts=not (args.pool or args.accept_weights),
-  )  # fmt: skip
+  engine = _engine(args, model, context, tokenizer.end_of_turn_id)
   engine.set_params(params, 0)
   policy = answers.Policy(
     args.name or pathlib.Path(args.weights).name,
@@ -236,6 +222,26 @@ def _policy(args, make_scheduler, stack):
   if not args.accept_weights:
     return policy, None
   return policy, _weights(args.seed, model, params, engine, policy, stack)
+
+
+def _engine(args, model, context, end_of_turn_id):
+  """What samples."""
+  from steppo_jax.sampler import engine, options
+
+  lengths = tuple(n for n in (16, 64, 256) if n <= context) or (context,)
+  return engine.SlotEngine(
+    model,
+    options.SamplerConfig(
+      num_slots=args.slots, prefill_lengths=lengths, refill=1, burst=4,
+      tensor=args.tensor,
+    ),
+    context=context,
+    max_new_tokens=context - 1,
+    end_of_turn_id=end_of_turn_id,
+    seed=args.seed,
+    # Runs train on what they are answered, and take the whole softmax.
+    cuts=not (args.pool or args.accept_weights),
+  )  # fmt: skip
 
 
 def _weights(seed, model, params, engine, policy, stack):

@@ -145,7 +145,7 @@ async def unless_gone(request: requests.Request, work: Any) -> Any:
   gone = asyncio.ensure_future(_hung_up(request))
 
   def end(_):
-    if not over:  # It may have been called for, and come too late.
+    if not over:  # The work may have ended since this was scheduled.
       limit.reschedule(loop.time())
 
   try:

@@ -271,7 +271,7 @@ class Scheduler:
     return f"served-{next(self._numbers)}"
 
   def _hand_out(self, done) -> None:
-    pieces = []
+    ended, more = [], []
     for request, response in done:
       ids, logp = response.response_ids, response.behaviour_logp
       with self._changed:
@@ -284,19 +284,18 @@ class Scheduler:
       self.counts["sampled"] += len(ids)
       self.counts["cancelled" if job.cut else "answered"] += 1
       rest, reason = slice(job.sent, None), response.stop_reason
-      pieces.append(
+      ended.append(
         (job, Piece(ids[rest], logp[rest], reason, response.policy_version))
       )
-    _hand_over(pieces)
-    pieces = []
+    _hand_over(ended)  # First: what is asked of the engine now can fail.
     under_way = self._engine.so_far() if self._running else {}
     for session, (ids, logp) in under_way.items():
       job = self._running[session]
       if len(ids) > job.sent:
         rest, version = slice(job.sent, None), self._engine.version
-        pieces.append((job, Piece(ids[rest], logp[rest], None, version)))
+        more.append((job, Piece(ids[rest], logp[rest], None, version)))
         job.sent = len(ids)
-    _hand_over(pieces)
+    _hand_over(more)
 
 
 def _bytes(ids: np.ndarray) -> bytes:

@@ -1,6 +1,7 @@
 """A run whose episodes another process plays is the run that plays them."""
 
 import dataclasses
+import importlib.util
 import logging
 import os
 import socket
@@ -16,8 +17,21 @@ from steppo_jax.storage import metrics
 from steppo_jax.training import config
 
 ROOT = small_runs.WARM.parents[2]
+PROGRAM = ROOT / "experiments" / "agents" / "household.py"
 # What is played and learned, but not how long that takes.
 _LEARNED = ("rollout/", "policy/", "critic/", "eval/")
+
+
+def test_the_agents_know_their_run():
+  """Where it listens, and what it takes for a refused command."""
+  run = config.load(str(ROOT / "experiments" / "household_service.py"))
+  spec = importlib.util.spec_from_file_location("household_agents", PROGRAM)
+  agents = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(agents)
+  assert (run.agents.host, run.agents.port) == (agents.HOST, agents.PORT)
+  assert run.env.invalid_penalty == agents.PENALTY
+  assert run.tokenizer == agents.TOKENIZER
+  assert run.prompt.layout == "compact"
 
 
 @pytest.mark.slow
@@ -47,9 +61,8 @@ def test_agents_over_http_learn_what_the_loop_learns(
     rollout=dataclasses.replace(made.rollout, source="service"),
     agents=AgentConfig(port=port),
   )
-  program = ROOT / "experiments" / "agents" / "household.py"
   agents = subprocess.Popen(
-    [sys.executable, str(program), address, "--sessions=3"],
+    [sys.executable, str(PROGRAM), address, "--sessions=3"],
     env=os.environ | {"PYTHONPATH": str(ROOT)},
   )
   try:
