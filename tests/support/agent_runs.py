@@ -1,6 +1,7 @@
 """Runs of a tiny released model whose episodes agents play."""
 
 import dataclasses
+import json
 import pathlib
 import re
 
@@ -30,6 +31,17 @@ def model(folder):
     folder, vocabularies.byte_level(), template=vocabularies.CHATML
   )
   return folder
+
+
+def as_transformers_reads(folder):
+  """Rewrites the tokenizer's options as transformers 5 reads them."""
+  path = folder / "tokenizer_config.json"
+  facts = json.loads(path.read_text())
+  facts |= {
+    "pad_token": facts["pad_token"]["content"],
+    "tokenizer_class": "PreTrainedTokenizerFast",
+  }
+  path.write_text(json.dumps(facts))
 
 
 def programs(folder):

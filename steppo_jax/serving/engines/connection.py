@@ -85,7 +85,9 @@ class Connection:
     self._lock = threading.Lock()
     self._closed = False
 
-  def ask(self, method: str, path: str, body: Any = None) -> Any:
+  def ask(
+    self, method: str, path: str, body: Any = None, *, attempts: int = _ATTEMPTS
+  ) -> Any:
     """What the server answers.
 
     It is asked again after it broke off or failed, and after the time that it
@@ -95,6 +97,7 @@ class Connection:
       method: Of HTTP.
       path: Behind the address.
       body: Is sent as JSON; None for no body.
+      attempts: Times that it may fail before it is lost.
 
     Returns:
       What JSON the answer holds; its text if it holds none.
@@ -120,7 +123,7 @@ class Connection:
       if 0 < status < 500 and status not in (408, 429):
         return self._read(status, text)
       failed += 1
-      if failed == _ATTEMPTS or self._closed:
+      if failed == attempts or self._closed:
         raise Lost(f"{status}: {_message(text)}" if status else text)
       time.sleep(_BACK_OFF_S * 2 ** (failed - 1))
 

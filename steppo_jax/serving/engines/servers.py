@@ -194,11 +194,37 @@ class PolicyServer:
       )
 
 
-# Of servers that take adapters: where, and how requests name them.
+# Tokens that vLLM takes a bias for.
+_MOST_BIASED = 1024
+
+
+class AdapterForm(NamedTuple):
+  """How a kind of server takes adapters and requests for them.
+
+  Attributes:
+    load: Where adapters are loaded.
+    unload: Where they are unloaded.
+    shown: How requests name them.
+    options: Sent with each request: that what the model's own files say of
+      ends is not taken. SGLang's `ignore_eos` would ignore `stop_token_ids`,
+      too (0.5.23).
+  """
+
+  load: str
+  unload: str
+  shown: str
+  options: Mapping[str, Any]
+
+
 ADAPTER_FORMS = {
-  "vllm": ("/v1/load_lora_adapter", "/v1/unload_lora_adapter", "{name}"),
-  "sglang": ("/load_lora_adapter", "/unload_lora_adapter", "{base}:{name}"),
-}
+  "vllm": AdapterForm(
+    "/v1/load_lora_adapter", "/v1/unload_lora_adapter", "{name}",
+    {"ignore_eos": True},
+  ),
+  "sglang": AdapterForm(
+    "/load_lora_adapter", "/unload_lora_adapter", "{base}:{name}", {}
+  ),
+}  # fmt: skip
 
 
 class AdapterServer:
@@ -213,6 +239,7 @@ class AdapterServer:
     context: int,
     slots: int,
     stop_ids: Sequence[int],
+    unknown: range = range(0),
   ):
     """Nothing is sent yet.
 
@@ -223,12 +250,19 @@ class AdapterServer:
       context: Tokens that prompt and response may have together.
       slots: Responses that it is to sample at once.
       stop_ids: Tokens that end every response, beside those of requests.
+      unknown: Rows of the model's vocabulary behind the ids that its tokenizer
+        knows. The learner gives them no probability.
     """
     self._connection, self._base = made, model
-    self.address, self.close = made.address, made.close
-    self._load, self._unload, self._shown = ADAPTER_FORMS[form]
+    self.address = made.address
+    self._form = ADAPTER_FORMS[form]
     self._context, self._slots = context, slots
     self._stop_ids = tuple(i for i in stop_ids if i >= 0)
+    self._unknown = unknown
+    self._options = dict(self._form.options)
+    # The servers sample all rows, if they are not told.
+    if 0 < len(unknown) <= _MOST_BIASED:
+      self._options["logit_bias"] = {str(i): -100.0 for i in unknown}
     self._wanted: tuple[str, int] | None = None
     self._sent: list[str] = []
 
@@ -253,26 +287,43 @@ class AdapterServer:
     return self._slots
 
   def send(self, package: Package) -> None:
+    load = self._form.load, {
+      "lora_name": package.name, "lora_path": str(package.path.absolute()),
+    }  # fmt: skip
     try:
-      self._connection.ask("POST", self._load, {
-        "lora_name": package.name, "lora_path": str(package.path.absolute()),
-      })  # fmt: skip
+      self._connection.ask("POST", *load)
     except connection.Refused as error:
-      # Its name is made of its numbers: what is there is the same.
       if "already" not in str(error):
         raise
+      # Its name is made of its numbers: what is there is the same. But servers
+      # read the folder again at any time, and that of another run may be gone.
+      if package.name not in self._sent:
+        self._forget(package.name)
+        self._connection.ask("POST", *load)
     self._sent.append(package.name)
 
   def use(self, package: Package, version: int) -> None:
-    shown = self._shown.format(base=self._base, name=package.name)
+    shown = self._form.shown.format(base=self._base, name=package.name)
     self._wanted = shown, version
     # What was sent later is to be used later.
     while self._sent[0] != package.name:
       old = self._sent.pop(0)
       if old not in self._sent:
-        # It may have been started anew, and not know it.
-        with contextlib.suppress(connection.Refused):
-          self._connection.ask("POST", self._unload, {"lora_name": old})
+        self._forget(old)
+
+  def close(self) -> None:
+    # Their folders are removed next.
+    for name in dict.fromkeys(self._sent):
+      with contextlib.suppress(connection.Lost):
+        self._forget(name, attempts=1)
+    self._connection.close()
+
+  def _forget(self, name: str, **options: int) -> None:
+    """Unloads adapters; a server that was started anew does not know them."""
+    with contextlib.suppress(connection.Refused):
+      self._connection.ask(
+        "POST", self._form.unload, {"lora_name": name}, **options
+      )
 
   def answer(self, request: types.Request) -> types.Response:
     name, version = self._wanted
@@ -291,6 +342,7 @@ class AdapterServer:
       "logprobs": 1,
       "return_token_ids": True,
       "skip_special_tokens": False,
+      **self._options,
     })  # fmt: skip
     with _readable(self.address, found):
       if found["model"] != name:
@@ -305,8 +357,14 @@ class AdapterServer:
           f"{self.address} read {len(read)} tokens, other ones than the "
           f"{len(prompt)} of the prompt"
         )
+      ids = choice["token_ids"]
+      if strange := [i for i in ids if i in self._unknown]:
+        raise ValueError(
+          f"token ids {strange}, of which the tokenizer knows none (it has "
+          f"{self._unknown.start})"
+        )
       return _response(
-        request, choice["token_ids"], choice["logprobs"]["token_logprobs"],
+        request, ids, choice["logprobs"]["token_logprobs"],
         choice["finish_reason"], version, tuple(stop_ids),
       )  # fmt: skip
 
@@ -358,8 +416,8 @@ def _response(
     raise ValueError(f"token ids that are none: {list(ids)[:8]}")
   if stop_ids is not None and reason == "stop" and ids[-1] not in stop_ids:
     raise ValueError(
-      f"the token that ended it is missing: the last is {ids[-1]}, none of "
-      f"{list(stop_ids)}"
+      f"it ended by {ids[-1]}, which ends no response of the run ({stop_ids} "
+      "do): what ended it is missing, or the server's model ends by others"
     )
   return types.Response(
     np.array(ids, np.int32), np.array(logp, np.float32), reason, version

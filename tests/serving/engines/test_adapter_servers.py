@@ -15,9 +15,11 @@ import worlds
 
 from steppo_jax import types
 from steppo_jax.models import lora
+from steppo_jax.models.formats import peft
 from steppo_jax.models.options import LoraConfig
 from steppo_jax.processes import hosts
 from steppo_jax.rollout.options import EngineConfig
+from steppo_jax.serving.engines import connection
 from steppo_jax.serving.engines import servers as servers_lib
 from steppo_jax.training import remote
 
@@ -99,6 +101,46 @@ def test_adapters_are_loaded_by_name_and_sampled_with(tmp_path):
   assert not list((tmp_path / "adapters").iterdir())
 
 
+def test_adapters_of_a_run_that_was_killed_are_loaded_anew(tmp_path):
+  with adapter_servers.serving() as server:
+    with engine_of(tmp_path / "one", server) as engine:
+      engine.set_params(adapted(2), 0)
+      left = dict(server.adapters)
+    # A run that ends takes its adapters along; a killed one cannot.
+    assert not server.adapters
+    server.adapters |= left
+    with engine_of(tmp_path / "two", server) as engine:
+      engine.set_params(adapted(2), 0)
+      assert list(server.adapters) == list(left)
+      (answer,) = answered(engine, requests(1))
+      assert answer.response_ids.size
+
+
+def test_rows_without_a_token_are_not_sampled(tmp_path):
+  with adapter_servers.serving() as server:
+    rows = worlds.model().vocab_size
+    made = servers_lib.AdapterServer(
+      connection.Connection(server.url, key=None, seconds=60.0), "vllm",
+      model=None, context=64, slots=1, stop_ids=(),
+      unknown=range(rows - 3, rows),
+    )  # fmt: skip
+    with contextlib.closing(made):
+      made.connect()
+      package = servers_lib.Package(tmp_path / "adapters", "a")
+      peft.save(package.path, worlds.model(), adapted(2), base="base")
+      made.send(package)
+      made.use(package, 0)
+      made.answer(requests(1)[0])
+      assert server.asked[-1][1]["logit_bias"] == {
+        str(i): -100.0 for i in range(rows - 3, rows)
+      }
+      server.change = changed(
+        token_ids=[rows - 1], logprobs={"token_logprobs": [-1.0]}
+      )
+      with pytest.raises(RuntimeError, match="of which the tokenizer knows"):
+        made.answer(requests(1)[0])
+
+
 def changed(**changes):
   """Changes an answer's choice."""
 
@@ -124,7 +166,7 @@ def without_logprobs(found):
     (changed(finish_reason="abort"), "ended by 'abort'"),
     (changed(prompt_token_ids=[1]), "read 1 tokens"),
     (changed(token_ids=[5], finish_reason="stop",
-             logprobs={"token_logprobs": [-1.0]}), "that ended it is missing"),
+             logprobs={"token_logprobs": [-1.0]}), "ends no response of"),
     (changed(token_ids=[5], logprobs={"token_logprobs": [-9999.0]}),
      "log-probs that are none"),
     (changed(token_ids=[-5], logprobs={"token_logprobs": [-1.0]}),
