@@ -97,6 +97,20 @@ def make_spec(
   )
 
 
+def check_rows(config: LearnerConfig, mesh: jax.sharding.Mesh) -> None:
+  """Refuses microbatches that cannot be dealt to the devices of a mesh.
+
+  Raises:
+    ValueError: it names both numbers.
+  """
+  devices = mesh_lib.row_parts(mesh)
+  if config.microbatch_rows % devices:
+    raise ValueError(
+      f"learner.microbatch_rows={config.microbatch_rows} is not a multiple "
+      f"of the {devices} devices"
+    )
+
+
 def _check(model, algorithm, config, mesh, temperature, differentiable) -> None:
   """Refuses what no update can be made of; see `make_spec`."""
   objective.check_names(algorithm)
@@ -128,11 +142,7 @@ def _check(model, algorithm, config, mesh, temperature, differentiable) -> None:
       "learner.attention=pallas knows of no sliding windows: take xla or auto "
       f"for a {model.family} model"
     )
-  if config.microbatch_rows % mesh_lib.row_parts(mesh):
-    raise ValueError(
-      f"learner.microbatch_rows={config.microbatch_rows} is not a multiple "
-      f"of the {mesh_lib.row_parts(mesh)} devices"
-    )
+  check_rows(config, mesh)
   if not own and (config.critic_layers or 0) > model.num_layers:
     raise ValueError(
       f"learner.critic_layers={config.critic_layers} is more than the "

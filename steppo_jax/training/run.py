@@ -59,6 +59,7 @@ class Learning:
       config.tokenizer, config.weights, config.base
     )
     self.mesh = mesh or mesh_lib.of_run(config.mesh, config.num_devices)
+    learner_lib.check_rows(config.learner, self.mesh)  # Before a model is read.
     split = "fsdp" in self.mesh.shape
     self.model, self.policy = players_lib.load_model(
       config, self.tokenizer, mesh_lib.by_path(self.mesh) if split else None

@@ -174,6 +174,19 @@ def test_weights_cut_short_are_refused(tmp_path):
     run(options)
 
 
+def test_rows_that_devices_cannot_share_are_told_before_a_model_is_read(
+  tmp_path,
+):
+  made = small_config(tmp_path, num_devices=2, weights="missing.safetensors")
+  made = dataclasses.replace(
+    made, learner=dataclasses.replace(made.learner, microbatch_rows=3)
+  )
+  with pytest.raises(
+    ValueError, match="microbatch_rows=3 is not a multiple of"
+  ):
+    run(made)
+
+
 def test_weights_without_facts_are_refused(tmp_path):
   options = small_config(tmp_path)
   params, _ = weights.load_params(options.weights)
