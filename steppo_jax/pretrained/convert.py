@@ -16,7 +16,8 @@ Form = Literal["folder", "orbax", "weights", "peft"]
 
 _TEXT_FILES = (
   "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-  "chat_template.jinja", "generation_config.json", "tokenizer.model",
+  "added_tokens.json", "chat_template.jinja", "generation_config.json",
+  "tokenizer.model",
 )  # fmt: skip
 
 

@@ -130,6 +130,7 @@ class Chat:
     Raises:
       ValueError: the template does not take the messages.
     """
+    chat_template.check(messages)
     shown = [_without_ids(message) for message in messages]
     found = self._template.render(
       shown, **({"add_generation_prompt": generate} | self._options)
@@ -186,10 +187,11 @@ class Chat:
       if pieces[first].text != text:
         told = f"the template strips white space of an answer: {text!r}"
       return [*pieces[:first], sampled, *pieces[last:]], told
-    run = "".join(
+    whole = "".join(
       piece if isinstance(piece, str) else piece.text
       for piece in pieces[first:last]
-    ).strip()
+    )
+    run = whole.strip()
     # What opens a thought may stand in the template's text before it.
     opening, found, rest = text.rpartition(run or "\0")
     before = pieces[first - 1] if first else ""
@@ -199,7 +201,10 @@ class Chat:
       return pieces, ""
     before = before.removesuffix(opening)
     kept = [*pieces[: max(first - 1, 0)], *([before] if before else [])]
-    return [*kept, sampled, *pieces[last:]], ""
+    told = ""
+    if opening + whole != text:
+      told = f"the template changes white space of an answer: {text!r}"
+    return [*kept, sampled, *pieces[last:]], told
 
   def _behind(self, ids: np.ndarray, piece: str) -> tuple[np.ndarray, str]:
     """The template's ids behind an answer without the end it has already.

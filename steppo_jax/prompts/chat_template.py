@@ -23,6 +23,8 @@ _NEWLINES = "\n" * 7
 _LEFT, _RIGHT = f"{_NEWLINES}\t \n", f"\n \t{_NEWLINES}"
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _TAGS = re.compile("(<think>|</think>)")
+# What `hide` and templates know of a message; all else is what it says, too.
+_SHOWN = {"role", "content", "tool_calls", *chat_templates.THOUGHTS}
 
 
 class Slot(NamedTuple):
@@ -85,9 +87,10 @@ class ChatTemplate(chat_templates.Template):
 
     Raises:
       ValueError: see `write`; also a message without a role, or with a content
-        that is neither text nor a list of parts.
+        that is neither text nor a list of parts, thoughts that are no text, or
+        calls that are no list.
     """
-    _check(messages)
+    check(messages)
     try:
       alone = self.write(messages, **options)
       differs = ""
@@ -142,18 +145,24 @@ class _Words:
     # By word, or by words with tags between: message and what it stands for.
     self.parts: dict[str, tuple[int, str]] = {}
     self.wholes: dict[str, tuple[int, str]] = {}
+    self._optional: set[str] = set()
 
-  def _word(self, message: int, content: str) -> str:
+  def _word(self, message: int, content: str, shown: bool = True) -> str:
     word = f"{self._stem}{len(self.parts)}E"
     self.parts[word] = (message, content)
+    if not shown:
+      self._optional.add(word)
     return word
 
-  def _hidden(self, message: int, content: str) -> str:
-    return self._word(message, content).join(self._margins)
+  def _hidden(self, message: int, content: str, shown: bool = True) -> str:
+    return self._word(message, content, shown).join(self._margins)
 
   def hide(self, index: int, message: Message) -> dict[str, Any]:
     """The message with words for its contents."""
-    hidden = dict(message)
+    hidden = {
+      name: value if name in _SHOWN else self._values(index, value, shown=False)
+      for name, value in message.items()
+    }
     content = message.get("content")
     thinks = message["role"] == "assistant"
     if isinstance(content, list):
@@ -186,33 +195,46 @@ class _Words:
 
   def _part(self, index, part):
     """A part of a content; its kind is the program's."""
-    if not isinstance(part.get("text"), str):
-      return part
-    return {**part, "text": self._hidden(index, part["text"])}
+    hidden = self._values(index, part, shown=False)
+    if isinstance(part.get("text"), str):
+      hidden["text"] = self._hidden(index, part["text"])
+    return hidden
 
-  def _values(self, index, value, named=True):
-    """Strings inside of tool calls; keys are the program's.
+  def _values(self, index, value, named=True, shown=True):
+    """Strings inside of tool calls, or of what else a message has.
 
-    So are kinds, and names and numbers of calls that can hold no mark: a
-    template may compare them with each other.
+    What can hold no mark stays where a template may compare it: kinds, keys,
+    names and numbers of calls, and all short names of what is not `shown`,
+    which a template need not write.
     """
     if isinstance(value, str):
-      return self._hidden(index, value)
+      if not shown and _is_plain_name(value):
+        return value
+      return self._hidden(index, value, shown)
     if isinstance(value, Mapping):
       return {
-        key: x
-        if key == "type"
-        or (named and key in ("id", "name") and _is_plain_name(x))
-        else self._values(index, x, named and key == "function")
+        self._key(index, key): x
+        if (key == "type" or (named and key in ("id", "name")))
+        and _is_plain_name(x)
+        else self._values(index, x, named and key == "function", shown)
         for key, x in value.items()
       }
     if isinstance(value, list | tuple):
-      return [self._values(index, x, named) for x in value]
+      return [self._values(index, x, named, shown) for x in value]
     return value
+
+  def _key(self, index, key):
+    if not isinstance(key, str) or _is_plain_name(key):
+      return key
+    return self._hidden(index, key)
 
   def missing(self, written: str) -> tuple[int, ...]:
     """Messages of which a word was not written."""
-    found = {i for word, (i, _) in self.parts.items() if word not in written}
+    found = {
+      i
+      for word, (i, _) in self.parts.items()
+      if word not in written and word not in self._optional
+    }
     return tuple(sorted(found))
 
 
@@ -281,15 +303,32 @@ def _right(text):
   return 0, str.rstrip
 
 
-def _check(messages) -> None:
+def check(messages: Sequence[Message]) -> None:
+  """Refuses what is no message; see `ChatTemplate.render`.
+
+  Raises:
+    ValueError: it names the message.
+  """
   for i, message in enumerate(messages):
-    if not isinstance(message.get("role"), str):
-      raise ValueError(f"message {i} has no role")
+    if not isinstance(message, Mapping):
+      raise ValueError(f"message {i} is a {type(message).__name__}, no mapping")
+    if not _is_plain_name(message.get("role")):
+      raise ValueError(f"message {i} has no role that is a short name")
     content = message.get("content")
-    parts = isinstance(content, list) and all(
-      isinstance(part, Mapping) for part in content
-    )
+    parts = isinstance(content, list) and _are_maps(content)
     if not (content is None or isinstance(content, str) or parts):
       raise ValueError(
         f"the content of message {i} is a {type(content).__name__}: give text"
       )
+    for name in chat_templates.THOUGHTS:
+      if not isinstance(message.get(name), str | None):
+        raise ValueError(f"{name} of message {i} is no text")
+    calls = message.get("tool_calls")
+    if not (calls is None or _are_maps(calls)):
+      raise ValueError(f"tool_calls of message {i} is no list of calls")
+
+
+def _are_maps(value: Any) -> bool:
+  return isinstance(value, list | tuple) and all(
+    isinstance(one, Mapping) for one in value
+  )

@@ -5,6 +5,7 @@ templates they were checked.
 """
 
 import re
+from typing import NamedTuple
 
 from steppo_jax.envs import calls as envs_calls
 from steppo_jax.prompts import loose_json, tool_call
@@ -48,15 +49,19 @@ def _arguments(text, at, strict):
   return found, at
 
 
-def _named(head: str, closing: str, *, ends_turn: bool = False):
+def _named(
+  head: str, closing: str, *, ends_turn: bool = False, loose_head: str = ""
+):
   """Reads calls of a name, their arguments as JSON, and a mark of their end.
 
   A mark that ends the turn too is left out where ids are decoded.
   """
   pattern = re.compile(head)
+  loose_pattern = re.compile(loose_head or head)
 
-  def read(text, mark, strict, kinds):
-    found = pattern.match(text, mark.start())
+  def read(text, mark, strict, kinds, start=None):
+    start = mark.start() if start is None else start
+    found = (pattern if strict else loose_pattern).match(text, start)
     if found is None:
       raise ValueError("no name and arguments behind the mark")
     arguments, at = _arguments(text, found.end(), strict)
@@ -75,6 +80,69 @@ def _named(head: str, closing: str, *, ends_turn: bool = False):
   return read
 
 
+# A name between two marks is never longer.
+_LONGEST = 256
+
+
+class _Marks(NamedTuple):
+  """What stands around calls and in them.
+
+  Attributes:
+    section: Opens all calls.
+    section_end: Closes them.
+    call: Opens one call.
+    inner: Stands between the name and the arguments.
+    name: Regular expression of what may stand before that.
+  """
+
+  section: str
+  section_end: str
+  call: str
+  inner: str
+  name: str
+
+  @property
+  def loose(self) -> str:
+    """Regular expression of the marks at which a call may lack its first."""
+    return f"{re.escape(self.inner)}|{re.escape(self.section)}"
+
+
+def _unopened(marks: _Marks, head: str, closing: str):
+  """Reads calls as `_named` does, also those that lack the mark before them."""
+  call = re.escape(marks.call)
+  read_whole = _named(
+    head, closing, loose_head=head.replace(call, f"(?:{call})?", 1)
+  )
+  next_mark = re.compile("|".join(map(re.escape, (*marks[:4], closing))))
+  name_before = re.compile(rf"{marks.name}\Z")
+
+  def read(text, mark, strict, kinds):
+    if mark[0] == marks.call:
+      return read_whole(text, mark, strict, kinds)
+    if mark[0] == marks.section:
+      after = next_mark.search(text, mark.end())
+      end = after.start() if after else len(text)
+      said = text[mark.end() : end].strip()
+      if after and (
+        after[0] in (marks.call, marks.inner)
+        or (after[0] == marks.section_end and not said)
+      ):
+        return [], mark.end()
+      return tool_call.read_objects(
+        text, mark.end(), marks.section, closing, "arguments"
+      )
+    first = max(mark.start() - _LONGEST, 0)
+    told = list(next_mark.finditer(text, first, mark.start()))
+    if told and told[-1][0] == marks.call:
+      return [], mark.end()  # What is wrong was said of the mark before.
+    name = name_before.search(text, first, mark.start())
+    if name is None:
+      raise ValueError(f"no name before {marks.inner}")
+    return read_whole(text, mark, strict, kinds, name.start())
+
+  return read
+
+
 def _deepseek(name, arguments, kinds) -> str:
   name = tool_call.name_checked(name, "deepseek")
   return (
@@ -84,16 +152,25 @@ def _deepseek(name, arguments, kinds) -> str:
   )
 
 
+_DEEPSEEK = _Marks(
+  section="<｜tool▁calls▁begin｜>",
+  section_end="<｜tool▁calls▁end｜>",
+  call="<｜tool▁call▁begin｜>",
+  inner="<｜tool▁sep｜>",
+  name=r"[^\s<>`{]+[^\S\n]*",
+)
 # V3 and R1 write a type first and the arguments in a fence; V3.1 neither.
 DEEPSEEK = Form(
-  opening="<｜tool▁call▁begin｜>",
-  read=_named(
+  opening=_DEEPSEEK.call,
+  read=_unopened(
+    _DEEPSEEK,
     r"<｜tool▁call▁begin｜>\s*(?:function<｜tool▁sep｜>([^\n<`{]+)\n```json\s|"
     r"([^\n<`{]+)<｜tool▁sep｜>)",
     "<｜tool▁call▁end｜>",
   ),
   spell=_deepseek,
   around="<｜tool▁calls▁(?:begin|end)｜>",
+  loose=_DEEPSEEK.loose,
 )
 
 
@@ -106,25 +183,43 @@ def _kimi(name, arguments, kinds) -> str:
   )
 
 
+_KIMI = _Marks(
+  section="<|tool_calls_section_begin|>",
+  section_end="<|tool_calls_section_end|>",
+  call="<|tool_call_begin|>",
+  inner="<|tool_call_argument_begin|>",
+  name=r"[^\s<>{]+\s*",
+)
 KIMI = Form(
-  opening=r"<\|tool_call_begin\|>",
-  read=_named(
-    r"<\|tool_call_begin\|>\s*(?:functions\.)?([^\s<{]+?)(?::\d+)?\s*"
+  opening=re.escape(_KIMI.call),
+  read=_unopened(
+    _KIMI,
+    re.escape(_KIMI.call) + r"\s*(?:functions\.)?([^\s<{]+?)(?::\d+)?\s*"
     r"<\|tool_call_argument_begin\|>",
     "<|tool_call_end|>",
   ),
   spell=_kimi,
   around=r"<\|tool_calls_section_(?:begin|end)\|>",
+  loose=_KIMI.loose,
 )
 
 # Whom a message is for stands in front of the channel, as the template writes
 # it, or behind, as models do. A body may follow as JSON or as code.
-_RECIPIENT = r"\s+to=(?:functions\.)?([\w.-]+)"
+_TO = r"\bto=(?:functions\.)?([\w.-]+)"
 _TYPE = r"[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>"
 _CHANNEL = r"<\|channel\|>(?:commentary|analysis|final)"
-_HEAD = (
-  rf"(?:(?:<\|start\|>)?assistant)?(?: ?\bto=(?:functions\.)?([\w.-]+)\s*"
-  rf"{_CHANNEL}{_TYPE}|{_CHANNEL}{_RECIPIENT}{_TYPE})"
+_START = r"(?:(?:<\|start\|>)?assistant)?"
+_HEAD = rf"{_START}(?: ?{_TO}\s*{_CHANNEL}{_TYPE}|{_CHANNEL}\s+{_TO}{_TYPE})"
+# Models also write the type first.
+_ANY_TO = r"<\|channel\|>[^<]*(?:<\|constrain\|>[^<]*)?\bto="
+_LOOSE_HEAD = (
+  rf"\s*{_START}(?:\s*{_TO}\s*{_CHANNEL}{_TYPE}|"
+  rf"{_ANY_TO}(?:functions\.)?([\w.-]+){_TYPE})"
+)
+# A call without its message, too, is meant as one.
+_TO_SOMEONE = (
+  rf"{_ANY_TO}|<\|start\|>assistant\s*\bto=|"
+  r"\A\s*(?:assistant)?\s*\bto=functions\.|\bto=[\w.-]{1,99}\s*<\|channel\|>"
 )
 
 
@@ -138,8 +233,9 @@ def _harmony(name, arguments, kinds) -> str:
 
 HARMONY = Form(
   opening=_HEAD.replace(r"([\w.-]+)", r"[\w.-]+"),
-  read=_named(_HEAD, "<|call|>", ends_turn=True),
+  read=_named(_HEAD, "<|call|>", ends_turn=True, loose_head=_LOOSE_HEAD),
   spell=_harmony,
+  loose=_TO_SOMEONE,
 )
 
 _TOOL_CALLS = "[TOOL_CALLS]"

@@ -1,7 +1,8 @@
 """JSON and Python values as models write them: spare commas, other quotes."""
 
 import re
-from typing import Any
+import unicodedata
+from typing import Any, NamedTuple
 
 from steppo_jax.envs import calls
 
@@ -11,17 +12,40 @@ _SPACE = re.compile(r"\s*")
 # The most digits that Python makes an integer of.
 _NUMBER = re.compile(r"-?\d{1,4300}(\.\d*)?([eE][-+]?\d{1,3})?(?![\w.])")
 _WORD = re.compile(r"[A-Za-z_][\w.-]*")
+_CUT = re.compile(r"[\w.+-]*\Z")
 _PLAIN = {'"': re.compile(r'[^"\\]*'), "'": re.compile(r"[^'\\]*")}
 # What FunctionGemma and Gemma 4 write in place of quotes.
 _QUOTE_MARK = re.compile(r'<escape>|<\|"\|>')
-_ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "\n": ""}
-_ITSELF = ("\\", '"', "'", "/", "")
-_HEX = re.compile(r"u([0-9a-fA-F]{4})|x([0-9a-fA-F]{2})|U([0-9a-fA-F]{8})")
+# What a letter behind a backslash stands for.
+_JSON_LETTERS = {
+  "n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "\n": "",
+  "\\": "\\", '"': '"', "'": "'", "/": "/", "": "",
+}  # fmt: skip
+_PYTHON_LETTERS = {**_JSON_LETTERS, "a": "\a", "v": "\v", "\r": ""}
+del _PYTHON_LETTERS["/"]
+_HEX = r"u([0-9a-fA-F]{4})|x([0-9a-fA-F]{2})|U([0-9a-fA-F]{8})"
+_JSON_CODE = re.compile(_HEX)
+_PYTHON_CODE = re.compile(
+  rf"{_HEX}|(?P<octal>[0-7]{{1,3}})|N\{{(?P<name>[^{{}}\n]{{1,99}})\}}|\r\n"
+)
+_LOW_HALF = re.compile(r"\\u([dD][c-fC-F][0-9a-fA-F]{2})")
 _CONSTANTS = {
   "true": True, "True": True, "false": False, "False": False, "null": None,
   "None": None,
 }  # fmt: skip
 _CLOSERS = {"{": "}", "[": "]", "(": ")"}
+
+
+class _How(NamedTuple):
+  """How values are read.
+
+  Attributes:
+    ends: How many of the outermost brackets may be missing.
+    python: Whether escapes in strings are Python's, else JSON's.
+  """
+
+  ends: int
+  python: bool = False
 
 
 class Unclosed(ValueError):
@@ -50,7 +74,7 @@ def read(text: str, at: int = 0, *, ends: int = 1) -> tuple[Any, int]:
     ValueError: there is no value, one nested more than `DEEPEST` times, a key
       that occurs twice, or a number that is too large.
   """
-  return _value(text, at, 0, ends)
+  return _value(text, at, 0, _How(ends))
 
 
 def skip(text: str, at: int) -> int:
@@ -58,18 +82,18 @@ def skip(text: str, at: int) -> int:
   return _SPACE.match(text, at).end()
 
 
-def _value(text, at, depth, ends):
+def _value(text, at, depth, how):
   if depth > DEEPEST:
     raise ValueError(f"nested more than {DEEPEST} times")
   at = skip(text, at)
   first = text[at : at + 1]
   if first == "{":
-    pairs, at = _items(text, at, depth, _member, ends)
+    pairs, at = _items(text, at, depth, _member, how)
     return calls.unique(pairs), at
   if first == "[":
-    return _items(text, at, depth, _value, ends)
+    return _items(text, at, depth, _value, how)
   if first in _PLAIN:
-    return _string(text, at)
+    return _string(text, at, how.python)
   if first == "<" and (mark := _QUOTE_MARK.match(text, at)):
     end = text.find(mark[0], mark.end())
     if end < 0:
@@ -82,31 +106,31 @@ def _value(text, at, depth, ends):
   word = _WORD.match(text, at)
   if word and word[0] in _CONSTANTS:
     return _CONSTANTS[word[0]], word.end()
-  if not first:
+  if _CUT.match(text, at):
     raise Unclosed("the value is cut off")
   raise ValueError(f"no value at character {at}")
 
 
-def _items(text, at, depth, read_one, ends):
+def _items(text, at, depth, read_one, how):
   """What stands between brackets, separated by commas."""
   close, found = _CLOSERS[text[at]], []
   at = skip(text, at + 1)
   while at < len(text) and text[at] != close:
-    one, at = read_one(text, at, depth + 1, ends)
+    one, at = read_one(text, at, depth + 1, how)
     found.append(one)
     at = skip(text, at)
     if text[at : at + 1] == ",":
       at = skip(text, at + 1)
     elif at < len(text) and text[at] != close:
       raise ValueError(f"no comma at character {at}")
-  if at >= len(text) and depth >= ends:
+  if at >= len(text) and depth >= how.ends:
     raise Unclosed(f"cut off before a {close!r}")
   return found, min(at + 1, len(text))
 
 
-def _member(text, at, depth, ends, sign=":"):
+def _member(text, at, depth, how, sign=":"):
   if text[at] in _PLAIN or text[at] == "<":
-    key, at = _value(text, at, depth, ends)
+    key, at = _value(text, at, depth, how)
   else:
     word = _WORD.match(text, at)
     if not word:
@@ -117,25 +141,27 @@ def _member(text, at, depth, ends, sign=":"):
     raise Unclosed(f"cut off behind {key!r}")
   if text[at] != sign:
     raise ValueError(f"no {sign!r} at character {at}")
-  value, at = _value(text, at + 1, depth, ends)
+  value, at = _value(text, at + 1, depth, how)
   return (key, value), at
 
 
-def _keyword(text, at, depth, ends):
+def _keyword(text, at, depth, how):
   """One argument of a Python call; a list of pairs for **{...}."""
   if text.startswith("**", at):
-    more, at = _value(text, at + 2, depth, ends)
+    more, at = _value(text, at + 2, depth, how)
     if not isinstance(more, dict):
       raise ValueError(f"no keywords at character {at}")
     return list(more.items()), at
-  pair, at = _member(text, at, depth, ends, "=")
+  if text[at:] == "*":
+    raise Unclosed("cut off behind a '*'")
+  pair, at = _member(text, at, depth, how, "=")
   return [pair], at
 
 
 def read_call(
   text: str, at: int = 0, *, ends: int = 0
 ) -> tuple[str, dict[str, Any], int]:
-  """A call such as `search(query="who", limit=3)`.
+  """A call such as `search(query="who", limit=3)`, with Python's escapes.
 
   Args:
     text: Any text.
@@ -152,12 +178,14 @@ def read_call(
   at = skip(text, at)
   word = _WORD.match(text, at)
   if not word or text[word.end() : word.end() + 1] != "(":
+    if _CUT.match(text, at):
+      raise Unclosed("the call is cut off")
     raise ValueError(f"no call at character {at}")
-  found, end = _items(text, word.end(), 0, _keyword, ends)
+  found, end = _items(text, word.end(), 0, _keyword, _How(ends, True))
   return word[0], calls.unique([pair for pairs in found for pair in pairs]), end
 
 
-def _string(text, at):
+def _string(text, at, python):
   quote, parts = text[at], []
   plain = _PLAIN[quote]
   if text.startswith(quote * 3, at):
@@ -170,25 +198,42 @@ def _string(text, at):
     if at >= len(text):
       raise Unclosed("a string is not closed")
     if text.startswith(quote, at):
-      return _paired("".join(parts)), at + len(quote)
+      return "".join(parts), at + len(quote)
     if text[at] != "\\":
       parts.append(text[at])
       at += 1
       continue
-    code = _HEX.match(text, at + 1)
-    if code and int(code[code.lastindex], 16) < 0x110000:
-      parts.append(chr(int(code[code.lastindex], 16)))
-      at = code.end()
-    else:
-      letter = text[at + 1 : at + 2]
-      kept = letter if letter in _ITSELF else f"\\{letter}"
-      parts.append(_ESCAPES.get(letter, kept))
-      at += 2
+    letters, at = _escape(text, at + 1, python)
+    parts.append(letters)
 
 
-def _paired(text):
-  """Escapes give the halves of rare letters; two halves are one letter."""
-  if any("\ud800" <= letter <= "\udbff" for letter in text):
-    raw = text.encode("utf-16", "surrogatepass")
-    return raw.decode("utf-16", "surrogatepass")
-  return text
+def _escape(text, at, python):
+  """What stands behind a backslash; all of it where it escapes nothing."""
+  code = (_PYTHON_CODE if python else _JSON_CODE).match(text, at)
+  letter = _coded(code) if code else None
+  if letter is None:
+    letter = text[at : at + 1]
+    letters = _PYTHON_LETTERS if python else _JSON_LETTERS
+    return letters.get(letter, f"\\{letter}"), at + 1
+  low = _LOW_HALF.match(text, code.end())
+  if low and "\ud800" <= letter <= "\udbff":
+    # The halves of a rare letter are one letter in JSON, and no text elsewhere.
+    pair = (letter + chr(int(low[1], 16))).encode("utf-16", "surrogatepass")
+    return pair.decode("utf-16"), low.end()
+  return letter, code.end()
+
+
+def _coded(code: re.Match) -> str | None:
+  """The letter of a number or a name; None where there is no such letter."""
+  groups = code.groupdict()
+  if groups.get("name") is not None:
+    try:
+      letter = unicodedata.lookup(groups["name"])
+    except (KeyError, ValueError):
+      return None
+    return letter if len(letter) == 1 else None
+  if code.lastindex is None:
+    return ""
+  base = 8 if groups.get("octal") else 16
+  number = int(code[code.lastindex], base)
+  return chr(number) if number < 0x110000 else None

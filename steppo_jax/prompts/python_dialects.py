@@ -9,11 +9,14 @@ from steppo_jax.prompts.tool_call import Form, ToolCall
 _TAG = "<|python_tag|>"
 _LLAMA_MARKS = r"<\|python_tag\|>|<\|python_start\|>"
 _WORD = r"[A-Za-z_][\w.-]*\("
-_LIST = re.compile(rf"\[\s*{_WORD}")
+_CALL, _LIST = re.compile(_WORD), re.compile(rf"\[\s*{_WORD}")
 _BARE = re.compile(rf"\{{|\[\s*[{{]|\[\s*{_WORD}|{_WORD}")
 _ARGUMENTS = re.compile(r"""["']?(?:arguments|parameters)["']?\s*:""")
 # Names of Llama's own tools are called with .call.
-_OWN = ".call"
+_OWN, _OWN_TOOLS = ".call", ("brave_search", "wolfram_alpha")
+# What may be a call behind other text: it stands at the beginning of a line.
+_BEHIND = rf"(?m:^)[^\S\n]*(?:\[\s*)?{_WORD}"
+_AS_CALLS_END = re.compile(r"\)[\s,;]*\]?(?:\s*<\|python_end\|>)?\s*\Z")
 _PYTHON_END = re.compile(r"\s*<\|python_end\|>|")
 _SEPARATOR, _BETWEEN = re.compile(r"\s*;\s*"), re.compile(r"[\s;,]*")
 
@@ -77,8 +80,10 @@ def _one(text, at, key, strict, *, sure, own=False):
       record, end = envs_calls.read_json(text, at)
       return [tool_call.of_record(record, key, True)], end
     record, end = tool_call.value_at(text, at)
-  except ValueError:
-    if sure or _attempted(text, at):
+  except ValueError as error:
+    # Outside of code, what is nothing but the beginning of a call is one.
+    cut = own and isinstance(error, loose_json.Unclosed)
+    if sure or _attempted(text, at) or (cut and _CALL.match(text, at)):
       raise
     return None
   if sure or tool_call.is_call(record):
@@ -98,6 +103,8 @@ def _attempted(text, at) -> bool:
 def _read_llama(text, mark, strict, kinds):
   """Calls with ";" between them, or in loose reading a comma or white space."""
   tagged = mark[0].startswith("<|")
+  if not tagged and mark.re is not _BARE:
+    return _read_behind(text, mark, kinds)
   at = loose_json.skip(text, mark.end() if tagged else mark.start())
   calls, sure = [], tagged or strict
   while True:
@@ -119,6 +126,39 @@ def _read_llama(text, mark, strict, kinds):
     at, sure = between.end(), ";" in between[0]
 
 
+def _read_behind(text, mark, kinds):
+  """Calls behind other text, which are all that follows in the text.
+
+  So that words with brackets are taken for no call, the first has to name a
+  tool where the tools are known. Where they are not it has to stand in a list,
+  or to be written with ".call".
+  """
+  at = loose_json.skip(text, mark.start())
+  listed = text[at] == "["
+  name = text[re.compile(r"[\s\[]*").match(text, at).end() : mark.end() - 1]
+  own = name.endswith(_OWN)
+  bare = name.removesuffix(_OWN)
+  known = name in kinds or (own and (bare in kinds or bare in _OWN_TOOLS))
+  if not (known or ((listed or own) and not kinds)):
+    return None
+  calls = []
+  try:
+    while at < len(text):
+      if not (_LIST if listed else _CALL).match(text, at):
+        return [], at
+      got, at = _one(text, at, "", False, sure=True, own=True)
+      calls += got
+      at = _BETWEEN.match(text, _PYTHON_END.match(text, at).end()).end()
+  except ValueError as error:
+    cut = isinstance(error, loose_json.Unclosed)
+    if not cut and not (
+      known and (listed or own) and _AS_CALLS_END.search(text, len(text) - 64)
+    ):
+      return None
+    return [*calls, ToolCall(None, {}, str(error))], len(text)
+  return calls, at
+
+
 def _spell_llama(name, arguments, kinds) -> str:
   record = {"name": name, "parameters": dict(arguments)}
   return f"{_TAG}{tool_call.to_json(record)}"
@@ -126,7 +166,7 @@ def _spell_llama(name, arguments, kinds) -> str:
 
 LLAMA = Form(
   opening=_LLAMA_MARKS, read=_read_llama, spell=_spell_llama,
-  start=_BARE, strict_start=_BARE,
+  start=_BARE, strict_start=_BARE, behind=_BEHIND,
 )  # fmt: skip
 
 
@@ -148,6 +188,7 @@ PYTHONIC = Form(
   spell=lambda name, arguments, kinds: f"[{call(name, arguments, 'pythonic')}]",
   start=_BARE,
   strict_start=re.compile(r"\["),
+  behind=_BEHIND,
 )
 
 _FENCE = r"```(?:tool_code|tool_call|json|python)?[^\S\n]*\n?"
@@ -202,5 +243,6 @@ def _spell_gemma(name, arguments, kinds) -> str:
 
 
 GEMMA = Form(
-  opening=_FENCE, read=_read_gemma, spell=_spell_gemma, start=_BARE
+  opening=_FENCE, read=_read_gemma, spell=_spell_gemma, start=_BARE,
+  behind=_BEHIND,
 )  # fmt: skip

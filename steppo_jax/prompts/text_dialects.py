@@ -8,7 +8,8 @@ import re
 
 from steppo_jax.envs import calls as envs_calls
 from steppo_jax.prompts import json_dialects, loose_json, tool_call
-from steppo_jax.prompts.tool_call import STRING, Form, ToolCall
+from steppo_jax.prompts.tool_call import Form, ToolCall
+from steppo_jax.prompts.tool_kinds import STRING
 
 _CALL, _CALL_END = "<tool_call>", "</tool_call>"
 _PLAIN_KEY = re.compile(r'[^<>"\s](?:[^<>"\n]*[^<>"\s])?')
@@ -107,12 +108,17 @@ _NAME = re.compile(r"\s*([^\s<>{]+)\s*")
 _ARGUMENT = re.compile(
   r"\s*<arg_key>(.*?)</arg_key>\s*<arg_value>", re.DOTALL
 )  # fmt: skip
-_ARGUMENT_END = re.compile(r"</arg_value>(?=\s*(?:<arg_key>|</tool_call>|\Z))")
+_ARGUMENT_END = re.compile(
+  r"</arg_value>(?=\s*(?:<arg_key>|</?tool_call>|\Z))"
+)  # fmt: skip
 _UNSAFE_GLM = re.compile(r"</?(?:arg_|tool_call)")
 
 
 def _read_glm(text, mark, strict, kinds):
-  """<tool_call>NAME<arg_key>key</arg_key><arg_value>value</arg_value>..."""
+  """<tool_call>NAME<arg_key>key</arg_key><arg_value>value</arg_value>...
+
+  Where the text ends before </tool_call>, more arguments may have been cut off.
+  """
   found = _NAME.match(text, mark.end())
   if found is None:
     if not strict:
@@ -130,7 +136,9 @@ def _read_glm(text, mark, strict, kinds):
     kind = _kinds_of(kinds, name, key)
     _add(arguments, key, tool_call.value_of(value, kind, _UNSAFE_GLM))
     at = end.end()
-  return [ToolCall(name, arguments)], tool_call.closed(text, at, _CALL_END)
+  if strict or not text.startswith(_CALL, loose_json.skip(text, at)):
+    at = tool_call.closed(text, at, _CALL_END)
+  return [ToolCall(name, arguments)], at
 
 
 def _spell_glm(name, arguments, kinds) -> str:

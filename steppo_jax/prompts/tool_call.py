@@ -1,4 +1,4 @@
-"""What the dialects of tool calls share: records, schemas, texts in tags."""
+"""What the dialects of tool calls share: forms, records, texts in tags."""
 
 import json
 import re
@@ -6,12 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from steppo_jax.envs import calls as envs_calls
-from steppo_jax.prompts import loose_json
+from steppo_jax.prompts import loose_json, tool_kinds
+from steppo_jax.prompts.tool_kinds import STRING, Kinds
 
-# The types that each argument may have, by tool and key; None where not known.
-Kinds = Mapping[str, Mapping[str, frozenset[str] | None]]
-
-STRING = frozenset({"string"})
 _NAME = re.compile(r"[^\W\d][\w.:/-]*")
 
 
@@ -42,6 +39,9 @@ class Form(NamedTuple):
     spell: Writes a call of a name and arguments, given the kinds.
     start: What begins a call without a mark, if an answer begins with it.
     strict_start: The same where reading is strict.
+    loose: Regular expression of marks that begin a call where reading is loose.
+    behind: Regular expression of what may begin a call without a mark behind
+      other text, where reading is loose.
     around: Regular expression of marks around all calls, which say nothing.
     untagged: Whether objects that describe a call are read without any mark.
   """
@@ -51,46 +51,10 @@ class Form(NamedTuple):
   spell: Callable[[str, Mapping[str, Any], Kinds], str]
   start: re.Pattern | None = None
   strict_start: re.Pattern | None = None
+  loose: str = ""
+  behind: str = ""
   around: str = ""
   untagged: bool = True
-
-
-def kinds_of(tools: Sequence[Mapping[str, Any]] | None) -> Kinds:
-  """The types of arguments, of schemas as chat templates take them.
-
-  Args:
-    tools: Objects with `name` and `parameters`, a JSON schema, or with such an
-      object as `function`.
-  """
-  found = {}
-  for tool in tools or ():
-    tool = tool.get("function", tool)
-    properties = (tool.get("parameters") or {}).get("properties") or {}
-    found[tool["name"]] = {
-      key: _kinds(schema) for key, schema in properties.items()
-    }
-  return found
-
-
-def _kinds(schema) -> frozenset[str] | None:
-  if not isinstance(schema, Mapping):
-    return None
-  if "type" in schema:
-    kind = schema["type"]
-    return frozenset([kind] if isinstance(kind, str) else kind)
-  if "enum" in schema:
-    return frozenset(_kind(value) for value in schema["enum"])
-  parts = [_kinds(s) for s in (*schema.get("anyOf", ()),
-                               *schema.get("oneOf", ()))]  # fmt: skip
-  return None if not parts or None in parts else frozenset().union(*parts)
-
-
-def _kind(value) -> str:
-  names = {
-    bool: "boolean", int: "integer", float: "number", str: "string",
-    dict: "object", list: "array",
-  }  # fmt: skip
-  return names.get(type(value), "null")
 
 
 def to_json(value: Any) -> str:
@@ -160,10 +124,7 @@ def value_of(text: str, kinds: frozenset[str] | None, unsafe: re.Pattern):
     return text
   if text[end:].strip() or isinstance(value, str):
     return text
-  kind = _kind(value)
-  fits = kinds is None or kind in kinds or (
-    kind == "integer" and "number" in kinds
-  )  # fmt: skip
+  fits = kinds is None or tool_kinds.kind_of(value) in kinds
   return value if fits else text
 
 

@@ -27,11 +27,15 @@
 is never a call (`envs.calls.scan`), and a mark inside of a string ends nothing.
 
 Strict reading takes exactly these forms. Otherwise text around calls is passed
-over, closing tags, fences and outermost brackets may be missing, JSON may have
-single quotes, spare commas and `arguments` for `parameters` (`loose_json`), and
-one mark may hold several calls. A call that cannot be understood is never left
-out: it comes back with what is wrong with it. That includes one whose arguments
-are cut off, which may have had more of them, and one with a key twice.
+over, closing tags, fences and outermost brackets may be missing (but not the
+tag that alone ends the arguments, in qwen3_coder and glm), JSON may have single
+quotes, spare commas and `arguments` for `parameters` (`loose_json`), and one
+mark may hold several calls. Calls in Python behind other text begin a line and
+are all that follows in the text; see `python_dialects`.
+
+A call that cannot be understood is never left out: it comes back with what is
+wrong with it. That includes one whose arguments are cut off, which may have had
+more of them, and one with a key twice.
 """
 
 import re
@@ -45,6 +49,7 @@ from steppo_jax.prompts import (
   python_dialects,
   text_dialects,
   tool_call,
+  tool_kinds,
 )
 from steppo_jax.prompts.tool_call import ToolCall
 
@@ -99,9 +104,11 @@ def parse(
       it; a text that breaks it is one call that cannot be understood.
     which: "first" or "last" keeps one of those that can be understood, or of
       all where none can.
-    tools: Schemas as chat templates take them. The dialects whose strings have
-      no quotes ("qwen3_coder", "glm") read arguments by their types; see
-      `tool_call.value_of` for what is read without.
+    tools: Schemas as chat templates take them; what cannot be read of them is
+      passed over. The dialects whose strings have no quotes ("qwen3_coder",
+      "glm") read arguments by their types; see `tool_call.value_of` for what is
+      read without. Where calls are written in Python, those behind other text
+      are of these tools.
     opened: Whether the prompt opened a thought; see
       `envs.calls.without_thoughts`.
 
@@ -112,9 +119,9 @@ def parse(
     raise ValueError(f"which={which!r} is none of {', '.join(get_args(Which))}")
   form = _form(dialect)
   found, rest, _ = _walk(text, form, strict, tools, opened)
-  # Without a mark an object is a call only where there is no other.
-  sure = any(tagged for _, tagged in found)
-  calls = [call for call, tagged in found if tagged or not sure]
+  # Without a mark an object is a call only where a mark begins no other.
+  sure = any(kind == "marked" for _, kind in found)
+  calls = [call for call, kind in found if kind != "object" or not sure]
   outside = re.sub(form.around, "", "".join(rest)) if form.around else rest
   if strict and "".join(outside).strip():
     told = [call for call in calls if call.error]
@@ -142,35 +149,44 @@ def thoughts(
 
 
 def _walk(text, form: tool_call.Form, strict, tools, opened) -> envs_calls.Walk:
-  """Calls, each with whether a mark says that it is one, and what is else."""
-  kinds = tool_call.kinds_of(tools)
+  """Calls, each with what tells that it is one, and what is else."""
+  kinds = tool_kinds.kinds_of(tools)
   opening, start = form.opening, form.strict_start
   if not strict:
     start = form.start
-    opening += f"|{_OBJECT}" if form.untagged else ""
+    more = (form.loose, form.behind, _OBJECT if form.untagged else "")
+    opening = "|".join(filter(None, (opening, *more)))
   faults = 0
 
   def read(text: str, mark: re.Match):
     nonlocal faults
     if faults >= _MOST_FAULTS:
       return [], mark.end()
-    tagged = mark.re is start or not re.match(_OBJECT, mark[0])
+    kind = "marked" if mark.re is start else _kind(mark[0], form)
     try:
-      if tagged:
-        got = form.read(text, mark, strict, kinds)
-      else:
+      if kind == "object":
         got = _untagged(text, mark.start())
+      else:
+        got = form.read(text, mark, strict, kinds)
     except (ValueError, RecursionError) as error:
       faults += 1
-      if not tagged and not _described(text, mark):
+      if kind == "object" and not _described(text, mark):
         return None
       # All that stands behind a quote that is never closed is in the string.
       cut = isinstance(error, loose_json.Unclosed)
       end = len(text) if cut else mark.end()
       got = [ToolCall(None, {}, str(error))], end
-    return got and ([(call, tagged) for call in got[0]], got[1])
+    return got and ([(call, kind) for call in got[0]], got[1])
 
   return envs_calls.scan(text, opening, read, start=start, opened=opened)
+
+
+def _kind(mark: str, form: tool_call.Form) -> str:
+  """What begins a call: a mark, an object, or words behind other text."""
+  if re.match(_OBJECT, mark):
+    return "object"
+  behind = form.behind and re.match(form.behind, mark)
+  return "behind" if behind else "marked"
 
 
 def spell(
@@ -189,7 +205,7 @@ def spell(
     ValueError: there is no such dialect; "action" with several arguments; or
       the dialect cannot spell the name, or JSON an argument (NaN).
   """
-  return _form(dialect).spell(name, arguments, tool_call.kinds_of(tools))
+  return _form(dialect).spell(name, arguments, tool_kinds.kinds_of(tools))
 
 
 def _form(dialect) -> tool_call.Form:

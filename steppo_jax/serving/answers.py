@@ -184,7 +184,7 @@ def as_template(message: schema.Message) -> dict[str, Any]:
   """A message as chat templates take it."""
   role = "system" if message.role == "developer" else message.role
   found: dict[str, Any] = {"role": role, "content": message.text}
-  for name in ("name", "tool_call_id"):
+  for name in ("name", "tool_call_id", "reasoning_content", "reasoning"):
     if getattr(message, name) is not None:
       found[name] = getattr(message, name)
   if message.tool_calls:

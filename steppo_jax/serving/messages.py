@@ -33,9 +33,10 @@ class TextBlock(_Form):
 
 
 class ThinkingBlock(_Form):
-  """A thought, which is not sent back to the model but as it was sampled."""
+  """A thought; the template tells which of them the model reads again."""
 
   type: Literal["thinking", "redacted_thinking"]
+  thinking: str = ""
 
 
 class UseBlock(_Form):
@@ -164,7 +165,15 @@ def _assistant(content: str | list[Block]) -> list[dict[str, Any]]:
     for block in content
     if isinstance(block, UseBlock)
   ]
-  return [_text("assistant", texts) | {"tool_calls": calls or None}]
+  thoughts = "\n".join(
+    block.thinking
+    for block in content
+    if isinstance(block, ThinkingBlock) and block.thinking
+  )
+  return [
+    _text("assistant", texts)
+    | {"tool_calls": calls or None, "reasoning_content": thoughts or None}
+  ]
 
 
 def _user(content: str | list[Block]) -> list[dict[str, Any]]:

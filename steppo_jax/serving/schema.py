@@ -77,6 +77,7 @@ class Part(_Form):
 
   type: Literal["text", "input_text", "output_text", "refusal"]
   text: str = ""
+  refusal: str = ""
 
 
 class Message(_Form):
@@ -87,13 +88,19 @@ class Message(_Form):
   name: str | None = None
   tool_calls: list[Called] | None = None
   tool_call_id: str | None = None
+  # Thoughts of an assistant, as servers of models that think name them.
+  reasoning_content: str | None = None
+  reasoning: str | None = None
+  refusal: str | None = None
+  # What came before tools; nobody reads it.
+  function_call: None = None
 
   @property
   def text(self) -> str:
     """All that it says."""
     if isinstance(self.content, list):
-      return "".join(part.text for part in self.content)
-    return self.content or ""
+      return "".join(part.text or part.refusal for part in self.content)
+    return self.content or self.refusal or ""
 
 
 class FunctionTool(_Form):

@@ -18,11 +18,21 @@ _WORDS = (
   r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s|"
   r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_SPLITS = {
-  "gpt-2": (None, False),
-  "smollm": (None, True),
-  "llama-bpe": (_WORDS % "{1,3}", False),
-  "qwen2": (_WORDS % "", False),
+# What llama.cpp does where a file names no split (llama-vocab.cpp): one after
+# the other, each inside of what the one before left.
+_DEFAULT = (
+  r"[\p{P}\$\+<=>\^~\|]+",
+  r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)",
+  r"\p{N}+",
+  "[0-9][0-9][0-9]",
+)
+# By name: the expressions, none for GPT-2's, and whether digits stand alone.
+_SPLITS: dict[str, tuple[tuple[str, ...], bool]] = {
+  "gpt-2": ((), False),
+  "smollm": ((), True),
+  "llama-bpe": ((_WORDS % "{1,3}",), False),
+  "qwen2": ((_WORDS % "",), False),
+  "default": (_DEFAULT, False),
 }
 
 
@@ -30,7 +40,8 @@ def load(path: str | os.PathLike) -> hf_tokenizer.HuggingFaceTokenizer:
   """The tokenizer of a GGUF file.
 
   Byte-level vocabularies (tokenizer.ggml.model=gpt2) that split text as GPT-2,
-  SmolLM, Llama 3 or Qwen 2 do, and vocabularies of SentencePiece (llama).
+  SmolLM, Llama 3 or Qwen 2 do, or as llama.cpp does where the file names no
+  split, and vocabularies of SentencePiece (llama).
 
   Raises:
     ValueError: the file is cut short or no GGUF, has no vocabulary, or one of a
@@ -44,11 +55,12 @@ def load(path: str | os.PathLike) -> hf_tokenizer.HuggingFaceTokenizer:
   kind, tokens = value("model"), value("tokens")
   if not tokens:
     raise ValueError(f"{path} has no vocabulary ({_KEY}tokens)")
-  kinds = value("token_type") or [_NORMAL] * len(tokens)
+  each = lambda key: _of_each(path, key, value(key), len(tokens))
+  kinds = each("token_type") or [_NORMAL] * len(tokens)
   if kind == "gpt2":
-    rules = _byte_level(path, tokens, value("merges"), value("pre", "gpt-2"))
+    rules = _byte_level(path, tokens, value("merges"), value("pre", "default"))
   elif kind == "llama":
-    rules = _sentencepiece(path, tokens, kinds, value("scores"))
+    rules = _sentencepiece(path, tokens, kinds, each("scores"))
   else:
     raise ValueError(f"{path}: {_KEY}model={kind!r} is none of gpt2, llama")
   rules["added_tokens"] = [
@@ -89,6 +101,23 @@ def load(path: str | os.PathLike) -> hf_tokenizer.HuggingFaceTokenizer:
   )  # fmt: skip
 
 
+def _of_each(path, key: str, found, tokens: int):
+  """What a key says of each token; None without the key.
+
+  Raises:
+    ValueError: it says it of more or fewer tokens than there are.
+  """
+  if found is None:
+    return None
+  if not isinstance(found, list) or len(found) != tokens:
+    held = len(found) if isinstance(found, list) else "no list"
+    raise ValueError(
+      f"{path}: {_KEY}{key} holds {held} for {tokens} tokens ({_KEY}tokens); "
+      "convert the file again"
+    )
+  return found
+
+
 def _template(reader) -> str | dict[str, str] | None:
   """The chat template; several by their names, where there are more."""
   key = "tokenizer.chat_template"
@@ -102,8 +131,6 @@ def _template(reader) -> str | dict[str, str] | None:
 
 def _byte_level(path, tokens: Sequence[str], merges, pre: str):
   """Rules of a vocabulary over the letters that stand for bytes."""
-  if pre == "default":
-    pre = "gpt-2"
   if pre not in _SPLITS:
     raise ValueError(
       f"{path}: {_KEY}pre={pre!r} is none of {', '.join(_SPLITS)}; take the "
@@ -111,20 +138,20 @@ def _byte_level(path, tokens: Sequence[str], merges, pre: str):
     )
   if merges is None:
     raise ValueError(f"{path} has no merges ({_KEY}merges)")
-  pattern, digits = _SPLITS[pre]
+  patterns, digits = _SPLITS[pre]
   parts: list[dict[str, Any]] = []
   if digits:
     parts.append({"type": "Digits", "individual_digits": True})
-  if pattern:
-    parts.append(
-      {
-        "type": "Split", "pattern": {"Regex": pattern},
-        "behavior": "Isolated", "invert": False,
-      }
-    )  # fmt: skip
+  parts += [
+    {
+      "type": "Split", "pattern": {"Regex": pattern},
+      "behavior": "Isolated", "invert": False,
+    }
+    for pattern in patterns
+  ]  # fmt: skip
   letters = {
     "type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True,
-    "use_regex": pattern is None,
+    "use_regex": not patterns,
   }  # fmt: skip
   parts.append(letters)
   return {

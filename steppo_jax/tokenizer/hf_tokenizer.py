@@ -1,6 +1,7 @@
 """Tokenizers of released models: `tokenizer.json`, through `tokenizers`."""
 
 import hashlib
+import json
 import os
 import pathlib
 import re
@@ -11,15 +12,14 @@ import numpy as np
 
 from steppo_jax import files
 from steppo_jax.models.formats import chat_templates
+from steppo_jax.tokenizer import named_tokens, token_bytes
 from steppo_jax.tokenizer import rules as tokenizer_rules
-from steppo_jax.tokenizer import token_bytes
 
 # Whitespace, a ligature, a rare letter, an emoji: any collapsing of spaces and
 # any byte that has no id shows on it.
 _PROBE = " a  \n\n b\tﬁ½😀 "
 _SURROGATES = re.compile("([\ud800-\udfff]+)")
 _BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
-_ROLES = ("bos", "eos", "pad", "unk", "sep", "cls", "mask")
 
 
 class HuggingFaceTokenizer:
@@ -38,11 +38,14 @@ class HuggingFaceTokenizer:
     stop_ids: All ids that end a response, `end_of_turn_id` first: that, and
       those which the files say end a text or a turn.
     prefix_ids: What stands in front of every text of the model, such as the
-      id that starts one; often empty.
+      id that starts one; often empty. What its files put behind a text is left
+      out: a prompt goes on.
     controls: Ids by spelling that `encode` never gives.
-    special: Spellings by the name that chat templates know, such as bos_token.
+    special: Spellings by the name that chat templates know, such as bos_token
+      and, where the files name more, image_token.
     chat_template: Jinja source, or several by their names; None without.
-    description: Contents of `tokenizer.json`.
+    description: Contents of `tokenizer.json`, with the tokens that the files
+      beside it name.
     digest: SHA-256 of vocabulary and rules, hexadecimal.
   """
 
@@ -59,8 +62,8 @@ class HuggingFaceTokenizer:
     Args:
       description: Contents of `tokenizer.json`.
       facts: `bos_token`, `eos_token`, `pad_token`, `unk_token` as spellings,
-        None without, `eos_ids`, more ids that end a text, and `rows`, how many
-        ids the model has.
+        None without, `eos_ids`, more ids that end a text, `rows`, how many
+        ids the model has, and `named`, what the files beside it name.
       where: The file, for errors.
       chat_template: Jinja source, or several by their names.
 
@@ -69,12 +72,15 @@ class HuggingFaceTokenizer:
         a special token is not in the vocabulary.
       RuntimeError: the package tokenizers is missing.
     """
-    self._where, self.description = where, description
+    self._where, rows = where, facts.get("rows")
+    rules = given = tokenizer_rules.parse(description, where)
+    if facts.get("named"):
+      rules = named_tokens.with_added(given, facts["named"])
+    if rules is not given:
+      description = json.dumps(rules)
+    self.description = description
     self.digest = hashlib.sha256(description.encode()).hexdigest()
-    rows = facts.get("rows")
-    rules, left_out = tokenizer_rules.within(
-      tokenizer_rules.parse(description, where), rows, where
-    )
+    rules, left_out = tokenizer_rules.within(rules, rows, where)
     self._control_spellings = tokenizer_rules.controls(
       rules, chat_templates.source_of(chat_template)
     )
@@ -91,13 +97,7 @@ class HuggingFaceTokenizer:
       text: vocabulary[text] for text in sorted(self._control_spellings)
     }
     self._control_ids = set(self.controls.values())
-    added = rules.get("added_tokens") or ()
-    self._added = {token["id"] for token in added}
-    self._of_turns = {
-      token["id"]
-      for token in added
-      if token.get("special") and tokenizer_rules.of_turns(token["content"])
-    }
+    self._set_added(rules, vocabulary)
     self._by_letters = "ByteLevel" in tokenizer_rules.types(
       rules.get("decoder")
     )
@@ -105,7 +105,7 @@ class HuggingFaceTokenizer:
     self._known: dict[int, bytes] = {}
     self.chat_template = chat_template
     self._set_special(facts, vocabulary, left_out)
-    self.prefix_ids = tuple(self._full.encode("").ids)
+    self.prefix_ids = self._before_texts()
     if self.decode(self.encode(_PROBE)) != _PROBE:
       raise ValueError(
         f"the tokenizer of {where} does not give text back exactly; only "
@@ -130,11 +130,9 @@ class HuggingFaceTokenizer:
         f"{path} is not text ({error}); copy it again"
       ) from error
     settings = _json(folder / "tokenizer_config.json")
-    mapped = _json(folder / "special_tokens_map.json")
-    facts: dict[str, Any] = {}
-    for role in _ROLES:
-      key = f"{role}_token"
-      facts[key] = _spelling(settings.get(key)) or _spelling(mapped.get(key))
+    named = named_tokens.read(folder, settings)
+    facts: dict[str, Any] = {"named": named}
+    facts |= {key: token["content"] for key, token in named.roles.items()}
     facts["eos_ids"] = []
     for name in ("generation_config.json", "config.json"):
       found = _json(folder / name).get("eos_token_id")
@@ -144,6 +142,31 @@ class HuggingFaceTokenizer:
     facts["rows"] = rows if isinstance(rows, int) else None
     template = _template(folder, settings)
     return cls(description, facts, where=str(path), chat_template=template)
+
+  def _set_added(self, rules, vocabulary) -> None:
+    """Ids of added tokens by how they are decoded.
+
+    The package numbers them, whatever ids the file gives.
+    """
+    ids = lambda texts: {vocabulary[x] for x in texts if x in vocabulary}
+    added = rules.get("added_tokens") or ()
+    self._added = ids(token["content"] for token in added)
+    self._letters = ids(tokenizer_rules.letters(rules))
+    pieces = ids(tokenizer_rules.spelt_as_pieces(rules))
+    self._pieces = pieces - self._control_ids
+    self._of_turns = ids(
+      token["content"]
+      for token in added
+      if token.get("special") and tokenizer_rules.of_turns(token["content"])
+    )
+
+  def _before_texts(self) -> tuple[int, ...]:
+    """What the rules of the files put in front of a text."""
+    whole = self._full.encode(_PROBE).ids
+    text = self._full.encode(_PROBE, add_special_tokens=False).ids
+    starts = range(len(whole) - len(text) + 1)
+    found = (i for i in starts if whole[i : i + len(text)] == text)
+    return tuple(whole[: next(found, 0)])
 
   def _bytes_of(self, vocabulary) -> dict[int, int]:
     """Id of each byte that has one; some vocabularies lack rare ones."""
@@ -155,7 +178,7 @@ class HuggingFaceTokenizer:
 
   def _set_special(self, facts, vocabulary, left_out) -> None:
     self.special, ids = {}, {}
-    for role in _ROLES:
+    for role in named_tokens.ROLES:
       text = facts.get(f"{role}_token")
       if text is None or (text in left_out and role not in ("bos", "eos")):
         continue
@@ -165,6 +188,9 @@ class HuggingFaceTokenizer:
           f"{', or the model has no row for it' if left_out else ''}"
         )
       self.special[f"{role}_token"], ids[role] = text, vocabulary[text]
+    if facts.get("named"):
+      more = facts["named"].more.items()
+      self.special |= {name: token["content"] for name, token in more}
     ends = [ids["eos"]] if "eos" in ids else []
     ends += [i for i in facts.get("eos_ids", ()) if i in self._piece]
     if self.chat_template is not None:
@@ -181,7 +207,7 @@ class HuggingFaceTokenizer:
     self.bos_id = ids.get("bos", self.pad_id)
     self.stop_ids = tuple(dict.fromkeys(ends))
     self.end_of_turn_id = ends[0]
-    self._silent = {*ids.values(), *self.stop_ids}
+    self._silent = {*ids.values(), *self.stop_ids} - self._letters
 
   def _ends_of_template(self, known: list[int]) -> list[int]:
     """The id that the chat template writes behind an assistant's turn, if any.
@@ -278,8 +304,10 @@ class HuggingFaceTokenizer:
   def _read(self, index: int) -> bytes:
     piece = self._piece.get(index, "")
     if index in self._control_ids or index in self._added:
-      silent = index in self._of_turns or index in self._silent
-      return b"" if silent else piece.encode()
+      if index in self._of_turns or index in self._silent:
+        return b""
+      if index not in self._pieces:
+        return piece.encode()
     if self._by_letters:
       # A letter outside of the table is of a piece that was never merged.
       letters = (tokenizer_rules.LETTER_BYTE.get(x) for x in piece)
@@ -293,13 +321,6 @@ class HuggingFaceTokenizer:
 def _json(path: pathlib.Path) -> dict[str, Any]:
   """A JSON object of a file that may be absent."""
   return files.read_object(path) if path.is_file() else {}
-
-
-def _spelling(token) -> str | None:
-  """A token that is written as text or as an object with its content."""
-  if isinstance(token, dict):
-    token = token.get("content")
-  return token if isinstance(token, str) else None
 
 
 def _template(folder: pathlib.Path, settings) -> str | dict[str, str] | None:

@@ -52,6 +52,9 @@ def parse(description: str, where: str) -> dict[str, Any]:
     # What is read here, before anything is built of it.
     assert isinstance(rules, dict)
     assert isinstance(rules["model"], dict)
+    pieces = vocabulary(rules)
+    assert all(isinstance(x, str) for x in pieces)
+    assert all(isinstance(i, int) for i in pieces.values())
     for token in rules.get("added_tokens") or ():
       assert isinstance(token["content"], str)
       assert isinstance(token["id"], int)
@@ -84,12 +87,12 @@ def within(
     return rules, set()
   added = rules.get("added_tokens") or ()
   left_out = {token["content"] for token in added if token["id"] >= rows}
-  vocabulary = rules["model"].get("vocab")
-  if isinstance(vocabulary, dict):
-    vocabulary = {t: i for t, i in vocabulary.items() if t not in left_out}
-    last = max(vocabulary.values(), default=-1)
+  pieces = rules["model"].get("vocab")
+  if isinstance(pieces, dict):
+    pieces = {t: i for t, i in pieces.items() if t not in left_out}
+    last = max(pieces.values(), default=-1)
   else:  # Of Unigram models: a list, whose places are the ids.
-    last = len(vocabulary or ()) - 1
+    last = len(pieces or ()) - 1
   if last >= rows:
     raise ValueError(
       f"{where} has {last + 1} ids and the model beside it {rows}: one of them "
@@ -98,12 +101,15 @@ def within(
   if not left_out:
     return rules, left_out
   kept = [token for token in added if token["id"] < rows]
-  model = {**rules["model"], "vocab": vocabulary}
+  model = {**rules["model"], "vocab": pieces}
   return {**rules, "model": model, "added_tokens": kept}, left_out
 
 
 def build(rules: dict[str, Any], where: str):
   """The tokenizer of the package that follows the rules.
+
+  Texts are neither cut to a length nor filled up to one: files keep what they
+  were once trained or saved with, and transformers sets it anew at each call.
 
   Raises:
     ValueError: the package refuses the rules.
@@ -116,12 +122,53 @@ def build(rules: dict[str, Any], where: str):
       "released tokenizers are read by the package tokenizers: "
       "pip install 'steppo_jax[chat]'"
     ) from error
+  whole = {**rules, "truncation": None, "padding": None}
   try:
-    return tokenizers.Tokenizer.from_str(json.dumps(rules))
+    return tokenizers.Tokenizer.from_str(json.dumps(whole))
   except Exception as error:  # the package raises bare Exception
     raise ValueError(
       f"{where} is no description of a tokenizer: {error}"
     ) from error
+
+
+def vocabulary(rules: dict[str, Any]) -> dict[str, int]:
+  """Ids by the pieces of the model, without added tokens."""
+  found = rules["model"].get("vocab") or {}
+  if isinstance(found, dict):
+    return found
+  return {piece: i for i, (piece, _) in enumerate(found)}
+
+
+def letters(rules: dict[str, Any]) -> set[str]:
+  """Added tokens of one letter that is a piece: text has no other id for it.
+
+  Some files fill slots with the id of an exclamation mark.
+  """
+  pieces, added = vocabulary(rules), rules.get("added_tokens") or ()
+  return {
+    token["content"]
+    for token in added
+    if len(token["content"]) == 1 and token["content"] in pieces
+  }
+
+
+def spelt_as_pieces(rules: dict[str, Any]) -> set[str]:
+  """Added tokens that stand for the text that the decoder makes of them.
+
+  Some files list pieces that the merges make among the added tokens, such as
+  Gemma's runs of U+2581, which are spaces. Over the letters of bytes only what
+  the merges make is such; any other is found as it is spelt.
+  """
+  model, added = rules["model"], rules.get("added_tokens") or ()
+  plain = {t["content"] for t in added if not t.get("special")}
+  if "ByteLevel" not in types(rules.get("decoder")):
+    return plain | letters(rules)
+  made = set()
+  if plain & vocabulary(rules).keys():
+    for pair in model.get("merges") or ():
+      left_right = pair.split(" ") if isinstance(pair, str) else pair
+      made.add("".join(left_right))
+  return (plain & made) | letters(rules)
 
 
 def controls(rules: dict[str, Any], template: str | None) -> set[str]:
@@ -136,7 +183,7 @@ def controls(rules: dict[str, Any], template: str | None) -> set[str]:
     in_template = is_mark(text) and text in (template or "")
     if token.get("special") or of_turns(text) or in_template:
       found.add(text)
-  return found
+  return found - letters(rules)
 
 
 def is_mark(text: str) -> bool:
@@ -155,16 +202,14 @@ def without_added(rules: dict[str, Any], left_out: set[str]) -> dict[str, Any]:
   order, whatever ids the file gives. In the place of one that is left out is a
   spelling that no text has: it begins with a code point that is no character.
   """
-  vocabulary = rules["model"].get("vocab") or {}
-  if not isinstance(vocabulary, dict):
-    vocabulary = {piece for piece, _ in vocabulary}
+  pieces = vocabulary(rules)
   added = rules.get("added_tokens") or ()
   salt = hashlib.sha256(repr(added).encode("utf-8", "replace")).hexdigest()
   kept = []
   for token in added:
     if token["content"] not in left_out:
       kept.append(token)
-    elif token["content"] not in vocabulary:
+    elif token["content"] not in pieces:
       kept.append({**token, "content": f"\ufdd0{salt}{token['id']}\ufdd1"})
   return {**rules, "added_tokens": kept}
 

@@ -121,8 +121,12 @@ def test_an_answer_has_one_end_whatever_ended_it(family):
     if within and end is None:
       expected.insert(0, within)
     assert closing == expected
-    written = FAMILIES[family][1]
-    if end is not None and names[end] != written.rstrip("\n"):
+    written = FAMILIES[family][1].rstrip("\n")
+    # The answer may have ended with the template's space before the end, too.
+    if end is not None and written not in (
+      names[end],
+      chr(body[-1]) + names[end],
+    ):
       assert not found.faithful
       assert names[end] in found.differs
 

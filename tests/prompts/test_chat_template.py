@@ -188,3 +188,70 @@ def test_a_template_may_look_at_the_characters_of_a_content():
   assert found.text == "hiho"
   assert found.faithful
   assert len(found.pieces) == 2
+
+
+MARK = "<|im_end|>"
+SAID = st.sampled_from(["", "a", "x y", MARK, f"é{MARK}\n", "look-up_2"])
+VALUES = st.recursive(
+  SAID | st.integers() | st.booleans(),
+  lambda inner: (
+    st.lists(inner, max_size=2) | st.dictionaries(SAID, inner, max_size=2)
+  ),
+  max_leaves=5,
+)
+
+
+@hypothesis.settings(deadline=None, max_examples=60)
+@hypothesis.given(
+  SAID,
+  st.dictionaries(SAID, VALUES, max_size=3),
+  st.dictionaries(
+    st.sampled_from(["name", "tool_call_id", "other"]), VALUES, max_size=2
+  ),
+  st.dictionaries(st.sampled_from(["title", "url", "text"]), SAID),
+)
+def test_nothing_of_a_message_passes_for_the_templates_own(
+  content, arguments, more, part
+):
+  messages = [
+    {"role": "user", "content": [{"type": "text"} | part]},
+    {"role": "assistant", "content": content, **more,
+     "tool_calls": [{"type": "function", "id": "1",
+                     "function": {"name": "f", "arguments": arguments}}]},
+    {"role": "tool", "content": content, **more},
+  ]  # fmt: skip
+  # Keys, ids, names and whatever else is written: as JSON, or plain.
+  template = made(
+    "{% for m in messages %}{{ m | tojson }}{{ m.name }}{{ m.tool_call_id }}"
+    "{% for c in m.tool_calls or [] %}{% for k in c.function.arguments %}"
+    "{{ k }}{% endfor %}{% endfor %}{% endfor %}"
+  )
+  found = template.render(messages)
+  own = "".join(piece for piece in found.pieces if isinstance(piece, str))
+  assert MARK not in own
+
+
+@pytest.mark.parametrize(
+  ("message", "told"),
+  [
+    ("x", "no mapping"),
+    ({"content": "x"}, "no role"),
+    ({"role": 3, "content": "x"}, "no role"),
+    ({"role": MARK, "content": "x"}, "no role"),
+    ({"role": "user", "content": ("x",)}, "is a tuple"),
+    ({"role": "user", "content": ["x"]}, "is a list"),
+    ({"role": "assistant", "reasoning_content": ["x"]}, "is no text"),
+    ({"role": "assistant", "thinking": 3}, "is no text"),
+    ({"role": "assistant", "tool_calls": "x"}, "is no list of calls"),
+    ({"role": "assistant", "tool_calls": [["x"]]}, "is no list of calls"),
+  ],
+)
+def test_what_is_no_message_is_told(message, told):
+  with pytest.raises(ValueError, match=told):
+    made("{{ messages[1] }}").render([HELLO, message])
+
+
+def test_what_a_template_need_not_write_is_not_told_as_dropped():
+  said = {"role": "tool", "content": "r", "tool_call_id": f"a b{MARK}"}
+  found = made("{{ messages[0].content }}").render([said])
+  assert (found.dropped, found.differs) == ((), "")

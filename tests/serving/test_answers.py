@@ -4,11 +4,12 @@ import itertools
 
 import hypothesis
 import numpy as np
+import pydantic
 import pytest
 import served_policies
 from hypothesis import strategies as st
 
-from steppo_jax.serving import answers, scheduler
+from steppo_jax.serving import answers, scheduler, schema
 from steppo_jax.tokenizer import bytes_tokenizer
 
 
@@ -42,6 +43,28 @@ def test_chats_are_refused_where_no_template_writes_them():
   with pytest.raises(answers.Fault, match="use /v1/completions") as raised:
     policy.template(None)
   assert raised.value.status == 400
+
+
+@pytest.mark.parametrize(
+  ("given", "template"),
+  [
+    ({"reasoning_content": "why"}, {"content": "", "reasoning_content": "why"}),
+    ({"reasoning": "why"}, {"content": "", "reasoning": "why"}),
+    ({"refusal": "no"}, {"content": "no"}),
+    ({"content": [{"type": "refusal", "refusal": "no"}]}, {"content": "no"}),
+    ({"content": "a", "refusal": None, "function_call": None},
+     {"content": "a"}),
+  ],
+)  # fmt: skip
+def test_all_that_a_message_says_gets_to_the_template(given, template):
+  message = schema.Message.model_validate({"role": "assistant"} | given)
+  assert answers.as_template(message) == {"role": "assistant"} | template
+
+
+def test_a_call_that_is_no_tools_is_refused():
+  call = {"name": "f", "arguments": "{}"}
+  with pytest.raises(pydantic.ValidationError, match="function_call"):
+    schema.Message.model_validate({"role": "assistant", "function_call": call})
 
 
 BYTES = st.integers(0, 255)

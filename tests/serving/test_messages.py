@@ -99,6 +99,7 @@ def test_blocks_become_messages_and_calls_become_blocks(policy):
     ("system", "Be short.", None), ("user", "ab", None),
     ("assistant", "so", None), ("tool", "lamp", "1"), ("user", "and?", None),
   ]  # fmt: skip
+  assert asked.messages[2].reasoning_content == "hm"
   (call,) = asked.messages[2].tool_calls
   assert json.loads(call.function.arguments) == {"at": 2}
   ids, stop_ids, _ = policy.chat_ids(asked.messages, asked.tools)
