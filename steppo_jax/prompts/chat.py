@@ -176,7 +176,9 @@ class Chat:
     at = [
       k
       for k, piece in enumerate(pieces)
-      if isinstance(piece, chat_template.Slot) and piece.message == index
+      if isinstance(piece, chat_template.Slot)
+      and piece.message == index
+      and not piece.beside
     ]
     if not at:
       return pieces, ""

@@ -21,7 +21,9 @@ Message = Mapping[str, Any]
 # are more than a template itself would write beside a content.
 _NEWLINES = "\n" * 7
 _LEFT, _RIGHT = f"{_NEWLINES}\t \n", f"\n \t{_NEWLINES}"
+# What spells no control token: those have brackets, bars or rare signs.
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_PLAIN_WORDS = re.compile(r"""[\w\s.,;:?!$@#%&=+*/~'"()-]{1,256}""")
 _TAGS = re.compile("(<think>|</think>)")
 # What `hide` and templates know of a message; all else is what it says, too.
 _SHOWN = {"role", "content", "tool_calls", *chat_templates.THOUGHTS}
@@ -35,11 +37,13 @@ class Slot(NamedTuple):
     text: The content as the template writes it there: whole, stripped or as
       the inside of a JSON string.
     whole: Whether it is all of the message's content, not one of its thoughts.
+    beside: Whether it is something else that the message has, such as a name.
   """
 
   message: int
   text: str
   whole: bool
+  beside: bool = False
 
 
 class Rendered(NamedTuple):
@@ -145,13 +149,13 @@ class _Words:
     # By word, or by words with tags between: message and what it stands for.
     self.parts: dict[str, tuple[int, str]] = {}
     self.wholes: dict[str, tuple[int, str]] = {}
-    self._optional: set[str] = set()
+    self.optional: set[str] = set()
 
   def _word(self, message: int, content: str, shown: bool = True) -> str:
     word = f"{self._stem}{len(self.parts)}E"
     self.parts[word] = (message, content)
     if not shown:
-      self._optional.add(word)
+      self.optional.add(word)
     return word
 
   def _hidden(self, message: int, content: str, shown: bool = True) -> str:
@@ -203,17 +207,17 @@ class _Words:
   def _values(self, index, value, named=True, shown=True):
     """Strings inside of tool calls, or of what else a message has.
 
-    What can hold no mark stays where a template may compare it: kinds, keys,
-    names and numbers of calls, and all short names of what is not `shown`,
-    which a template need not write.
+    What can hold no mark stays where a template may compare or sort it: kinds,
+    keys, names and numbers of calls, and all plain words of what is not
+    `shown`, which a template need not write.
     """
     if isinstance(value, str):
-      if not shown and _is_plain_name(value):
+      if not shown and _is_plain(value):
         return value
       return self._hidden(index, value, shown)
     if isinstance(value, Mapping):
       return {
-        self._key(index, key): x
+        self._key(index, key, shown): x
         if (key == "type" or (named and key in ("id", "name")))
         and _is_plain_name(x)
         else self._values(index, x, named and key == "function", shown)
@@ -223,23 +227,28 @@ class _Words:
       return [self._values(index, x, named, shown) for x in value]
     return value
 
-  def _key(self, index, key):
-    if not isinstance(key, str) or _is_plain_name(key):
+  def _key(self, index, key, shown):
+    if not isinstance(key, str) or _is_plain(key):
       return key
-    return self._hidden(index, key)
+    return self._hidden(index, key, shown)
 
   def missing(self, written: str) -> tuple[int, ...]:
     """Messages of which a word was not written."""
     found = {
       i
       for word, (i, _) in self.parts.items()
-      if word not in written and word not in self._optional
+      if word not in written and word not in self.optional
     }
     return tuple(sorted(found))
 
 
 def _is_plain_name(value: Any) -> bool:
   return isinstance(value, str) and bool(_PLAIN_NAME.fullmatch(value))
+
+
+def _is_plain(value: str) -> bool:
+  """Whether a text that names something can stand as it is."""
+  return bool(_PLAIN_WORDS.fullmatch(value))
 
 
 def _put_in(written: str, words: _Words) -> tuple[str | Slot, ...]:
@@ -262,7 +271,9 @@ def _put_in(written: str, words: _Words) -> tuple[str | Slot, ...]:
       text = strip(text)
     if left:
       pieces.append(left)
-    pieces.append(Slot(message, text, found[0] in words.wholes))
+    pieces.append(
+      Slot(message, text, found[0] in words.wholes, found[0] in words.optional)
+    )
     at = found.end() + skip
   if written[at:]:
     pieces.append(written[at:])

@@ -188,7 +188,7 @@ _KIMI = _Marks(
   section_end="<|tool_calls_section_end|>",
   call="<|tool_call_begin|>",
   inner="<|tool_call_argument_begin|>",
-  name=r"[^\s<>{]+\s*",
+  name=r"[\w.:/-]+\s*",
 )
 KIMI = Form(
   opening=re.escape(_KIMI.call),
@@ -213,13 +213,13 @@ _HEAD = rf"{_START}(?: ?{_TO}\s*{_CHANNEL}{_TYPE}|{_CHANNEL}\s+{_TO}{_TYPE})"
 # Models also write the type first.
 _ANY_TO = r"<\|channel\|>[^<]*(?:<\|constrain\|>[^<]*)?\bto="
 _LOOSE_HEAD = (
-  rf"\s*{_START}(?:\s*{_TO}\s*{_CHANNEL}{_TYPE}|"
+  rf"\s*(?:(?:<\|start\|>)?assistant\s*)?(?:{_TO}\s*{_CHANNEL}{_TYPE}|"
   rf"{_ANY_TO}(?:functions\.)?([\w.-]+){_TYPE})"
 )
 # A call without its message, too, is meant as one.
 _TO_SOMEONE = (
   rf"{_ANY_TO}|<\|start\|>assistant\s*\bto=|"
-  r"\A\s*(?:assistant)?\s*\bto=functions\.|\bto=[\w.-]{1,99}\s*<\|channel\|>"
+  r"\A\s*(?:assistant\s*)?\bto=functions\.[\w.-]*\s*(?:<|\Z)|\bto=[\w.-]{1,99}\s*<\|channel\|>"
 )
 
 

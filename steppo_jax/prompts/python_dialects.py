@@ -8,8 +8,12 @@ from steppo_jax.prompts.tool_call import Form, ToolCall
 
 _TAG = "<|python_tag|>"
 _LLAMA_MARKS = r"<\|python_tag\|>|<\|python_start\|>"
-_WORD = r"[A-Za-z_][\w.-]*\("
-_CALL, _LIST = re.compile(_WORD), re.compile(rf"\[\s*{_WORD}")
+_NAME = r"[A-Za-z_][\w.-]*"
+_WORD = rf"{_NAME}\("
+_LIST = re.compile(rf"\[\s*{_WORD}")
+_CALL = re.compile(_WORD)
+# A call that is cut off shows by its first key, or by the name of a tool.
+_KEYWORD = re.compile(rf"[\s\[]*({_NAME})\((\s*\w+\s*=)?")
 _BARE = re.compile(rf"\{{|\[\s*[{{]|\[\s*{_WORD}|{_WORD}")
 _ARGUMENTS = re.compile(r"""["']?(?:arguments|parameters)["']?\s*:""")
 # Names of Llama's own tools are called with .call.
@@ -64,7 +68,7 @@ def _python_list(text, at):
   return calls, at + 1
 
 
-def _one(text, at, key, strict, *, sure, own=False):
+def _one(text, at, key, strict, *, sure, own=False, kinds=()):
   """The call or the list of calls that begins at a place, and its end.
 
   None where it is no call and, unless `sure`, need not be one: an answer in
@@ -83,12 +87,18 @@ def _one(text, at, key, strict, *, sure, own=False):
   except ValueError as error:
     # Outside of code, what is nothing but the beginning of a call is one.
     cut = own and isinstance(error, loose_json.Unclosed)
-    if sure or _attempted(text, at) or (cut and _CALL.match(text, at)):
+    if sure or _attempted(text, at) or (cut and _is_cut(text, at, kinds)):
       raise
     return None
   if sure or tool_call.is_call(record):
     return tool_call.of_records(record, key), end
   return None
+
+
+def _is_cut(text, at, kinds) -> bool:
+  """Whether a text that ends too early was meant as a call."""
+  found = _KEYWORD.match(text, at)
+  return bool(found and (found[2] or found[1] in kinds))
 
 
 def _attempted(text, at) -> bool:
@@ -109,7 +119,9 @@ def _read_llama(text, mark, strict, kinds):
   calls, sure = [], tagged or strict
   while True:
     try:
-      got = _one(text, at, "parameters", strict, sure=sure, own=True)
+      got = _one(
+        text, at, "parameters", strict, sure=sure, own=True, kinds=kinds
+      )
     except ValueError as error:
       if not calls:
         raise
@@ -151,10 +163,10 @@ def _read_behind(text, mark, kinds):
       at = _BETWEEN.match(text, _PYTHON_END.match(text, at).end()).end()
   except ValueError as error:
     cut = isinstance(error, loose_json.Unclosed)
-    if not cut and not (
-      known and (listed or own) and _AS_CALLS_END.search(text, len(text) - 64)
-    ):
-      return None
+    ends = _AS_CALLS_END.search(text, len(text) - 64)
+    if not (cut or (known and (listed or own) and ends)):
+      # Whatever begins before this place goes on up to it, too.
+      return [], max(at, mark.end())
     return [*calls, ToolCall(None, {}, str(error))], len(text)
   return calls, at
 

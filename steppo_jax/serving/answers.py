@@ -105,7 +105,9 @@ class Policy:
     """
     made = self.template(tools)
     try:
-      prompt = made.prompt([as_template(message) for message in messages])
+      prompt = prompted(
+        made, [schema.as_template(message) for message in messages]
+      )
     except ValueError as error:
       raise Fault(
         400, str(error), "invalid_request_error", "messages"
@@ -180,44 +182,27 @@ def tools_text(tools: Sequence[schema.Tool] | None) -> str:
   return json.dumps([tool.model_dump(exclude_none=True) for tool in tools])
 
 
-def as_template(message: schema.Message) -> dict[str, Any]:
-  """A message as chat templates take it."""
-  role = "system" if message.role == "developer" else message.role
-  found: dict[str, Any] = {"role": role, "content": message.text}
-  for name in ("name", "tool_call_id", "reasoning_content", "reasoning"):
-    if getattr(message, name) is not None:
-      found[name] = getattr(message, name)
-  if message.tool_calls:
-    found["tool_calls"] = [
-      {
-        "type": "function",
-        **({"id": called.id} if called.id else {}),
-        "function": {
-          "name": called.function.name,
-          "arguments": arguments(called.function),
-        },
-      }
-      for called in message.tool_calls
-    ]
-  return found
+def prompted(
+  made: chat.Chat, messages: Sequence[dict[str, Any]]
+) -> chat.Prompted:
+  """The prompt of messages, without thoughts that the template refuses.
 
-
-def arguments(function: schema.Function) -> dict[str, Any]:
-  """What a function was called with.
+  That of gpt-oss takes none beside both a content and calls.
 
   Raises:
-    ValueError: that is no JSON object.
+    ValueError: the template does not take the messages.
   """
   try:
-    found = json.loads(function.arguments or "{}")
+    return made.prompt(messages)
   except ValueError:
-    found = None
-  if not isinstance(found, dict):
-    raise ValueError(
-      f"the arguments of the call of {function.name} are no JSON object: "
-      f"{function.arguments[:80]!r}"
-    )
-  return found
+    if all("reasoning_content" not in message for message in messages):
+      raise
+  return made.prompt(
+    [
+      {key: x for key, x in message.items() if key != "reasoning_content"}
+      for message in messages
+    ]
+  )
 
 
 class Answer:

@@ -36,7 +36,7 @@ class ThinkingBlock(_Form):
   """A thought; the template tells which of them the model reads again."""
 
   type: Literal["thinking", "redacted_thinking"]
-  thinking: str = ""
+  thinking: str | None = None
 
 
 class UseBlock(_Form):

@@ -7,6 +7,7 @@ Sources: the packages openai 3.57.0, anthropic 2.14.0, verifiers 0.4.0 and trl
 1.16.0, as clients, and what vLLM's server answers them.
 """
 
+import json
 from typing import Annotated, Any, Literal
 
 import pydantic
@@ -88,12 +89,17 @@ class Message(_Form):
   name: str | None = None
   tool_calls: list[Called] | None = None
   tool_call_id: str | None = None
-  # Thoughts of an assistant, as servers of models that think name them.
-  reasoning_content: str | None = None
-  reasoning: str | None = None
+  # Thoughts of an assistant, as servers of models that think name them; other
+  # servers put objects there, which no template reads.
+  reasoning_content: Any = None
+  reasoning: Any = None
   refusal: str | None = None
-  # What came before tools; nobody reads it.
-  function_call: None = None
+
+  @property
+  def thoughts(self) -> str:
+    """Its thoughts, "" without."""
+    given = (self.reasoning_content, self.reasoning)
+    return next((one for one in given if one and isinstance(one, str)), "")
 
   @property
   def text(self) -> str:
@@ -204,3 +210,45 @@ def faults(error: pydantic.ValidationError) -> tuple[str, str]:
     told.append(f"{fields[-1]}: {one['msg']}")
   more = f" and {len(told) - 4} more" if len(told) > 4 else ""
   return fields[0], "; ".join(told[:4]) + more
+
+
+def as_template(message: Message) -> dict[str, Any]:
+  """A message as chat templates take it."""
+  role = "system" if message.role == "developer" else message.role
+  found: dict[str, Any] = {"role": role, "content": message.text}
+  if message.role == "assistant" and message.thoughts:
+    found["reasoning_content"] = message.thoughts
+  for name in ("name", "tool_call_id"):
+    if getattr(message, name) is not None:
+      found[name] = getattr(message, name)
+  if message.tool_calls:
+    found["tool_calls"] = [
+      {
+        "type": "function",
+        **({"id": called.id} if called.id else {}),
+        "function": {
+          "name": called.function.name,
+          "arguments": arguments(called.function),
+        },
+      }
+      for called in message.tool_calls
+    ]
+  return found
+
+
+def arguments(function: Function) -> dict[str, Any]:
+  """What a function was called with.
+
+  Raises:
+    ValueError: that is no JSON object.
+  """
+  try:
+    found = json.loads(function.arguments or "{}")
+  except ValueError:
+    found = None
+  if not isinstance(found, dict):
+    raise ValueError(
+      f"the arguments of the call of {function.name} are no JSON object: "
+      f"{function.arguments[:80]!r}"
+    )
+  return found

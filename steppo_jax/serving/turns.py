@@ -157,7 +157,7 @@ def said(message: schema.Message) -> str:
     role = "system" if message.role == "developer" else message.role
     return json.dumps([role, message.text, message.name])
   calls = [
-    (call.function.name, answers.arguments(call.function))
+    (call.function.name, schema.arguments(call.function))
     for call in message.tool_calls or ()
   ]
   return _assistant(message.text, calls)
@@ -211,7 +211,7 @@ class Turns:
       keys = [said(message) for message in messages]
       places = _places(tools, keys)
       parent = self._parent(messages, places)
-      rendered = [answers.as_template(message) for message in messages]
+      rendered = [schema.as_template(message) for message in messages]
       recorded = self._recorded(messages, keys, places, parent)
       prompt = _rendered(made, rendered, recorded)
     except ValueError as error:
@@ -334,14 +334,14 @@ def _rendered(
   messages = list(messages)
   for at, turn in recorded.items():
     messages[at] = made.answer(turn.response_ids)
-  prompt = made.prompt(messages)
+  prompt = answers.prompted(made, messages)
   lost = [at for at, turn in recorded.items() if _end(prompt, at, turn) is None]
   if lost:
     # The template rewrites these, such as by leaving thoughts out. A content
     # without any has one place, which the tokens take.
     for at in lost:
       messages[at] |= {"content": "."}
-    prompt = made.prompt(messages)
+    prompt = answers.prompted(made, messages)
   return prompt
 
 

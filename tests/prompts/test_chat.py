@@ -344,3 +344,21 @@ def test_strings_of_tool_calls_are_contents():
   )
   assert found.faithful
   assert found.ids.tolist().count(tokenizer.end_of_turn_id) == 1
+
+
+def test_a_name_beside_an_answer_leaves_it_as_it_was_sampled():
+  one = chat.Chat(
+    bytes_tokenizer.BytesTokenizer(["<|im_start|>", "<|im_end|>"]),
+    template=(
+      "{% for m in messages %}<|im_start|>{{ m.name }}\n{{ m.content }}"
+      "<|im_end|>{% endfor %}"
+    ),
+  )
+  said = np.array([*b"so", one.end_id], np.int32)
+  asked = one.prompt([{"role": "user", "name": "<u>", "content": "hi"}])
+  found = one.extend(asked.ids, [
+    {"role": "user", "name": "<u>", "content": "hi"},
+    {**one.answer(said), "name": "<|im_end|>"},
+  ])  # fmt: skip
+  spans = [found.ids[start:end] for start, end, at in found.spans if at == 1]
+  assert any(np.array_equal(span, said) for span in spans)

@@ -255,3 +255,32 @@ def test_what_a_template_need_not_write_is_not_told_as_dropped():
   said = {"role": "tool", "content": "r", "tool_call_id": f"a b{MARK}"}
   found = made("{{ messages[0].content }}").render([said])
   assert (found.dropped, found.differs) == ((), "")
+
+
+@pytest.mark.parametrize(
+  ("source", "more", "written"),
+  [
+    ("{{ m.name | upper }}", {"name": "Mary Ann"}, "MARY ANN"),
+    ("{{ m.tool_call_id[-4:] }}", {"tool_call_id": "functions.f:0"}, "ns.f:0"),
+    ("{{ 'web' if m.source == 'a web search' }}", {"source": "a web search"},
+     "web"),
+    ("{% for k, v in m.x | dictsort %}{{ k }};{% endfor %}",
+     {"x": {"b": 1, "имя": 1, "a b": 1}}, "a b;b;имя;"),
+  ],
+)  # fmt: skip
+def test_plain_words_of_a_message_can_be_compared_and_changed(
+  source, more, written
+):
+  one = made(
+    f"{{% for m in messages %}}{source}{{{{ m.content }}}}{{% endfor %}}"
+  )
+  found = one.render([{"role": "tool", "content": "!"} | more])
+  assert (found.faithful, found.dropped) == (True, ())
+  assert found.text == one.write([{"role": "tool", "content": "!"} | more])
+  assert found.text.endswith(f"{written[-4:]}!")
+
+
+def test_keys_that_are_not_written_are_not_told_as_dropped():
+  said = {"role": "user", "content": "hi", "metadata": {f"a {MARK}": MARK}}
+  found = made("{{ messages[0].content }}").render([said])
+  assert (found.dropped, found.differs) == ((), "")

@@ -233,3 +233,34 @@ def test_a_call_of_glm_ends_with_its_closing_tag_or_the_next_call():
   assert fault.error == "the value of 'query' is never closed"
   assert tool_dialects.parse(f"{cut}{text}", "glm") == [WHO, WHO]
   assert tool_dialects.parse(f"{cut}{text}", "glm", strict=True)[0].error
+
+
+@pytest.mark.parametrize(
+  ("dialect", "text", "tools"),
+  [
+    ("harmony", "\n" * 10**5, None),
+    ("harmony", " assistant " * 10**4, None),
+    ("pythonic", "so\n" + "search(a=1)\n" * 10**4 + "search(a b)\n", True),
+    ("llama", "so\n" + "[search(a=1)]\n" * 10**4 + "[search(a b)]", None),
+    ("gemma", "so\n[" + "search(a=1),\n" * 10**4 + " bad", True),
+    ("kimi", "a" * 10**5 + "<|tool_call_argument_begin|>" * 10**4, None),
+  ],
+)
+def test_long_answers_are_read_in_one_walk(dialect, text, tools):
+  """With another walk for each line this would not end."""
+  tools = [{"name": "search", "parameters": {}}] if tools else None
+  found = tool_dialects.parse(text, dialect, tools=tools)
+  assert all(call.error for call in found if call.name is None)
+
+
+@pytest.mark.parametrize(
+  ("dialect", "text"),
+  [
+    ("pythonic", "Answer(s"), ("llama", "f("), ("gemma", "so\nnote(s"),
+    ("harmony", "assistant to=functions.search is how one calls it"),
+  ],
+)  # fmt: skip
+def test_words_that_look_like_the_beginning_of_a_call_are_none(dialect, text):
+  assert not tool_dialects.parse(text, dialect)
+  tools = [{"name": "look", "parameters": {}}]
+  assert not tool_dialects.parse(text, dialect, tools=tools)

@@ -4,11 +4,11 @@ import itertools
 
 import hypothesis
 import numpy as np
-import pydantic
 import pytest
 import served_policies
 from hypothesis import strategies as st
 
+from steppo_jax.prompts import chat
 from steppo_jax.serving import answers, scheduler, schema
 from steppo_jax.tokenizer import bytes_tokenizer
 
@@ -49,7 +49,12 @@ def test_chats_are_refused_where_no_template_writes_them():
   ("given", "template"),
   [
     ({"reasoning_content": "why"}, {"content": "", "reasoning_content": "why"}),
-    ({"reasoning": "why"}, {"content": "", "reasoning": "why"}),
+    ({"reasoning": "why"}, {"content": "", "reasoning_content": "why"}),
+    ({"reasoning_content": "", "reasoning": "why"},
+     {"content": "", "reasoning_content": "why"}),
+    ({"content": "a", "reasoning": {"effort": "low"}}, {"content": "a"}),
+    ({"content": "a", "role": "user", "reasoning": "why"},
+     {"content": "a", "role": "user"}),
     ({"refusal": "no"}, {"content": "no"}),
     ({"content": [{"type": "refusal", "refusal": "no"}]}, {"content": "no"}),
     ({"content": "a", "refusal": None, "function_call": None},
@@ -58,13 +63,19 @@ def test_chats_are_refused_where_no_template_writes_them():
 )  # fmt: skip
 def test_all_that_a_message_says_gets_to_the_template(given, template):
   message = schema.Message.model_validate({"role": "assistant"} | given)
-  assert answers.as_template(message) == {"role": "assistant"} | template
+  assert schema.as_template(message) == {"role": "assistant"} | template
 
 
-def test_a_call_that_is_no_tools_is_refused():
-  call = {"name": "f", "arguments": "{}"}
-  with pytest.raises(pydantic.ValidationError, match="function_call"):
-    schema.Message.model_validate({"role": "assistant", "function_call": call})
+def test_thoughts_that_a_template_refuses_are_left_out(tokenizer):
+  made = chat.Chat(tokenizer, template=(
+    "{% for m in messages %}{% if m.thinking and m.content %}"
+    "{{ raise_exception('both') }}{% endif %}{{ m.content }}{% endfor %}"
+  ))  # fmt: skip
+  said = {"role": "assistant", "content": "a", "reasoning_content": "why"}
+  ids = answers.prompted(made, [said]).ids
+  assert tokenizer.decode(ids) == "a"
+  with pytest.raises(ValueError, match="no role"):
+    answers.prompted(made, [{"content": "a"}])
 
 
 BYTES = st.integers(0, 255)

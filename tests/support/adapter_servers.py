@@ -52,6 +52,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
       adapters[name] = asked["lora_path"]
       return self._send(200, f"Success: LoRA adapter '{name}' added.")
     if self.path == "/v1/unload_lora_adapter":
+      self.server.on_unload()
       if adapters.pop(name, None) is None:
         return self._fault(404, f"The lora adapter '{name}' cannot be found.")
       return self._send(200, f"Success: LoRA adapter '{name}' removed.")
@@ -91,13 +92,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 def serving():
   """The server: `url`, the `adapters` it has, what it was `asked`.
 
-  Its `change` is applied to every completion.
+  Its `change` is applied to every completion; `on_unload` is called first where
+  adapters are to be unloaded.
   """
   server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
   server.daemon_threads = True
   server.adapters, server.asked = {}, []
   server.engine, server.lock = worlds.engine(), threading.Lock()
-  server.change = lambda found: found
+  server.change, server.on_unload = lambda found: found, lambda: None
   host, port = server.server_address
   server.url = f"http://{host}:{port}"
   thread = threading.Thread(target=server.serve_forever)

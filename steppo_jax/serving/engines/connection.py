@@ -85,6 +85,12 @@ class Connection:
     self._lock = threading.Lock()
     self._closed = False
 
+  def anew(self, seconds: float) -> "Connection":
+    """The same server with another limit, also after this one is closed."""
+    made = Connection(self.address, key=None, seconds=seconds)
+    made._headers = self._headers
+    return made
+
   def ask(
     self, method: str, path: str, body: Any = None, *, attempts: int = _ATTEMPTS
   ) -> Any:

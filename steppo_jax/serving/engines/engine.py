@@ -177,13 +177,16 @@ class HttpEngine:
       self._of.pop(session, None)
 
   def close(self) -> None:
-    """Breaks off what is under way."""
-    for one in self._all:
-      one.close()
-    self._threads.shutdown(cancel_futures=True)
-    for package in self._packages:
-      self._forget(package)
-    self._packages.clear()
+    """Breaks off what is under way; servers forget what was sent to them."""
+    try:
+      self._threads.shutdown(wait=False, cancel_futures=True)
+      with futures.ThreadPoolExecutor(len(self._all)) as threads:
+        list(threads.map(lambda one: one.close(), self._all))
+      self._threads.shutdown()
+    finally:
+      for package in self._packages:
+        self._forget(package)
+      self._packages.clear()
 
   def _work(self, request: types.Request) -> None:
     try:

@@ -194,6 +194,9 @@ class PolicyServer:
       )
 
 
+# Seconds that a server may take to forget adapters at the end of a run.
+_CLOSE_S = 5.0
+
 # Tokens that vLLM takes a bias for.
 _MOST_BIASED = 1024
 
@@ -298,7 +301,7 @@ class AdapterServer:
       # Its name is made of its numbers: what is there is the same. But servers
       # read the folder again at any time, and that of another run may be gone.
       if package.name not in self._sent:
-        self._forget(package.name)
+        self._forget(self._connection, package.name)
         self._connection.ask("POST", *load)
     self._sent.append(package.name)
 
@@ -309,21 +312,20 @@ class AdapterServer:
     while self._sent[0] != package.name:
       old = self._sent.pop(0)
       if old not in self._sent:
-        self._forget(old)
+        self._forget(self._connection, old)
 
   def close(self) -> None:
-    # Their folders are removed next.
-    for name in dict.fromkeys(self._sent):
-      with contextlib.suppress(connection.Lost):
-        self._forget(name, attempts=1)
     self._connection.close()
+    # Their folders are removed next, which the server reads again at any time.
+    last = self._connection.anew(_CLOSE_S)
+    with contextlib.suppress(connection.Lost), contextlib.closing(last):
+      for name in dict.fromkeys(self._sent):
+        self._forget(last, name, attempts=1)
 
-  def _forget(self, name: str, **options: int) -> None:
+  def _forget(self, via: connection.Connection, name: str, **options) -> None:
     """Unloads adapters; a server that was started anew does not know them."""
     with contextlib.suppress(connection.Refused):
-      self._connection.ask(
-        "POST", self._form.unload, {"lora_name": name}, **options
-      )
+      via.ask("POST", self._form.unload, {"lora_name": name}, **options)
 
   def answer(self, request: types.Request) -> types.Response:
     name, version = self._wanted

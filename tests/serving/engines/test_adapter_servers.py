@@ -5,6 +5,7 @@ No vLLM runs here: the server is ours.
 
 import contextlib
 import dataclasses
+import threading
 
 import adapter_servers
 import jax
@@ -114,6 +115,20 @@ def test_adapters_of_a_run_that_was_killed_are_loaded_anew(tmp_path):
       assert list(server.adapters) == list(left)
       (answer,) = answered(engine, requests(1))
       assert answer.response_ids.size
+
+
+def test_a_server_that_does_not_forget_holds_nobody_up(tmp_path, monkeypatch):
+  monkeypatch.setattr(servers_lib, "_CLOSE_S", 0.2)
+  ended = threading.Event()
+  with adapter_servers.serving() as server:
+    server.on_unload = ended.wait
+    try:
+      with engine_of(tmp_path, server, seconds=3600.0) as engine:
+        engine.set_params(adapted(2), 0)
+      assert server.adapters
+      assert not list((tmp_path / "adapters").iterdir())
+    finally:
+      ended.set()
 
 
 def test_rows_without_a_token_are_not_sampled(tmp_path):
