@@ -207,7 +207,7 @@ class Run:
     """Where the time went; None without an event log that can be read."""
     try:
       found = goodput.read(self.path)
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
       return None
     if found is None:
       return None

@@ -56,6 +56,7 @@ def bare(tmp_path_factory):
   st.sampled_from(["update", "minutes", "episodes"]),
   st.booleans(),
 )
+@hypothesis.example([{"seconds": {}, "t1": 10**309}], "update", False)
 def test_whatever_lines_hold_curves_and_times_can_be_sent(bare, lines, x, cut):
   text = "".join(json.dumps(line) + "\n" for line in lines)[
     : -3 if cut else None
