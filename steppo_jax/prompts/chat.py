@@ -130,7 +130,6 @@ class Chat:
     Raises:
       ValueError: the template does not take the messages.
     """
-    chat_template.check(messages)
     shown = [_without_ids(message) for message in messages]
     found = self._template.render(
       shown, **({"add_generation_prompt": generate} | self._options)
@@ -414,4 +413,6 @@ class ChatPrompt:
 
 
 def _without_ids(message: Message) -> dict[str, Any]:
+  if not isinstance(message, Mapping):
+    return message  # Which rendering refuses.
   return {key: value for key, value in message.items() if key != "ids"}

@@ -21,8 +21,9 @@ Message = Mapping[str, Any]
 # are more than a template itself would write beside a content.
 _NEWLINES = "\n" * 7
 _LEFT, _RIGHT = f"{_NEWLINES}\t \n", f"\n \t{_NEWLINES}"
-# What spells no control token: those have brackets, bars or rare signs.
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+# What spells no control token of a released model: those have brackets, bars or
+# signs that are neither letters nor these.
 _PLAIN_WORDS = re.compile(r"""[\w\s.,;:?!$@#%&=+*/~'"()-]{1,256}""")
 _TAGS = re.compile("(<think>|</think>)")
 # What `hide` and templates know of a message; all else is what it says, too.
@@ -94,7 +95,7 @@ class ChatTemplate(chat_templates.Template):
         that is neither text nor a list of parts, thoughts that are no text, or
         calls that are no list.
     """
-    check(messages)
+    _check(messages)
     try:
       alone = self.write(messages, **options)
       differs = ""
@@ -314,12 +315,7 @@ def _right(text):
   return 0, str.rstrip
 
 
-def check(messages: Sequence[Message]) -> None:
-  """Refuses what is no message; see `ChatTemplate.render`.
-
-  Raises:
-    ValueError: it names the message.
-  """
+def _check(messages) -> None:
   for i, message in enumerate(messages):
     if not isinstance(message, Mapping):
       raise ValueError(f"message {i} is a {type(message).__name__}, no mapping")

@@ -219,7 +219,8 @@ _LOOSE_HEAD = (
 # A call without its message, too, is meant as one.
 _TO_SOMEONE = (
   rf"{_ANY_TO}|<\|start\|>assistant\s*\bto=|"
-  r"\A\s*(?:assistant\s*)?\bto=functions\.[\w.-]*\s*(?:<|\Z)|\bto=[\w.-]{1,99}\s*<\|channel\|>"
+  r"\A\s*(?:assistant\s*)?\bto=functions\.[\w.-]*\s*(?:<|\Z)|"
+  r"\bto=[\w.-]{1,99}\s*<\|channel\|>"
 )
 
 

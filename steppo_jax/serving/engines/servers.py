@@ -80,7 +80,7 @@ class Server(Protocol):
     """
 
   def close(self) -> None:
-    """Breaks off what is under way."""
+    """Breaks off what is under way, and has adapters unloaded."""
 
 
 class PolicyServer:
@@ -208,9 +208,9 @@ class AdapterForm(NamedTuple):
     load: Where adapters are loaded.
     unload: Where they are unloaded.
     shown: How requests name them.
-    options: Sent with each request: that what the model's own files say of
-      ends is not taken. SGLang's `ignore_eos` would ignore `stop_token_ids`,
-      too (0.5.23).
+    options: Sent with each request, so that responses end where the run says
+      and not also where the model's own files do. SGLang has no such option:
+      its `ignore_eos` ignores `stop_token_ids`, too (0.5.23).
   """
 
   load: str
