@@ -42,7 +42,7 @@ from steppo_jax import types
 from steppo_jax.models import presets, transformer
 from steppo_jax.models.config import FULL
 from steppo_jax.ops import logprobs
-from steppo_jax.sampler import decode, draw
+from steppo_jax.sampler import cache_attention, draw
 from steppo_jax.sampler import engine as engine_lib
 from steppo_jax.sampler import options as sampler_options
 from steppo_jax.storage import folder as run_folder
@@ -224,8 +224,8 @@ def parts_of_decode(model, params, slots):
     return tokens + (hidden[..., 0] > never)
 
   def attention(q, _, cache, __):
-    for k, v in cache:
-      q = decode._attention(q, k, v, None, position, FULL)
+    for layer in cache:
+      q = cache_attention.attend(q, layer, None, position, FULL)
     return q
 
   def sampling(hidden, params, _, i):

@@ -170,10 +170,23 @@ def test_a_samplers_program_is_held_against_what_a_chip_can_do():
   flops = 2048 * 28 * (2 * layer + 4 * 512 * 2048)
   assert found["tokens"] == 2048
   assert found["mxu"] == pytest.approx(flops / (0.02 * 2 * 197e12))
-  # A block has 256 positions: of the 4,096 all are read, or 768 on average.
-  assert programs.block_of(setting) == 256
-  assert aot.rounds(setting, mesh, 1) == 16
-  assert aot.rounds(prefill, mesh, 1) == 3
+  # The loop's blocks have 256 positions: of the 4,096 all are read, or 768 on
+  # average. The kernel reads pages of 64, and is no loop of the program.
+  loops = [dataclasses.replace(x, attention="xla") for x in (setting, prefill)]
+  assert programs.block_of(loops[0]) == 256
+  assert [aot.rounds(x, mesh, 1) for x in loops] == [16, 3]
+  assert [programs.kernel_ms(x, mesh, chip) for x in loops] == [0, 0]
+  assert programs.block_of(setting) == 64
+  # Decode is held up by reading the cache, half of it a device.
+  read = 32 * 4096 * 2 * 57_344 / 2
+  assert programs.kernel_ms(setting, mesh, chip) == pytest.approx(
+    1e3 * read / 819e9
+  )
+  # Prefill by products: each query with all of the 768.
+  flops = 4 * 2048 * 768 * 28 * 2048 / 2
+  assert programs.kernel_ms(prefill, mesh, chip) == pytest.approx(
+    1e3 * flops / 197e12
+  )
 
 
 @pytest.mark.parametrize("parts", [1, 4])

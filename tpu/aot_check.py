@@ -13,7 +13,8 @@ program by kind, and whether it fits. A collective inside a loop is counted
 once. Below a learner stands what the whole run holds (`whole_run.py`) with the
 slots of the sampler that fit beside it, and the compiler's own estimate of
 cycles, which leaves out kernels, scatters and all that is asynchronous: the
-time is longer. Nothing is run. The last line is one JSON object.
+time is longer. To a sampler's is added what its attention kernel takes at the
+chip's peak. Nothing is run. The last line is one JSON object.
 
 Without options it checks the settings of `DEFAULTS`, one of which must not fit.
 It ends with status 1 if a program that should fit does not, if the one that
@@ -151,13 +152,8 @@ def check(setting: Setting, devices: Sequence[Any]) -> Found:
   if setting.program.startswith("learner"):
     lower = aot_programs.lower_learner
   started = time.perf_counter()
-  # What a program is made of depends on where it is going to run.
-  here, platform = jax.default_backend, devices[0].platform
-  jax.default_backend = lambda: platform
-  try:
+  with aot_programs.as_on(devices[0].platform):
     lowered = lower(setting, mesh)
-  finally:
-    jax.default_backend = here
   try:
     compiled = lowered.compile()
   except jax.errors.JaxRuntimeError as error:
@@ -211,7 +207,8 @@ def facts(
     return told
   if not setting.program.startswith("learner"):
     if chip.clock:
-      told["ms"] = 1e3 * found.cycles / chip.clock
+      told["kernel_ms"] = aot_programs.kernel_ms(setting, mesh, chip)
+      told["ms"] = 1e3 * found.cycles / chip.clock + told["kernel_ms"]
       told |= aot_programs.share_of_bound(setting, mesh, told["ms"], chip)
     return told
   told["whole_run"] = whole_run.held(setting, mesh, found.beside, hbm)
@@ -260,6 +257,12 @@ HEADER = (
 )
 
 
+def kernel(told: dict[str, Any]) -> str:
+  """What of a sampler's time is its kernel's, reckoned, not compiled."""
+  ms = told["kernel_ms"]
+  return f", of which {ms:.2f} ms the kernel at the chip's peak" if ms else ""
+
+
 def devices_of(topology: str) -> Sequence[Any]:
   """Devices of a topology that libtpu knows; none of them is there."""
   from jax.experimental import topologies
@@ -288,6 +291,7 @@ def settings(args: argparse.Namespace) -> list[Setting]:
     Setting(
       topology, model, program, row_length=args.row_length, rows=args.rows,
       remat=args.remat, layers=args.layers, frozen=args.frozen,
+      attention=args.attention,
       fits=not args.too_large, sampler_tensor=args.sampler_tensor,
       **{k: int(v) for k, v in axes.items()},
     )
@@ -325,6 +329,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     choices=("float32", "bfloat16"),
     help="type of parameters that are not trained; runs hold float32",
   )
+  add(
+    "--attention",
+    default="auto",
+    choices=("auto", "xla", "pallas"),
+    help="sampler.attention of a sampler's program",
+  )
   add("--layers", type=int, default=0, help="in place of the preset's")
   add("--too-large", action="store_true", help="it is meant not to fit")
   return parser.parse_args(argv)
@@ -358,13 +368,15 @@ def main(argv: Sequence[str]) -> int:
       )
     if "mxu" in told[-1]:
       print(
-        f"  a group of {told[-1]['tokens']} tokens: {told[-1]['ms']:.1f} ms of "
-        f"cycles at least, {told[-1]['mxu']:.1%} of the matrix units at most"
+        f"  a group of {told[-1]['tokens']} tokens: {told[-1]['ms']:.2f} ms at "
+        f"least{kernel(told[-1])}, {told[-1]['mxu']:.1%} of the matrix units "
+        "at most"
       )
     if "over_bound" in told[-1]:
       print(
-        f"  a token of every slot: {told[-1]['ms']:.1f} ms of cycles at least, "
-        f"{told[-1]['over_bound']:.2f} of what reading weights and cache takes"
+        f"  a token of every slot: {told[-1]['ms']:.2f} ms at least"
+        f"{kernel(told[-1])}, {told[-1]['over_bound']:.2f} of what reading "
+        "weights and cache takes"
       )
     if fits(found, hbm) != setting.fits:
       wrong += 1

@@ -3,7 +3,9 @@
 JAX is imported inside the functions: `aot_check.py` sets the environment first.
 """
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import roofline
@@ -32,6 +34,7 @@ class Setting:
     layers: Layers in place of the preset's; 0 for the preset's.
     frozen: Type of parameters that are not trained: under adapters the
       policy's, and the reference policy's otherwise. Runs hold float32.
+    attention: `SamplerConfig.attention`.
     fits: What is expected.
   """
 
@@ -47,7 +50,21 @@ class Setting:
   remat: str = "full"
   layers: int = 0
   frozen: str = "float32"
+  attention: str = "auto"
   fits: bool = True
+
+
+@contextlib.contextmanager
+def as_on(platform: str) -> Iterator[None]:
+  """What a program is made of depends on where it is going to run."""
+  import jax
+
+  here = jax.default_backend
+  jax.default_backend = lambda: platform
+  try:
+    yield
+  finally:
+    jax.default_backend = here
 
 
 def model_of(setting: Setting):
@@ -153,6 +170,7 @@ def lower_sampler(setting: Setting, mesh: Any) -> Any:
   from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
   from steppo_jax.models import transformer
+  from steppo_jax.sampler import cache as cache_lib
   from steppo_jax.sampler import decode, programs, slot_requests, split
 
   model, slots, context = model_of(setting), setting.rows, setting.row_length
@@ -181,17 +199,18 @@ def lower_sampler(setting: Setting, mesh: Any) -> Any:
   specs, slot = split.specs(model, parts), PartitionSpec("data")
   params = shaped(specs, params)
   whole = split.whole_cache(model, parts)
-  cache = jax.eval_shape(lambda: decode.empty_cache(whole, slots, context))
-  cache = shaped(decode.cache_specs(parts), cache)
+  cache = jax.eval_shape(
+    lambda: cache_lib.empty(whole, slots, context, paged=is_paged(setting))
+  )
+  cache = shaped(cache_lib.specs(parts), cache)
   made = programs.functions(model, seed=0, shared_by=parts)
   run = programs.jitted(made, mesh, specs)
   given = lambda *shape, kind=np.int32, spec=slot: jax.ShapeDtypeStruct(
     shape, kind, sharding=at(spec)
   )
   if setting.program == "prefill":
-    each = slots // count
-    rows = programs.read_rows(each, READ, "tpu")
-    read = -(-each // rows) * count, rows
+    rows, _ = _group(setting, mesh)
+    read = -(-slots // count // rows) * count, rows
     return run.prefill.lower(
       params, cache, given(*read, READ), given(*read), given(*read),
       given(*read), given(count),
@@ -204,12 +223,23 @@ def lower_sampler(setting: Setting, mesh: Any) -> Any:
   )  # fmt: skip
 
 
+def is_paged(setting: Setting) -> bool:
+  """Whether the sampler's attention is the kernel, as on a TPU."""
+  from steppo_jax.sampler import cache_attention, split
+
+  part = split.part(model_of(setting), setting.tensor)
+  with as_on("tpu"):
+    return cache_attention.is_paged(setting.attention, part)
+
+
 def block_of(setting: Setting) -> int:
   """Positions of the cache that attention reads at once."""
-  from steppo_jax.sampler import decode, split
+  from steppo_jax.sampler import cache, split
 
   whole = split.whole_cache(model_of(setting), setting.tensor)
-  return decode.block_of(whole, setting.rows, setting.row_length, "tpu")
+  return cache.block_of(
+    whole, setting.rows, setting.row_length, "tpu", is_paged(setting)
+  )
 
 
 def seen(setting: Setting) -> float:
@@ -220,6 +250,37 @@ def seen(setting: Setting) -> float:
   return setting.row_length if setting.program == "decode" else 1.5 * READ
 
 
+def kernel_ms(setting: Setting, mesh: Any, chip: roofline.Chip) -> float:
+  """Least time of the sampler's attention kernel, which cycles leave out.
+
+  Its products at the chip's peak, or keys and values at its bandwidth, for one
+  group of runs or one token. It multiplies whole blocks of queries with all
+  that their slot holds, whatever they see of it.
+  """
+  from steppo_jax.sampler import cache_attention
+
+  if not is_paged(setting):
+    return 0.0
+  model, (rows, tokens) = model_of(setting), _group(setting, mesh)
+  block = cache_attention.SINGLE_QUERIES if tokens == 1 else tokens
+  pairs = rows * max(block, tokens) * seen(setting) * model.num_layers
+  flops = 4 * pairs * model.num_heads * model.head_dim
+  read = rows * seen(setting) * roofline.kv_bytes(model)
+  devices = setting.tensor / chip.devices
+  least = max(flops / chip.flops, read / chip.bandwidth) / devices
+  return 1e3 * least
+
+
+def _group(setting: Setting, mesh: Any) -> tuple[int, int]:
+  """Rows of a device that are read at once, and tokens of each."""
+  from steppo_jax.sampler import sizes
+
+  each = setting.rows // mesh.shape["data"]
+  if setting.program == "decode":
+    return each, 1
+  return sizes.read_rows(each, READ, "tpu"), READ
+
+
 def share_of_bound(
   setting: Setting, mesh: Any, ms: float, chip: roofline.Chip
 ) -> dict[str, Any]:
@@ -228,7 +289,7 @@ def share_of_bound(
   Args:
     setting: Prefill or decode.
     mesh: Its devices.
-    ms: Of one group of runs, or of one token.
+    ms: Of one group of runs, or of one token, its kernel included.
     chip: Its data sheet.
 
   Returns:
@@ -237,16 +298,14 @@ def share_of_bound(
     For decode "over_bound": the time, in those that it takes to read the
     weights and the whole cache once.
   """
-  from steppo_jax.sampler import programs
-
-  model, each = model_of(setting), setting.rows // mesh.shape["data"]
+  model, (rows, length) = model_of(setting), _group(setting, mesh)
   devices = setting.tensor / chip.devices
   if setting.program == "prefill":
-    tokens = programs.read_rows(each, READ, "tpu") * READ
+    tokens = rows * length
     flops = tokens * roofline.forward_flops(model, READ, 0.0)
     peak = chip.flops * devices
     return {"tokens": tokens, "mxu": flops / (ms / 1e3) / peak}
   weights = roofline.matmul_weights(model) + roofline.logit_weights(model)
-  cache = each * setting.row_length * roofline.kv_bytes(model)
+  cache = rows * setting.row_length * roofline.kv_bytes(model)
   bound = (2 * weights + cache) / (chip.bandwidth * devices)
   return {"over_bound": ms / 1e3 / bound}

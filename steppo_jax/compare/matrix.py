@@ -213,6 +213,7 @@ _LATER = (
   (("rollout", "stall_seconds"), 60.0),
   (("sampler", "keep_cache_across_versions"), False),
   (("sampler", "tensor"), 1),
+  (("sampler", "attention"), "auto"),
   (("rollout", "source"), "env"),
   (("rollout", "engine"), "internal"),
   (("agents",), dataclasses.asdict(rollout_options.AgentConfig())),

@@ -1,9 +1,4 @@
-"""Prefill, copy and decode on a cache of blocks: pure, compiled by `programs`.
-
-How many positions are in use is a number that a program is given and not a
-shape that it is compiled for: it reads blocks of the cache in a loop until it
-has seen the longest sequence. So one program serves every length.
-"""
+"""Prefill and decode on a cache of blocks: pure, compiled by `programs`."""
 
 import functools
 from typing import Any, NamedTuple
@@ -11,44 +6,12 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
-from jax.experimental import layout
-from jax.sharding import PartitionSpec
 
 from steppo_jax.models import transformer
 from steppo_jax.models.config import FULL
-from steppo_jax.ops import attention
-from steppo_jax.sampler import draw, split
+from steppo_jax.sampler import cache as cache_lib
+from steppo_jax.sampler import cache_attention, draw, split
 from steppo_jax.sampler.slot_requests import SlotRequests
-
-# Positions that a block may have. Short ones take more turns of a loop; long
-# ones are read where few positions are in use, and leave the caches of a core.
-BLOCKS = (64, 128, 256)
-# Most numbers in a block of keys, unless it is the shortest.
-NUMBERS = 2**18
-# Most rows that a TPU reads from the cache one by one.
-FEW_ROWS = 8
-
-
-class Cache(NamedTuple):
-  """Keys and values of every slot, one array a layer, in blocks of positions.
-
-  Blocks come first, so that a block of all slots lies in one piece. On CPU keys
-  lie with the position last, where it is `by_head`: the scores of one new token
-  are then sums of whole rows of them, in a half to a quarter of the time.
-  Elsewhere positions come first, as loops on a TPU want them: it would turn the
-  whole cache around at the begin and the end of every call.
-
-  Attributes:
-    k: L arrays, rotated keys by block, slot and position: [C / P, N, KV, D, P]
-      by head, [C / P, N, P, KV, D] else.
-    v: L arrays [C / P, N, KV, P, D] by head, [C / P, N, P, KV, D] else.
-    hidden: [N, W] last hidden state of each slot, which predicts its next
-      token.
-  """
-
-  k: tuple[chex.Array, ...]
-  v: tuple[chex.Array, ...]
-  hidden: chex.Array
 
 
 class Responses(NamedTuple):
@@ -67,16 +30,6 @@ class Responses(NamedTuple):
   live: chex.Array
 
 
-def by_head() -> bool:
-  """Whether heads come before positions in the cache; see `Cache`."""
-  return jax.default_backend() == "cpu"
-
-
-def _sizes(cache_v: chex.Array) -> tuple[int, int]:
-  """Blocks of the cache and positions of a block."""
-  return cache_v.shape[0], cache_v.shape[3 if by_head() else 2]
-
-
 def no_turns(num_slots: int, max_new_tokens: int) -> Responses:
   """Slots without a response under way."""
   shape = (num_slots, max_new_tokens)
@@ -88,135 +41,20 @@ def no_turns(num_slots: int, max_new_tokens: int) -> Responses:
   )
 
 
-def block_of(
-  config: transformer.ModelConfig, num_slots: int, context: int, platform: str
-) -> int:
-  """Positions of a block of the cache; a TPU reads long ones in less time."""
-  position = num_slots * config.num_kv_heads * config.head_dim
-  fits = [x for x in BLOCKS if platform == "tpu" or x * position <= NUMBERS]
-  return min(context, max(fits, default=BLOCKS[0]))
-
-
-def empty_cache(
-  config: transformer.ModelConfig, num_slots: int, context: int
-) -> Cache:
-  """A cache of zeros for `num_slots` slots of at least `context` positions."""
-  n, kv, size = num_slots, config.num_kv_heads, config.head_dim
-  block = block_of(config, n, context, jax.default_backend())
-  blocks = -(-context // block)
-  zeros = lambda *shape: tuple(
-    jnp.zeros(shape, config.compute) for _ in range(config.num_layers)
-  )
-  keys, values = (kv, size, block), (kv, block, size)
-  if not by_head():
-    keys = values = (block, kv, size)
-  return Cache(
-    zeros(blocks, n, *keys),
-    zeros(blocks, n, *values),
-    jnp.zeros((num_slots, config.width), config.compute),
-  )
-
-
-def cache_specs(parts: int) -> Cache:
-  """The axes that split each array of a cache; see `split`.
-
-  Args:
-    parts: Devices that share the model.
-  """
-  before = () if by_head() else (None,)  # positions
-  heads = (*before, split.AXIS) if parts > 1 else ()
-  blocks = PartitionSpec(None, "data", *heads)
-  return Cache(blocks, blocks, PartitionSpec("data"))
-
-
-def _read(x, block, slots):
-  """One block [R, ...] of some slots [R], or of all in their order if None."""
-  if slots is None:
-    return jax.lax.dynamic_index_in_dim(x, block, 0, keepdims=False)
-  start = lambda slot: (block, slot, 0, 0, 0)
-  row = lambda slot: jax.lax.dynamic_slice(x, start(slot), (1, 1, *x.shape[2:]))
-  if jax.default_backend() == "tpu" and len(slots) <= FEW_ROWS:
-    # Of a gather, or of rows without a layout of their own, it would turn the
-    # whole cache around, in every layer.
-    order = layout.Layout(major_to_minor=tuple(range(x.ndim)))
-    kept = lambda x: layout.with_layout_constraint(x, order)
-    return jnp.concatenate([kept(row(slot))[0] for slot in slots])
-  return jax.vmap(row)(slots)[:, 0, 0]
-
-
-def _attention(q, k, v, slots, positions, window):
-  """q [R, T, H, D] against the cache of R slots, by position.
-
-  Blocks are read one after the other, with the softmax rescaled whenever a
-  larger score turns up. A layer with a window sees its last `window` positions
-  only.
-  """
-  r, t, h, d = q.shape
-  blocks, size = _sizes(v)
-  kv = v.shape[2 if by_head() else 3]
-  groups = h // kv
-  key, value = ("rkdc", "rkcd") if by_head() else ("rckd", "rckd")
-  q = q.reshape(r, t, kv, groups, d).transpose(0, 2, 3, 1, 4) * d**-0.5
-  q = q.reshape(r, kv, -1, d)
-
-  def scores(block):
-    score = jnp.einsum(f"rkqd,{key}->rkqc", q, _read(k, block, slots))
-    score = score.reshape(r, kv, groups, t, size).astype(jnp.float32)
-    at = block * size + jnp.arange(size)
-    visible = at <= positions[..., None]
-    if window < FULL:
-      visible &= at > positions[..., None] - window
-    score = jnp.where(visible[:, None, None], score, attention.HIDDEN)
-    return score.reshape(r, kv, -1, size)
-
-  def values(weight, block):
-    weight = weight.astype(v.dtype)
-    return jnp.einsum(f"rkqc,{value}->rkqd", weight, _read(v, block, slots))
-
-  def add(block, state):
-    top, total, out = state
-    score = scores(block)
-    higher = jnp.maximum(top, score.max(-1))
-    weight = jnp.exp(score - higher[..., None])
-    kept = jnp.exp(top - higher)
-    out = out * kept[..., None] + values(weight, block)
-    return higher, total * kept + weight.sum(-1), out
-
-  if blocks == 1:
-    out = values(jax.nn.softmax(scores(0), axis=-1), 0)
-  else:
-    used = jnp.where(positions < blocks * size, positions, 0).max()
-    first = 0
-    if window < FULL:
-      first = jnp.maximum(positions.min() - window + 1, 0) // size
-    nothing = jnp.full((r, kv, groups * t), attention.HIDDEN, jnp.float32)
-    start = nothing, jnp.zeros_like(nothing), jnp.zeros(q.shape, jnp.float32)
-    _, total, out = jax.lax.fori_loop(first, used // size + 1, add, start)
-    out = (out / total[..., None]).astype(v.dtype)
-  out = out.reshape(r, kv, groups, t, d)
-  return out.transpose(0, 3, 1, 2, 4).reshape(r, t, h, d)
-
-
 def _step(config, params, cache, tokens, positions, slots, parts):
   """Runs tokens [R, T] of `slots` [R]; returns hidden [R, T, W] and cache.
 
   Without slots there is one row for each of them. Positions at or past the end
   of the cache mark padding: nothing is stored.
   """
-  ks, vs = list(cache.k), list(cache.v)
-  _, size = _sizes(cache.v[0])
+  layers = list(cache.layers)
 
   def attend_at(layer):
     def attend(q, k, v, window=FULL):
       rows = jnp.arange(q.shape[0]) if slots is None else slots
-      row, block, inside = rows[:, None], positions // size, positions % size
-      # An index array on either side of slices puts the slices last.
-      every = (slice(None),) * by_head()
-      at = ks[layer].at[block, row, *every, *every, inside]
-      ks[layer] = at.set(k, mode="drop")
-      at = vs[layer].at[block, row, *every, inside]
-      vs[layer] = at.set(v, mode="drop")
-      return _attention(q, ks[layer], vs[layer], slots, positions, window)
+      held = cache_lib.store(layers[layer], k, v, rows, positions)
+      layers[layer] = held
+      return cache_attention.attend(q, held, slots, positions, window)
 
     return attend
 
@@ -225,19 +63,13 @@ def _step(config, params, cache, tokens, positions, slots, parts):
     split.part(config, parts), params, tokens, positions, attends,
     split.axis(parts),
   )  # fmt: skip
-  return hidden, cache._replace(k=tuple(ks), v=tuple(vs))
-
-
-def _capacity(cache: Cache) -> int:
-  """Positions of a slot."""
-  blocks, size = _sizes(cache.v[0])
-  return blocks * size
+  return hidden, cache._replace(layers=tuple(layers))
 
 
 def prefill(
   config: transformer.ModelConfig,
   params: Any,
-  cache: Cache,
+  cache: cache_lib.Cache,
   tokens: chex.Array,
   start: chex.Array,
   length: chex.Array,
@@ -245,7 +77,7 @@ def prefill(
   used: chex.Array,
   *,
   parts: int,
-) -> Cache:
+) -> cache_lib.Cache:
   """Reads new prompt tokens into some slots, R of them at a time.
 
   Args:
@@ -263,7 +95,7 @@ def prefill(
   Returns:
     The cache with the new keys, values and last hidden states.
   """
-  capacity = _capacity(cache)
+  capacity = cache_lib.capacity(cache)
   offset = jnp.arange(tokens.shape[2])
 
   def read(i, cache):
@@ -279,40 +111,6 @@ def prefill(
     return cache._replace(hidden=cache.hidden.at[slot].set(hidden, mode="drop"))
 
   return jax.lax.fori_loop(0, used, read, cache)
-
-
-def copy(
-  cache: Cache,
-  source: chex.Array,
-  target: chex.Array,
-  length: chex.Array,
-  used: chex.Array,
-) -> Cache:
-  """Copies the first positions of some slots into others, one by one.
-
-  Args:
-    cache: The cache; donated by the caller.
-    source: [R] int32 slots to read.
-    target: [R] int32 slots to write, none of which is read later.
-    length: [R] int32 number of positions.
-    used: [] int32 number of copies.
-  """
-  _, size = _sizes(cache.v[0])
-
-  def one(x, block, source, target):
-    part = jax.lax.dynamic_slice(
-      x, (block, source, 0, 0, 0), (1, 1, *x.shape[2:])
-    )
-    return jax.lax.dynamic_update_slice(x, part, (block, target, 0, 0, 0))
-
-  def row(i, arrays):
-    def each(block, arrays):
-      return jax.tree.map(lambda x: one(x, block, source[i], target[i]), arrays)
-
-    return jax.lax.fori_loop(0, (length[i] + size - 1) // size, each, arrays)
-
-  k, v = jax.lax.fori_loop(0, used, row, (cache.k, cache.v))
-  return cache._replace(k=k, v=v)
 
 
 def _rows(slots, arrays):
@@ -367,7 +165,7 @@ def _begun(turns: Responses, fresh, sample, some) -> Responses:
 def decode(
   config: transformer.ModelConfig,
   params: Any,
-  cache: Cache,
+  cache: cache_lib.Cache,
   turns: Responses,
   slots: chex.Array,
   asked: SlotRequests,
@@ -378,7 +176,7 @@ def decode(
   seed: int,
   cuts: bool,
   parts: int,
-) -> tuple[Cache, Responses, chex.Array, chex.Array]:
+) -> tuple[cache_lib.Cache, Responses, chex.Array, chex.Array]:
   """Samples in live slots side by side until enough of them have ended.
 
   A slot's draws depend on its key and on how many tokens it has sampled, never
@@ -405,7 +203,7 @@ def decode(
     The cache, the responses, and two int32 counts: tokens read side by side
     and the sum over them of live slots.
   """
-  capacity, every, axis = _capacity(cache), turns, split.axis(parts)
+  capacity, every, axis = cache_lib.capacity(cache), turns, split.axis(parts)
   over_all = lambda n: n if axis is None else jax.lax.psum(n, "data")
   if slots.shape == turns.live.shape:
     slots, hidden = None, cache.hidden

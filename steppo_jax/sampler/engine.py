@@ -54,7 +54,8 @@ class SlotEngine:
         probabilities are those of the whole softmax.
 
     Raises:
-      ValueError: `config.tensor` does not fit the model or the devices.
+      ValueError: `config.tensor` does not fit the model or the devices, or
+        `config.attention` the model.
     """
     n = config.num_slots
     self.num_slots = n
@@ -76,6 +77,7 @@ class SlotEngine:
       devices=devices or jax.local_devices(),
       shared_by=config.tensor,
       cuts=cuts,
+      attention=config.attention,
     )
     self._cuts = cuts
     self._slots = slots.Slots(n, context, self._device.parts)

@@ -1,6 +1,7 @@
 """Options of the sampler."""
 
 import dataclasses
+from typing import Literal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +28,11 @@ class SamplerConfig:
       slots that they sample in, for a model that is too large for one of them.
       It divides the model's heads and inner width, and divides its key heads or
       is a multiple of them.
+    attention: How new tokens attend to what their slots hold. "xla" is a loop
+      over blocks of all slots, up to the longest. "pallas" is JAX's kernel for
+      TPUs (`ragged_paged_attention`), which reads each slot up to its own
+      length and takes heads of a multiple of 128 numbers. "auto" is "pallas"
+      on a TPU if it takes the model, and "xla" everywhere else.
   """
 
   num_slots: int = 128
@@ -35,6 +41,7 @@ class SamplerConfig:
   burst: int = 64
   keep_cache_across_versions: bool = False
   tensor: int = 1
+  attention: Literal["auto", "xla", "pallas"] = "auto"
 
   def __post_init__(self):
     for name, least in (

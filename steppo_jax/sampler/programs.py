@@ -19,20 +19,9 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from steppo_jax.models import transformer
-from steppo_jax.sampler import decode, slots, split
+from steppo_jax.sampler import cache as cache_lib
+from steppo_jax.sampler import cache_attention, decode, sizes, slots, split
 from steppo_jax.sampler.slot_requests import SlotRequests
-
-# Most programs in all, with up to six sizes of prefill.
-MOST = 8
-# A context with room for prompts of a thousand tokens has prefill of this size,
-# whatever the options say.
-LONG = 512
-# Tokens that are read at once: more of them use a matrix unit better, fewer are
-# padded less.
-READ_AT_ONCE = {"cpu": 256}
-READ_AT_ONCE_ELSEWHERE = 2048
-# Turns of prefill cost as much as so many tokens, beside those that they read.
-CALL = 8
 
 
 class Functions(NamedTuple):
@@ -83,7 +72,7 @@ def functions(
     )  # fmt: skip
 
   def copy(cache, source, target, length, used):
-    return decode.copy(cache, source, target, length, used[0])
+    return cache_lib.copy(cache, source, target, length, used[0])
 
   return Functions(prefill, copy, sample)
 
@@ -103,7 +92,7 @@ def jitted(
     params: Where the parameters' parts lie; see `split.specs`.
   """
   slot, whole = PartitionSpec("data"), PartitionSpec()
-  cache = decode.cache_specs(split.size(mesh))
+  cache = cache_lib.specs(split.size(mesh))
   takes = Functions(
     (params, cache, *[slot] * 5),
     (cache, *[slot] * 4),
@@ -215,6 +204,7 @@ class Programs:
     devices: Sequence[jax.Device],
     shared_by: int = 1,
     cuts: bool = False,
+    attention: str = "auto",
   ):
     """Allocates the cache; no program is compiled yet.
 
@@ -229,9 +219,11 @@ class Programs:
       devices: Those that may be used; see `split.mesh_of`.
       shared_by: Devices that share the model; see `split`.
       cuts: Whether `top_p` of requests is read.
+      attention: `SamplerConfig.attention`.
 
     Raises:
-      ValueError: the model or the devices cannot be split so.
+      ValueError: the model or the devices cannot be split so, or there is no
+        such attention for the model.
     """
     split.check(model, shared_by)
     self.mesh = mesh = split.mesh_of(num_slots, devices, shared_by)
@@ -241,19 +233,21 @@ class Programs:
     # Slots are numbered within their part.
     self._each = num_slots // self.parts
 
+    whole = split.whole_cache(model, shared_by)
+    paged = cache_attention.is_paged(attention, split.part(model, shared_by))
+
     def start():
       turns = decode.no_turns(num_slots, max_new_tokens)
-      sizes = split.whole_cache(model, shared_by)
-      return decode.empty_cache(sizes, num_slots, context), turns
+      return cache_lib.empty(whole, num_slots, context, paged=paged), turns
 
     if mesh is None:
       self._cache, self.turns = start()
     else:
       at = lambda spec: NamedSharding(mesh, spec)
-      specs = decode.cache_specs(shared_by), PartitionSpec("data")
+      specs = cache_lib.specs(shared_by), PartitionSpec("data")
       where = jax.tree.map(at, specs)
       self._cache, self.turns = jax.jit(start, out_shardings=where)()
-    self._prefill_lengths, self._row_sizes = shapes(
+    self._prefill_lengths, self._row_sizes = sizes.shapes(
       self._each, context, tuple(prefill_lengths)
     )
     self._shared = _shared(model, num_slots, seed, mesh, cuts)
@@ -295,8 +289,8 @@ class Programs:
       self._cache = self._run(self._copy_call(copies))
     pending = []
     for read in wave:
-      sizes = cut(len(read.ids), self._prefill_lengths)
-      pending.append((read.slot, read.start, read.ids, sizes))
+      lengths = sizes.cut(len(read.ids), self._prefill_lengths)
+      pending.append((read.slot, read.start, read.ids, lengths))
     while pending:
       runs: dict[int, list] = collections.defaultdict(list)
       rest = []
@@ -383,7 +377,7 @@ class Programs:
     )  # fmt: skip
 
   def _prefill_call(self, batch, size):
-    rows = read_rows(self._each, size, jax.default_backend())
+    rows = sizes.read_rows(self._each, size, jax.default_backend())
     groups = -(-self._each // rows)
     shape = self.parts, groups * rows
     tokens = np.zeros((*shape, size), np.int32)
@@ -404,47 +398,3 @@ class Programs:
       self._params, self._cache, cut(tokens), cut(start), cut(length),
       cut(into), used,
     )  # fmt: skip
-
-
-def read_rows(num_slots: int, size: int, platform: str) -> int:
-  """Runs of `size` tokens that are read at once in so many slots."""
-  at_once = READ_AT_ONCE.get(platform, READ_AT_ONCE_ELSEWHERE)
-  return min(num_slots, max(-(-num_slots // 8), at_once // size))
-
-
-def shapes(
-  num_slots: int, context: int, prefill_lengths: tuple[int, ...]
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-  """What programs there are: sizes of prefill and of sampling, ascending.
-
-  Arguments are those of `Programs`. There is one more program, for copies.
-  """
-  sizes = list(prefill_lengths)
-  # A size is not needed if a smaller one holds all there is.
-  while len(sizes) > 1 and sizes[-2] >= context:
-    sizes.pop()
-  if sizes[-1] < LONG <= context // 2 and len(sizes) < MOST - 2:
-    sizes.append(LONG)
-  # All slots, an eighth of them, a third.
-  rows = num_slots, -(-num_slots // 8), -(-num_slots // 3)
-  return tuple(sizes), tuple(sorted(set(rows[: max(1, MOST - 1 - len(sizes))])))
-
-
-@functools.lru_cache(maxsize=4096)
-def cut(length: int, sizes: tuple[int, ...]) -> tuple[int, ...]:
-  """Sizes, largest first, that hold a run of tokens at the least cost.
-
-  Args:
-    length: Tokens, at least one.
-    sizes: What there is, ascending. A run costs its size and `CALL` more.
-  """
-  largest = sizes[-1]
-  whole = max(0, length // largest - 1)
-  rest, found = length - whole * largest, [(0, ())]
-  for n in range(1, rest + 1):
-    ways = (
-      (size + CALL + found[max(0, n - size)][0], size, n) for size in sizes
-    )
-    cost, size, n = min(ways)
-    found.append((cost, (size, *found[max(0, n - size)][1])))
-  return (largest,) * whole + tuple(sorted(found[rest][1], reverse=True))

@@ -107,7 +107,9 @@ def test_devices_that_share_a_model_answer_as_one_does(
   table = device.params["embed"]["embedding"]
   (rows,) = {x.data.shape[0] for x in table.addressable_shards}
   assert rows * tensor < model.vocab_size + tensor * 64
-  heads = {x.data.shape[2] for x in device._cache.v[0].addressable_shards}
+  heads = {
+    x.data.shape[2] for x in device._cache.layers[0][1].addressable_shards
+  }
   assert heads == {max(1, model.num_kv_heads // tensor)}
 
 

@@ -5,6 +5,7 @@ import itertools
 
 import jax
 import numpy as np
+import plays
 import pytest
 import worlds
 from hypothesis import given
@@ -12,64 +13,25 @@ from hypothesis import strategies as st
 
 from steppo_jax import types
 from steppo_jax.models import transformer
-from steppo_jax.sampler import decode, options, programs
-from steppo_jax.sampler import engine as engine_lib
+from steppo_jax.sampler import cache
+from steppo_jax.sampler import sizes as sizes_lib
 
 LENGTHS = st.lists(st.integers(1, 900), min_size=1, max_size=6, unique=True)
-
-
-def make(model, params, *, context, slots=10, lengths=(4, 16, 64)):
-  made = engine_lib.SlotEngine(
-    model,
-    options.SamplerConfig(num_slots=slots, prefill_lengths=lengths),
-    context=context,
-    max_new_tokens=8,
-    end_of_turn_id=-1,
-    seed=0,
-  )
-  made.set_params(params, 0)
-  return made
-
-
-def play(engine):
-  """Groups that share prompts, of many lengths, over three turns."""
-  rng = np.random.default_rng(0)
-  vocab = worlds.tokenizer().vocab_size
-  prompts = [
-    rng.integers(3, vocab, n).astype(np.int32)
-    for n in (3, 40, 40, 11, 29, 1, 70)
-  ]
-  prompts[2] = prompts[1].copy()
-  found = []
-  # Fewer and fewer sessions go on, so that all sizes of sampling are called.
-  for turn, live in enumerate((7, 3, 1)):
-    answers = engine.generate(
-      [
-        types.Request(str(n), prompt, (n, turn), 3 + n % 5, 1.0)
-        for n, prompt in enumerate(prompts[:live])
-      ]
-    )
-    found += answers
-    prompts = [
-      np.concatenate([p, a.response_ids, rng.integers(3, vocab, 9)])
-      for p, a in zip(prompts, answers, strict=False)
-    ]
-  return found
 
 
 @given(st.integers(1, 500), st.integers(1, 40_000), LENGTHS)
 def test_there_are_eight_programs_at_most(slots, context, lengths):
   lengths = tuple(sorted(lengths))
-  prefill, rows = programs.shapes(slots, context, lengths)
-  assert len(prefill) + len(rows) + 1 <= programs.MOST
+  prefill, rows = sizes_lib.shapes(slots, context, lengths)
+  assert len(prefill) + len(rows) + 1 <= sizes_lib.MOST
   assert rows[-1] == slots
-  assert set(prefill) <= {*lengths, programs.LONG}
+  assert set(prefill) <= {*lengths, sizes_lib.LONG}
 
 
 @given(st.integers(1, 2000), LENGTHS)
 def test_runs_hold_their_tokens_and_only_the_last_is_padded(length, sizes):
   sizes = tuple(sorted(sizes))
-  runs = programs.cut(length, sizes)
+  runs = sizes_lib.cut(length, sizes)
   assert set(runs) <= set(sizes)
   assert list(runs) == sorted(runs, reverse=True)
   assert sum(runs[:-1]) < length <= sum(runs)
@@ -79,7 +41,7 @@ def test_runs_are_those_that_cost_least():
   sizes = (3, 5, 16)
 
   def cost(runs):
-    return sum(runs) + programs.CALL * len(runs)
+    return sum(runs) + sizes_lib.CALL * len(runs)
 
   for length in range(1, 40):
     least = min(
@@ -88,20 +50,20 @@ def test_runs_are_those_that_cost_least():
       for runs in itertools.combinations_with_replacement(sizes, count)
       if sum(runs) >= length
     )
-    assert cost(programs.cut(length, sizes)) == least
+    assert cost(sizes_lib.cut(length, sizes)) == least
 
 
 @pytest.mark.slow
 def test_programs_are_compiled_when_needed_or_all_side_by_side():
-  made = make(worlds.model(), worlds.policy(), context=1100)
+  made = plays.make(worlds.model(), worlds.policy(), context=1100)
   request = types.Request("a", np.arange(3, 9, dtype=np.int32), (0,), 2, 1.0)
   made.generate([request])
   assert made.compiles == 2
   made.release("a")
   made.warm_up()
-  assert made.compiles == programs.MOST
-  play(made)
-  assert made.compiles == programs.MOST
+  assert made.compiles == sizes_lib.MOST
+  plays.play(made)
+  assert made.compiles == sizes_lib.MOST
 
 
 @pytest.mark.slow
@@ -113,9 +75,11 @@ def test_blocks_and_layout_of_the_cache_change_no_answer(monkeypatch):
   for block, context, by_head in (
     (128, 128, True), (16, 123, True), (16, 124, False)
   ):  # fmt: skip
-    monkeypatch.setattr(decode, "BLOCKS", (block,))
-    monkeypatch.setattr(decode, "by_head", lambda by_head=by_head: by_head)
-    found.append(play(make(model, params, context=context, lengths=(16,))))
+    monkeypatch.setattr(cache, "BLOCKS", (block,))
+    monkeypatch.setattr(cache, "by_head", lambda by_head=by_head: by_head)
+    found.append(
+      plays.play(plays.make(model, params, context=context, lengths=(16,)))
+    )
   for x, y, z in zip(*found, strict=True):
     for other in (y, z):
       np.testing.assert_array_equal(x.response_ids, other.response_ids)
