@@ -10,11 +10,13 @@ after the other and round after round. Two environments:
   slow   each step sleeps 50 ms, those of 5 % of the episodes ten times as long,
          as agents that call tools do; as many threads as slots.
 
-Updates per minute are counted from the end of the first update, when everything
-is compiled, to the end of the last; a number is the median over rounds. `gap`
-is what the learner's log-probs and the sampler's differ by, which grows with
-staleness. `discards` counts episodes that were begun and neither trained on nor
-failed. The last line is one JSON object. Compare within one run only.
+Updates per minute are counted in the middle of a run: with K the largest bound
+the first K + 1 updates are left out, whose episodes are played while the
+learner is compiled, and the last K, beside which none are played. A number is
+the median over rounds. `gap` is what the learner's log-probs and the sampler's
+differ by, which grows with staleness. `discards` counts episodes that were
+begun and not given to the learner (`rollout/discarded`). The last line is one
+JSON object. Compare within one run only.
 
   python benchmarks/staleness.py --cache [--seeds 3]
 
@@ -48,6 +50,9 @@ from steppo_jax.storage import folder as run_folder
 from steppo_jax.training import ahead, players, train
 from steppo_jax.training import config as config_lib
 
+# Updates that are counted, by environment; with `--quick`.
+COUNTED = {"fast": 6, "slow": 5}
+QUICK = 3
 EXPERIMENT = (
   pathlib.Path(__file__).parents[1] / "experiments" / "household_steppo.py"
 )
@@ -72,10 +77,9 @@ def sleeping(sleep_s):
   return slow_reset, slow_step
 
 
-def options(folder, bound, seed, *, slow, quick):
+def options(folder, bound, seed, *, updates, slow, quick):
   made = config_lib.load(EXPERIMENT)
   slots = made.sampler.num_slots
-  updates = (3 if slow else 4) if quick else (6 if slow else 12)
   rollout = dataclasses.replace(
     made.rollout, staleness=bound, env_threads=slots if slow else 0
   )
@@ -94,27 +98,27 @@ def options(folder, bound, seed, *, slow, quick):
   )
 
 
-def measure(folder, bound, seed, *, slow, quick):
+def measure(folder, bound, seed, *, most, slow, quick):
   """One run: updates per minute, episodes lost, and the last metrics."""
-  chosen = options(folder, bound, seed, slow=slow, quick=quick)
-  ends, ended, last = [], collections.Counter(), {}
+  counted = QUICK if quick else COUNTED["slow" if slow else "fast"]
+  # The same ones whatever the bound; `most` is the largest.
+  first, last = most + 1, most + 1 + counted
+  chosen = options(
+    folder, bound, seed, updates=last + most, slow=slow, quick=quick
+  )
+  ends, lines = [], []
 
   def on_update(done, found):
+    # The first is the evaluation before the first update.
     ends.append(time.monotonic())
-    last.update(found)
-
-  def on_episode(trajectory):
-    ended["failed" if trajectory.error else "whole"] += 1
+    lines.append(dict(found))
 
   run = run_folder.open_folder(chosen, "benchmark", "benchmark")
-  train.train(chosen, run, on_update=on_update, on_episode=on_episode)
-  begun = chosen.num_updates * chosen.tasks_per_update * chosen.group_size
-  # ends[0] is the evaluation before the first update.
-  minutes = (ends[-1] - ends[1]) / 60
+  train.train(chosen, run, on_update=on_update, on_episode=lambda _: None)
   return {
-    "updates_per_minute": (chosen.num_updates - 1) / minutes,
-    "discards": begun - ended["whole"] - ended["failed"],
-    **{name: last[name] for name in _SHOWN if name in last},
+    "updates_per_minute": counted / ((ends[last] - ends[first]) / 60),
+    "discards": sum(line.get("rollout/discarded", 0) for line in lines),
+    **{name: lines[last][name] for name in _SHOWN if name in lines[last]},
   }
 
 
@@ -130,7 +134,7 @@ def table(kind, bounds, rounds, quick):
         with tempfile.TemporaryDirectory() as folder:
           one = measure(
             pathlib.Path(folder) / "run", bound, seed,
-            slow=kind == "slow", quick=quick,
+            most=max(bounds), slow=kind == "slow", quick=quick,
           )  # fmt: skip
         print(f"{kind} staleness={bound} seed={seed}: {one}", flush=True)
         found[bound].append(one)
@@ -191,7 +195,7 @@ def gaps(model, policies, trajectories, length):
 
 def measure_cache(folder, keep, seed):
   """One run of K = 2: gaps, and the share of prompt tokens that was read."""
-  chosen = options(folder, 2, seed, slow=True, quick=True)
+  chosen = options(folder, 2, seed, updates=3, slow=True, quick=True)
   chosen = dataclasses.replace(
     chosen,
     keep_journals=chosen.num_updates,

@@ -14,6 +14,7 @@ which no patience ends, it names the circle.
 This module imports no JAX.
 """
 
+import collections
 import contextlib
 import dataclasses
 import itertools
@@ -83,6 +84,8 @@ class Wait:
 # Waits of this process by number, in the order in which they began. Whether one
 # is over and who has told of it change under the lock.
 _waits: dict[int, Wait] = {}
+# Seconds that waits took which are over, by who waited for whom.
+_took: collections.Counter[tuple[str, str]] = collections.Counter()
 _lock = threading.Lock()
 _numbers = itertools.count()
 
@@ -103,6 +106,7 @@ def on(
   finally:
     with _lock:
       del _waits[number]
+      _took[who, whom] += time.monotonic() - wait.since
     if wait.told_by is not None:
       wait.told_by.over(wait)
 
@@ -110,6 +114,12 @@ def on(
 def current() -> list[Wait]:
   """The waits of this moment, the longest first."""
   return list(_waits.copy().values())
+
+
+def took() -> dict[tuple[str, str], float]:
+  """Seconds that waits took which are over, by who waited for whom."""
+  with _lock:
+    return dict(_took)
 
 
 def named(names: Sequence[str]) -> str:

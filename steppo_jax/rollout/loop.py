@@ -55,7 +55,7 @@ class Feed(Protocol):
     """Gives the engine its weights; no response is under way."""
 
   def news(self) -> futures.Future:
-    """Done once `take` may give an episode; asked for after it gave none."""
+    """Done once `take` may give an episode, weights wait, or all is to end."""
 
 
 class _Listed:
@@ -203,8 +203,7 @@ class _Rollout:
             continue
           # All are with their environments: nothing to do but wait.
           idle = len(calls) == len(live)
-          news = None if len(live) == self._most else feed.news()
-          for index, found in calls.finished(wait=idle, news=news):
+          for index, found in calls.finished(wait=idle, news=feed.news()):
             if isinstance(found, _Live):
               live[index] = found
               requests.append(self._request(found))

@@ -29,6 +29,7 @@ import collections
 import dataclasses
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent import futures
 from typing import Any
@@ -56,6 +57,7 @@ class _Batch:
   update: int
   episodes: Sequence[loop.Episode]
   journal: journal_lib.Journal | None
+  begun: int = 0
   done: dict[str, types.Trajectory] = dataclasses.field(default_factory=dict)
 
   @property
@@ -81,6 +83,12 @@ class Ahead(episodes_lib.Rollouts):
       `play`.
     episodes_of: The episodes of an update, those of all processes; called once
       for each update, in order.
+    note: Called with the name of an event and its fields, by any thread:
+      "published" once the engine samples with other weights.
+
+  Attributes:
+    discarded: Episodes of the last update that were begun, or found in its
+      journal, and not given to the learner; 0, as nothing is thrown away.
   """
 
   def __init__(
@@ -90,9 +98,12 @@ class Ahead(episodes_lib.Rollouts):
     players,
     on_episode: Callable[[types.Trajectory], None],
     episodes_of: Callable[[int], Sequence[loop.Episode]],
+    note: Callable[..., Any] = lambda *_, **__: None,
   ):
     super().__init__(config, folder, players, on_episode)
     self._episodes_of = episodes_of
+    self._note = note
+    self.discarded = 0
     self._bound = config.rollout.staleness
     self._changed = threading.Condition()
     self._thread: threading.Thread | None = None
@@ -100,7 +111,7 @@ class Ahead(episodes_lib.Rollouts):
     self._closed = False
     self._news: futures.Future = futures.Future()
     self._version, self._next = 0, 0
-    self._waiting: tuple[Any, int] | None = None
+    self._waiting: tuple[Any, int, float] | None = None
     self._queue: collections.deque[loop.Episode] = collections.deque()
     self._batches: dict[int, _Batch] = {}
     self._of: dict[str, _Batch] = {}
@@ -119,9 +130,10 @@ class Ahead(episodes_lib.Rollouts):
       self._version = self._next = version
       self._players.engine.set_params(policy, version)
       return
+    given = time.monotonic()
     prepared = self._players.engine.prepare(policy)
     with self._changed:
-      self._waiting, self._version = (prepared, version), version
+      self._waiting, self._version = (prepared, version, given), version
       self._tell()
 
   def play(
@@ -142,6 +154,7 @@ class Ahead(episodes_lib.Rollouts):
     batch = self._finished(update)
     self._players.claim(update, batch.episodes)
     mine = [batch.done[e.uid] for e in batch.episodes]
+    self.discarded = batch.begun - len(mine)
     oldest = min(
       (s.policy_version for t in mine for s in t.steps), default=update
     )
@@ -250,7 +263,9 @@ class Ahead(episodes_lib.Rollouts):
           return None
         self._begin(self._next)
         self._next += 1
-      return self._queue.popleft()
+      episode = self._queue.popleft()
+      self._of[episode.uid].begun += 1
+      return episode
 
   def ended(self) -> bool:
     """Whether the last update's episodes have all begun."""
@@ -265,13 +280,18 @@ class Ahead(episodes_lib.Rollouts):
   def change(self) -> None:
     """Gives the engine the newest weights."""
     with self._changed:
-      prepared, version = self._waiting
+      prepared, version, given = self._waiting
       self._waiting = None
     self._players.engine.swap(prepared, version)
+    self._note("published", version=version, took=time.monotonic() - given)
 
   def news(self) -> futures.Future:
-    """Done once weights have come since `take` gave no episode."""
-    return self._news
+    """Done once weights wait, or have come since `take` gave no episode."""
+    with self._changed:
+      # Of weights that the engine has: whoever has no room does not ask `take`.
+      if self._news.done() and self._waiting is None and not self._closed:
+        self._news = futures.Future()
+      return self._news
 
   def _check_open(self) -> None:
     if self._closed:
@@ -299,6 +319,7 @@ class Ahead(episodes_lib.Rollouts):
         for uid, t in batch.journal.trajectories.items()
       }
     self._batches[update] = batch
+    batch.begun = len(batch.done)
     missing = set(batch.missing)
     if not missing:
       batch.finish()
@@ -309,6 +330,9 @@ class Ahead(episodes_lib.Rollouts):
     self._changed.notify_all()
 
   def _ended_one(self, trajectory: types.Trajectory) -> None:
+    with self._changed:
+      # What a closed environment answers is no end of an episode.
+      self._check_open()
     batch = self._of.pop(trajectory.uid)
     if batch.journal is not None:
       batch.journal.append(trajectory)

@@ -228,7 +228,7 @@ class Run(Learning):
       waiting=self.log.waiting,
     )  # fmt: skip
     self.rollouts = ahead.Ahead(
-      config, folder, self.players, told, self.episodes
+      config, folder, self.players, told, self.episodes, self.log.note
     )
 
   def episodes(

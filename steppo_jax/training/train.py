@@ -241,7 +241,7 @@ def _is_taken(state) -> bool:
 
 def _one_update(run: Run, state, update: int, held):
   """Rollout, packing, learning; returns the state and named numbers."""
-  started = time.monotonic()
+  started, waited = time.monotonic(), waits.took()
   with run.log.span(events.ROLLOUT, update):
     played = dynamic_sampling.play(run, update)
     trajectories = played.trajectories
@@ -275,10 +275,10 @@ def _one_update(run: Run, state, update: int, held):
   kill_points.passed("update: handed over")
   mean = metrics.Mean()
   mean.add({f"rollout/{k}": v for k, v in counts.summary(trajectories).items()})
-  if run.config.rollout.staleness:
-    mean.add(
-      {f"rollout/{k}": v for k, v in counts.staleness(whole, update).items()}
-    )
+  if ahead := run.config.rollout.staleness > 0:
+    behind = counts.staleness(whole, update)
+    behind["discarded"] = (float(run.rollouts.discarded), 1.0)
+    mean.add({f"rollout/{k}": v for k, v in behind.items()})
   mean.add(pairs)
   result = mean.result() | plain | left_out | played.metrics
   if "critic/unexplained_variance" in result:
@@ -290,8 +290,10 @@ def _one_update(run: Run, state, update: int, held):
     "compiles/learner": run.learner.compiles,
   }
   times = speeds.Times(started, rolled, learned)
+  if ahead:
+    result |= speeds.of_waits(waited, waits.took())
   return state, (
     result
-    | speeds.of_update(times, packed, trajectories)
+    | speeds.of_update(times, packed, trajectories, ahead=ahead)
     | speeds.of_sampler(played.counted, engine.num_slots, packed)
   )

@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import gc
 import itertools
+import json
 import random
 import threading
 import time
@@ -136,7 +137,15 @@ def episodes_of(rng):
 
 
 def make(
-  folder, seed, *, slots=3, told=None, speed=0.6, of=hosts.ALONE, **changes
+  folder,
+  seed,
+  *,
+  slots=3,
+  told=None,
+  speed=0.6,
+  of=hosts.ALONE,
+  note=lambda *_, **__: None,
+  **changes,
 ):
   """An `Ahead` with what it needs, and the engine behind it."""
   chosen = options(folder, **changes)
@@ -147,7 +156,8 @@ def make(
   )  # fmt: skip
   tell = (lambda _: None) if told is None else told.append
   episodes = episodes_of(random.Random(seed))
-  return ahead.Ahead(chosen, folder, playing, tell, episodes), engine, episodes
+  made = ahead.Ahead(chosen, folder, playing, tell, episodes, note)
+  return made, engine, episodes
 
 
 def learn(made, episodes, *, first=0, last=UPDATES, pause=lambda: None):
@@ -180,16 +190,25 @@ def learn_on(made, episodes):
 def test_every_episode_is_trained_once_and_none_is_staler_than_the_bound(
   seed, bound, slots, threads, retries, speed, learner_s, tmp_path_factory
 ):
-  told, rng = [], random.Random(seed)
+  told, noted, rng = [], [], random.Random(seed)
   made, engine, episodes = make(
     tmp_path_factory.mktemp("any"), seed, slots=slots, told=told,
     staleness=bound, env_threads=threads, retries=retries, speed=speed,
+    note=lambda event, **fields: noted.append((event, fields)),
   )  # fmt: skip
-  done = collections.deque()
+  done, discarded = collections.deque(), []
+
+  def pause():
+    discarded.append(made.discarded)
+    time.sleep(rng.choice((0, learner_s)))
+
   with contextlib.closing(made):
-    found = learn(
-      made, episodes, pause=lambda: time.sleep(rng.choice((0, learner_s)))
-    )
+    found = learn(made, episodes, pause=pause)
+  assert discarded == [0] * UPDATES
+  # Weights may be overtaken by newer ones; none is published after those.
+  versions = [fields["version"] for event, fields in noted]
+  assert versions == sorted(set(versions))
+  assert all(e == "published" and f["took"] >= 0 for e, f in noted)
   for update, trajectories in found.items():
     assert [t.uid for t in trajectories] == [e.uid for e in episodes(update)]
     for one, episode in zip(trajectories, episodes(update), strict=True):
@@ -377,21 +396,87 @@ def test_who_stops_is_not_run_away_from(tmp_path, monkeypatch, stops):
   made.close()
 
 
+def test_what_is_answered_after_the_close_ends_no_episode(tmp_path):
+  """As when workers are killed that held the rollouts."""
+  go = threading.Event()
+  made, engine, episodes = make(
+    tmp_path, 6, staleness=1, env_threads=3, slots=3
+  )
+  with pytest.MonkeyPatch.context() as patched:
+    for name in ("step", "reset"):
+      patched.setattr(Env, name, lambda *_: go.wait(120) and 1 / 0)
+    made.set_policy(0, 0)
+
+    def play():
+      with contextlib.suppress(RuntimeError):
+        made.play(0, episodes(0))
+
+    learner = threading.Thread(target=play)
+    learner.start()
+    rests = lambda: any(w.whom == waits.ENVIRONMENTS for w in waits.current())
+    until = time.monotonic() + 60
+    while not rests() and time.monotonic() < until:
+      time.sleep(0.01)
+    closing = threading.Thread(target=made.close)
+    closing.start()
+    while not made._closed:
+      time.sleep(0.01)
+    go.set()
+    closing.join(60)
+  assert not closing.is_alive()
+  made._failed = RuntimeError("ends the learner's wait")
+  learner.join(60)
+  assert not engine.begun
+  for path in (tmp_path / "journal").iterdir():
+    assert not journal.read(path).trajectories
+
+
+def test_full_slots_rest_until_something_happens(tmp_path, monkeypatch):
+  """Weights that came while all play are taken once, and no loop spins."""
+  go, asked = threading.Event(), []
+  made, engine, episodes = make(
+    tmp_path, 7, staleness=1, env_threads=2, slots=2
+  )
+  polled = engine.poll
+  monkeypatch.setattr(engine, "poll", lambda: asked.append(0) or polled())
+  made.set_policy(0, 0)
+  made.play(0, episodes(0))
+  step = Env.step
+  monkeypatch.setattr(Env, "step", lambda *args: go.wait(120) and step(*args))
+  with contextlib.closing(made):
+    made.set_policy(1, 1)
+    until = time.monotonic() + 60
+    while engine.version != 1 and time.monotonic() < until:
+      time.sleep(0.01)
+    assert engine.version == 1
+    time.sleep(0.1)
+    before = len(asked)
+    time.sleep(0.3)
+    assert len(asked) - before < 5
+    go.set()
+    made.play(1, episodes(1))
+
+
 @pytest.mark.slow
 def test_a_run_learns_from_what_older_weights_sampled(tmp_path):
   small = small_runs.small_config(tmp_path, keep_journals=9)
-  rollout = dataclasses.replace(small.rollout, staleness=2)
+  rollout = dataclasses.replace(small.rollout, staleness=1)
   small = dataclasses.replace(small, rollout=rollout)
   small_runs.run(small, stop_after=1)
   folder = small_runs.run(small)
   lines = metrics.read_jsonl(folder / "metrics.jsonl")
   assert [line["update"] for line in lines] == [0, 1, 2, 3]
   for line in lines[1:]:
-    assert 0 <= line["rollout/staleness"] <= 2
+    assert 0 <= line["rollout/staleness"] <= 1
     shares = [v for k, v in line.items() if "staleness_share" in k]
     np.testing.assert_allclose(sum(shares), 1, rtol=1e-6)
     assert line["rollout/episodes"] == 6
     assert line["policy/grad_norm"] > 0
+    assert line["rollout/discarded"] == 0
+    assert line["wait/learner_for_rollouts_s"] > 0
+    assert line["wait/rollouts_for_sampler_s"] >= 0
+    took = line["time/rollout_s"] + line["time/learn_s"]
+    assert line["rollout/episodes_per_s"] == pytest.approx(6 / took)
   # Under way before the first update was learned.
   assert lines[2]["rollout/staleness"] > 0
   trained = [
@@ -402,6 +487,12 @@ def test_a_run_learns_from_what_older_weights_sampled(tmp_path):
     ).trajectories.values()
   ]
   assert len(trained) == 18
+  lines = (folder / "events.jsonl").read_text().splitlines()
+  published = [
+    one for one in map(json.loads, lines) if one.get("event") == "published"
+  ]
+  assert published
+  assert all(one["took"] >= 0 for one in published)
 
 
 @pytest.mark.parametrize(
