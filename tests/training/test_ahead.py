@@ -4,177 +4,26 @@ import collections
 import contextlib
 import dataclasses
 import gc
-import itertools
 import json
 import random
 import threading
 import time
 from concurrent import futures
 
+import ahead_runs
 import jax
 import numpy as np
 import pytest
 import small_runs
-import worlds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from steppo_jax import types
 from steppo_jax.models.options import MeshConfig
 from steppo_jax.processes import exchange, hosts, waits
-from steppo_jax.prompts import base as prompt_base
 from steppo_jax.rollout import journal, loop
 from steppo_jax.storage import metrics
-from steppo_jax.training import ahead, config, players
-
-UPDATES = 5
-
-
-class Engine(worlds.ScriptedEngine):
-  """Answers in any order, some calls later, with the weights it was given."""
-
-  def __init__(self, rng, num_slots, speed=0.6):
-    super().__init__(lambda *_: "look", num_slots)
-    self._speed = speed
-    self.counters = types.EngineCounters()
-    self.version = None
-    self.begun: list[tuple[str, int]] = []
-    self._rng = rng
-
-  def set_params(self, params, version):
-    self.swap(self.prepare(params), version)
-
-  def prepare(self, params):
-    return params
-
-  def swap(self, prepared, version):
-    assert not self._asked, "responses are under way"
-    assert prepared == version
-    self.version = version
-
-  def submit(self, requests):
-    super().submit(requests)
-    assert len(self._asked) <= self.num_slots
-    self.begun += [(r.session, self.version) for r in requests]
-
-  def poll(self):
-    ready = [r for r in self._asked if self._rng.random() < self._speed]
-    self._asked = [r for r in self._asked if r not in ready]
-    return [
-      (r, dataclasses.replace(self._respond(r), policy_version=self.version))
-      for r in ready
-    ]
-
-
-class Env:
-  """Ends after the steps that its task names; some raise, some are slow."""
-
-  def reset(self, task, seed):
-    self.left, self.slow = task.payload["steps"], task.payload["slow"]
-    self.fails = task.payload["fails"]
-    if self.fails == "reset":
-      raise OSError("is not there today")
-    return types.TimeStep("start", 0.0, False, False, {})
-
-  def step(self, text):
-    if self.slow:
-      time.sleep(0.003)
-    self.left -= 1
-    if self.fails == "step" and not self.left:
-      raise OSError("went away")
-    return types.TimeStep("go on", 1.0, self.left == 0, False, {})
-
-  def close(self):
-    pass
-
-
-class Makers:
-  at_once = None
-
-  def __call__(self):
-    return Env()
-
-  def close(self):
-    pass
-
-
-def options(folder, **changes):
-  made = config.RunConfig(
-    weights="none",
-    num_updates=UPDATES, tasks_per_update=2, group_size=2,
-    run_dir=str(folder), rollout=worlds.ROLLOUT,
-  )  # fmt: skip
-  rollout = dataclasses.replace(
-    made.rollout, max_steps=9, max_tokens=400, **changes
-  )
-  return dataclasses.replace(made, rollout=rollout)
-
-
-def episodes_of(rng):
-  """Episodes by update, whose lengths are drawn once."""
-  payloads = {
-    key: {
-      "steps": rng.randint(1, 7),
-      "fails": rng.choice(["reset", "step"]) if rng.random() < 0.15 else "",
-      "slow": rng.random() < 0.2,
-    }
-    for key in itertools.product(range(UPDATES), range(2), range(2))
-  }
-
-  def of(update):
-    return [
-      loop.Episode(
-        f"{update}-{g}-{j}",
-        types.Task(f"t{update}-{g}", "test", "", payloads[update, g, j]),
-        j,
-        (0, update, g, j),
-      )
-      for g in range(2)
-      for j in range(2)
-    ]
-
-  return of
-
-
-def make(
-  folder,
-  seed,
-  *,
-  slots=3,
-  told=None,
-  speed=0.6,
-  of=hosts.ALONE,
-  note=lambda *_, **__: None,
-  **changes,
-):
-  """An `Ahead` with what it needs, and the engine behind it."""
-  chosen = options(folder, **changes)
-  engine = Engine(random.Random(seed), slots, speed)
-  playing = players.Players(
-    engine, prompt_base.CompactPrompt(worlds.tokenizer()), Makers(),
-    chosen.rollout, of, contextlib.nullcontext,
-  )  # fmt: skip
-  tell = (lambda _: None) if told is None else told.append
-  episodes = episodes_of(random.Random(seed))
-  made = ahead.Ahead(chosen, folder, playing, tell, episodes, note)
-  return made, engine, episodes
-
-
-def learn(made, episodes, *, first=0, last=UPDATES, pause=lambda: None):
-  """What the learner does, but the learning: the episodes by update."""
-  found = {}
-  made.set_policy(first, first)
-  for update in range(first, last):
-    found[update], _ = made.play(update, episodes(update))
-    pause()
-    made.set_policy(update + 1, update + 1)
-  return found
-
-
-def learn_on(made, episodes):
-  for update in range(1, UPDATES):
-    made.play(update, episodes(update))
-    made.set_policy(update + 1, update + 1)
+from steppo_jax.training import config, players
 
 
 @settings(max_examples=12)
@@ -191,7 +40,7 @@ def test_every_episode_is_trained_once_and_none_is_staler_than_the_bound(
   seed, bound, slots, threads, retries, speed, learner_s, tmp_path_factory
 ):
   told, noted, rng = [], [], random.Random(seed)
-  made, engine, episodes = make(
+  made, engine, episodes = ahead_runs.make(
     tmp_path_factory.mktemp("any"), seed, slots=slots, told=told,
     staleness=bound, env_threads=threads, retries=retries, speed=speed,
     note=lambda event, **fields: noted.append((event, fields)),
@@ -203,8 +52,8 @@ def test_every_episode_is_trained_once_and_none_is_staler_than_the_bound(
     time.sleep(rng.choice((0, learner_s)))
 
   with contextlib.closing(made):
-    found = learn(made, episodes, pause=pause)
-  assert discarded == [0] * UPDATES
+    found = ahead_runs.learn(made, episodes, pause=pause)
+  assert discarded == [0] * ahead_runs.UPDATES
   # Weights may be overtaken by newer ones; none is published after those.
   versions = [fields["version"] for event, fields in noted]
   assert versions == sorted(set(versions))
@@ -221,7 +70,7 @@ def test_every_episode_is_trained_once_and_none_is_staler_than_the_bound(
       done += [update - version for version in versions]
   assert all(0 <= behind <= bound for behind in done)
   assert sorted(t.uid for t in told) == sorted(
-    e.uid for update in range(UPDATES) for e in episodes(update)
+    e.uid for update in range(ahead_runs.UPDATES) for e in episodes(update)
   )
   # Whoever was begun was trained or has failed: none was thrown away.
   assert {uid for uid, _ in engine.begun} <= {t.uid for t in told}
@@ -249,7 +98,7 @@ def test_each_process_paces_its_share_and_all_get_one_batch(tmp_path):
     stack.callback(server.close, patience_s=1.0)
     of = [Joined(server.port, index) for index in range(2)]
     made = [
-      make(tmp_path, 7, of=one, speed=speed, staleness=2)
+      ahead_runs.make(tmp_path, 7, of=one, speed=speed, staleness=2)
       for one, speed in zip(of, (0.02, 1.0), strict=True)
     ]
     for one, (playing, *_) in zip(of, made, strict=True):
@@ -257,11 +106,11 @@ def test_each_process_paces_its_share_and_all_get_one_batch(tmp_path):
       stack.callback(playing.close)
     with futures.ThreadPoolExecutor(2) as threads:
       running = [
-        threads.submit(learn, playing, episodes)
+        threads.submit(ahead_runs.learn, playing, episodes)
         for playing, _, episodes in made
       ]
       batches = [future.result(120) for future in running]
-  for update in range(UPDATES):
+  for update in range(ahead_runs.UPDATES):
     uids = [e.uid for e in made[0][2](update)]
     for batch in batches:
       assert [t.uid for t in batch[update]] == uids
@@ -274,7 +123,7 @@ def test_each_process_paces_its_share_and_all_get_one_batch(tmp_path):
 
 
 def test_rollouts_go_on_while_the_learner_works(tmp_path):
-  made, engine, episodes = make(tmp_path, 1, staleness=2)
+  made, engine, episodes = ahead_runs.make(tmp_path, 1, staleness=2)
   with contextlib.closing(made):
     made.set_policy(0, 0)
     made.play(0, episodes(0))
@@ -293,16 +142,16 @@ def test_rollouts_go_on_while_the_learner_works(tmp_path):
 def test_what_was_finished_before_the_end_is_trained_on_as_it_was(
   tmp_path, bound
 ):
-  made, _, episodes = make(tmp_path, 2, staleness=bound)
+  made, _, episodes = ahead_runs.make(tmp_path, 2, staleness=bound)
   with contextlib.closing(made):
-    before = learn(made, episodes, last=3)
+    before = ahead_runs.learn(made, episodes, last=3)
   held = {}
   for path in (tmp_path / "journal").iterdir():
     held |= journal.read(path).trajectories
   # As if the weights of update 1 were the last that had been saved.
-  again, engine, _ = make(tmp_path, 2, staleness=bound)
+  again, engine, _ = ahead_runs.make(tmp_path, 2, staleness=bound)
   with contextlib.closing(again):
-    after = learn(again, episodes, first=1)
+    after = ahead_runs.learn(again, episodes, first=1)
   for update in (1, 2):
     for one, other in zip(before[update], after[update], strict=True):
       assert journal.same(one, other)
@@ -314,7 +163,7 @@ def test_what_was_finished_before_the_end_is_trained_on_as_it_was(
 
 
 def test_what_breaks_the_rollouts_is_told_to_the_learner(tmp_path):
-  made, _, episodes = make(tmp_path, 3, staleness=1)
+  made, _, episodes = ahead_runs.make(tmp_path, 3, staleness=1)
   made.set_policy(0, 0)
   with contextlib.closing(made):
     made.play(0, episodes(0))
@@ -325,7 +174,7 @@ def test_what_breaks_the_rollouts_is_told_to_the_learner(tmp_path):
     full.write_text("no folder")
     made.set_policy(1, 1)
     with pytest.raises(RuntimeError, match="cannot write the journal"):
-      learn_on(made, episodes)
+      ahead_runs.learn_on(made, episodes)
 
 
 def test_who_waits_for_whom_is_said_down_to_the_episode(tmp_path, monkeypatch):
@@ -335,9 +184,13 @@ def test_who_waits_for_whom_is_said_down_to_the_episode(tmp_path, monkeypatch):
   note = lambda *told, **fields: (
     notes.append((*told, fields)), len(notes) > 1 and go.set()
   )  # fmt: skip
-  step = Env.step
-  monkeypatch.setattr(Env, "step", lambda *args: go.wait(120) and step(*args))
-  made, _, episodes = make(tmp_path, 4, staleness=1, env_threads=8, slots=8)
+  step = ahead_runs.Env.step
+  monkeypatch.setattr(
+    ahead_runs.Env, "step", lambda *args: go.wait(120) and step(*args)
+  )
+  made, _, episodes = ahead_runs.make(
+    tmp_path, 4, staleness=1, env_threads=8, slots=8
+  )
   made.set_policy(0, 0)
   with waits.Watch(0.5, note), contextlib.closing(made):
     made.play(0, episodes(0))
@@ -357,13 +210,15 @@ def test_who_waits_for_whom_is_said_down_to_the_episode(tmp_path, monkeypatch):
 def test_who_stops_is_not_run_away_from(tmp_path, monkeypatch, stops):
   """Neither episodes, nor steps, nor open journals pile up meanwhile."""
   go = threading.Event()
-  made, engine, episodes = make(
+  made, engine, episodes = ahead_runs.make(
     tmp_path, 5, staleness=2, env_threads=4, slots=4
   )
   made.set_policy(0, 0)
   made.play(0, episodes(0)) if stops == "learner" else None
   if stops == "environments":
-    monkeypatch.setattr(Env, "step", lambda *_: go.wait(120) and 1 / 0)
+    monkeypatch.setattr(
+      ahead_runs.Env, "step", lambda *_: go.wait(120) and 1 / 0
+    )
     player = threading.Thread(target=made.play, args=(0, episodes(0)))
     player.start()
 
@@ -399,12 +254,12 @@ def test_who_stops_is_not_run_away_from(tmp_path, monkeypatch, stops):
 def test_what_is_answered_after_the_close_ends_no_episode(tmp_path):
   """As when workers are killed that held the rollouts."""
   go = threading.Event()
-  made, engine, episodes = make(
+  made, engine, episodes = ahead_runs.make(
     tmp_path, 6, staleness=1, env_threads=3, slots=3
   )
   with pytest.MonkeyPatch.context() as patched:
     for name in ("step", "reset"):
-      patched.setattr(Env, name, lambda *_: go.wait(120) and 1 / 0)
+      patched.setattr(ahead_runs.Env, name, lambda *_: go.wait(120) and 1 / 0)
     made.set_policy(0, 0)
 
     def play():
@@ -434,15 +289,17 @@ def test_what_is_answered_after_the_close_ends_no_episode(tmp_path):
 def test_full_slots_rest_until_something_happens(tmp_path, monkeypatch):
   """Weights that came while all play are taken once, and no loop spins."""
   go, asked = threading.Event(), []
-  made, engine, episodes = make(
+  made, engine, episodes = ahead_runs.make(
     tmp_path, 7, staleness=1, env_threads=2, slots=2
   )
   polled = engine.poll
   monkeypatch.setattr(engine, "poll", lambda: asked.append(0) or polled())
   made.set_policy(0, 0)
   made.play(0, episodes(0))
-  step = Env.step
-  monkeypatch.setattr(Env, "step", lambda *args: go.wait(120) and step(*args))
+  step = ahead_runs.Env.step
+  monkeypatch.setattr(
+    ahead_runs.Env, "step", lambda *args: go.wait(120) and step(*args)
+  )
   with contextlib.closing(made):
     made.set_policy(1, 1)
     until = time.monotonic() + 60
@@ -501,7 +358,7 @@ def test_a_run_learns_from_what_older_weights_sampled(tmp_path):
 def test_ways_of_playing_that_do_not_go_together_are_refused(
   tmp_path, assignment
 ):
-  chosen = options(tmp_path, staleness=1)
+  chosen = ahead_runs.options(tmp_path, staleness=1)
   chosen = config.override(
     chosen,
     [assignment, "algorithm.name=grpo", "packing.row_length=400"],
