@@ -1,0 +1,107 @@
+"""The episodes of a run in its pool: issued, looked after, and read back.
+
+A run names an episode by what it is for, such as "3-0-1" for update 3. In the
+pool an evaluation's has a prefix before that, because the same panel is played
+again and again. The name of a group is that of its episodes without the last
+number.
+
+This module imports no JAX.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+
+from steppo_jax import types
+from steppo_jax.processes import kill_points
+from steppo_jax.rollout import loop, pool_entries
+from steppo_jax.rollout import pool as pool_lib
+
+Groups = Mapping[str, Sequence[loop.Episode]]
+
+
+def by_group(
+  episodes: Iterable[loop.Episode], prefix: str
+) -> dict[str, list[loop.Episode]]:
+  """Episodes by the names that their groups have in the pool."""
+  groups: dict[str, list[loop.Episode]] = {}
+  for one in episodes:
+    groups.setdefault(prefix + one.uid.rpartition("-")[0], []).append(one)
+  return groups
+
+
+def issue(
+  pool: pool_lib.Pool,
+  episodes: Iterable[loop.Episode],
+  prefix: str,
+  channel: pool_lib.Channel,
+) -> dict[str, list[loop.Episode]]:
+  """Puts groups into the pool that it has not; all of them by name.
+
+  Raises:
+    pool.Full: there is no room for them.
+  """
+  groups = by_group(episodes, prefix)
+  for name, of in groups.items():
+    pool.issue(
+      name, of[0].task,
+      [(prefix + one.uid, one.key, one.seed) for one in of],
+      channel=channel,
+    )  # fmt: skip
+  if groups:
+    kill_points.passed("agents: issued")
+  return groups
+
+
+def under_way(
+  pool: pool_lib.Pool, groups: Groups, prefix: str
+) -> dict[str, list[str]]:
+  """Episodes that are not played yet, by the groups that have any."""
+  of = {prefix + e.uid: name for name in groups for e in groups[name]}
+  found: dict[str, list[str]] = {}
+  for uid in pool_entries.under_way(pool):
+    if uid in of:
+      found.setdefault(of[uid], []).append(uid)
+  return found
+
+
+def records(
+  pool: pool_lib.Pool,
+  prefix: str,
+  episodes: Sequence[loop.Episode],
+  found: Iterable[types.Trajectory],
+) -> list[types.Trajectory]:
+  """What came of episodes that have ended, under the names of the run.
+
+  Args:
+    pool: It has all of them.
+    prefix: Of their names in the pool.
+    episodes: Which ones.
+    found: The records that are at hand.
+  """
+  by_uid = {one.uid: one for one in found}
+  missing = [e for e in episodes if prefix + e.uid not in by_uid]
+  failed = pool_entries.trajectories(pool, [prefix + e.uid for e in missing])
+  by_uid |= {one.uid: one for one in failed}
+  if any(prefix + e.uid not in by_uid for e in missing):
+    causes = {e.uid: e.cause for e in pool_entries.entries(pool)}
+    for one in missing:
+      uid = prefix + one.uid
+      cause = causes.get(uid) or "Lost"
+      by_uid.setdefault(
+        uid,
+        types.Trajectory(
+          uid, one.task, (), None, False, f"{cause}: without a record"
+        ),
+      )
+  return [_named(by_uid[prefix + e.uid], e) for e in episodes]
+
+
+def _named(found: types.Trajectory, episode: loop.Episode) -> types.Trajectory:
+  """A record with the episode's own name, and the very task."""
+  steps = tuple(
+    dataclasses.replace(step, trajectory_uid=episode.uid)
+    for step in found.steps
+  )
+  return dataclasses.replace(
+    found, uid=episode.uid, task=episode.task, steps=steps
+  )
