@@ -72,6 +72,8 @@ def records(
 ) -> list[types.Trajectory]:
   """What came of episodes that have ended, under the names of the run.
 
+  One that the pool counts as failed has failed, whatever its record says.
+
   Args:
     pool: It has all of them.
     prefix: Of their names in the pool.
@@ -79,21 +81,43 @@ def records(
     found: The records that are at hand.
   """
   by_uid = {one.uid: one for one in found}
-  missing = [e for e in episodes if prefix + e.uid not in by_uid]
-  failed = pool_entries.trajectories(pool, [prefix + e.uid for e in missing])
-  by_uid |= {one.uid: one for one in failed}
-  if any(prefix + e.uid not in by_uid for e in missing):
-    causes = {e.uid: e.cause for e in pool_entries.entries(pool)}
-    for one in missing:
-      uid = prefix + one.uid
-      cause = causes.get(uid) or "Lost"
-      by_uid.setdefault(
-        uid,
-        types.Trajectory(
-          uid, one.task, (), None, False, f"{cause}: without a record"
-        ),
-      )
+  missing = {
+    prefix + e.uid: e for e in episodes if prefix + e.uid not in by_uid
+  }
+  kept = pool_entries.trajectories(pool, list(missing))
+  by_uid |= {one.uid: one for one in judged(pool, kept)}
+  without = [uid for uid in missing if uid not in by_uid]
+  causes = pool_entries.causes(pool, without)
+  for uid in without:
+    error = f"{causes.get(uid, 'Lost')}: without a record"
+    by_uid[uid] = types.Trajectory(
+      uid, missing[uid].task, (), None, False, error
+    )
   return [_named(by_uid[prefix + e.uid], e) for e in episodes]
+
+
+def judged(
+  pool: pool_lib.Pool, done: Sequence[types.Trajectory]
+) -> list[types.Trajectory]:
+  """Records, of which those have failed that the pool counts as failed.
+
+  Somebody may exclude an episode after its end, until a learner leases it.
+
+  Args:
+    pool: It may lack some of them.
+    done: Records under their names in the pool.
+  """
+  causes = pool_entries.causes(
+    pool, [one.uid for one in done if one.error is None]
+  )
+  return [
+    dataclasses.replace(
+      one, success=False, error=f"{causes[one.uid]}: after its end"
+    )
+    if one.uid in causes
+    else one
+    for one in done
+  ]
 
 
 def _named(found: types.Trajectory, episode: loop.Episode) -> types.Trajectory:

@@ -234,16 +234,30 @@ class AgentPlayers:
           for one in pool_episodes.records(self._pool, "", of, ()):
             on_finish(one)
 
-  def claim(self, update: int, episodes: Sequence[loop.Episode]) -> None:
+  def claim(
+    self,
+    update: int,
+    episodes: Sequence[loop.Episode],
+    done: Sequence[types.Trajectory],
+  ) -> list[types.Trajectory]:
     """Leases episodes that have ended to the update that is trained on them.
 
     Doing it once more, as a run does that was killed in between, changes
     nothing.
+
+    Args:
+      update: Number of updates done before it.
+      episodes: Those of the update.
+      done: Their records, in any order.
+
+    Returns:
+      The records, of which those have failed that were excluded before this.
     """
     names = list(pool_episodes.by_group(episodes, ""))
     self._pool.lease(
       f"update-{update}", _FOREVER_S, groups=len(names), names=names
     )
+    return pool_episodes.judged(self._pool, done)
 
   @contextlib.contextmanager
   def _playing(self) -> Iterator[Callable[[Sequence[str]], None]]:
@@ -296,10 +310,14 @@ class AgentPlayers:
 
   def _one(self, uid: str) -> None:
     """Plays one episode with a process, unless it was played before."""
-    owner = f"run-{os.getpid()}"
-    ticket = self._pool.start(owner, 3 * self._config.seconds, uid=uid)
-    if ticket is None:
-      return
+    owner, seconds = f"run-{os.getpid()}", 3 * self._config.seconds
+    # More than once where a lease ended: the pool gives it out again.
+    while ticket := self._pool.start(owner, seconds, uid=uid):
+      self._attempt(ticket, owner)
+
+  def _attempt(self, ticket: pool_lib.Ticket, owner: str) -> None:
+    """Plays an episode that was begun in the pool to its end."""
+    uid = ticket.uid
     session = self._server.call(_taken(self._sessions, ticket, owner))
     task = json.dumps(types.task_to_json(ticket.task))
     variables = {
@@ -318,7 +336,13 @@ class AgentPlayers:
       cause, _, message = fault.partition(": ")
       end = {"status": "error", "cause": cause, "message": message[:4096]}
     if session.finished is None:
-      self._finish(session, end)
+      try:
+        self._finish(session, end)
+      except answers.Fault as error:
+        # An end that the agent had sent itself came first, or somebody has
+        # excluded the episode: the pool knows what became of it.
+        if error.status not in (409, 410):
+          raise
 
   def _written(self, session, line: Mapping[str, Any]) -> None:
     """Takes in a line that an agent wrote: a reward, or the end."""
