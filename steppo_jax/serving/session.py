@@ -151,7 +151,7 @@ class Session:
 
   def status(self, form: session_schema.Finish) -> str:
     """How it ended: "terminated", "truncated" or "error"."""
-    if self.cut is not None and form.status in ("ended", "error"):
+    if self.cut is not None and form.status == "ended":
       return "truncated"
     return "terminated" if form.status == "ended" else form.status
 

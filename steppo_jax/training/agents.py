@@ -331,13 +331,9 @@ class AgentPlayers:
       fault = self._agents.run(
         variables, task, lambda line: self._written(session, line)
       )
-    end: Mapping[str, Any] = {"status": "ended"}
-    if fault is not None:
-      cause, _, message = fault.partition(": ")
-      end = {"status": "error", "cause": cause, "message": message[:4096]}
     if session.finished is None:
       try:
-        self._finish(session, end)
+        self._finish(session, _end(fault, session.cut is not None))
       except answers.Fault as error:
         # An end that the agent had sent itself came first, or somebody has
         # excluded the episode: the pool knows what became of it.
@@ -384,6 +380,22 @@ def _limits(rollout, agents) -> session_lib.Limits:
     live=1 << 16, turns=rollout.max_steps, idle_s=agents.seconds,
     max_new_tokens=rollout.max_new_tokens, by_header=agents.begin_by_header,
   )  # fmt: skip
+
+
+def _end(fault: str | None, refused: bool) -> dict[str, Any]:
+  """The end of an episode whose agent has ended without telling one.
+
+  Args:
+    fault: What went wrong, as "Cause: what"; None if nothing did.
+    refused: Whether its last call was refused at a limit.
+  """
+  if fault is None:
+    return {"status": "ended"}
+  cause, _, message = fault.partition(": ")
+  if cause == "AgentExit" and refused:
+    # It died of the refusal, as clients do that catch no error.
+    return {"status": "truncated"}
+  return {"status": "error", "cause": cause, "message": message[:4096]}
 
 
 async def _taken(all_sessions, ticket, owner):
