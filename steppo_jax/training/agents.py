@@ -379,6 +379,7 @@ def _limits(rollout, agents) -> session_lib.Limits:
   return session_lib.Limits(
     live=1 << 16, turns=rollout.max_steps, idle_s=agents.seconds,
     max_new_tokens=rollout.max_new_tokens, by_header=agents.begin_by_header,
+    own_tasks=False,
   )  # fmt: skip
 
 
