@@ -9,6 +9,7 @@ This module imports no JAX.
 """
 
 import dataclasses
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from steppo_jax import types
@@ -118,6 +119,39 @@ def judged(
     else one
     for one in done
   ]
+
+
+def forget(pool: pool_lib.Pool, needed_from: int | float, *, keep: int) -> None:
+  """Drops the records of old updates, and of their evaluations.
+
+  That of a failed episode goes as that of a consumed one does; all stay listed.
+
+  Args:
+    pool: The pool of the run.
+    needed_from: The first update that a restart may play again.
+    keep: So many updates before that keep their records.
+  """
+  query = (
+    "SELECT DISTINCT g.number, name FROM groups g "
+    "JOIN episodes ON in_group = g.number "
+    "WHERE payload IS NOT NULL AND state IN ('consumed', 'failed')"
+  )
+  with pool.file.transaction() as run:
+    updates = {}
+    for number, name in run(query).fetchall():
+      match = re.match(r"(evaluation)?(\d+)-", name)
+      if match and int(match[2]) < needed_from:
+        updates[number] = int(match[2]), not match[1]
+    trained = sorted({update for update, trains in updates.values() if trains})
+    kept = trained[max(0, len(trained) - keep) :]
+    before = min(kept, default=needed_from)
+    for number, (update, _) in updates.items():
+      if update < before:
+        run(
+          "UPDATE episodes SET payload = NULL "
+          "WHERE in_group = ? AND state IN ('consumed', 'failed')",
+          number,
+        )
 
 
 def _named(found: types.Trajectory, episode: loop.Episode) -> types.Trajectory:

@@ -108,7 +108,6 @@ class AgentPlayers:
       self._agents = agents_lib.Agents(config.agents)
     self._config: options.AgentConfig = config.agents
     self._keep: int | None = config.keep_journals
-    self._settled: list[str] = []
     key = os.environ.get(agents_lib.SECRET)
     listening = background.listen(
       config.agents.host, config.agents.port, key=key, option="agents."
@@ -368,11 +367,8 @@ class AgentPlayers:
       update = re.fullmatch(r"update-(\d+)", owner)
       if update and int(update[1]) < needed_from:
         self._pool.consume(owner)
-        self._settled.append(owner)
     # Their records stay for viewing as long as journals do.
-    kept = self._keep if self._keep is not None else 0
-    while len(self._settled) > kept:
-      self._pool.forget(self._settled.pop(0))
+    pool_episodes.forget(self._pool, needed_from, keep=self._keep or 0)
 
 
 def _limits(rollout, agents) -> session_lib.Limits:
