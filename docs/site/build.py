@@ -49,7 +49,7 @@ CONTENTS = {
   "Use": (
     "environments", "worlds", "prompts", "datasets", "evaluation", "models",
     "model_files", "chat_formats", "optimizers",
-    "agents", "sessions", "serving", "engines",
+    "agents", "sessions", "serving", "curl", "engines",
     "operations", "monitoring", "asynchronous",
     "viewer", "tpu", "errors",
   ),

@@ -19,7 +19,10 @@ examples:
   python -m steppo_jax pool runs/my_run exclude --label good=no
   python -m steppo_jax pool runs/my_run export --jsonl episodes.jsonl
   python -m steppo_jax pool runs/my_run export --tfds data/agents
+  python -m steppo_jax pool served.sqlite export --consume --jsonl day1.jsonl
 """
+# Nobody else takes what an export has leased; see `_consume`.
+_FOREVER_S = 10 * 365 * 24 * 3600.0
 
 
 def register(add: Callable[..., argparse.ArgumentParser]) -> None:
@@ -49,8 +52,18 @@ def register(add: Callable[..., argparse.ArgumentParser]) -> None:
   )  # fmt: skip
   pool.add_argument("--jsonl", metavar="FILE", help="one line an episode")
   pool.add_argument("--tfds", metavar="FOLDER", help="a dataset; see docs")
-  pool.add_argument("--tokenizer", help="of the token ids, for --tfds")
-  pool.add_argument("--weights", help="whose tokenizer it is, for --tfds")
+  pool.add_argument(
+    "--atif", metavar="FOLDER", help="a document an episode, as Harbor has them"
+  )
+  pool.add_argument(
+    "--tokenizer", help="of the token ids, for --tfds and --atif"
+  )
+  pool.add_argument("--weights", help="whose tokenizer it is")
+  pool.add_argument(
+    "--consume", action="store_true",
+    help="export whole groups that have ended, each once, and take them out; "
+    "of a served pool, with --jsonl FILE",
+  )  # fmt: skip
 
 
 def _pool(args, _) -> None:
@@ -75,6 +88,9 @@ def _pool(args, _) -> None:
     missing = [uid for uid in args.uids if uid not in known]
     if missing:
       raise ValueError(f"the pool has no such episode: {', '.join(missing)}")
+    if args.consume:
+      _consume(pool, args)
+      return
     chosen = args.uids or list(known)
     if args.action == "export" and not (args.uids or args.state or args.label):
       chosen = [uid for uid in chosen if not _excluded(known[uid])]
@@ -140,8 +156,10 @@ def _exclude(pool, uids: Sequence[str], args) -> None:
 def _export(pool, uids: Sequence[str], args) -> None:
   from steppo_jax.rollout import pool_entries
 
-  if not (args.jsonl or args.tfds):
-    raise ValueError("export needs --jsonl FILE or --tfds FOLDER")
+  if not (args.jsonl or args.tfds or args.atif):
+    raise ValueError(
+      "export needs --jsonl FILE, --tfds FOLDER or --atif FOLDER"
+    )
   found = pool_entries.trajectories(pool, uids)
   if args.jsonl:
     known = {entry.uid: entry for entry in pool_entries.entries(pool)}
@@ -152,15 +170,77 @@ def _export(pool, uids: Sequence[str], args) -> None:
           out = stack.enter_context(open(args.jsonl, "w", encoding="utf-8"))
         except OSError as error:
           raise ValueError(f"--jsonl={args.jsonl}: {error.strerror}") from error
-      for one in found:
-        line = pool_entries.to_json(one, known[one.uid])
-        out.write(json.dumps(line, ensure_ascii=False) + "\n")
-  if args.tfds:
-    _write_dataset(found, args)
+      _write_lines(out, found, known)
+  for form in ("tfds", "atif"):
+    folder = getattr(args, form)
+    if folder:
+      _write_dataset(found, args, pathlib.Path(folder), form)
   terminal.say(f"{len(found)} episodes exported")
 
 
-def _write_dataset(found, args) -> None:
+def _write_lines(out, found, known) -> None:
+  from steppo_jax.rollout import pool_entries
+
+  for one in found:
+    line = pool_entries.to_json(one, known[one.uid])
+    out.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def _consume(pool, args) -> None:
+  """Exports the groups that have ended, and takes them out of the pool.
+
+  They are leased to the file, by its name, before it is written, and consumed
+  when it is on the disk. After a kill in between the same command gets the same
+  groups, and no other one does.
+  """
+  from steppo_jax.rollout import pool_entries
+
+  _check_consume(pool, args)
+  path = pathlib.Path(args.jsonl).absolute()
+  owner = f"export {path}"
+  if path.exists() and owner not in pool.owners():
+    raise ValueError(f"--jsonl={args.jsonl} exists: choose another file")
+  found = pool.lease(owner, _FOREVER_S, groups=1 << 30, channel=args.channel)
+  if not found:
+    terminal.say("no group has ended: nothing to export")
+    return
+  known = {
+    entry.uid: entry._replace(state="consumed")
+    for entry in pool_entries.entries(pool)
+  }
+  kept = [one for one in found if not _excluded(known[one.uid])]
+  try:
+    with files.replacing(path) as new, open(new, "w", encoding="utf-8") as out:
+      _write_lines(out, kept, known)
+  except OSError as error:
+    raise ValueError(f"--jsonl={args.jsonl}: {error.strerror}") from error
+  pool.consume(owner)
+  pool.forget(owner)
+  terminal.say(
+    f"{len(kept)} episodes exported and taken out of the pool, "
+    f"{len(found) - len(kept)} excluded ones taken out"
+  )
+
+
+def _check_consume(pool, args) -> None:
+  """Refuses what cannot be exported once and for all."""
+  if args.action != "export":
+    raise ValueError(f"--consume goes with export, not with {args.action}")
+  if pool.file.path.with_name(run_folder.FACTS_NAME).is_file():
+    raise ValueError(
+      f"--consume: {pool.file.path} belongs to a run, which trains on it"
+    )
+  chosen = args.uids, args.task, args.label, args.version, args.state
+  if any(x is not None and x != [] for x in chosen):
+    raise ValueError(
+      "--consume takes whole groups: leave episodes, --task, --label, "
+      "--version and --state out"
+    )
+  if args.jsonl in (None, "-") or args.tfds or args.atif:
+    raise ValueError("--consume needs --jsonl FILE, and no other output")
+
+
+def _write_dataset(found, args, folder: pathlib.Path, form: str) -> None:
   from steppo_jax.datasets import trajectories
   from steppo_jax.pretrained import policy
 
@@ -171,9 +251,10 @@ def _write_dataset(found, args) -> None:
     options = {name: x or told.get(name) for name, x in options.items()}
     options["base"] = told.get("base")
   if not options["tokenizer"]:
-    raise ValueError("--tfds needs --tokenizer, that of the token ids")
+    raise ValueError(f"--{form} needs --tokenizer, that of the token ids")
   tokenizer = policy.load_tokenizer(
     options["tokenizer"], options["weights"], options.get("base")
   )
-  folder = pathlib.Path(args.tfds)
-  trajectories.write(folder.parent, folder.name, {"train": found}, tokenizer)
+  trajectories.write(
+    folder.parent, folder.name, {"train": found}, tokenizer, form
+  )

@@ -92,6 +92,11 @@ def _add_policy(policy: argparse.ArgumentParser) -> None:
     help="record sessions as episodes in this pool; see docs/agents.md",
   )  # fmt: skip
   policy.add_argument(
+    "--pool-capacity", type=int, metavar="N",
+    help="episodes that the pool holds until they are taken out; sessions "
+    "beyond are answered 429 (4096)",
+  )  # fmt: skip
+  policy.add_argument(
     "--accept-weights", action="store_true",
     help="let a run with the key send other weights; see docs/engines.md",
   )  # fmt: skip
@@ -140,10 +145,17 @@ def _serve_policy(args) -> None:
       f"--accept-weights lets whoever has the key replace the weights: set "
       f"{_KEY} to a secret"
     )
+  capacity = args.pool_capacity
+  if capacity is not None and not (args.pool and capacity > 0):
+    raise ValueError(
+      f"--pool-capacity={capacity} must be at least 1, and needs --pool"
+    )
   listening = background.listen(args.host, args.port, key=key, option="--")
   with contextlib.ExitStack() as stack:
     stack.enter_context(contextlib.closing(listening))
-    recorded = args.pool and pool.Pool(args.pool)
+    recorded = args.pool and pool.Pool(
+      args.pool, **({} if capacity is None else {"capacity": capacity})
+    )
     policy, weights = _policy(args, scheduler.Scheduler, stack)
     # A script that starts the service waits for this line.
     print(f"listening on {background.url_of(listening)}", flush=True)

@@ -4,9 +4,11 @@ This module imports no JAX.
 """
 
 import contextlib
+import errno
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +24,8 @@ from steppo_jax.rollout.options import AgentConfig
 SECRET = "STEPPO_API_KEY"
 # Bytes of a line of output that are read, and of errors that are told.
 _LONGEST_LINE, _TOLD = 1 << 20, 2000
+# Bytes of a variable, with its name and an end, that Linux hands to a program.
+_LONGEST_VARIABLE = 1 << 17
 
 
 class Agents:
@@ -60,9 +64,11 @@ class Agents:
     """Runs the command to its end.
 
     Args:
-      variables: Of the process, beside those of this one.
+      variables: Of the process, beside those of this one. One that is too
+        long for the system is left out.
       text: Goes to its standard input.
-      on_line: Takes each line of its output that is a JSON object.
+      on_line: Takes each line of its output that is a JSON object; raises
+        ValueError for one that it cannot take.
 
     Returns:
       What went wrong, as "Cause: what", None if it ended with status 0.
@@ -79,9 +85,11 @@ class Agents:
         _kill(process)
 
       clock = threading.Timer(self._config.seconds, end)
+      writer = threading.Thread(target=_write, args=(process, text))
       clock.start()
+      writer.start()
       try:
-        fault = _talk(process, text, on_line)
+        fault = _read(process, on_line)
         if fault is not None:
           _kill(process)
         status = process.wait()
@@ -89,6 +97,7 @@ class Agents:
         clock.cancel()
         # What it has started may outlive it.
         _kill(process)
+        writer.join()
         process.stdout.close()
         with self._lock:
           self._running.discard(process)
@@ -103,21 +112,30 @@ class Agents:
       if self._closed:
         raise OSError(0, "no more agents are started")
       process = subprocess.Popen(
-        self._command,
+        self._bounded(),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=errors,
-        env=_inherited() | dict(variables),
+        env=_inherited(variables) | _short(variables),
         start_new_session=True,
       )
       self._running.add(process)
-    if self._config.memory_mb is not None:
-      import resource
-
-      size = self._config.memory_mb << 20
-      with contextlib.suppress(OSError):  # It has ended already.
-        resource.prlimit(process.pid, resource.RLIMIT_AS, (size, size))
     return process
+
+  def _bounded(self) -> list[str]:
+    """The command under its memory limit, which it has before it begins.
+
+    Raises:
+      FileNotFoundError: there is no such program, which a shell would tell in
+        words of its own.
+    """
+    size = self._config.memory_mb
+    if size is None:
+      return self._command
+    if shutil.which(self._command[0]) is None:
+      raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+    limited = 'ulimit -v "$0" && exec "$@"'
+    return ["/bin/sh", "-c", limited, str(size << 10), *self._command]
 
   def close(self) -> None:
     """Kills what runs; nothing is started any more."""
@@ -127,26 +145,53 @@ class Agents:
         _kill(process)
 
 
-def _inherited() -> dict[str, str]:
-  """The variables of this process, but for its secret."""
-  return {k: x for k, x in os.environ.items() if k != SECRET}
+def _inherited(own: Mapping[str, str]) -> dict[str, str]:
+  """The variables of this process, but for its secret and an agent's own."""
+  hidden = {SECRET, *own}
+  return {k: x for k, x in os.environ.items() if k not in hidden}
 
 
-def _talk(process, text, on_line) -> str | None:
-  """Writes and reads; returns what is wrong with the output."""
+def _short(variables: Mapping[str, str]) -> dict[str, str]:
+  """Those variables that a program can be started with."""
+  size = lambda name: len(os.fsencode(f"{name}={variables[name]}")) + 1
+  return {k: x for k, x in variables.items() if size(k) <= _LONGEST_VARIABLE}
+
+
+def _write(process, text) -> None:
+  """Writes a text while the output is read: either may wait for the other."""
   with contextlib.suppress(OSError), process.stdin:  # It may not read.
     process.stdin.write(text.encode())
+
+
+def _read(process, on_line) -> str | None:
+  """Reads the output; returns what is wrong with it."""
+  rest = False
   while line := process.stdout.readline(_LONGEST_LINE):
-    try:
-      found = json.loads(line)
-    except ValueError:
+    begins, rest = not rest, not line.endswith(b"\n")
+    if not (begins and line.lstrip().startswith(b"{")):
       continue
-    if isinstance(found, dict):
-      try:
+    try:
+      if rest and len(line) == _LONGEST_LINE:
+        raise ValueError(f"a line of more than {_LONGEST_LINE} bytes")
+      found = _object(line)
+      if found is not None:
         on_line(found)
-      except ValueError as error:
-        return f"AgentOutput: {error}"
+    except (ValueError, RecursionError) as error:
+      return f"AgentOutput: {error}"
   return None
+
+
+def _object(line: bytes) -> dict[str, Any] | None:
+  """What a line says, None if it is not JSON.
+
+  Raises:
+    ValueError: a number has too many digits.
+    RecursionError: it is nested too deep.
+  """
+  try:
+    return json.loads(line)
+  except (json.JSONDecodeError, UnicodeDecodeError):
+    return None
 
 
 def _kill(process: subprocess.Popen) -> None:

@@ -33,12 +33,14 @@ def parts(name: str) -> tuple[str, str]:
 
 
 def main(name: str) -> None:
-  """Plays the episode that the variables tell."""
+  """Plays the episode that variables and standard input tell."""
   module, path = parts(name)
   function = importlib.import_module(module)
   for attribute in path.split("."):
     function = getattr(function, attribute)
-  task = types.task_from_json(json.loads(os.environ["STEPPO_TASK"]))
+  # A long one is no variable.
+  text = os.environ.get("STEPPO_TASK") or sys.stdin.read()
+  task = types.task_from_json(json.loads(text))
   found = function(task, int(os.environ["STEPPO_SEED"]))
   if inspect.isawaitable(found):
     found = asyncio.run(_of(found))

@@ -139,7 +139,9 @@ class Pool:
       if live + len(episodes) > self._capacity:
         raise Full(
           f"the pool {self.file.path} holds {live} episodes of at most "
-          f"{self._capacity}, and {len(episodes)} more do not fit"
+          f"{self._capacity}, and {len(episodes)} more do not fit: take out "
+          "what has ended (pool FILE export --consume), or serve it with a "
+          "larger --pool-capacity"
         )
       number = run(
         "INSERT INTO groups (name, task, task_uid, channel) "
@@ -300,7 +302,7 @@ class Pool:
     seconds: float,
     *,
     groups: int = 1,
-    channel: Channel = "train",
+    channel: Channel | None = "train",
     names: Sequence[str] | None = None,
   ) -> list[types.Trajectory]:
     """The episodes of the oldest ready groups, for a learner.
@@ -312,7 +314,7 @@ class Pool:
       owner: Who learns of them, such as "update-7".
       seconds: Until they are given to others, unless they are consumed.
       groups: How many at most.
-      channel: Of the groups.
+      channel: Of the groups; None for any.
       names: These groups and no others.
 
     Returns:
@@ -326,15 +328,17 @@ class Pool:
       held = run(f"UPDATE episodes SET until = ? WHERE {mine}", until, owner)
       if not held.rowcount:
         named, values = "", []
+        if channel is not None:
+          named, values = "AND channel = ?", [channel]
         if names is not None:
-          named = f"AND name IN ({', '.join('?' * len(names))})"
-          values = list(names)
+          named += f" AND name IN ({', '.join('?' * len(names))})"
+          values += names
         found = run(
           "SELECT DISTINCT g.number FROM groups g "
           "JOIN episodes ON in_group = g.number "
-          f"WHERE state = 'ready' AND channel = ? {named} "
+          f"WHERE state = 'ready' {named} "
           "ORDER BY g.number LIMIT ?",
-          channel, *values, groups,
+          *values, groups,
         ).fetchall()  # fmt: skip
         for (group,) in found:
           run(

@@ -155,6 +155,18 @@ def entries(
   return found
 
 
+def causes(pool: pool_lib.Pool, uids: Sequence[str]) -> dict[str, str]:
+  """Why episodes have failed, by their names; without those that have not."""
+  found = {}
+  query = "SELECT cause FROM episodes WHERE uid = ? AND state = 'failed'"
+  with pool.file.transaction() as run:
+    for uid in uids:
+      row = run(query, uid).fetchone()
+      if row is not None:
+        found[uid] = row[0]
+  return found
+
+
 def trajectories(
   pool: pool_lib.Pool, uids: Sequence[str]
 ) -> list[types.Trajectory]:

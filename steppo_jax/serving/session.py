@@ -31,6 +31,7 @@ class Limits:
     temperature: Of every answer, whatever is asked for, so that the learner
       knows it; None for what is asked for.
     by_header: Whether a call with an unknown X-Session-ID begins a session.
+    own_tasks: Whether who begins a session may bring a task.
   """
 
   live: int = 1024
@@ -42,6 +43,7 @@ class Limits:
   max_new_tokens: int | None = None
   temperature: float | None = None
   by_header: bool = False
+  own_tasks: bool = True
 
 
 @dataclasses.dataclass(eq=False)
@@ -151,7 +153,7 @@ class Session:
 
   def status(self, form: session_schema.Finish) -> str:
     """How it ended: "terminated", "truncated" or "error"."""
-    if self.cut is not None and form.status in ("ended", "error"):
+    if self.cut is not None and form.status == "ended":
       return "truncated"
     return "terminated" if form.status == "ended" else form.status
 

@@ -143,6 +143,11 @@ class Handlers:
         "invalid_api_key",
       )  # fmt: skip
     form = await http.read(request, session_schema.Create)
+    if form.wanted() is not None and not self._sessions.limits.own_tasks:
+      raise answers.Fault(
+        400, "a run trains on its own tasks alone: leave task and group out, "
+        "and the session gets one that waits", "invalid_request_error", "task",
+      )  # fmt: skip
     session = await self._sessions.create(form)
     root = str(request.base_url).rstrip("/")
     own = f"{root}/sessions/{session.uid}"

@@ -25,9 +25,9 @@ import pydantic
 
 from steppo_jax import types
 from steppo_jax.processes import hosts as hosts_lib
-from steppo_jax.processes import kill_points, waits
+from steppo_jax.processes import waits
 from steppo_jax.rollout import agents as agents_lib
-from steppo_jax.rollout import loop, options, pool_entries
+from steppo_jax.rollout import loop, options, pool_episodes
 from steppo_jax.rollout import pool as pool_lib
 from steppo_jax.serving import (
   answers,
@@ -108,7 +108,6 @@ class AgentPlayers:
       self._agents = agents_lib.Agents(config.agents)
     self._config: options.AgentConfig = config.agents
     self._keep: int | None = config.keep_journals
-    self._settled: list[str] = []
     key = os.environ.get(agents_lib.SECRET)
     listening = background.listen(
       config.agents.host, config.agents.port, key=key, option="agents."
@@ -181,7 +180,7 @@ class AgentPlayers:
       self._limits,
       temperature=self.rollout.temperature if trains else temperature,
     )
-    groups = self._issue(episodes, prefix, channel)
+    groups = pool_episodes.issue(self._pool, episodes, prefix, channel)
     with self._playing() as play:
       play([prefix + one.uid for one in episodes])
       left = dict(groups)
@@ -195,7 +194,7 @@ class AgentPlayers:
     )  # fmt: skip
     if not trains and found:
       self._pool.consume(owner)
-    done = self._records(prefix, episodes, found)
+    done = pool_episodes.records(self._pool, prefix, episodes, found)
     for one in done if on_finish is not None else ():
       on_finish(one)
     return done
@@ -225,37 +224,39 @@ class AgentPlayers:
         # for: they were admitted because there are newer weights.
         if feed.change_waits():
           feed.change()
-        groups |= self._issue(fresh, "", "train")
+        groups |= pool_episodes.issue(self._pool, fresh, "", "train")
         play([one.uid for one in fresh])
         if not groups and feed.ended():
           return
         for name in self._await_some(groups, "", feed.news(), play):
-          for one in self._records("", groups.pop(name), ()):
+          of = groups.pop(name)
+          for one in pool_episodes.records(self._pool, "", of, ()):
             on_finish(one)
 
-  def claim(self, update: int, episodes: Sequence[loop.Episode]) -> None:
+  def claim(
+    self,
+    update: int,
+    episodes: Sequence[loop.Episode],
+    done: Sequence[types.Trajectory],
+  ) -> list[types.Trajectory]:
     """Leases episodes that have ended to the update that is trained on them.
 
     Doing it once more, as a run does that was killed in between, changes
     nothing.
+
+    Args:
+      update: Number of updates done before it.
+      episodes: Those of the update.
+      done: Their records, in any order.
+
+    Returns:
+      The records, of which those have failed that were excluded before this.
     """
-    names = list(_by_group(episodes, ""))
+    names = list(pool_episodes.by_group(episodes, ""))
     self._pool.lease(
       f"update-{update}", _FOREVER_S, groups=len(names), names=names
     )
-
-  def _issue(self, episodes, prefix, channel) -> dict[str, list[loop.Episode]]:
-    """Puts groups into the pool that it has not; all of them by name."""
-    groups = _by_group(episodes, prefix)
-    for name, of in groups.items():
-      self._pool.issue(
-        name, of[0].task,
-        [(prefix + one.uid, one.key, one.seed) for one in of],
-        channel=channel,
-      )  # fmt: skip
-    if groups:
-      kill_points.passed("agents: issued")
-    return groups
+    return pool_episodes.judged(self._pool, done)
 
   @contextlib.contextmanager
   def _playing(self) -> Iterator[Callable[[Sequence[str]], None]]:
@@ -284,15 +285,6 @@ class AgentPlayers:
         self._agents.close()
         raise
 
-  def _under_way(self, groups, prefix: str) -> dict[str, list[str]]:
-    """Episodes that are not played yet, by the groups that have any."""
-    of = {prefix + e.uid: name for name in groups for e in groups[name]}
-    found: dict[str, list[str]] = {}
-    for uid in pool_entries.under_way(self._pool):
-      if uid in of:
-        found.setdefault(of[uid], []).append(uid)
-    return found
-
   def _await_some(
     self, groups, prefix: str, news: futures.Future, play
   ) -> list[str]:
@@ -306,7 +298,7 @@ class AgentPlayers:
       )
     with waits.on(waits.ROLLOUTS, whom, what):
       while True:
-        left = self._under_way(groups, prefix)
+        left = pool_episodes.under_way(self._pool, groups, prefix)
         ended = [name for name in groups if name not in left]
         if ended or news.done():
           return ended
@@ -317,10 +309,14 @@ class AgentPlayers:
 
   def _one(self, uid: str) -> None:
     """Plays one episode with a process, unless it was played before."""
-    owner = f"run-{os.getpid()}"
-    ticket = self._pool.start(owner, 3 * self._config.seconds, uid=uid)
-    if ticket is None:
-      return
+    owner, seconds = f"run-{os.getpid()}", 3 * self._config.seconds
+    # More than once where a lease ended: the pool gives it out again.
+    while ticket := self._pool.start(owner, seconds, uid=uid):
+      self._attempt(ticket, owner)
+
+  def _attempt(self, ticket: pool_lib.Ticket, owner: str) -> None:
+    """Plays an episode that was begun in the pool to its end."""
+    uid = ticket.uid
     session = self._server.call(_taken(self._sessions, ticket, owner))
     task = json.dumps(types.task_to_json(ticket.task))
     variables = {
@@ -334,12 +330,14 @@ class AgentPlayers:
       fault = self._agents.run(
         variables, task, lambda line: self._written(session, line)
       )
-    end: Mapping[str, Any] = {"status": "ended"}
-    if fault is not None:
-      cause, _, message = fault.partition(": ")
-      end = {"status": "error", "cause": cause, "message": message[:4096]}
     if session.finished is None:
-      self._finish(session, end)
+      try:
+        self._finish(session, _end(fault, session.cut is not None))
+      except answers.Fault as error:
+        # An end that the agent had sent itself came first, or somebody has
+        # excluded the episode: the pool knows what became of it.
+        if error.status not in (409, 410):
+          raise
 
   def _written(self, session, line: Mapping[str, Any]) -> None:
     """Takes in a line that an agent wrote: a reward, or the end."""
@@ -359,26 +357,6 @@ class AgentPlayers:
     form = session_schema.Finish(**fields)
     self._server.call(self._sessions.finish(session, form))
 
-  def _records(self, prefix, episodes, found) -> list[types.Trajectory]:
-    by_uid = {one.uid: one for one in found}
-    missing = [e for e in episodes if prefix + e.uid not in by_uid]
-    failed = pool_entries.trajectories(
-      self._pool, [prefix + e.uid for e in missing]
-    )
-    by_uid |= {one.uid: one for one in failed}
-    if any(prefix + e.uid not in by_uid for e in missing):
-      causes = {e.uid: e.cause for e in pool_entries.entries(self._pool)}
-      for one in missing:
-        uid = prefix + one.uid
-        cause = causes.get(uid) or "Lost"
-        by_uid.setdefault(
-          uid,
-          types.Trajectory(
-            uid, one.task, (), None, False, f"{cause}: without a record"
-          ),
-        )
-    return [_named(by_uid[prefix + e.uid], e) for e in episodes]
-
   def settle(self, needed_from: int | float = math.inf) -> None:
     """Consumes what was learnt by updates that no restart plays again.
 
@@ -389,28 +367,32 @@ class AgentPlayers:
       update = re.fullmatch(r"update-(\d+)", owner)
       if update and int(update[1]) < needed_from:
         self._pool.consume(owner)
-        self._settled.append(owner)
     # Their records stay for viewing as long as journals do.
-    kept = self._keep if self._keep is not None else 0
-    while len(self._settled) > kept:
-      self._pool.forget(self._settled.pop(0))
+    pool_episodes.forget(self._pool, needed_from, keep=self._keep or 0)
 
 
 def _limits(rollout, agents) -> session_lib.Limits:
   return session_lib.Limits(
     live=1 << 16, turns=rollout.max_steps, idle_s=agents.seconds,
     max_new_tokens=rollout.max_new_tokens, by_header=agents.begin_by_header,
+    own_tasks=False,
   )  # fmt: skip
 
 
-def _by_group(
-  episodes: Iterable[loop.Episode], prefix: str
-) -> dict[str, list[loop.Episode]]:
-  """Episodes by the names that their groups have in the pool."""
-  groups: dict[str, list[loop.Episode]] = {}
-  for one in episodes:
-    groups.setdefault(prefix + one.uid.rpartition("-")[0], []).append(one)
-  return groups
+def _end(fault: str | None, refused: bool) -> dict[str, Any]:
+  """The end of an episode whose agent has ended without telling one.
+
+  Args:
+    fault: What went wrong, as "Cause: what"; None if nothing did.
+    refused: Whether its last call was refused at a limit.
+  """
+  if fault is None:
+    return {"status": "ended"}
+  cause, _, message = fault.partition(": ")
+  if cause == "AgentExit" and refused:
+    # It died of the refusal, as clients do that catch no error.
+    return {"status": "truncated"}
+  return {"status": "error", "cause": cause, "message": message[:4096]}
 
 
 async def _taken(all_sessions, ticket, owner):
@@ -419,17 +401,6 @@ async def _taken(all_sessions, ticket, owner):
 
 async def _rewarded(all_sessions, session, form):
   return all_sessions.reward(session, form)
-
-
-def _named(found: types.Trajectory, episode: loop.Episode) -> types.Trajectory:
-  """A record with the episode's own name, and the very task."""
-  steps = tuple(
-    dataclasses.replace(step, trajectory_uid=episode.uid)
-    for step in found.steps
-  )
-  return dataclasses.replace(
-    found, uid=episode.uid, task=episode.task, steps=steps
-  )
 
 
 def _check(config, tokenizer, hosts) -> None:

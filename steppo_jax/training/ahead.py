@@ -152,9 +152,9 @@ class Ahead(episodes_lib.Rollouts):
       )
       self._thread.start()
     batch = self._finished(update)
-    self._players.claim(update, batch.episodes)
     mine = [batch.done[e.uid] for e in batch.episodes]
     self.discarded = batch.begun - len(mine)
+    mine = self._players.claim(update, batch.episodes, mine)
     oldest = min(
       (s.policy_version for t in mine for s in t.steps), default=update
     )

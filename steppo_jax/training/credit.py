@@ -24,6 +24,8 @@ from steppo_jax.models import mesh as mesh_lib
 from steppo_jax.models.options import MeshConfig
 from steppo_jax.packing import rows as packing
 from steppo_jax.rollout import journal as journal_lib
+from steppo_jax.rollout import pool as pool_lib
+from steppo_jax.rollout import pool_episodes
 from steppo_jax.storage import checkpoint
 from steppo_jax.storage import credit as credit_files
 from steppo_jax.storage import folder as run_folder
@@ -280,6 +282,10 @@ def trained_on(
     rounds = [list(trajectories_lib.load(path, "train", tokenizer=digest))]
     _check_rounds(learning.config, update)
   _check_complete(learning.config, update, rounds)
+  pool = folder / run_folder.POOL_NAME
+  if pool.is_file():
+    with pool_lib.Pool(pool) as opened:
+      rounds = [pool_episodes.judged(opened, of) for of in rounds]
   found = dynamic_sampling.trained_on(learning, update, rounds)
   whole = [one for one in found if one.error is None]
   if not whole:

@@ -147,8 +147,14 @@ class Players:
     # An engine of this process has nothing to close.
     getattr(self.engine, "close", lambda: None)()
 
-  def claim(self, update: int, episodes: Sequence[loop.Episode]) -> None:
-    """Nothing to do, when an update is to be trained on episodes: see there."""
+  def claim(
+    self,
+    update: int,
+    episodes: Sequence[loop.Episode],
+    done: Sequence[types.Trajectory],
+  ) -> Sequence[types.Trajectory]:
+    """The records as they are: nobody else has them. See `AgentPlayers`."""
+    return done
 
   def settle(self, needed_from: float) -> None:
     """Nothing to do: what was played is nowhere but in the journal."""

@@ -1,6 +1,11 @@
 """The command `pool`, on a pool of episodes that were really played."""
 
+import dataclasses
 import json
+import os
+import signal
+import subprocess
+import sys
 
 import pytest
 import worlds
@@ -8,7 +13,8 @@ import worlds
 from steppo_jax import __main__ as cli
 from steppo_jax import types
 from steppo_jax.datasets import trajectories as trajectories_lib
-from steppo_jax.rollout import journal
+from steppo_jax.processes import kill_points
+from steppo_jax.rollout import journal, pool_entries
 from steppo_jax.rollout import pool as pool_lib
 from steppo_jax.storage import folder as run_folder
 
@@ -69,6 +75,7 @@ def test_episodes_are_exported_with_all_their_tokens(run, capsys, tmp_path):
   told(
     capsys, run, "export", "--jsonl", file,
     "--tfds", tmp_path / "data" / "mine", "--tokenizer", "household",
+    "--atif", tmp_path / "data" / "documents",
   )  # fmt: skip
   want = worlds.trajectories(2)
   lines = [json.loads(line) for line in file.read_text().splitlines()]
@@ -82,6 +89,11 @@ def test_episodes_are_exported_with_all_their_tokens(run, capsys, tmp_path):
     trajectories_lib.load(folder, "train"), want, strict=True
   ):
     assert journal.same(one, known)
+  for n, known in enumerate(want):
+    path = tmp_path / "data" / "documents" / "train" / f"0000{n}.json"
+    document = json.loads(path.read_text())
+    assert document["session_id"] == known.uid
+    assert len(document["steps"]) == len(known.steps) + 1
 
 
 @pytest.mark.parametrize(
@@ -94,6 +106,7 @@ def test_episodes_are_exported_with_all_their_tokens(run, capsys, tmp_path):
     (("exclude",), "exclude needs episodes"),
     (("export",), "export needs --jsonl"),
     (("export", "--tfds", "x/y"), "--tfds needs --tokenizer"),
+    (("export", "--atif", "x/y"), "--atif needs --tokenizer"),
     (("export", "--jsonl", "nowhere/x"), "--jsonl=nowhere/x"),
   ],
 )
@@ -105,3 +118,84 @@ def test_a_mistake_is_one_line(run, capsys, argv, message):
 
 def test_a_folder_without_a_pool_is_told(tmp_path, capsys):
   assert "holds no pool" in told(capsys, tmp_path, status=2).err
+
+
+def test_what_has_ended_is_consumed_once_it_is_in_a_file(run, tmp_path, capsys):
+  """Groups whole; one with an excluded member, and one of validation, too."""
+  served = tmp_path / "served.sqlite"
+  (run / run_folder.POOL_NAME).rename(served)
+  one = worlds.trajectories(2)[0]
+  for channel in ("train", "validation"):
+    uids = [f"{channel}-{j}" for j in range(2)]
+    with pool_lib.Pool(served) as pool:
+      pool.issue(
+        channel, one.task, [(uid, (1,), 0) for uid in uids], channel=channel
+      )
+      pool.start("agent", 60, uid=uids[0])
+      pool.finish(dataclasses.replace(one, uid=uids[0]), "agent")
+  told(capsys, served, "label", "e0-0", "--set", "verdict=exclude")
+
+  def taken(name, *more):
+    file = tmp_path / name
+    said = told(
+      capsys, served, "export", "--consume", "--jsonl", file, *more
+    ).err  # fmt: skip
+    lines = file.read_text().splitlines() if file.exists() else []
+    return [json.loads(line) for line in lines], said
+
+  # Two episodes wait for the others of their groups.
+  found, said = taken("1.jsonl")
+  assert [(x["uid"], x["state"]) for x in found] == [("e1-0", "consumed")]
+  assert "1 episodes exported" in said
+  assert "1 excluded" in said
+  told(capsys, served, "exclude", "--state", "issued")
+  (found, _) = taken("2.jsonl", "--channel", "validation")
+  assert [x["uid"] for x in found] == ["validation-0"]
+  assert [x["uid"] for x in taken("3.jsonl")[0]] == ["train-0"]
+  assert "no group has ended" in taken("4.jsonl")[1]
+  assert not (tmp_path / "4.jsonl").exists()
+  with pool_lib.Pool(served) as pool:
+    counts = pool_entries.counts(pool)
+    assert pool_entries.trajectories(pool, ["e1-0", "train-0"]) == []
+  assert (counts["consumed"], counts["failed"]) == (4, 3)
+
+
+def test_an_export_that_was_killed_is_gone_on_with_and_no_other(
+  run, tmp_path, capsys
+):
+  served, file = tmp_path / "served.sqlite", tmp_path / "out.jsonl"
+  (run / run_folder.POOL_NAME).rename(served)
+  export = ["export", "--consume", "--jsonl"]
+  killed = subprocess.run(
+    [sys.executable, "-m", "steppo_jax", "pool", str(served), *export,
+     str(file)],
+    env=os.environ | {kill_points.VARIABLE: "pool: leased=1"}, check=False,
+  )  # fmt: skip
+  assert killed.returncode == -signal.SIGKILL
+  file.write_text("as if it had been killed after it was written")
+  other = tmp_path / "other.jsonl"
+  assert "no group has ended" in told(capsys, served, *export, other).err
+  told(capsys, served, *export, file)
+  lines = [json.loads(line) for line in file.read_text().splitlines()]
+  assert [line["uid"] for line in lines] == ["e0-0", "e1-0"]
+  said = told(capsys, served, *export, file, status=2).err
+  assert "out.jsonl exists: choose another file" in " ".join(said.split())
+
+
+@pytest.mark.parametrize(
+  ("argv", "message"),
+  [
+    (("list", "--consume"), "--consume goes with export"),
+    (("export", "e0-0", "--jsonl", "x"), "takes whole groups"),
+    (("export", "--state", "ready", "--jsonl", "x"), "takes whole groups"),
+    (("export", "--jsonl", "-"), "needs --jsonl FILE"),
+    (("export", "--tfds", "x/y", "--jsonl", "x"), "no other output"),
+    (("export", "--jsonl", "nowhere/x"), "--jsonl=nowhere/x: No such file"),
+  ],
+)
+def test_what_cannot_be_consumed_is_refused(run, capsys, argv, message):
+  said = told(capsys, run, *argv, "--consume", status=2).err
+  assert message in " ".join(said.split())
+  (run / run_folder.FACTS_NAME).write_text("{}")
+  said = told(capsys, run, "export", "--consume", "--jsonl", "x", status=2).err
+  assert "belongs to a run, which trains on it" in " ".join(said.split())

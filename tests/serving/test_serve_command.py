@@ -34,6 +34,10 @@ def test_a_server_that_listens_has_compiled_all(tmp_path, monkeypatch):
           asked,
         )
         assert {one.status_code for one in answers} == {200}
+      begin = lambda: agent_calls.send(
+        f"{server.url}/sessions", json={"task": {"uid": "t"}}
+      )
+      assert [begin().status_code for _ in range(2)] == [200, 429]
     finally:
       server.close()
     assert shared[0].compiled == before
@@ -42,4 +46,13 @@ def test_a_server_that_listens_has_compiled_all(tmp_path, monkeypatch):
   monkeypatch.setattr("uvicorn.Server.run", run)
   # Engines of one model and seed share their programs.
   flags = ["--context", "128", "--slots", "3", "--seed", "70"]
+  flags += ["--pool", str(tmp_path / "pool"), "--pool-capacity", "1"]
   assert cli.main(["serve", "policy", "--weights", str(folder), *flags]) == 0
+
+
+def test_the_capacity_of_a_pool_needs_a_pool(tmp_path, capsys):
+  serve = ["serve", "policy", "--weights", str(tmp_path), "--pool-capacity"]
+  for wrong in ("9", "0", "0 --pool p.sqlite"):
+    assert cli.main([*serve, *wrong.split()]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "must be at least 1, and needs --pool" in said

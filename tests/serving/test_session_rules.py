@@ -13,6 +13,7 @@ import pytest
 import served_policies
 from hypothesis import strategies as st
 
+from steppo_jax import __main__ as cli
 from steppo_jax.rollout import pool as pool_lib
 from steppo_jax.rollout import pool_entries
 from steppo_jax.serving import session as session_lib
@@ -231,6 +232,29 @@ def test_sessions_are_bounded_and_end_when_nobody_uses_them(policy, pool):
     )
   with pool_lib.Pool(pool) as store:
     assert pool_entries.counts(store)["failed/SessionExpired"] == 2
+
+
+def test_a_full_pool_says_how_it_is_emptied(policy, pool, tmp_path):
+  """What has ended makes room once it is exported."""
+  with (
+    pool_lib.Pool(pool, capacity=1) as store,
+    served_policies.served(policy, store) as url,
+  ):
+    begin = lambda: agent_calls.send(
+      f"{url}/sessions", json={"task": {"uid": "t"}}
+    )
+    made, full = begin().json(), begin()
+    assert full.status_code == 429
+    said = full.json()["error"]["message"]
+    assert "export --consume" in said
+    assert "--pool-capacity" in said
+    with agent_calls.client_of(made) as client:
+      agent_calls.ask(client, [agent_calls.user("go")])
+    agent_calls.post(made, "finish", status="ended").raise_for_status()
+    assert begin().status_code == 429
+    export = ["export", "--consume", "--jsonl", str(tmp_path / "out.jsonl")]
+    assert cli.main(["pool", str(pool), *export]) == 0
+    assert begin().status_code == 200
 
 
 FIELDS = ["reward", "step", "order", "name", "status", "labels", "messages",

@@ -96,8 +96,15 @@ def episodes(update):
 
 
 @contextlib.contextmanager
-def playing(tmp_path, told=None):
-  """An `Ahead` whose episodes agents play, and the engine behind it."""
+def playing(tmp_path, told=None, *, plays=None, engine=Engine):
+  """An `Ahead` whose episodes agents play, and the engine behind it.
+
+  Args:
+    tmp_path: The run's folder.
+    told: A list that every trajectory is appended to.
+    plays: The command of the agents, in place of `command`.
+    engine: Called with the tokenizer.
+  """
   name = tmp_path / "tokenizer"
   if not (name / "tokenizer_config.json").exists():
     vocabularies.write_folder(
@@ -111,10 +118,10 @@ def playing(tmp_path, told=None):
       source="agents", staleness=BOUND, max_steps=4, max_tokens=512
     ),
     agents=rollout_options.AgentConfig(
-      command=command(tmp_path), processes=4, seconds=120.0
+      command=plays or command(tmp_path), processes=4, seconds=120.0
     ),
   )  # fmt: skip
-  engine = Engine(tokenizer)
+  engine = engine(tokenizer)
   with contextlib.closing(
     agents.AgentPlayers(
       chosen, engine, tokenizer, pool=tmp_path / run_folder.POOL_NAME,

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 
+import agent_calls
 import agent_runs
 import jax
 import pytest
@@ -135,6 +136,17 @@ def test_agents_that_come_by_themselves_are_played_with(
     assert [step.trajectory_uid for step in one.steps] == [one.uid] * 3
     assert one.final_prompt_ids is not None
   assert [t.uid for t in done] == ["0-0-0", "0-1-0"] == [t.uid for t in again]
+
+
+def test_a_run_trains_on_its_own_tasks_alone(folder, tmp_path):
+  """A session with another one would be acknowledged, and lost."""
+  with made_players(folder, tmp_path, source="service") as (found, _):
+    for mine in ({"task": {"uid": "mine"}}, {"group": "mine"}):
+      said = agent_calls.send(f"{found.url}/sessions", json=mine)
+      assert said.status_code == 400
+      assert "its own tasks alone" in said.json()["error"]["message"]
+    said = agent_calls.send(f"{found.url}/sessions", json={})
+    assert said.json()["error"]["code"] == "no_task"
 
 
 ENTRIES = """

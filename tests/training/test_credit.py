@@ -14,7 +14,8 @@ from steppo_jax import __main__
 from steppo_jax.algorithms import objective
 from steppo_jax.learner import learner
 from steppo_jax.learner.options import LearnerConfig
-from steppo_jax.rollout import journal
+from steppo_jax.rollout import journal, pool_entries
+from steppo_jax.rollout import pool as pool_lib
 from steppo_jax.storage import credit as credit_files
 from steppo_jax.storage import folder as run_folder
 from steppo_jax.storage import metrics
@@ -276,6 +277,21 @@ def test_recorded_episodes_serve_where_journals_are_gone(run_folder_of, copied):
   shutil.rmtree(copied / run_folder.JOURNALS_NAME)
   [found] = credit.compute(copied, [1])
   _assert_close(found, _read(run_folder_of, 1))
+
+
+@pytest.mark.slow
+def test_what_was_excluded_before_its_update_has_no_credit(copied):
+  """The journal holds it as it was played; the pool says that it failed."""
+  [path] = (copied / run_folder.JOURNALS_NAME).glob("1-*.journal")
+  held = journal.read(path).trajectories
+  uid = next(iter(held))
+  with pool_lib.Pool(copied / run_folder.POOL_NAME) as pool:
+    pool.issue("1-0", held[uid].task, [(uid, (1,), 0)])
+    pool.start("agent", 60)
+    pool.finish(held[uid], "agent")
+    pool_entries.exclude(pool, [uid])
+  [found] = credit.compute(copied, [1])
+  assert sorted([*found.episodes, uid]) == sorted(held)
 
 
 def test_the_nearest_checkpoint_is_taken_and_named(copied, capsys, caplog):
