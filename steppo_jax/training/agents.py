@@ -103,7 +103,7 @@ class AgentPlayers:
     self.hosts, self.waiting = hosts, waiting
     self.prompt = AgentPrompt(tokenizer)
     _check(config, tokenizer, hosts)
-    self._agents = None
+    self._agents, self._is_broken_off = None, False
     if config.rollout.source == "agents":
       self._agents = agents_lib.Agents(config.agents)
     self._config: options.AgentConfig = config.agents
@@ -281,6 +281,8 @@ class AgentPlayers:
         for future in running:
           future.result()
       except BaseException:
+        # Whoever is killed now has not failed: it plays again next time.
+        self._is_broken_off = True
         threads.shutdown(wait=False, cancel_futures=True)
         self._agents.close()
         raise
@@ -330,7 +332,7 @@ class AgentPlayers:
       fault = self._agents.run(
         variables, task, lambda line: self._written(session, line)
       )
-    if session.finished is None:
+    if session.finished is None and not self._is_broken_off:
       try:
         self._finish(session, _end(fault, session.cut is not None))
       except answers.Fault as error:

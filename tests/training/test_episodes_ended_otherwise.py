@@ -1,8 +1,10 @@
-"""Episodes that somebody excludes, or ends, while agents play them."""
+"""Episodes that somebody excludes, ends or stops while agents play them."""
 
 import contextlib
 import dataclasses
+import os
 import pathlib
+import signal
 import sys
 import threading
 import time
@@ -191,3 +193,62 @@ def test_an_agent_that_is_killed_while_its_own_end_waits_ends_no_run(tmp_path):
       Slow.go.set()
   assert [t.error for t in found] == [None]
   assert [t.total_reward for t in found] == [1.0]
+
+
+class Stopped(Exception):
+  """What a signal raises."""
+
+
+def stopped_by_a_signal(made, players):
+  """In the thread that plays, as a run in turns is stopped."""
+
+  def stop(*_):
+    raise Stopped
+
+  def soon():
+    until(lambda: list(states(players).values()) == ["finished", "running"])
+    os.kill(os.getpid(), signal.SIGUSR1)
+
+  before = signal.signal(signal.SIGUSR1, stop)
+  try:
+    with futures.ThreadPoolExecutor(1) as threads:
+      threads.submit(soon)
+      with pytest.raises(Stopped):
+        players.play(agents_ahead.episodes(0)[:2])
+  finally:
+    signal.signal(signal.SIGUSR1, before)
+
+
+def closed_by_the_learner(made, players):
+  """As rollouts that go on end with their run."""
+  made.set_policy(0, 0)
+
+  def learn():
+    with pytest.raises(RuntimeError, match="ends the wait"):
+      made.play(0, agents_ahead.episodes(0))
+
+  with futures.ThreadPoolExecutor(1) as threads:
+    learner = threads.submit(learn)
+    until(lambda: list(states(players).values()).count("finished") >= 2)
+    made.close()
+    made._failed = RuntimeError("ends the wait")
+    learner.result(60)
+
+
+@pytest.mark.parametrize("stop", [stopped_by_a_signal, closed_by_the_learner])
+def test_what_agents_play_while_a_run_is_stopped_is_played_again(
+  tmp_path, stop
+):
+  """They are killed, which is no failure of theirs."""
+  plays = command(tmp_path)
+  with agents_ahead.playing(tmp_path, plays=plays) as (made, players, engine):
+    engine.set_params(0, 0)
+    stop(made, players)
+  with agents_ahead.playing(tmp_path, plays=plays) as (_, players, engine):
+    assert "failed" not in states(players).values()
+    assert states(players)["0-0-1"] == "issued"
+    engine.set_params(0, 0)
+    (tmp_path / "go-0-0-1").touch()
+    found = players.play(agents_ahead.episodes(0)[:2])
+  assert [t.error for t in found] == [None, None]
+  assert [t.success for t in found] == [True, True]
