@@ -247,6 +247,9 @@ class Scheduler:
         except ValueError as error:
           _hand_over([(job, error)])
           continue
+        # Only now: of a request that is refused the engine keeps nothing new,
+        # and what a session held before it still holds.
+        self._idle.pop(session, None)
         self._running[session] = job
       counters = self._engine.counters
       self.counts["prompt"] = counters.prompt_tokens
@@ -261,9 +264,7 @@ class Scheduler:
       if prompt.startswith(ids)
     ]
     if going_on:
-      session = max(going_on)[1]
-      del self._idle[session]
-      return session
+      return max(going_on)[1]
     if len(self._idle) + len(self._running) >= self._engine.num_slots:
       oldest = next(iter(self._idle))
       del self._idle[oldest]

@@ -2,6 +2,7 @@
 
 import asyncio
 
+import agent_calls
 import numpy as np
 import pytest
 import served_policies
@@ -39,3 +40,30 @@ def test_who_was_answered_before_the_engine_failed_has_the_answer(tmp_path):
   assert sum(len(piece.ids) for piece in found) == 1
   with pytest.raises(RuntimeError, match="the device is gone"):
     raise error
+
+
+@pytest.mark.parametrize(
+  ("way", "message"),
+  [
+    ({"top_p": 0.5}, "samples from the whole softmax"),
+    ({"stop_token_ids": [*range(40, 56)]}, "with the model's own 17 tokens"),
+  ],
+)
+def test_a_request_that_is_refused_costs_no_slot(policy, way, message):
+  """The prompts behind it are more than there are slots."""
+  say = lambda ids, **more: {
+    "token_ids": ids, "sampling_params": {"max_tokens": 1, **more},
+  }  # fmt: skip
+  with served_policies.served(policy) as url:
+    ask = lambda *given, **more: agent_calls.send(
+      f"{url}/inference/v1/generate", json=say(*given, **more)
+    )
+    for n in range(4):  # The refused one goes on in a slot, or takes a new one.
+      assert ask([1, 2, n]).status_code == 200
+      for ids in ([1, 2, n], [3, 4, n]):
+        refused = ask(ids, **way)
+        assert refused.status_code == 400, refused.text
+        assert message in refused.json()["error"]["message"]
+    for n in range(9):
+      assert ask([5, n]).status_code == 200
+    assert agent_calls.get(f"{url}/health").json() == {"status": "ok"}
