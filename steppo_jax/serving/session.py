@@ -2,6 +2,8 @@
 
 import asyncio
 import dataclasses
+import re
+import secrets
 from collections.abc import Mapping
 from typing import Any
 
@@ -232,3 +234,41 @@ class Session:
         lambda text: envs_calls.scan(text, opened=opened).thoughts,
       ),
     )  # fmt: skip
+
+
+def begin(
+  pool: pool_lib.Pool,
+  form: session_schema.Create,
+  owner: str,
+  seconds: float,
+) -> pool_lib.Ticket | None:
+  """Begins the episode that a client asks for; None if no task waits.
+
+  Args:
+    pool: Has the episodes that wait; one of the client's own goes there first.
+    form: What the client asks for.
+    owner: Who plays it, for the pool.
+    seconds: Until it counts as lost, unless it is renewed or finished.
+
+  Raises:
+    pool.Full: the pool has no room for the client's own.
+  """
+  task, channel = form.wanted(), form.channel
+  if task is None:
+    return pool.start(owner, seconds, channel=channel)
+  if form.group_size > 1:
+    ticket = pool.start(owner, seconds, task_uid=task.uid, channel=channel)
+    if ticket is not None:
+      return ticket
+  # The name is part of addresses and of keys.
+  shown = re.sub(r"[^A-Za-z0-9_]+", "-", task.uid)[:64]
+  group = f"{shown}-{secrets.token_hex(6)}"
+  key = tuple(form.key or np.frombuffer(secrets.token_bytes(8), "<u4"))
+  key = tuple(map(int, key))
+  alone = form.group_size == 1
+  episodes = [
+    (f"{group}-{j}", key if alone else (*key, j), j)
+    for j in range(form.group_size)
+  ]
+  pool.issue(group, task, episodes, channel=channel or "train")
+  return pool.start(owner, seconds, uid=episodes[0][0])

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import dataclasses
 import json
-import re
 import secrets
 import time
 from collections.abc import Callable, Sequence
@@ -22,6 +21,7 @@ from steppo_jax import types
 from steppo_jax.rollout import pool as pool_lib
 from steppo_jax.rollout import pool_entries
 from steppo_jax.serving import answers, schema, session_keys, session_schema
+from steppo_jax.serving import session as session_lib
 from steppo_jax.serving import turns as turns_lib
 from steppo_jax.serving.session import Limits, Session
 
@@ -81,7 +81,10 @@ class Sessions:
           429, f"{len(self._live)} sessions are under way already",
           "rate_limit_exceeded",
         )  # fmt: skip
-      ticket = await _in_thread(self._ticket, form)
+      ticket = await _in_thread(
+        session_lib.begin, self.pool, form, self._owner,
+        _LEASES * self.limits.idle_s,
+      )  # fmt: skip
       if ticket is None:
         raise answers.Fault(503, "no task waits to be done", "no_task")
       session = self.take(ticket, self._owner)
@@ -92,32 +95,6 @@ class Sessions:
         if len(self._asked) > self.limits.kept:
           del self._asked[next(iter(self._asked))]
       return session
-
-  def _ticket(self, form: session_schema.Create) -> pool_lib.Ticket | None:
-    task, channel = form.wanted(), form.channel
-    until = _LEASES * self.limits.idle_s
-    if task is None:
-      return self.pool.start(self._owner, until, channel=channel)
-    uid = None
-    if form.group_size > 1:
-      ticket = self.pool.start(
-        self._owner, until, task_uid=task.uid, channel=channel
-      )
-      if ticket is not None:
-        return ticket
-    # The name is part of addresses and of keys.
-    shown = re.sub(r"[^A-Za-z0-9_]+", "-", task.uid)[:64]
-    group = f"{shown}-{secrets.token_hex(6)}"
-    key = tuple(form.key or np.frombuffer(secrets.token_bytes(8), "<u4"))
-    key = tuple(map(int, key))
-    alone = form.group_size == 1
-    episodes = [
-      (f"{group}-{j}", key if alone else (*key, j), j)
-      for j in range(form.group_size)
-    ]
-    uid = episodes[0][0]
-    self.pool.issue(group, task, episodes, channel=channel or "train")
-    return self.pool.start(self._owner, until, uid=uid)
 
   def take(self, ticket: pool_lib.Ticket, owner: str) -> Session:
     """A session for an episode that was begun in the pool."""
