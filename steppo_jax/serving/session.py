@@ -13,7 +13,7 @@ from steppo_jax import types
 from steppo_jax.envs import calls as envs_calls
 from steppo_jax.prompts import base
 from steppo_jax.rollout import pool as pool_lib
-from steppo_jax.serving import answers, session_schema
+from steppo_jax.serving import answers, session_keys, session_schema
 from steppo_jax.serving import turns as turns_lib
 
 
@@ -88,6 +88,11 @@ class Session:
   def uid(self) -> str:
     """The episode's name, and the session's."""
     return self.ticket.uid
+
+  @property
+  def opened(self) -> session_keys.Opened:
+    """What its key opens."""
+    return session_keys.Opened(self.uid, self.ticket.attempt)
 
   @property
   def reward(self) -> float:

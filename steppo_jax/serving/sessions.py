@@ -105,9 +105,10 @@ class Sessions:
     self._live[ticket.uid] = session
     return session
 
-  def get(self, uid: str) -> Session | None:
+  def get(self, opened: session_keys.Opened) -> Session | None:
     """A session, finished or not; None for one that is not known here."""
-    return self._live.get(uid) or self._finished.get(uid)
+    found = self._live.get(opened.uid) or self._finished.get(opened.uid)
+    return found if found and found.opened == opened else None
 
   async def ask(
     self,
@@ -349,7 +350,7 @@ class Sessions:
       try:
         await _in_thread(
           self.pool.finish, record, session.owner, labels=labels, notes=notes,
-          receipt=json.dumps([digest.hex(), found]),
+          receipt=json.dumps([_proof(session.opened, digest), found]),
         )  # fmt: skip
       except pool_lib.Lost as error:
         self._end(session, (b"", found))
@@ -358,25 +359,24 @@ class Sessions:
       return found
 
   async def finished_before(
-    self, uid: str, form: session_schema.Finish
+    self, opened: session_keys.Opened, form: session_schema.Finish
   ) -> dict[str, Any]:
     """What a session was finished with before this gateway was started.
 
     Raises:
       answers.Fault: it was not, or in another way: it is lost.
     """
-    kept = await _in_thread(pool_entries.receipt, self.pool, uid)
-    digest, found = json.loads(kept) if kept else (None, None)
-    if digest != session_schema.digest(form).hex():
-      raise answers.Fault(
-        410, "the session is not under way here: it has ended, or was lost "
-        "when the gateway was started anew", "session_lost",
-      )  # fmt: skip
+    kept = await _in_thread(pool_entries.receipt, self.pool, opened.uid)
+    proof, found = json.loads(kept) if kept else (None, None)
+    if proof != _proof(opened, session_schema.digest(form)):
+      raise lost()
     return found
 
   def _end(self, session, finished) -> None:
     session.finished = finished
-    self._live.pop(session.uid, None)
+    # Another attempt may be under way: this one's lease had ended.
+    if self._live.get(session.uid) is session:
+      del self._live[session.uid]
     self._finished[session.uid] = session
     if len(self._finished) > self.limits.kept:
       del self._finished[next(iter(self._finished))]
@@ -402,6 +402,20 @@ class Sessions:
   def counts(self) -> dict[str, int]:
     """Numbers of live sessions, and of episodes in the pool by state."""
     return {"live": len(self._live)} | pool_entries.counts(self.pool)
+
+
+def lost() -> answers.Fault:
+  """What whoever comes with the key of a session that is no more is told."""
+  return answers.Fault(
+    410, "the session is not under way here: it has ended, or was lost, as "
+    "when the gateway was started anew, and its task given to another",
+    "session_lost",
+  )  # fmt: skip
+
+
+def _proof(opened: session_keys.Opened, digest: bytes) -> str:
+  """Tells of which attempt, and of what that sent, a receipt is."""
+  return f"{opened.attempt} {digest.hex()}"
 
 
 async def _in_thread(function: Callable, *args, **kwargs) -> Any:

@@ -13,6 +13,7 @@ import pytest
 import served_policies
 from hypothesis import strategies as st
 
+from steppo_jax import types
 from steppo_jax.rollout import pool as pool_lib
 from steppo_jax.rollout import pool_entries
 from steppo_jax.serving import session as session_lib
@@ -200,6 +201,46 @@ def test_an_end_is_acknowledged_again_by_a_gateway_that_was_started_anew(
     assert (
       agent_calls.post(here(lost), "rewards", reward=1.0).status_code == 410
     )
+
+
+def test_who_played_before_a_restart_has_no_part_in_what_is_played_after(
+  policy, pool
+):
+  """The gateway gives out again what was under way when it was killed."""
+  end = {"status": "terminated", "reward": 5.0}
+  with pool_lib.Pool(pool) as store:
+    task = types.Task("t", "test", "test", {})
+    store.issue("g", task, [("e0", (0, 0), 0)])
+    with served_policies.served(policy, store, limits=LIMITS) as url:
+      old = agent_calls.make(url, task=None)
+      with agent_calls.client_of(old) as client:
+        agent_calls.ask(client, [agent_calls.user("old")])
+  with pool_lib.Pool(pool) as store:
+    store.reclaim()
+    with served_policies.served(policy, store, limits=LIMITS) as url:
+      old |= {"url": f"{url}/sessions/e0", "base_url": f"{url}/sessions/e0/v1"}
+      assert agent_calls.post(old, "finish", **end).status_code == 410
+      new = agent_calls.make(url, task=None)
+      assert (new["id"], new["attempt"]) == ("e0", 2)
+      with agent_calls.client_of(new) as client:
+        agent_calls.ask(client, [agent_calls.user("new")])
+      for what, body in (
+        ("finish", end), ("rewards", {"reward": 1.0}), ("labels", {}),
+        ("v1/chat/completions",
+         {"model": "m", "messages": [agent_calls.user("old")]}),
+      ):  # fmt: skip
+        said = agent_calls.post(old, what, **body)
+        assert said.status_code == 410
+        assert "task given to another" in said.json()["error"]["message"]
+      assert status(old) == 410
+      done = agent_calls.post(new, "finish", **end | {"reward": 1.0})
+      assert (done.json()["steps"], done.json()["reward"]) == (1, 1.0)
+  # Nor is the end of the second acknowledged to the first.
+  with served_policies.served(policy, pool, limits=LIMITS) as url:
+    here = {"url": f"{url}/sessions/e0"}
+    end |= {"reward": 1.0}
+    assert agent_calls.post(new | here, "finish", **end).json() == done.json()
+    assert agent_calls.post(old | here, "finish", **end).status_code == 410
 
 
 @pytest.mark.slow
