@@ -433,4 +433,6 @@ def called(
     answer.said, policy.dialect, opened=opened,
     tools=[tool.function.model_dump(exclude_none=True) for tool in tools],
   )  # fmt: skip
-  return [] if any(call.name is None for call in found) else found
+  # What is nested deeper than a client may send back is no call, either.
+  none = [c for c in found if c.name is None or schema.is_deep(c.arguments)]
+  return [] if none else found

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ from starlette import requests, responses
 
 from steppo_jax.serving import answers, forms, schema
 
+_log = logging.getLogger(__name__)
 # A longer body is refused.
 _MAX_BYTES = 1 << 25
 _RETRY_AFTER_S = 1
@@ -36,6 +38,10 @@ def answered(handler: Callable, tell: Callable | None = None) -> Callable:
       return error(fault, tell)
     except Gone:
       return responses.Response(status_code=499)
+    except Exception:
+      _log.exception("%s %s has failed", request.method, request.url.path)
+      text = "the server has failed at this request: its log says how"
+      return error(answers.Fault(500, text, "server_error"), tell)
 
   return handle
 

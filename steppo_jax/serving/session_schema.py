@@ -1,7 +1,7 @@
 """What clients of sessions send, checked."""
 
 import hashlib
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import pydantic
 from pydantic import Field
@@ -30,7 +30,7 @@ class Task(_Form):
   uid: Annotated[str, Field(min_length=1, max_length=256)]
   env: Name = "agent"
   family: Name = "agent"
-  payload: dict[str, Any] = {}
+  payload: schema.Object = {}
   golden_steps: Annotated[int, Field(ge=0, lt=1 << 31)] | None = None
 
   def record(self) -> types.Task:

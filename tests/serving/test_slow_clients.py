@@ -27,6 +27,23 @@ def url(tmp_path_factory):
     yield address
 
 
+@pytest.mark.parametrize("form", ["chat/completions", "messages"])
+def test_a_fault_of_the_server_itself_is_told_in_the_form_asked_for(
+  url, form, monkeypatch, caplog
+):
+  def broken(*_):
+    raise TypeError("a table is missing")
+
+  monkeypatch.setattr(answers.Policy, "chat_ids", broken)
+  body = {"model": "nano", "messages": SAY, "max_tokens": 1}
+  found = agent_calls.send(f"{url}/v1/{form}", json=body)
+  assert found.status_code == 500
+  kind = "api_error" if form == "messages" else "server_error"
+  assert found.json()["error"]["type"] == kind
+  assert "table" not in found.text
+  assert "a table is missing" in caplog.text
+
+
 def connected(url, stack):
   host, _, port = url.removeprefix("http://").partition(":")
   made = stack.enter_context(socket.create_connection((host, int(port))))
