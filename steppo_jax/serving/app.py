@@ -150,13 +150,14 @@ class _Served:
         of the name can begin.
     """
     given = http.key(request)
-    named = request.path_params.get("session")
+    path = request.path_params.get("session")
+    header = request.headers.get("x-session-id")
     if self._sessions is not None:
-      named = named or request.headers.get("x-session-id")
-      opened = self._sessions.keys.opened(given, named)
+      keys, has = self._sessions.keys, self._sessions.has
+      opened = keys.sent(given, path, header, has)
       if opened is not None:
         return opened
-    if named is None or self._sessions is None:
+    if (path or header) is None or self._sessions is None:
       self._check_key(given, "server's")
       return None
     if not self._sessions.limits.by_header:

@@ -13,6 +13,7 @@ import hmac
 import os
 import re
 import secrets
+from collections.abc import Callable
 from typing import NamedTuple
 
 from steppo_jax.rollout import pool_file
@@ -74,3 +75,26 @@ class Keys:
       token.encode("utf-8", "replace"), self._token(*found).encode()
     )
     return found if right else None
+
+  def sent(
+    self,
+    key: str,
+    path: str | None,
+    header: str | None,
+    is_known: Callable[[str], bool],
+  ) -> Opened | None:
+    """The session that the key of a request opens, None if it opens none.
+
+    Args:
+      key: What the client sent; see `opened`.
+      path: The session that the address names, None for none. It has to be the
+        key's own.
+      header: What X-Session-ID says, None without. A session that is known has
+        to be the key's own as well; any other name is the client's, which a
+        whole key overrules.
+      is_known: Whether there is a session of a name.
+    """
+    found = self.opened(key, path or header)
+    if found is None and path is None and not is_known(header or ""):
+      return self.opened(key)
+    return found

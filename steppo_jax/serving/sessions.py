@@ -105,6 +105,10 @@ class Sessions:
     self._live[ticket.uid] = session
     return session
 
+  def has(self, uid: str) -> bool:
+    """Whether a session of that name is known here, finished or not."""
+    return uid in self._live or uid in self._finished
+
   def get(self, opened: session_keys.Opened) -> Session | None:
     """A session, finished or not; None for one that is not known here."""
     found = self._live.get(opened.uid) or self._finished.get(opened.uid)

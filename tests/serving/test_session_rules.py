@@ -1,5 +1,6 @@
 """What sessions refuse: keys of others, doubled writes, bodies of no form."""
 
+import dataclasses
 import functools
 import json
 import pathlib
@@ -117,6 +118,37 @@ def test_no_session_is_reached_with_the_key_of_another(policy, pool, caplog):
     assert again.status_code == 401
     assert token not in mine["url"] + other["url"] + caplog.text
   assert pathlib.Path(f"{pool}.secret").stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize("by_header", [False, True])
+def test_a_name_of_a_client_does_not_hide_the_session_of_its_key(
+  policy, pool, by_header
+):
+  """Harnesses send names of their own, and the key that a run gave them."""
+  more = {"limits": dataclasses.replace(LIMITS, by_header=by_header)}
+  with served_policies.served(policy, pool, api_key="server", **more) as url:
+    bearer = {"Authorization": "Bearer server"}
+    mine, other = (
+      agent_calls.send(
+        f"{url}/sessions", json={"task": {"uid": "t"}}, headers=bearer
+      ).json()
+      for _ in range(2)
+    )
+    body = {"model": "m", "messages": [agent_calls.user("go")], "max_tokens": 1}
+    for n, (key, name, code) in enumerate([
+      (mine["api_key"], "trial-7", 200),
+      (mine["api_key"], "", 200),
+      (mine["api_key"], other["id"], 401),
+      (mine["api_key"].rpartition(".")[2], "trial-7", 401),
+      (mine["api_key"] + "x", "trial-7", 401),
+    ]):  # fmt: skip
+      found = agent_calls.send(
+        f"{url}/v1/chat/completions", json=body | {"seed": n},
+        headers={"Authorization": f"Bearer {key}", "X-Session-ID": name},
+      )  # fmt: skip
+      assert found.status_code == code, found.text
+    ended = agent_calls.post(mine, "finish", status="terminated")
+    assert ended.json()["steps"] == 2
 
 
 def test_rewards_and_ends_are_taken_once(url, pool):
