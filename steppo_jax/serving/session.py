@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import json
 import re
 import secrets
 from collections.abc import Mapping
@@ -64,6 +65,7 @@ class Session:
     writes: Digests of what was sent, and the answers.
     cut: The prompt of a call that was refused at a limit, if it was the last.
     finished: Digest of what finished it, and the answer.
+    kept: Its steps as they are told, JSON, when the turns are gone.
     closing: Held while it is being finished.
     tasks: What samples for it.
   """
@@ -81,6 +83,7 @@ class Session:
   writes: list[tuple[bytes, dict]] = dataclasses.field(default_factory=list)
   cut: np.ndarray | None = None
   finished: tuple[bytes, dict] | None = None
+  kept: str | None = None
   closing: asyncio.Lock = dataclasses.field(default_factory=asyncio.Lock)
   tasks: set[asyncio.Task] = dataclasses.field(default_factory=set)
 
@@ -101,7 +104,6 @@ class Session:
 
   def told(self) -> dict[str, Any]:
     """What a client is told of it."""
-    numbers = {None: None} | {t: t.number for t in self.turns.all}
     return {
       "id": self.uid,
       "state": "finished" if self.finished else "running",
@@ -111,18 +113,29 @@ class Session:
       "order": len(self.writes),
       "reward": self.reward,
       "labels": self.labels,
-      "steps": [
-        {
-          "step": t.number,
-          "after": numbers.get(t.plan.parent),
-          "prompt_tokens": len(t.plan.ids),
-          "response_tokens": len(t.answer.ids),
-          "finish_reason": t.answer.finish,
-          "reward": sum(self.rewards.get(t.number, {}).values()),
-        }
-        for t in self.turns.all
-      ],
+      "steps": self._steps() if self.kept is None else json.loads(self.kept),
     }
+
+  def _steps(self) -> list[dict[str, Any]]:
+    numbers = {None: None} | {t: t.number for t in self.turns.all}
+    return [
+      {
+        "step": t.number,
+        "after": numbers.get(t.plan.parent),
+        "prompt_tokens": len(t.plan.ids),
+        "response_tokens": len(t.answer.ids),
+        "finish_reason": t.answer.finish,
+        "reward": sum(self.rewards.get(t.number, {}).values()),
+      }
+      for t in self.turns.all
+    ]
+
+  def let_go(self) -> None:
+    """Drops what nobody asks a finished session for: what was read and said."""
+    self.kept = json.dumps(self._steps())
+    self.turns.forget()
+    self.facts.clear()
+    self.cut, self.notes = None, ""
 
   def repeated(
     self,

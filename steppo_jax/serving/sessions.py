@@ -58,6 +58,7 @@ class Sessions:
     self._finished: dict[str, Session] = {}
     self._asked: dict[str, tuple[bytes, Session]] = {}
     self._making = asyncio.Lock()
+    self._ending: set[asyncio.Task] = set()
 
   async def create(self, form: session_schema.Create) -> Session:
     """Begins a session.
@@ -378,25 +379,36 @@ class Sessions:
 
   def _end(self, session, finished) -> None:
     session.finished = finished
-    # Another attempt may be under way: this one's lease had ended.
-    if self._live.get(session.uid) is session:
+    session.let_go()
+    if self._live.get(session.uid) is session:  # It may be another attempt.
       del self._live[session.uid]
     self._finished[session.uid] = session
     if len(self._finished) > self.limits.kept:
       del self._finished[next(iter(self._finished))]
 
   async def expire(self) -> None:
-    """Counts sessions as failed that nobody has used for too long."""
+    """Ends sessions as failed that nobody has used for too long.
+
+    One with an answer under way is in use. None waits for answers of others.
+    """
     now = self._clock()
     for session in list(self._live.values()):
+      if session.turns.sampling:
+        self._use(session)
       late = now - session.began > self.limits.lasting_s
-      if late or now - session.touched > self.limits.idle_s:
-        form = session_schema.Finish(
-          status="error", cause="SessionExpired", message="nobody finished it"
-        )
-        with contextlib.suppress(answers.Fault):
-          await self.finish(session, form)
+      idle = now - session.touched > self.limits.idle_s
+      if (late or idle) and not session.closing.locked():
+        ending = asyncio.create_task(self._expire(session))
+        self._ending.add(ending)
+        ending.add_done_callback(self._ending.discard)
     await _in_thread(self.pool.expire)
+
+  async def _expire(self, session: Session) -> None:
+    form = session_schema.Finish(
+      status="error", cause="SessionExpired", message="nobody finished it"
+    )
+    with contextlib.suppress(answers.Fault):
+      await self.finish(session, form)
 
   @property
   def alive(self) -> bool:
@@ -409,7 +421,7 @@ class Sessions:
 
 
 def lost() -> answers.Fault:
-  """What whoever comes with the key of a session that is no more is told."""
+  """What is told of a session that is no more."""
   return answers.Fault(
     410, "the session is not under way here: it has ended, or was lost, as "
     "when the gateway was started anew, and its task given to another",
@@ -418,7 +430,6 @@ def lost() -> answers.Fault:
 
 
 def _proof(opened: session_keys.Opened, digest: bytes) -> str:
-  """Tells of which attempt, and of what that sent, a receipt is."""
   return f"{opened.attempt} {digest.hex()}"
 
 
