@@ -51,6 +51,15 @@ CREATE TABLE episodes (
 CREATE INDEX episode_states ON episodes (state, in_group);
 CREATE INDEX episode_groups ON episodes (in_group);
 """
+# Newer than the first pools: a file without it gets it when it is opened.
+_REQUESTS = """
+CREATE TABLE IF NOT EXISTS requests (
+  name TEXT PRIMARY KEY,
+  digest TEXT NOT NULL,
+  uid TEXT NOT NULL,
+  attempt INTEGER NOT NULL
+)
+"""
 
 
 class Full(RuntimeError):
@@ -96,6 +105,7 @@ class File:
         raise ValueError(
           f"{self.path} is not of version {_VERSION} of pools but of {version}"
         )
+      run(_REQUESTS)
 
   def close(self) -> None:
     with self._lock:

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import functools
 import json
 import re
 import secrets
@@ -259,6 +260,7 @@ def begin(
   form: session_schema.Create,
   owner: str,
   seconds: float,
+  uid: str | None = None,
 ) -> pool_lib.Ticket | None:
   """Begins the episode that a client asks for; None if no task waits.
 
@@ -267,20 +269,24 @@ def begin(
     form: What the client asks for.
     owner: Who plays it, for the pool.
     seconds: Until it counts as lost, unless it is renewed or finished.
+    uid: What the same request has begun before; nothing else is begun then.
 
   Raises:
     pool.Full: the pool has no room for the client's own.
   """
   task, channel = form.wanted(), form.channel
-  if task is None:
-    return pool.start(owner, seconds, channel=channel)
+  start = functools.partial(pool.start, owner, seconds, request=form.named)
+  if task is None or uid is not None:
+    return start(uid=uid, channel=channel)
   if form.group_size > 1:
-    ticket = pool.start(owner, seconds, task_uid=task.uid, channel=channel)
+    ticket = start(task_uid=task.uid, channel=channel)
     if ticket is not None:
       return ticket
   # The name is part of addresses and of keys.
   shown = re.sub(r"[^A-Za-z0-9_]+", "-", task.uid)[:64]
-  group = f"{shown}-{secrets.token_hex(6)}"
+  # With a name, what was issued and could not be begun is there already.
+  token = form.named[1] if form.named else secrets.token_hex(16)
+  group = f"{shown}-{token[:12]}"
   key = tuple(form.key or np.frombuffer(secrets.token_bytes(8), "<u4"))
   key = tuple(map(int, key))
   alone = form.group_size == 1
@@ -289,4 +295,13 @@ def begin(
     for j in range(form.group_size)
   ]
   pool.issue(group, task, episodes, channel=channel or "train")
-  return pool.start(owner, seconds, uid=episodes[0][0])
+  return start(uid=episodes[0][0])
+
+
+def lost() -> answers.Fault:
+  """What is told of a session that is no more."""
+  return answers.Fault(
+    410, "the session is not under way here: it has ended, or was lost, as "
+    "when the gateway was started anew, and its task given to another",
+    "session_lost",
+  )  # fmt: skip

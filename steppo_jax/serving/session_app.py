@@ -51,7 +51,7 @@ def live(
   """
   session = sessions.get(opened)
   if session is None:
-    raise sessions_lib.lost()
+    raise session_lib.lost()
   return session
 
 
@@ -116,18 +116,22 @@ class Names:
         400, "the header X-Session-ID must have 1 to 100 printable characters",
         "invalid_request_error",
       )  # fmt: skip
-    if own is not None:
-      raise answers.Fault(404, f"there is no session {name!r}", "not_found")
-    # Calls of one name at the same time begin one.
     form = session_schema.Create(request_id=f"header:{name}")
-    session = await self._sessions.create(form)
-    self._begun[name] = session.opened
+    before = await self._sessions.request(form.request_id)
+    if before is not None:  # A gateway before this one may have begun it.
+      found = session_keys.Opened(before.uid, before.attempt)
+    elif own is not None:
+      raise answers.Fault(404, f"there is no session {name!r}", "not_found")
+    else:
+      # Calls of one name at the same time begin one.
+      found = (await self._sessions.create(form)).opened
+    self._begun[name] = found
     limits = self._sessions.limits
     if len(self._begun) > limits.live + limits.kept:
       self._begun = {
         n: one for n, one in self._begun.items() if self._sessions.get(one)
       }
-    return session.opened
+    return found
 
 
 class Handlers:

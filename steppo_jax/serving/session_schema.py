@@ -57,6 +57,11 @@ class Create(_Form):
   notes: Notes = ""
   request_id: Name | None = None
 
+  @property
+  def named(self) -> tuple[str, str] | None:
+    """Its name and digest, None without a name."""
+    return self.request_id and (self.request_id, digest(self).hex())
+
   def wanted(self) -> types.Task | None:
     """The task that is asked for, None for any."""
     if self.task is not None:

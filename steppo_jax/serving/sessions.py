@@ -56,7 +56,6 @@ class Sessions:
     self._owner = f"gateway-{secrets.token_hex(8)}"
     self._live: dict[str, Session] = {}
     self._finished: dict[str, Session] = {}
-    self._asked: dict[str, tuple[bytes, Session]] = {}
     self._making = asyncio.Lock()
     self._ending: set[asyncio.Task] = set()
 
@@ -65,18 +64,19 @@ class Sessions:
 
     Raises:
       answers.Fault: there are too many, the pool is full, no task waits, or the
-        same `request_id` was used for something else.
+        same `request_id` was used for something else, or for what is lost.
     """
-    digest = session_schema.digest(form)
     async with self._making:
-      if form.request_id in self._asked:
-        before, session = self._asked[form.request_id]
-        if before != digest:
+      before = form.named and await self.request(form.request_id)
+      if before is not None:
+        if before.digest != form.named[1]:
           raise answers.Fault(
             409, f"request_id {form.request_id!r} was used for another session",
             "conflict", "request_id",
           )  # fmt: skip
-        return session
+        session = self.get(session_keys.Opened(before.uid, before.attempt))
+        if session is not None:
+          return session
       if len(self._live) >= self.limits.live:
         raise answers.Fault(
           429, f"{len(self._live)} sessions are under way already",
@@ -84,18 +84,19 @@ class Sessions:
         )  # fmt: skip
       ticket = await _in_thread(
         session_lib.begin, self.pool, form, self._owner,
-        _LEASES * self.limits.idle_s,
+        _LEASES * self.limits.idle_s, before and before.uid,
       )  # fmt: skip
       if ticket is None:
-        raise answers.Fault(503, "no task waits to be done", "no_task")
+        none = answers.Fault(503, "no task waits to be done", "no_task")
+        raise none if before is None else session_lib.lost()
       session = self.take(ticket, self._owner)
       session.labels |= form.labels
       session.notes = form.notes
-      if form.request_id is not None:
-        self._asked[form.request_id] = digest, session
-        if len(self._asked) > self.limits.kept:
-          del self._asked[next(iter(self._asked))]
       return session
+
+  async def request(self, name: str) -> pool_entries.Request | None:
+    """What a request of that name has begun, here or in a gateway before."""
+    return await _in_thread(pool_entries.request, self.pool, name)
 
   def take(self, ticket: pool_lib.Ticket, owner: str) -> Session:
     """A session for an episode that was begun in the pool."""
@@ -374,7 +375,7 @@ class Sessions:
     kept = await _in_thread(pool_entries.receipt, self.pool, opened.uid)
     proof, found = json.loads(kept) if kept else (None, None)
     if proof != _proof(opened, session_schema.digest(form)):
-      raise lost()
+      raise session_lib.lost()
     return found
 
   def _end(self, session, finished) -> None:
@@ -418,15 +419,6 @@ class Sessions:
   def counts(self) -> dict[str, int]:
     """Numbers of live sessions, and of episodes in the pool by state."""
     return {"live": len(self._live)} | pool_entries.counts(self.pool)
-
-
-def lost() -> answers.Fault:
-  """What is told of a session that is no more."""
-  return answers.Fault(
-    410, "the session is not under way here: it has ended, or was lost, as "
-    "when the gateway was started anew, and its task given to another",
-    "session_lost",
-  )  # fmt: skip
 
 
 def _proof(opened: session_keys.Opened, digest: bytes) -> str:
