@@ -174,7 +174,11 @@ class Scheduler:
         if piece.stop_reason is not None:
           return
     finally:
-      job.cut = True
+      with self._changed:
+        job.cut = True
+        if job in self._waiting:  # Nobody else has to wait for its turn.
+          self._waiting.remove(job)
+          self.counts["cancelled"] += 1
 
   @contextlib.contextmanager
   def held(self) -> Iterator[None]:

@@ -65,7 +65,8 @@ class Session:
     notes: Text that is kept with it.
     writes: Digests of what was sent, and the answers.
     cut: The prompt of a call that was refused at a limit, if it was the last.
-    finished: Digest of what finished it, and the answer.
+    finished: Digest of what finished it, and the answer; b"" where the pool had
+      given the episode to somebody else.
     kept: Its steps as they are told, JSON, when the turns are gone.
     closing: Held while it is being finished.
     tasks: What samples for it.

@@ -330,11 +330,14 @@ class Sessions:
     digest = session_schema.digest(form)
     async with session.closing:
       if session.finished is not None:
-        if session.finished[0] != digest:
+        before, found = session.finished
+        if not before:
+          raise answers.Fault(410, found["lost"], "session_lost")
+        if before != digest:
           raise answers.Fault(
             409, "the session was finished in another way", "conflict"
           )
-        return session.finished[1]
+        return found
       if form.order not in (None, len(session.writes)):
         raise answers.Fault(
           409, f"order {form.order} is not {len(session.writes)}", "conflict",
@@ -359,7 +362,7 @@ class Sessions:
           receipt=json.dumps([_proof(session.opened, digest), found]),
         )  # fmt: skip
       except pool_lib.Lost as error:
-        self._end(session, (b"", found))
+        self._end(session, (b"", {"lost": str(error)}))
         raise answers.Fault(410, str(error), "session_lost") from error
       self._end(session, (digest, found))
       return found

@@ -67,3 +67,28 @@ def test_a_request_that_is_refused_costs_no_slot(policy, way, message):
     for n in range(9):
       assert ask([5, n]).status_code == 200
     assert agent_calls.get(f"{url}/health").json() == {"status": "ok"}
+
+
+def test_who_has_hung_up_keeps_nobody_from_waiting(policy, monkeypatch):
+  """At most one request waits; the one before it was given up."""
+  gate = policy.scheduler
+  monkeypatch.setattr(gate, "_max_waiting", 1)
+  before = gate.counts.copy()
+  ids = np.arange(5, 9, dtype=np.int32)
+  request = types.Request("", ids, (1,), 4, 1.0, ())
+
+  async def ask():
+    with gate.held():
+      for _ in range(3):
+        asked = asyncio.create_task(_all(gate.answer(request)))
+        await asyncio.sleep(0.01)
+        assert gate.load == {"running": 0, "waiting": 1}
+        asked.cancel()
+        await asyncio.wait([asked])
+        assert asked.cancelled()
+      assert gate.load == {"running": 0, "waiting": 0}
+    return await asyncio.wait_for(_all(gate.answer(request)), 60)
+
+  assert asyncio.run(ask())[-1].stop_reason
+  counts = gate.counts - before
+  assert (counts["cancelled"], counts["refused"]) == (3, 0)

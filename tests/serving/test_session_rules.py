@@ -275,6 +275,22 @@ def test_who_played_before_a_restart_has_no_part_in_what_is_played_after(
     assert agent_calls.post(old | here, "finish", **end).status_code == 410
 
 
+def test_an_end_that_comes_too_late_is_refused_the_same_way_each_time(
+  policy, pool
+):
+  with (
+    pool_lib.Pool(pool) as store,
+    served_policies.served(policy, store, limits=LIMITS) as url,
+  ):
+    made = agent_calls.make(url)
+    store.reclaim()
+    store.start("another", 60.0, uid=made["id"])
+    for reward in (1.0, 1.0, 2.0):
+      said = agent_calls.post(made, "finish", status="ended", reward=reward)
+      assert said.status_code == 410
+      assert "not played by gateway-" in said.json()["error"]["message"]
+
+
 @pytest.mark.slow
 def test_sessions_are_bounded_and_end_when_nobody_uses_them(policy, pool):
   limits = session_lib.Limits(live=2, idle_s=3.0, writes=1)
