@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from steppo_jax import types
 from steppo_jax.rollout import pool as pool_lib
-from steppo_jax.rollout import pool_entries
+from steppo_jax.rollout import pool_entries, pool_file
 from steppo_jax.serving import session as session_lib
 
 LIMITS = session_lib.Limits(
@@ -289,6 +289,17 @@ def test_an_end_that_comes_too_late_is_refused_the_same_way_each_time(
       said = agent_calls.post(made, "finish", status="ended", reward=reward)
       assert said.status_code == 410
       assert "not played by gateway-" in said.json()["error"]["message"]
+
+
+def test_a_secret_that_is_not_whole_is_refused(pool):
+  made = pool_file.secret(pool)
+  assert pool_file.secret(pool) == made
+  file = pathlib.Path(f"{pool}.secret")
+  assert [p.name for p in pool.parent.glob("*.secret*")] == [file.name]
+  for torn in (b"", made[:9]):
+    file.write_bytes(torn)
+    with pytest.raises(RuntimeError, match=r"secret .* bytes and not 32"):
+      pool_file.secret(pool)
 
 
 @pytest.mark.slow
