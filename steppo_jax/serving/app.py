@@ -103,7 +103,7 @@ def make(
   tell = lambda _: responses.JSONResponse(described)
   return applications.Starlette(
     routes=[*routes, routing.Route("/openapi.json", tell, methods=["GET"])],
-    exception_handlers={404: http.not_found, 405: http.not_found},
+    exception_handlers=http.not_found(messages.error),
     lifespan=lifespan,
   )
 

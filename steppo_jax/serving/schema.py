@@ -58,6 +58,12 @@ class _Form(pydantic.BaseModel):
   model_config = pydantic.ConfigDict(extra="ignore", strict=False)
 
 
+class TextFormat(_Form):
+  """The one form of answers that there is."""
+
+  type: Literal["text"]
+
+
 class _Sampling(_Form):
   """What the two forms of OpenAI share."""
 
@@ -74,6 +80,11 @@ class _Sampling(_Form):
   frequency_penalty: Literal[0] | None = None
   presence_penalty: Literal[0] | None = None
   logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
+  top_k: Literal[-1, 0] | None = None
+  min_p: Literal[0] | None = None
+  repetition_penalty: Literal[1] | None = None
+  response_format: TextFormat | None = None
+  stop_token_ids: Annotated[Ids, Field(max_length=0)] | None = None
 
   @property
   def stops(self) -> tuple[str, ...]:

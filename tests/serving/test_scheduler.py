@@ -1,6 +1,7 @@
 """One engine for many: who is answered when the engine fails."""
 
 import asyncio
+import json
 
 import agent_calls
 import numpy as np
@@ -92,3 +93,23 @@ def test_who_has_hung_up_keeps_nobody_from_waiting(policy, monkeypatch):
   assert asyncio.run(ask())[-1].stop_reason
   counts = gate.counts - before
   assert (counts["cancelled"], counts["refused"]) == (3, 0)
+
+
+def test_a_stream_that_fails_ends_with_a_whole_error(policy, monkeypatch):
+  """Its client raises what it reads there, with type and parameter."""
+  body = {"model": "nano", "messages": [agent_calls.user("a")], "stream": True}
+  pieces = scheduler.Scheduler.answer
+
+  async def broken(self, request):
+    async for piece in pieces(self, request):
+      yield piece
+      raise RuntimeError("the device is gone")
+
+  monkeypatch.setattr(scheduler.Scheduler, "answer", broken)
+  with served_policies.served(policy) as url:
+    found = agent_calls.send(f"{url}/v1/chat/completions", json=body)
+  *_, last = found.text.removeprefix("data: ").split("\n\ndata: ")
+  assert json.loads(last)["error"] == {
+    "message": "the device is gone", "type": "server_error", "param": None,
+    "code": "server_error",
+  }  # fmt: skip
