@@ -166,6 +166,7 @@ class Pool:
     uid: str | None = None,
     task_uid: str | None = None,
     channel: Channel | None = None,
+    request: tuple[str, str] | None = None,
   ) -> Ticket | None:
     """Begins the oldest episode that waits to be played; None without one.
 
@@ -175,21 +176,18 @@ class Pool:
       uid: This episode and no other.
       task_uid: One of this task.
       channel: One of this channel.
+      request: Name and digest of what asks; see `pool_entries.request`.
     """
-    where, values = ["state = 'issued'"], []
-    for column, value in (
-      ("uid", uid), ("task_uid", task_uid), ("channel", channel),
-    ):  # fmt: skip
-      if value is not None:
-        where.append(f"{column} = ?")
-        values.append(value)
+    asked = {"uid": uid, "task_uid": task_uid, "channel": channel}
+    given = {name: value for name, value in asked.items() if value is not None}
+    where = ["state = 'issued'", *(f"{name} = ?" for name in given)]
     with self.file.transaction() as run:
       self._expire(run)
       row = run(
         "SELECT e.number, uid, name, task, key, seed, channel, attempts "
         "FROM episodes e JOIN groups g ON g.number = in_group "
         f"WHERE {' AND '.join(where)} ORDER BY e.number LIMIT 1",
-        *values,
+        *given.values(),
       ).fetchone()
       if row is None:
         return None
@@ -199,6 +197,9 @@ class Pool:
         "attempts = ? WHERE number = ?",
         owner, self._clock() + seconds, attempts + 1, number,
       )  # fmt: skip
+      if request is not None:
+        row = *request, uid, attempts + 1
+        run("INSERT OR REPLACE INTO requests VALUES (?, ?, ?, ?)", *row)
     task = types.task_from_json(json.loads(task))
     key = tuple(json.loads(key))
     return Ticket(uid, group, task, key, seed, channel, attempts + 1)

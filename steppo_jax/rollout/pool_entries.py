@@ -180,6 +180,28 @@ def trajectories(
   return found
 
 
+class Request(NamedTuple):
+  """What an episode was begun for, by the name that a client gave it.
+
+  Attributes:
+    digest: Tells requests of one name apart.
+    uid: The episode.
+    attempt: Which attempt at it; see `pool.Ticket`.
+  """
+
+  digest: str
+  uid: str
+  attempt: int
+
+
+def request(pool: pool_lib.Pool, name: str) -> Request | None:
+  """What `start` was last told of a name, None where it was told nothing."""
+  query = "SELECT digest, uid, attempt FROM requests WHERE name = ?"
+  with pool.file.transaction() as run:
+    row = run(query, name).fetchone()
+  return row and Request(*row)
+
+
 def receipt(pool: pool_lib.Pool, uid: str) -> str | None:
   """What `finish` was given for an episode; None without one."""
   with pool.file.transaction() as run:

@@ -16,6 +16,7 @@ from steppo_jax.processes import waits
 # Format of the file, in SQLite's own field for it.
 _VERSION = 1
 _BUSY_S = 60.0
+_SECRET_BYTES = 32
 
 Run = Callable[..., sqlite3.Cursor]
 
@@ -50,6 +51,15 @@ CREATE TABLE episodes (
 );
 CREATE INDEX episode_states ON episodes (state, in_group);
 CREATE INDEX episode_groups ON episodes (in_group);
+"""
+# Newer than the first pools: a file without it gets it when it is opened.
+_REQUESTS = """
+CREATE TABLE IF NOT EXISTS requests (
+  name TEXT PRIMARY KEY,
+  digest TEXT NOT NULL,
+  uid TEXT NOT NULL,
+  attempt INTEGER NOT NULL
+)
 """
 
 
@@ -96,6 +106,7 @@ class File:
         raise ValueError(
           f"{self.path} is not of version {_VERSION} of pools but of {version}"
         )
+      run(_REQUESTS)
 
   def close(self) -> None:
     with self._lock:
@@ -136,21 +147,34 @@ def secret(path: str | os.PathLike) -> bytes:
   valid when a gateway is started anew.
 
   Raises:
-    RuntimeError: it cannot be read or written.
+    RuntimeError: it cannot be read or written, or is none.
   """
   file = pathlib.Path(f"{path}.secret")
   try:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    whole = file.with_name(f"{file.name}.{os.getpid()}")
-    made = os.open(whole, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(made, "wb") as out:
-      out.write(secrets.token_bytes(32))
-    # The first process to link its file there has made the secret.
-    with contextlib.suppress(FileExistsError):
-      os.link(whole, file)
-    whole.unlink()
-    return file.read_bytes()
+    if not file.exists():
+      _make_secret(file)
+    found = file.read_bytes()
   except OSError as error:
     raise RuntimeError(
       f"cannot read or write the secret {file}: {error.strerror}"
     ) from error
+  if len(found) != _SECRET_BYTES:
+    raise RuntimeError(
+      f"the secret {file} has {len(found)} bytes and not {_SECRET_BYTES}: "
+      "remove it, and keys of sessions that are under way open none"
+    )
+  return found
+
+
+def _make_secret(file: pathlib.Path) -> None:
+  file.parent.mkdir(parents=True, exist_ok=True)
+  whole = file.with_name(f"{file.name}.{os.getpid()}")
+  made = os.open(whole, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+  with os.fdopen(made, "wb") as out:
+    out.write(secrets.token_bytes(_SECRET_BYTES))
+    out.flush()
+    os.fsync(out.fileno())  # It is whole, or is not there.
+  # The first process to link its file there has made the secret.
+  with contextlib.suppress(FileExistsError):
+    os.link(whole, file)
+  whole.unlink()

@@ -13,6 +13,7 @@ import numpy as np
 from steppo_jax import types
 from steppo_jax.envs import calls as envs_calls
 from steppo_jax.prompts import base, chat, tool_call, tool_dialects
+from steppo_jax.sampler import slot_requests
 from steppo_jax.serving import scheduler as scheduler_lib
 from steppo_jax.serving import schema
 
@@ -139,7 +140,8 @@ class Policy:
     """What the engine is asked for; see `types.Request` for the `key`.
 
     Raises:
-      Fault: an id is not in the vocabulary, or it does not fit the context.
+      Fault: an id is not in the vocabulary, it does not fit the context, or too
+        many tokens end the answer.
     """
     ids = np.asarray(prompt_ids, np.int64)
     if len(ids) == 0:
@@ -160,6 +162,15 @@ class Policy:
         f"{len(ids)} and {limit or 1} were asked for",
         "context_length_exceeded",
         "messages" if room < 1 else limit_field,
+      )
+    ends = len({self.tokenizer.end_of_turn_id, *stop_ids})
+    if ends > slot_requests.MAX_STOPS:
+      raise Fault(
+        400,
+        f"stop_token_ids: with the model's own {ends} tokens end the answer, "
+        f"at most {slot_requests.MAX_STOPS} may",
+        "invalid_request_error",
+        "stop_token_ids",
       )
     if key is None:
       number = secrets.randbits(64) if seed is None else seed % 2**64
@@ -422,4 +433,6 @@ def called(
     answer.said, policy.dialect, opened=opened,
     tools=[tool.function.model_dump(exclude_none=True) for tool in tools],
   )  # fmt: skip
-  return [] if any(call.name is None for call in found) else found
+  # What is nested deeper than a client may send back is no call, either.
+  none = [c for c in found if c.name is None or schema.is_deep(c.arguments)]
+  return [] if none else found

@@ -28,6 +28,7 @@ from steppo_jax.serving import (
   openapi,
   schema,
   session_app,
+  session_keys,
   session_schema,
   turns,
 )
@@ -102,7 +103,7 @@ def make(
   tell = lambda _: responses.JSONResponse(described)
   return applications.Starlette(
     routes=[*routes, routing.Route("/openapi.json", tell, methods=["GET"])],
-    exception_handlers={404: http.not_found, 405: http.not_found},
+    exception_handlers=http.not_found(messages.error),
     lifespan=lifespan,
   )
 
@@ -134,12 +135,14 @@ class _Served:
     """A handler for whoever is let in, whose faults are answers."""
 
     async def handle(request: requests.Request) -> responses.Response:
-      request.state.session_id = await self._let_in(request)
+      request.state.opened = await self._let_in(request)
       return await handler(request)
 
     return routing.Route(path, http.answered(handle, tell), methods=[method])
 
-  async def _let_in(self, request: requests.Request) -> str | None:
+  async def _let_in(
+    self, request: requests.Request
+  ) -> session_keys.Opened | None:
     """The session that a client asks for, None for the server itself.
 
     Raises:
@@ -147,19 +150,20 @@ class _Served:
         of the name can begin.
     """
     given = http.key(request)
-    named = request.path_params.get("session")
+    path = request.path_params.get("session")
+    header = request.headers.get("x-session-id")
     if self._sessions is not None:
-      named = named or request.headers.get("x-session-id")
-      uid = self._sessions.keys.uid(given, named)
-      if uid is not None:
-        return uid
-    if named is None or self._sessions is None:
+      keys, has = self._sessions.keys, self._sessions.has
+      opened = keys.sent(given, path, header, has)
+      if opened is not None:
+        return opened
+    if (path or header) is None or self._sessions is None:
       self._check_key(given, "server's")
       return None
     if not self._sessions.limits.by_header:
       raise _no_key("session's")
     self._check_key(given, "session's")
-    return await self._names.uid(request)
+    return await self._names.opened(request)
 
   def _check_key(self, given: str, whose: str) -> None:
     wanted = self._api_key
@@ -174,8 +178,8 @@ class _Served:
     Raises:
       answers.Fault: it is not under way here.
     """
-    uid = request.state.session_id
-    return None if uid is None else session_app.live(self._sessions, uid)
+    opened = request.state.opened
+    return opened and session_app.live(self._sessions, opened)
 
   def _check_model(self, name: str | None) -> None:
     if name not in (None, self._policy.name):

@@ -10,6 +10,19 @@ from steppo_jax import types
 from steppo_jax.serving import answers, schema
 
 
+def error(fault: answers.Fault) -> dict[str, Any]:
+  """A fault in OpenAI's form."""
+  kinds = {401: "authentication_error", 429: "rate_limit_error"}
+  kind = "server_error" if fault.status >= 500 else "invalid_request_error"
+  told = {
+    "message": fault.message,
+    "type": kinds.get(fault.status, kind),
+    "param": fault.field,
+    "code": fault.code,
+  }
+  return {"error": told}
+
+
 class Form:
   """One answer in one of OpenAI's forms, whole or in pieces."""
 
@@ -61,7 +74,7 @@ class Form:
 
   def fault(self, fault: answers.Fault) -> dict[str, Any]:
     """What ends a stream that fails."""
-    return {"error": {"message": fault.message, "code": fault.code}}
+    return error(fault)
 
   def usage(self) -> dict[str, int]:
     """Numbers of tokens."""

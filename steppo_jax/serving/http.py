@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import logging
+import uuid
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -10,9 +12,12 @@ from starlette import requests, responses
 
 from steppo_jax.serving import answers, forms, schema
 
+_log = logging.getLogger(__name__)
 # A longer body is refused.
 _MAX_BYTES = 1 << 25
 _RETRY_AFTER_S = 1
+# Where Anthropic's clients ask, and the header that they look for.
+_MESSAGES, _REQUEST_ID = "/v1/messages/", "request-id"
 # Seconds that a body may take, and each part of one that may be longer.
 _BODY_S, _PART_S = 120.0, 60.0
 
@@ -31,11 +36,18 @@ def answered(handler: Callable, tell: Callable | None = None) -> Callable:
 
   async def handle(request: requests.Request) -> responses.Response:
     try:
-      return await handler(request)
+      found = await handler(request)
+      if tell is not None:
+        found.headers[_REQUEST_ID] = _new_id()
+      return found
     except answers.Fault as fault:
       return error(fault, tell)
     except Gone:
       return responses.Response(status_code=499)
+    except Exception:
+      _log.exception("%s %s has failed", request.method, request.url.path)
+      text = "the server has failed at this request: its log says how"
+      return error(answers.Fault(500, text, "server_error"), tell)
 
   return handle
 
@@ -112,26 +124,33 @@ def error(
     headers["Retry-After"] = str(_RETRY_AFTER_S)
   if fault.status in (408, 413):  # The rest of the body is not read.
     headers["Connection"] = "close"
-  return responses.JSONResponse((tell or _openai)(fault), fault.status, headers)
+  told = (tell or forms.error)(fault)
+  if tell is not None:  # As Anthropic's services do, whose form it is.
+    headers[_REQUEST_ID] = told["request_id"] = _new_id()
+  return responses.JSONResponse(told, fault.status, headers)
 
 
-def _openai(fault: answers.Fault) -> dict[str, Any]:
-  kinds = {401: "authentication_error", 429: "rate_limit_error"}
-  kind = "server_error" if fault.status >= 500 else "invalid_request_error"
-  body = {
-    "message": fault.message,
-    "type": kinds.get(fault.status, kind),
-    "param": fault.field,
-    "code": fault.code,
-  }
-  return {"error": body}
+def _new_id() -> str:
+  return f"req_{uuid.uuid4().hex}"
 
 
-async def not_found(request: requests.Request, raised: Exception) -> Any:
-  """Says that there is no such endpoint."""
-  status = getattr(raised, "status_code", 404)
-  message = f"there is no {request.method} {request.url.path}"
-  return error(answers.Fault(status, message, "not_found"))
+def not_found(tell: Callable) -> dict[Any, Callable]:
+  """What says that there is no such endpoint, by the status that it has.
+
+  Args:
+    tell: Makes the body below `/v1/messages`; see `error`.
+  """
+
+  async def handle(request: requests.Request, raised: Exception) -> Any:
+    status = getattr(raised, "status_code", 404)
+    code = "method_not_allowed" if status == 405 else "not_found"
+    path = request.url.path
+    fault = answers.Fault(status, f"there is no {request.method} {path}", code)
+    found = error(fault, tell if _MESSAGES in f"{path}/" else None)
+    found.headers.update(getattr(raised, "headers", None) or {})
+    return found
+
+  return {404: handle, 405: handle}
 
 
 async def unless_gone(request: requests.Request, work: Any) -> Any:

@@ -45,7 +45,7 @@ class UseBlock(_Form):
   type: Literal["tool_use"]
   id: str | None = None
   name: str
-  input: dict[str, Any] = {}
+  input: schema.Object = {}
 
 
 class ResultBlock(_Form):
@@ -74,7 +74,7 @@ class Tool(_Form):
 
   name: Annotated[str, Field(min_length=1)]
   description: str | None = None
-  input_schema: dict[str, Any] | None = None
+  input_schema: schema.Object | None = None
 
 
 class ToolChoice(_Form):

@@ -174,7 +174,11 @@ class Scheduler:
         if piece.stop_reason is not None:
           return
     finally:
-      job.cut = True
+      with self._changed:
+        job.cut = True
+        if job in self._waiting:  # Nobody else has to wait for its turn.
+          self._waiting.remove(job)
+          self.counts["cancelled"] += 1
 
   @contextlib.contextmanager
   def held(self) -> Iterator[None]:
@@ -247,6 +251,9 @@ class Scheduler:
         except ValueError as error:
           _hand_over([(job, error)])
           continue
+        # Only now: of a request that is refused the engine keeps nothing new,
+        # and what a session held before it still holds.
+        self._idle.pop(session, None)
         self._running[session] = job
       counters = self._engine.counters
       self.counts["prompt"] = counters.prompt_tokens
@@ -261,9 +268,7 @@ class Scheduler:
       if prompt.startswith(ids)
     ]
     if going_on:
-      session = max(going_on)[1]
-      del self._idle[session]
-      return session
+      return max(going_on)[1]
     if len(self._idle) + len(self._running) >= self._engine.num_slots:
       oldest = next(iter(self._idle))
       del self._idle[oldest]

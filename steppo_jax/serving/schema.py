@@ -8,6 +8,7 @@ Sources: the packages openai 3.57.0, anthropic 2.14.0, verifiers 0.4.0 and trl
 """
 
 import json
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 import pydantic
@@ -15,6 +16,31 @@ from pydantic import Field
 
 # Prompt tokens, and stop texts, that one request may have.
 _MOST_IDS, _MOST_STOPS = 1 << 20, 16
+# Lists and objects in each other: what reads a value calls itself for each.
+_DEEPEST = 100
+
+
+def is_deep(value: Any) -> bool:
+  """Whether a value of JSON is nested deeper than anything here reads."""
+  level = [value]
+  for _ in range(_DEEPEST + 1):
+    level = [inner for one in level for inner in _inside(one)]
+    if not level:
+      return False
+  return True
+
+
+def _inside(value: Any) -> Iterable[Any]:
+  if isinstance(value, dict):
+    return value.values()
+  return value if isinstance(value, list | tuple) else ()
+
+
+def _shallow(value: Any) -> Any:
+  if is_deep(value):
+    raise ValueError(f"nested more than {_DEEPEST} times")
+  return value
+
 
 Id = Annotated[int, Field(ge=0, lt=1 << 31)]
 Ids = Annotated[list[Id], Field(max_length=_MOST_IDS)]
@@ -22,11 +48,20 @@ Stop = Annotated[str, Field(min_length=1)]
 Stops = Annotated[list[Stop], Field(max_length=_MOST_STOPS)]
 Word = Annotated[int, Field(ge=0, lt=1 << 32)]
 TopP = Annotated[float, Field(gt=0, le=1)]
+# Values whose form is the client's own.
+Json = Annotated[Any, pydantic.AfterValidator(_shallow)]
+Object = Annotated[dict[str, Any], pydantic.AfterValidator(_shallow)]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**64)]
 
 
 class _Form(pydantic.BaseModel):
   model_config = pydantic.ConfigDict(extra="ignore", strict=False)
+
+
+class TextFormat(_Form):
+  """The one form of answers that there is."""
+
+  type: Literal["text"]
 
 
 class _Sampling(_Form):
@@ -37,7 +72,7 @@ class _Sampling(_Form):
   seed: Seed | None = None
   stop: Stop | Stops | None = None
   stream: bool | None = None
-  stream_options: dict[str, Any] | None = None
+  stream_options: Object | None = None
   return_token_ids: bool | None = None
   top_p: TopP | None = None
   # Known, and refused unless they change nothing.
@@ -45,6 +80,11 @@ class _Sampling(_Form):
   frequency_penalty: Literal[0] | None = None
   presence_penalty: Literal[0] | None = None
   logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
+  top_k: Literal[-1, 0] | None = None
+  min_p: Literal[0] | None = None
+  repetition_penalty: Literal[1] | None = None
+  response_format: TextFormat | None = None
+  stop_token_ids: Annotated[Ids, Field(max_length=0)] | None = None
 
   @property
   def stops(self) -> tuple[str, ...]:
@@ -91,8 +131,8 @@ class Message(_Form):
   tool_call_id: str | None = None
   # Thoughts of an assistant, as servers of models that think name them; other
   # servers put objects there, which no template reads.
-  reasoning_content: Any = None
-  reasoning: Any = None
+  reasoning_content: Json = None
+  reasoning: Json = None
   refusal: str | None = None
 
   @property
@@ -114,7 +154,7 @@ class FunctionTool(_Form):
 
   name: Annotated[str, Field(min_length=1)]
   description: str | None = None
-  parameters: dict[str, Any] | None = None
+  parameters: Object | None = None
 
 
 class Tool(_Form):
@@ -240,15 +280,18 @@ def arguments(function: Function) -> dict[str, Any]:
   """What a function was called with.
 
   Raises:
-    ValueError: that is no JSON object.
+    ValueError: that is no JSON object, or one that is nested too deep.
   """
+  said = f"the arguments of the call of {function.name} are"
   try:
     found = json.loads(function.arguments or "{}")
+    deep = is_deep(found)
+  except RecursionError:
+    found, deep = None, True
   except ValueError:
-    found = None
+    found, deep = None, False
+  if deep:
+    raise ValueError(f"{said} nested more than {_DEEPEST} times")
   if not isinstance(found, dict):
-    raise ValueError(
-      f"the arguments of the call of {function.name} are no JSON object: "
-      f"{function.arguments[:80]!r}"
-    )
+    raise ValueError(f"{said} no JSON object: {function.arguments[:80]!r}")
   return found

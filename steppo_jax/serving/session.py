@@ -2,6 +2,10 @@
 
 import asyncio
 import dataclasses
+import functools
+import json
+import re
+import secrets
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +15,7 @@ from steppo_jax import types
 from steppo_jax.envs import calls as envs_calls
 from steppo_jax.prompts import base
 from steppo_jax.rollout import pool as pool_lib
-from steppo_jax.serving import answers, session_schema
+from steppo_jax.serving import answers, session_keys, session_schema
 from steppo_jax.serving import turns as turns_lib
 
 
@@ -63,7 +67,9 @@ class Session:
     notes: Text that is kept with it.
     writes: Digests of what was sent, and the answers.
     cut: The prompt of a call that was refused at a limit, if it was the last.
-    finished: Digest of what finished it, and the answer.
+    finished: Digest of what finished it, and the answer; b"" where the pool had
+      given the episode to somebody else.
+    kept: Its steps as they are told, JSON, when the turns are gone.
     closing: Held while it is being finished.
     tasks: What samples for it.
   """
@@ -81,6 +87,7 @@ class Session:
   writes: list[tuple[bytes, dict]] = dataclasses.field(default_factory=list)
   cut: np.ndarray | None = None
   finished: tuple[bytes, dict] | None = None
+  kept: str | None = None
   closing: asyncio.Lock = dataclasses.field(default_factory=asyncio.Lock)
   tasks: set[asyncio.Task] = dataclasses.field(default_factory=set)
 
@@ -90,13 +97,17 @@ class Session:
     return self.ticket.uid
 
   @property
+  def opened(self) -> session_keys.Opened:
+    """What its key opens."""
+    return session_keys.Opened(self.uid, self.ticket.attempt)
+
+  @property
   def reward(self) -> float:
     """The sum of all rewards."""
     return sum(sum(named.values()) for named in self.rewards.values())
 
   def told(self) -> dict[str, Any]:
     """What a client is told of it."""
-    numbers = {None: None} | {t: t.number for t in self.turns.all}
     return {
       "id": self.uid,
       "state": "finished" if self.finished else "running",
@@ -106,18 +117,29 @@ class Session:
       "order": len(self.writes),
       "reward": self.reward,
       "labels": self.labels,
-      "steps": [
-        {
-          "step": t.number,
-          "after": numbers.get(t.plan.parent),
-          "prompt_tokens": len(t.plan.ids),
-          "response_tokens": len(t.answer.ids),
-          "finish_reason": t.answer.finish,
-          "reward": sum(self.rewards.get(t.number, {}).values()),
-        }
-        for t in self.turns.all
-      ],
+      "steps": self._steps() if self.kept is None else json.loads(self.kept),
     }
+
+  def _steps(self) -> list[dict[str, Any]]:
+    numbers = {None: None} | {t: t.number for t in self.turns.all}
+    return [
+      {
+        "step": t.number,
+        "after": numbers.get(t.plan.parent),
+        "prompt_tokens": len(t.plan.ids),
+        "response_tokens": len(t.answer.ids),
+        "finish_reason": t.answer.finish,
+        "reward": sum(self.rewards.get(t.number, {}).values()),
+      }
+      for t in self.turns.all
+    ]
+
+  def let_go(self) -> None:
+    """Drops what nobody asks a finished session for: what was read and said."""
+    self.kept = json.dumps(self._steps())
+    self.turns.forget()
+    self.facts.clear()
+    self.cut, self.notes = None, ""
 
   def repeated(
     self,
@@ -234,3 +256,55 @@ class Session:
         lambda text: envs_calls.scan(text, opened=opened).thoughts,
       ),
     )  # fmt: skip
+
+
+def begin(
+  pool: pool_lib.Pool,
+  form: session_schema.Create,
+  owner: str,
+  seconds: float,
+  uid: str | None = None,
+) -> pool_lib.Ticket | None:
+  """Begins the episode that a client asks for; None if no task waits.
+
+  Args:
+    pool: Has the episodes that wait; one of the client's own goes there first.
+    form: What the client asks for.
+    owner: Who plays it, for the pool.
+    seconds: Until it counts as lost, unless it is renewed or finished.
+    uid: What the same request has begun before; nothing else is begun then.
+
+  Raises:
+    pool.Full: the pool has no room for the client's own.
+  """
+  task, channel = form.wanted(), form.channel
+  start = functools.partial(pool.start, owner, seconds, request=form.named)
+  if task is None or uid is not None:
+    return start(uid=uid, channel=channel)
+  if form.group_size > 1:
+    ticket = start(task_uid=task.uid, channel=channel)
+    if ticket is not None:
+      return ticket
+  # The name is part of addresses and of keys.
+  shown = re.sub(r"[^A-Za-z0-9_]+", "-", task.uid)[:64]
+  # With a name, what was issued and could not be begun is there already.
+  token = form.named[1] if form.named else secrets.token_hex(16)
+  group = f"{shown}-{token[:12]}"
+  key = tuple(form.key or np.frombuffer(secrets.token_bytes(8), "<u4"))
+  key = tuple(map(int, key))
+  alone = form.group_size == 1
+  episodes = [
+    (f"{group}-{j}", key if alone else (*key, j), j)
+    for j in range(form.group_size)
+  ]
+  pool.issue(group, task, episodes, channel=channel or "train")
+  return start(uid=episodes[0][0])
+
+
+def lost() -> answers.Fault:
+  """What is told of a session that is no more."""
+  return answers.Fault(
+    410, "the session is not under way here: it has ended, or was lost, as "
+    "when the gateway was started anew, and its task given to another",
+    "session_lost",
+  )  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any
 
 from starlette import requests, responses
 
-from steppo_jax.serving import answers, http, session_schema
+from steppo_jax.serving import answers, http, session_keys, session_schema
 from steppo_jax.serving import session as session_lib
 from steppo_jax.serving import sessions as sessions_lib
 
@@ -41,18 +41,17 @@ def told(request: requests.Request) -> dict[str, Any]:
   return found | {"resent": found.get("resent", 0) > 0}
 
 
-def live(sessions: sessions_lib.Sessions, uid: str) -> session_lib.Session:
+def live(
+  sessions: sessions_lib.Sessions, opened: session_keys.Opened
+) -> session_lib.Session:
   """A session that is known here.
 
   Raises:
     answers.Fault: it is not.
   """
-  session = sessions.get(uid)
+  session = sessions.get(opened)
   if session is None:
-    raise answers.Fault(
-      410, "the session is not under way here: it has ended, or was lost when "
-      "the gateway was started anew", "session_lost",
-    )  # fmt: skip
+    raise session_lib.lost()
   return session
 
 
@@ -87,17 +86,19 @@ class Names:
 
   def __init__(self, sessions: sessions_lib.Sessions):
     self._sessions = sessions
-    self._uids: dict[str, str] = {}
+    self._begun: dict[str, session_keys.Opened] = {}
 
-  async def uid(self, request: requests.Request) -> str | None:
+  async def opened(
+    self, request: requests.Request
+  ) -> session_keys.Opened | None:
     """The session of a request, which names one in its path or header.
 
     A call of the model by a name that is not known begins one, with the oldest
     task that waits.
 
     Returns:
-      Its name in the pool; None for a request that belongs to no session, such
-      as for the list of models.
+      None for a request that belongs to no session, such as for the list of
+      models.
 
     Raises:
       answers.Fault: there is none of that name, or see
@@ -108,25 +109,29 @@ class Names:
     asks = request.method == "POST" and request.url.path.startswith(_ASKED)
     if own is None and not asks:
       return None
-    if name in self._uids:
-      return self._uids[name]
+    if name in self._begun:
+      return self._begun[name]
     if not re.fullmatch(r"[\x21-\x7e]{1,100}", name):
       raise answers.Fault(
         400, "the header X-Session-ID must have 1 to 100 printable characters",
         "invalid_request_error",
       )  # fmt: skip
-    if own is not None:
-      raise answers.Fault(404, f"there is no session {name!r}", "not_found")
-    # Calls of one name at the same time begin one.
     form = session_schema.Create(request_id=f"header:{name}")
-    session = await self._sessions.create(form)
-    self._uids[name] = session.uid
+    before = await self._sessions.request(form.request_id)
+    if before is not None:  # A gateway before this one may have begun it.
+      found = session_keys.Opened(before.uid, before.attempt)
+    elif own is not None:
+      raise answers.Fault(404, f"there is no session {name!r}", "not_found")
+    else:
+      # Calls of one name at the same time begin one.
+      found = (await self._sessions.create(form)).opened
+    self._begun[name] = found
     limits = self._sessions.limits
-    if len(self._uids) > limits.live + limits.kept:
-      self._uids = {
-        n: uid for n, uid in self._uids.items() if self._sessions.get(uid)
+    if len(self._begun) > limits.live + limits.kept:
+      self._begun = {
+        n: one for n, one in self._begun.items() if self._sessions.get(one)
       }
-    return session.uid
+    return found
 
 
 class Handlers:
@@ -137,7 +142,7 @@ class Handlers:
 
   async def create(self, request: requests.Request) -> responses.Response:
     """`POST /sessions`, with the server's key."""
-    if request.state.session_id is not None:
+    if request.state.opened is not None:
       raise answers.Fault(
         401, "a session is made with the server's key, not with a session's",
         "invalid_api_key",
@@ -156,7 +161,7 @@ class Handlers:
       | {
         "url": own,
         "base_url": f"{own}/v1",
-        "api_key": self._sessions.keys.of(session.uid),
+        "api_key": self._sessions.keys.of(*session.opened),
       }
     )
 
@@ -179,13 +184,13 @@ class Handlers:
   async def finish(self, request: requests.Request) -> responses.Response:
     """`POST /sessions/ID/finish`."""
     form = await http.read(request, session_schema.Finish)
-    session = self._sessions.get(request.state.session_id)
+    session = self._sessions.get(request.state.opened)
     if session is None:
-      uid = request.state.session_id
-      found = await self._sessions.finished_before(uid, form)
+      opened = request.state.opened
+      found = await self._sessions.finished_before(opened, form)
     else:
       found = await self._sessions.finish(session, form)
     return responses.JSONResponse(found)
 
   def _live(self, request: requests.Request) -> session_lib.Session:
-    return live(self._sessions, request.state.session_id)
+    return live(self._sessions, request.state.opened)

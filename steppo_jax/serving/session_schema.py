@@ -1,7 +1,7 @@
 """What clients of sessions send, checked."""
 
 import hashlib
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import pydantic
 from pydantic import Field
@@ -30,7 +30,7 @@ class Task(_Form):
   uid: Annotated[str, Field(min_length=1, max_length=256)]
   env: Name = "agent"
   family: Name = "agent"
-  payload: dict[str, Any] = {}
+  payload: schema.Object = {}
   golden_steps: Annotated[int, Field(ge=0, lt=1 << 31)] | None = None
 
   def record(self) -> types.Task:
@@ -56,6 +56,11 @@ class Create(_Form):
   labels: Labels = {}
   notes: Notes = ""
   request_id: Name | None = None
+
+  @property
+  def named(self) -> tuple[str, str] | None:
+    """Its name and digest, None without a name."""
+    return self.request_id and (self.request_id, digest(self).hex())
 
   def wanted(self) -> types.Task | None:
     """The task that is asked for, None for any."""

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import dataclasses
 import json
-import re
 import secrets
 import time
 from collections.abc import Callable, Sequence
@@ -22,6 +21,7 @@ from steppo_jax import types
 from steppo_jax.rollout import pool as pool_lib
 from steppo_jax.rollout import pool_entries
 from steppo_jax.serving import answers, schema, session_keys, session_schema
+from steppo_jax.serving import session as session_lib
 from steppo_jax.serving import turns as turns_lib
 from steppo_jax.serving.session import Limits, Session
 
@@ -56,68 +56,47 @@ class Sessions:
     self._owner = f"gateway-{secrets.token_hex(8)}"
     self._live: dict[str, Session] = {}
     self._finished: dict[str, Session] = {}
-    self._asked: dict[str, tuple[bytes, Session]] = {}
     self._making = asyncio.Lock()
+    self._ending: set[asyncio.Task] = set()
 
   async def create(self, form: session_schema.Create) -> Session:
     """Begins a session.
 
     Raises:
       answers.Fault: there are too many, the pool is full, no task waits, or the
-        same `request_id` was used for something else.
+        same `request_id` was used for something else, or for what is lost.
     """
-    digest = session_schema.digest(form)
     async with self._making:
-      if form.request_id in self._asked:
-        before, session = self._asked[form.request_id]
-        if before != digest:
+      before = form.named and await self.request(form.request_id)
+      if before is not None:
+        if before.digest != form.named[1]:
           raise answers.Fault(
             409, f"request_id {form.request_id!r} was used for another session",
             "conflict", "request_id",
           )  # fmt: skip
-        return session
+        session = self.get(session_keys.Opened(before.uid, before.attempt))
+        if session is not None:
+          return session
       if len(self._live) >= self.limits.live:
         raise answers.Fault(
           429, f"{len(self._live)} sessions are under way already",
           "rate_limit_exceeded",
         )  # fmt: skip
-      ticket = await _in_thread(self._ticket, form)
+      ticket = await _in_thread(
+        session_lib.begin, self.pool, form, self._owner,
+        _LEASES * self.limits.idle_s, before and before.uid,
+      )  # fmt: skip
       if ticket is None:
-        raise answers.Fault(503, "no task waits to be done", "no_task")
+        none = answers.Fault(503, "no task waits to be done", "no_task")
+        raise none if before is None else session_lib.lost()
       session = self.take(ticket, self._owner)
       session.labels |= form.labels
       session.notes = form.notes
-      if form.request_id is not None:
-        self._asked[form.request_id] = digest, session
-        if len(self._asked) > self.limits.kept:
-          del self._asked[next(iter(self._asked))]
       return session
 
-  def _ticket(self, form: session_schema.Create) -> pool_lib.Ticket | None:
-    task, channel = form.wanted(), form.channel
-    until = _LEASES * self.limits.idle_s
-    if task is None:
-      return self.pool.start(self._owner, until, channel=channel)
-    uid = None
-    if form.group_size > 1:
-      ticket = self.pool.start(
-        self._owner, until, task_uid=task.uid, channel=channel
-      )
-      if ticket is not None:
-        return ticket
-    # The name is part of addresses and of keys.
-    shown = re.sub(r"[^A-Za-z0-9_]+", "-", task.uid)[:64]
-    group = f"{shown}-{secrets.token_hex(6)}"
-    key = tuple(form.key or np.frombuffer(secrets.token_bytes(8), "<u4"))
-    key = tuple(map(int, key))
-    alone = form.group_size == 1
-    episodes = [
-      (f"{group}-{j}", key if alone else (*key, j), j)
-      for j in range(form.group_size)
-    ]
-    uid = episodes[0][0]
-    self.pool.issue(group, task, episodes, channel=channel or "train")
-    return self.pool.start(self._owner, until, uid=uid)
+  async def request(self, name: str) -> pool_entries.Request | None:
+    """What a request of that name has begun, here or in a gateway before."""
+    return await _in_thread(pool_entries.request, self.pool, name)
 
   def take(self, ticket: pool_lib.Ticket, owner: str) -> Session:
     """A session for an episode that was begun in the pool."""
@@ -128,9 +107,14 @@ class Sessions:
     self._live[ticket.uid] = session
     return session
 
-  def get(self, uid: str) -> Session | None:
+  def has(self, uid: str) -> bool:
+    """Whether a session of that name is known here, finished or not."""
+    return uid in self._live or uid in self._finished
+
+  def get(self, opened: session_keys.Opened) -> Session | None:
     """A session, finished or not; None for one that is not known here."""
-    return self._live.get(uid) or self._finished.get(uid)
+    found = self._live.get(opened.uid) or self._finished.get(opened.uid)
+    return found if found and found.opened == opened else None
 
   async def ask(
     self,
@@ -346,11 +330,14 @@ class Sessions:
     digest = session_schema.digest(form)
     async with session.closing:
       if session.finished is not None:
-        if session.finished[0] != digest:
+        before, found = session.finished
+        if not before:
+          raise answers.Fault(410, found["lost"], "session_lost")
+        if before != digest:
           raise answers.Fault(
             409, "the session was finished in another way", "conflict"
           )
-        return session.finished[1]
+        return found
       if form.order not in (None, len(session.writes)):
         raise answers.Fault(
           409, f"order {form.order} is not {len(session.writes)}", "conflict",
@@ -372,50 +359,60 @@ class Sessions:
       try:
         await _in_thread(
           self.pool.finish, record, session.owner, labels=labels, notes=notes,
-          receipt=json.dumps([digest.hex(), found]),
+          receipt=json.dumps([_proof(session.opened, digest), found]),
         )  # fmt: skip
       except pool_lib.Lost as error:
-        self._end(session, (b"", found))
+        self._end(session, (b"", {"lost": str(error)}))
         raise answers.Fault(410, str(error), "session_lost") from error
       self._end(session, (digest, found))
       return found
 
   async def finished_before(
-    self, uid: str, form: session_schema.Finish
+    self, opened: session_keys.Opened, form: session_schema.Finish
   ) -> dict[str, Any]:
     """What a session was finished with before this gateway was started.
 
     Raises:
       answers.Fault: it was not, or in another way: it is lost.
     """
-    kept = await _in_thread(pool_entries.receipt, self.pool, uid)
-    digest, found = json.loads(kept) if kept else (None, None)
-    if digest != session_schema.digest(form).hex():
-      raise answers.Fault(
-        410, "the session is not under way here: it has ended, or was lost "
-        "when the gateway was started anew", "session_lost",
-      )  # fmt: skip
+    kept = await _in_thread(pool_entries.receipt, self.pool, opened.uid)
+    proof, found = json.loads(kept) if kept else (None, None)
+    if proof != _proof(opened, session_schema.digest(form)):
+      raise session_lib.lost()
     return found
 
   def _end(self, session, finished) -> None:
     session.finished = finished
-    self._live.pop(session.uid, None)
+    session.let_go()
+    if self._live.get(session.uid) is session:  # It may be another attempt.
+      del self._live[session.uid]
     self._finished[session.uid] = session
     if len(self._finished) > self.limits.kept:
       del self._finished[next(iter(self._finished))]
 
   async def expire(self) -> None:
-    """Counts sessions as failed that nobody has used for too long."""
+    """Ends sessions as failed that nobody has used for too long.
+
+    One with an answer under way is in use. None waits for answers of others.
+    """
     now = self._clock()
     for session in list(self._live.values()):
+      if session.turns.sampling:
+        self._use(session)
       late = now - session.began > self.limits.lasting_s
-      if late or now - session.touched > self.limits.idle_s:
-        form = session_schema.Finish(
-          status="error", cause="SessionExpired", message="nobody finished it"
-        )
-        with contextlib.suppress(answers.Fault):
-          await self.finish(session, form)
+      idle = now - session.touched > self.limits.idle_s
+      if (late or idle) and not session.closing.locked():
+        ending = asyncio.create_task(self._expire(session))
+        self._ending.add(ending)
+        ending.add_done_callback(self._ending.discard)
     await _in_thread(self.pool.expire)
+
+  async def _expire(self, session: Session) -> None:
+    form = session_schema.Finish(
+      status="error", cause="SessionExpired", message="nobody finished it"
+    )
+    with contextlib.suppress(answers.Fault):
+      await self.finish(session, form)
 
   @property
   def alive(self) -> bool:
@@ -425,6 +422,10 @@ class Sessions:
   def counts(self) -> dict[str, int]:
     """Numbers of live sessions, and of episodes in the pool by state."""
     return {"live": len(self._live)} | pool_entries.counts(self.pool)
+
+
+def _proof(opened: session_keys.Opened, digest: bytes) -> str:
+  return f"{opened.attempt} {digest.hex()}"
 
 
 async def _in_thread(function: Callable, *args, **kwargs) -> Any:

@@ -196,6 +196,11 @@ class Turns:
     self._ends: dict[bytes, list[Turn]] = {}
     self._said: dict[str, list[Turn]] = {}
 
+  @property
+  def sampling(self) -> bool:
+    """Whether an answer is under way."""
+    return not all(turn.done for turn in self.all)
+
   def plan(
     self,
     messages: Sequence[schema.Message],
@@ -294,6 +299,10 @@ class Turns:
       if resent and not turn.went_on:
         return turn
     return None
+
+  def forget(self) -> None:
+    """Lets go of all turns."""
+    self.all, self._ends, self._said = [], {}, {}
 
   def begin(self, turn: Turn) -> None:
     """Takes a turn in, whose answer is still to come."""

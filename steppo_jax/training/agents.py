@@ -323,7 +323,7 @@ class AgentPlayers:
     task = json.dumps(types.task_to_json(ticket.task))
     variables = {
       "OPENAI_BASE_URL": f"{self.url}/v1",
-      "OPENAI_API_KEY": self._sessions.keys.of(uid),
+      "OPENAI_API_KEY": self._sessions.keys.of(uid, ticket.attempt),
       "STEPPO_SESSION": f"{self.url}/sessions/{uid}",
       "STEPPO_TASK": task,
       "STEPPO_SEED": str(ticket.seed),

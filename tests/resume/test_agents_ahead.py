@@ -75,7 +75,7 @@ def test_agents_play_ahead_within_the_bound_and_go_on_after_an_end(
   told = []
   with agents_ahead.playing(tmp_path, told) as (made, players, engine):
     before = learn(made, players, last=2)
-    old = players._sessions.keys.of("1-0-0")
+    old = players._sessions.keys.of("1-0-0", 1)
     until = time.monotonic() + 60
     # The learner is at update 2: those of 2 and 3 are played now.
     while made.finished_updates() < 2 and time.monotonic() < until:
@@ -91,7 +91,7 @@ def test_agents_play_ahead_within_the_bound_and_go_on_after_an_end(
     monkeypatch.setenv("OPENAI_API_KEY", old)
     with pytest.raises(RuntimeError, match=r"status .*401"):
       plain_agent.post(f"{players.url}/sessions/1-0-0/finish", {})
-    monkeypatch.setenv("OPENAI_API_KEY", players._sessions.keys.of("1-0-0"))
+    monkeypatch.setenv("OPENAI_API_KEY", players._sessions.keys.of("1-0-0", 1))
     with pytest.raises(RuntimeError, match=r"status .*4(00|22)"):
       plain_agent.post(f"{players.url}/sessions/1-0-0/finish", {})
   assert not again.answered  # All was there.

@@ -134,3 +134,29 @@ def test_an_engine_of_runs_takes_the_whole_softmax_alone(tokenizer):
   engine = served_policies.engine(tokenizer)
   with pytest.raises(ValueError, match="samples from the whole softmax"):
     engine.submit([types.Request("a", np.arange(3), (1,), 2, 1.0, top_p=0.5)])
+
+
+@pytest.mark.parametrize(
+  ("name", "taken", "refused"),
+  [
+    ("top_k", -1, 5),
+    ("min_p", 0.0, 0.1),
+    ("repetition_penalty", 1.0, 1.1),
+    ("frequency_penalty", 0.0, 0.5),
+    ("stop_token_ids", [], [5]),
+    ("response_format", {"type": "text"}, {"type": "json_object"}),
+  ],
+)
+def test_what_is_not_supported_is_taken_where_it_changes_nothing(
+  url, name, taken, refused
+):
+  body = {"model": "nano", "max_tokens": 1}
+  for path, more in (
+    ("chat/completions", {"messages": SAY}), ("completions", {"prompt": "a"}),
+  ):  # fmt: skip
+    for value, status in ((taken, 200), (refused, 400)):
+      found = agent_calls.send(
+        f"{url}/v1/{path}", json=body | more | {name: value}
+      )
+      assert found.status_code == status, found.text
+      assert status == 200 or found.json()["error"]["param"].startswith(name)

@@ -37,8 +37,12 @@ def described(url):
 
 
 def endpoints(found, below="/"):
-  """Path and schema of each endpoint that takes a body."""
-  for path, methods in sorted(found["paths"].items()):
+  """Path and schema of each endpoint that takes a body.
+
+  That which ends a session comes last: it takes nothing more afterwards.
+  """
+  order = lambda one: (one[0].endswith("/finish"), one[0])
+  for path, methods in sorted(found["paths"].items(), key=order):
     body = methods.get("post", {}).get("requestBody")
     if body is not None and path.startswith(below):
       yield path, body["content"]["application/json"]["schema"]
@@ -47,6 +51,9 @@ def endpoints(found, below="/"):
 def fuzz(url, headers, examples, fill=str, below="/"):
   found = described(url)
   defs = found["components"]["schemas"]
+  for one in defs.values():
+    if "model" in one.get("properties", {}):  # All else is refused at once.
+      one["properties"]["model"] = {"const": "nano"}
   count = 0
   with httpx.Client(verify=False, timeout=120, headers=headers) as client:
     for path, schema in endpoints(found, below):
@@ -100,6 +107,62 @@ def test_numbers_that_no_array_holds_are_refused(url, number, status):
   for path, body in asked:
     answer = httpx.post(url + path, json=body)
     assert answer.status_code == status, (path, answer.text)
+
+
+@pytest.mark.parametrize("depth", [50, 150, 400, 700, 100_000])
+def test_json_in_a_string_is_no_deeper_than_what_is_read_of_it(url, depth):
+  """Such as arguments of calls: answered, or refused in the form asked for."""
+  inner = json_values.nested(depth)
+  call = {"id": "c", "function": {"name": "f", "arguments": inner}}
+  said = {"role": "assistant", "content": "", "tool_calls": [call]}
+  chat = {"model": "nano", "messages": [agent_calls.user("a"), said]}
+  made = agent_calls.make(url)
+  bearer = {"Authorization": f"Bearer {made['api_key']}"}
+  own = agent_calls.send(f"{url}/v1/completions", headers=bearer, json={
+    "model": "m", "prompt": "a", "max_tokens": 1,
+  })  # fmt: skip
+  assert own.status_code == 200
+  end = {"status": "truncated", "messages": chat["messages"]}
+  for path, headers, body in (
+    ("/v1/chat/completions", {}, chat),
+    ("/v1/chat/completions", bearer, chat),
+    (f"/sessions/{made['id']}/finish", bearer, end),
+  ):
+    answer = agent_calls.send(url + path, headers=headers, json=body)
+    want = {200, 400} if depth == 50 else {400}
+    assert answer.status_code in want, (path, answer.text)
+    if answer.status_code == 400:  # The prompt may be too long as well.
+      error = answer.json()["error"]
+      assert "nested" in error["message"] or depth == 50, error
+
+
+@pytest.mark.parametrize("depth", [50, 110, 190, 250, 100_000])
+@pytest.mark.parametrize("field", ["parameters", "input", "payload"])
+def test_values_of_any_form_are_no_deeper_than_what_is_read(url, field, depth):
+  deep = json_values.nested(depth)
+  chat = {"model": "nano", "messages": [agent_calls.user("a")]}
+  made = agent_calls.make(url)
+  use = {"type": "tool_use", "id": "c", "name": "f", "input": "DEEP"}
+  path, body = {
+    "parameters": ("/v1/chat/completions", chat | {
+      "tools": [{"function": {"name": "f", "parameters": "DEEP"}}]}),
+    "input": ("/v1/messages", chat | {"max_tokens": 1, "messages": [
+      {"role": "assistant", "content": [use]}, *chat["messages"]]}),
+    "payload": ("/sessions", {"task": {"uid": "t", "payload": "DEEP"}}),
+  }[field]  # fmt: skip
+  text = json_values.text(body).replace(b'"DEEP"', deep.encode())
+  for key in ("any", made["api_key"]):
+    if key != "any" and field == "payload":
+      continue
+    answer = agent_calls.send(
+      url + path, content=text, headers={"Authorization": f"Bearer {key}"}
+    )
+    assert answer.status_code in ({200, 400} if depth == 50 else {400})
+    if answer.status_code == 400:
+      error = answer.json()["error"]
+      assert field != "input" or answer.json()["type"] == "error"
+      known = "nested", "recursion limit", "context is"
+      assert any(one in error["message"] for one in known), error
 
 
 def test_no_body_breaks_what_takes_weights():

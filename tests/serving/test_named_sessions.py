@@ -126,3 +126,74 @@ def test_it_is_off_unless_asked_for(policy, pool):
   ):
     agent_calls.ask(one, SAY)
   assert {e.state for e in pool_entries.entries(pool)} == {"issued"}
+
+
+def served_again(policy, pool):
+  """A gateway that is started anew: its run gives out what was under way."""
+  pool.reclaim()
+  return served_policies.served(policy, pool, api_key=KEY, limits=LIMITS)
+
+
+def states(pool):
+  return {e.uid: (e.state, e.attempts) for e in pool_entries.entries(pool)}
+
+
+def test_a_name_stays_that_of_its_episode_when_the_gateway_is_started_anew(
+  policy, pool
+):
+  end = {"status": "terminated", "reward": 1.0}
+  with served_policies.served(
+    policy, pool, api_key=KEY, limits=LIMITS
+  ) as url, client(url, "done") as done, client(url, "cut") as cut:  # fmt: skip
+    agent_calls.ask(done, SAY)
+    agent_calls.ask(cut, SAY)
+    told = send(url, "done", "finish", **end).json()
+  with served_again(policy, pool) as url:
+    assert send(url, "done", "finish", **end).json() == told
+    # The conversation that was under way is lost, and is no other's now.
+    with (
+      client(url, "cut") as cut,
+      pytest.raises(openai.APIStatusError, match="not under way") as raised,
+    ):
+      agent_calls.ask(cut, SAY)
+    assert raised.value.status_code == 410
+    assert states(pool) == {"e0": ("ready", 1), "e1": ("issued", 1)}
+    with client(url, "next") as other:
+      agent_calls.ask(other, SAY)
+    assert send(url, "cut", "finish", **end).status_code == 410
+    assert send(url, "next", "finish", **end).status_code == 200
+    assert send(url, "unknown", "finish", **end).status_code == 404
+  assert states(pool) == {"e0": ("ready", 1), "e1": ("ready", 2)}
+
+
+@pytest.mark.parametrize("body", [{}, {"task": {"uid": "own"}}])
+def test_a_session_is_begun_once_though_the_gateway_is_started_anew(
+  policy, pool, body
+):
+  body = {"request_id": "r", **body}
+  make = lambda url, more: agent_calls.send(
+    f"{url}/sessions", json=body | more,
+    headers={"Authorization": f"Bearer {KEY}"},
+  )  # fmt: skip
+  with served_policies.served(policy, pool, api_key=KEY, limits=LIMITS) as url:
+    if "task" in body:  # What cannot be begun is not there twice, either.
+      fail = "BEFORE UPDATE ON episodes BEGIN SELECT RAISE(ABORT, 'full'); END"
+      with pool.file.transaction() as run:
+        run(f"CREATE TRIGGER broken {fail}")
+      assert make(url, {}).status_code == 503
+      with pool.file.transaction() as run:
+        run("DROP TRIGGER broken")
+    first = make(url, {}).json()
+    assert make(url, {}).json() == first
+    assert make(url, {"notes": "x"}).status_code == 409
+  with served_again(policy, pool) as url:
+    again = make(url, {}).json()
+    assert (again["id"], again["attempt"]) == (first["id"], 2)
+    assert again["api_key"] != first["api_key"]
+    assert make(url, {}).json() == again
+    assert make(url, {"notes": "x"}).status_code == 409
+    agent_calls.post(again, "finish", status="error").raise_for_status()
+  with served_again(policy, pool) as url:
+    assert make(url, {}).status_code == 410
+  others = [state for uid, state in states(pool).items() if uid != first["id"]]
+  assert set(others) == {("issued", 0)}

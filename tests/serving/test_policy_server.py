@@ -12,6 +12,7 @@ import time
 
 import httpx
 import jax
+import json_values
 import numpy as np
 import openai
 import pytest
@@ -399,6 +400,8 @@ def test_calls_of_tools_are_read(folder):
     (f"So: {CALL}{CALL}", [("look", {"at": "shelf"})] * 2),
     (f"<think>{CALL}</think>no", []),
     ("<tool_call>{", []),
+    # A policy that repeats itself: no client could send such a call back.
+    (CALL.replace('"shelf"', json_values.nested(400)), []),
     ("no", []),
   ):
     answer = answers.Answer(policy.tokenizer, (), ())

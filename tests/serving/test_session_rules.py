@@ -1,5 +1,6 @@
 """What sessions refuse: keys of others, doubled writes, bodies of no form."""
 
+import dataclasses
 import functools
 import json
 import pathlib
@@ -14,8 +15,9 @@ import served_policies
 from hypothesis import strategies as st
 
 from steppo_jax import __main__ as cli
+from steppo_jax import types
 from steppo_jax.rollout import pool as pool_lib
-from steppo_jax.rollout import pool_entries
+from steppo_jax.rollout import pool_entries, pool_file
 from steppo_jax.serving import session as session_lib
 
 LIMITS = session_lib.Limits(
@@ -119,6 +121,37 @@ def test_no_session_is_reached_with_the_key_of_another(policy, pool, caplog):
   assert pathlib.Path(f"{pool}.secret").stat().st_mode & 0o077 == 0
 
 
+@pytest.mark.parametrize("by_header", [False, True])
+def test_a_name_of_a_client_does_not_hide_the_session_of_its_key(
+  policy, pool, by_header
+):
+  """Harnesses send names of their own, and the key that a run gave them."""
+  more = {"limits": dataclasses.replace(LIMITS, by_header=by_header)}
+  with served_policies.served(policy, pool, api_key="server", **more) as url:
+    bearer = {"Authorization": "Bearer server"}
+    mine, other = (
+      agent_calls.send(
+        f"{url}/sessions", json={"task": {"uid": "t"}}, headers=bearer
+      ).json()
+      for _ in range(2)
+    )
+    body = {"model": "m", "messages": [agent_calls.user("go")], "max_tokens": 1}
+    for n, (key, name, code) in enumerate([
+      (mine["api_key"], "trial-7", 200),
+      (mine["api_key"], "", 200),
+      (mine["api_key"], other["id"], 401),
+      (mine["api_key"].rpartition(".")[2], "trial-7", 401),
+      (mine["api_key"] + "x", "trial-7", 401),
+    ]):  # fmt: skip
+      found = agent_calls.send(
+        f"{url}/v1/chat/completions", json=body | {"seed": n},
+        headers={"Authorization": f"Bearer {key}", "X-Session-ID": name},
+      )  # fmt: skip
+      assert found.status_code == code, found.text
+    ended = agent_calls.post(mine, "finish", status="terminated")
+    assert ended.json()["steps"] == 2
+
+
 def test_rewards_and_ends_are_taken_once(url, pool):
   made = agent_calls.make(url, request_id="r", labels={"a": "1"})
   assert agent_calls.make(url, request_id="r", labels={"a": "1"}) == made
@@ -201,6 +234,73 @@ def test_an_end_is_acknowledged_again_by_a_gateway_that_was_started_anew(
     assert (
       agent_calls.post(here(lost), "rewards", reward=1.0).status_code == 410
     )
+
+
+def test_who_played_before_a_restart_has_no_part_in_what_is_played_after(
+  policy, pool
+):
+  """The gateway gives out again what was under way when it was killed."""
+  end = {"status": "terminated", "reward": 5.0}
+  with pool_lib.Pool(pool) as store:
+    task = types.Task("t", "test", "test", {})
+    store.issue("g", task, [("e0", (0, 0), 0)])
+    with served_policies.served(policy, store, limits=LIMITS) as url:
+      old = agent_calls.make(url, task=None)
+      with agent_calls.client_of(old) as client:
+        agent_calls.ask(client, [agent_calls.user("old")])
+  with pool_lib.Pool(pool) as store:
+    store.reclaim()
+    with served_policies.served(policy, store, limits=LIMITS) as url:
+      old |= {"url": f"{url}/sessions/e0", "base_url": f"{url}/sessions/e0/v1"}
+      assert agent_calls.post(old, "finish", **end).status_code == 410
+      new = agent_calls.make(url, task=None)
+      assert (new["id"], new["attempt"]) == ("e0", 2)
+      with agent_calls.client_of(new) as client:
+        agent_calls.ask(client, [agent_calls.user("new")])
+      for what, body in (
+        ("finish", end), ("rewards", {"reward": 1.0}), ("labels", {}),
+        ("v1/chat/completions",
+         {"model": "m", "messages": [agent_calls.user("old")]}),
+      ):  # fmt: skip
+        said = agent_calls.post(old, what, **body)
+        assert said.status_code == 410
+        assert "task given to another" in said.json()["error"]["message"]
+      assert status(old) == 410
+      done = agent_calls.post(new, "finish", **end | {"reward": 1.0})
+      assert (done.json()["steps"], done.json()["reward"]) == (1, 1.0)
+  # Nor is the end of the second acknowledged to the first.
+  with served_policies.served(policy, pool, limits=LIMITS) as url:
+    here = {"url": f"{url}/sessions/e0"}
+    end |= {"reward": 1.0}
+    assert agent_calls.post(new | here, "finish", **end).json() == done.json()
+    assert agent_calls.post(old | here, "finish", **end).status_code == 410
+
+
+def test_an_end_that_comes_too_late_is_refused_the_same_way_each_time(
+  policy, pool
+):
+  with (
+    pool_lib.Pool(pool) as store,
+    served_policies.served(policy, store, limits=LIMITS) as url,
+  ):
+    made = agent_calls.make(url)
+    store.reclaim()
+    store.start("another", 60.0, uid=made["id"])
+    for reward in (1.0, 1.0, 2.0):
+      said = agent_calls.post(made, "finish", status="ended", reward=reward)
+      assert said.status_code == 410
+      assert "not played by gateway-" in said.json()["error"]["message"]
+
+
+def test_a_secret_that_is_not_whole_is_refused(pool):
+  made = pool_file.secret(pool)
+  assert pool_file.secret(pool) == made
+  file = pathlib.Path(f"{pool}.secret")
+  assert [p.name for p in pool.parent.glob("*.secret*")] == [file.name]
+  for torn in (b"", made[:9]):
+    file.write_bytes(torn)
+    with pytest.raises(RuntimeError, match=r"secret .* bytes and not 32"):
+      pool_file.secret(pool)
 
 
 @pytest.mark.slow

@@ -3,7 +3,11 @@
 import concurrent.futures
 import dataclasses
 import functools
+import gc
 import os
+import threading
+import time
+import weakref
 
 import agent_calls
 import httpx
@@ -21,6 +25,7 @@ from steppo_jax.rollout import journal, loop
 from steppo_jax.rollout import options as rollout_options
 from steppo_jax.rollout import pool as pool_lib
 from steppo_jax.serving import session as session_lib
+from steppo_jax.serving import turns
 
 LIMITS = session_lib.Limits(
   max_new_tokens=served_policies.NEW_TOKENS, temperature=1.0, turns=6
@@ -274,3 +279,56 @@ def test_branches_are_one_trajectory_that_is_packed_as_a_tree(
   step_of = packed["tree"].tokens.step_ids
   for number, step in enumerate(one.steps, 1):
     assert np.count_nonzero(step_of == number) == len(step.response_ids)
+
+
+def told(made):
+  bearer = {"Authorization": f"Bearer {made['api_key']}"}
+  return agent_calls.get(made["url"], headers=bearer).json()
+
+
+def test_a_session_that_has_ended_holds_nothing_that_was_sampled(url):
+  made = agent_calls.make(url)
+  with agent_calls.client_of(made) as client:
+    agent_calls.ask(client, [agent_calls.user("go")], seed=4321)
+  agent_calls.post(made, "rewards", reward=1.0, anchor="x").raise_for_status()
+  held = [
+    weakref.ref(one)
+    for one in gc.get_objects()
+    if type(one) is turns.Turn and one.settings.seed == 4321
+  ]
+  before = told(made)
+  assert agent_calls.post(made, "finish", status="ended").status_code == 200
+  gc.collect()
+  assert [one() for one in held] == [None]
+  assert told(made) == before | {"state": "finished"}
+
+
+@pytest.mark.parametrize("bound", ["idle_s", "lasting_s"])
+def test_a_session_with_an_answer_under_way_is_in_use(
+  policy, pool, bound, monkeypatch
+):
+  """However long it takes; and the end of others does not wait for it."""
+  engine = policy.scheduler._engine
+  sampled, poll = threading.Event(), engine.poll
+  monkeypatch.setattr(engine, "poll", lambda: sampled.wait(30) and poll())
+  limits = session_lib.Limits(**{"idle_s": 0.8, bound: 0.4})
+  with (
+    served_policies.served(policy, pool, limits=limits) as url,
+    concurrent.futures.ThreadPoolExecutor(1) as threads,
+  ):
+    busy = agent_calls.make(url)
+    with agent_calls.client_of(busy) as client:
+      answer = threads.submit(agent_calls.ask, client, [agent_calls.user("go")])
+      idle = agent_calls.make(url)
+      try:
+        until = time.monotonic() + 1.2  # Longer than leases of the pool last.
+        while told(idle)["state"] == "running":
+          assert time.monotonic() < until + 10
+          time.sleep(0.05)
+        time.sleep(max(0, until - time.monotonic()))
+        assert told(busy)["state"] == "running"
+      finally:
+        sampled.set()
+      assert answer.result().choices[0].token_ids
+    ended = agent_calls.post(busy, "finish", status="terminated")
+    assert ended.status_code == (200 if bound == "idle_s" else 409), ended.text

@@ -9,6 +9,7 @@ import threading
 import time
 
 import agent_calls
+import httpx
 import pytest
 import served_policies
 from starlette import responses
@@ -25,6 +26,59 @@ def url(tmp_path_factory):
   policy = answers.Policy("nano", tokenizer, None, context=99, max_new_tokens=9)
   with served_policies.served(policy) as address:
     yield address
+
+
+@pytest.mark.parametrize("form", ["chat/completions", "messages"])
+def test_a_fault_of_the_server_itself_is_told_in_the_form_asked_for(
+  url, form, monkeypatch, caplog
+):
+  def broken(*_):
+    raise TypeError("a table is missing")
+
+  monkeypatch.setattr(answers.Policy, "chat_ids", broken)
+  body = {"model": "nano", "messages": SAY, "max_tokens": 1}
+  found = agent_calls.send(f"{url}/v1/{form}", json=body)
+  assert found.status_code == 500
+  kind = "api_error" if form == "messages" else "server_error"
+  assert found.json()["error"]["type"] == kind
+  assert "table" not in found.text
+  assert "a table is missing" in caplog.text
+
+
+@pytest.mark.parametrize(
+  ("method", "path", "status"),
+  [
+    ("GET", "/v1/messages", 405),
+    ("POST", "/v1/messages/batches", 404),
+    ("GET", "/v1/chat/completions", 405),
+    ("POST", "/v1/messagesque", 404),
+  ],
+)
+def test_what_is_not_there_is_told_in_the_form_of_its_neighbours(
+  url, method, path, status
+):
+  found = httpx.request(method, url + path, verify=False)
+  body = found.json()
+  code = {404: "not_found", 405: "method_not_allowed"}[status]
+  assert (found.status_code, body["error"]["code"]) == (status, code)
+  assert (status == 405) == ("allow" in found.headers)
+  if path.startswith("/v1/messages") and path != "/v1/messagesque":
+    assert body["type"] == "error"
+    assert found.headers["request-id"] == body["request_id"]
+  else:
+    assert "request-id" not in found.headers
+    assert body["error"]["param"] is None
+
+
+def test_requests_of_anthropics_clients_have_ids(url):
+  body = {"model": "nano", "messages": SAY}
+  found = [
+    agent_calls.send(f"{url}/v1/messages/count_tokens", json=one)
+    for one in (body, body, {})
+  ]
+  ids = [one.headers["request-id"] for one in found]
+  assert len({*ids}) == 3
+  assert found[-1].json()["request_id"] == ids[-1]
 
 
 def connected(url, stack):

@@ -24,6 +24,15 @@ ANY = st.recursive(
 )
 
 
+def nested(depth):
+  """The JSON text of objects in each other."""
+  return '{"a":' * depth + "1" + "}" * depth
+
+
+# Strings that hold JSON are read by whoever is sent arguments of calls.
+DEEP = st.sampled_from([nested(n) for n in (3, 150, 700, 5000)])
+
+
 def of(schema, defs):
   """Values of a JSON schema.
 
@@ -79,10 +88,11 @@ def _string(schema, _):
   if "pattern" in schema:
     return st.from_regex(schema["pattern"], fullmatch=True)
   least = schema.get("minLength", 0)
-  return st.text(
+  plain = st.text(
     st.characters(codec="utf-8"), min_size=least,
     max_size=min(schema.get("maxLength", 9), least + 9),
   )  # fmt: skip
+  return plain if "maxLength" in schema else plain | DEEP
 
 
 def _integer(schema, _):

@@ -107,7 +107,7 @@ class Weights:
 
   def _only_server(self, handler: Callable) -> Callable:
     async def handle(request: requests.Request) -> responses.Response:
-      if request.state.session_id is not None:
+      if request.state.opened is not None:
         raise answers.Fault(
           401, "weights are sent with the server's key, not with a session's",
           "invalid_api_key",
