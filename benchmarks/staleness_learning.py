@@ -4,7 +4,7 @@
 
 StepPO on household games (experiments/household_steppo.py), with
 `rollout.staleness` of 0 (in turns), 1 and 2. The runs of a seed follow each
-other, alone on the machine; `--seeds` (3) and `--updates` (40) say how many.
+other, alone on the machine; `--seeds` (3) and `--updates` (32) say how many.
 `--slow` takes the environment of benchmarks/staleness.py whose steps sleep.
 
 Each bound is compared with 0 twice, over the seeds:
@@ -142,7 +142,7 @@ def main():
   parser.add_argument("--slow", action="store_true", help="steps that sleep")
   parser.add_argument("--bounds", type=int, nargs="+", default=[0, 1, 2])
   parser.add_argument("--seeds", type=int, default=3)
-  parser.add_argument("--updates", type=int, default=40)
+  parser.add_argument("--updates", type=int, default=32)
   args = parser.parse_args()
   if args.quick:
     args.bounds, args.seeds, args.updates = [0, 1], 1, 4

@@ -84,7 +84,9 @@ class Wait:
 # Waits of this process by number, in the order in which they began. Whether one
 # is over and who has told of it change under the lock.
 _waits: dict[int, Wait] = {}
-# Seconds that waits took which are over, by who waited for whom.
+# Seconds that waits of these parties took which are over, by who waited for
+# whom. Others wait for as many as there are episodes.
+_TIMED = (LEARNER, ROLLOUTS)
 _took: collections.Counter[tuple[str, str]] = collections.Counter()
 _lock = threading.Lock()
 _numbers = itertools.count()
@@ -106,7 +108,8 @@ def on(
   finally:
     with _lock:
       del _waits[number]
-      _took[who, whom] += time.monotonic() - wait.since
+      if who in _TIMED:
+        _took[who, whom] += time.monotonic() - wait.since
     if wait.told_by is not None:
       wait.told_by.over(wait)
 
@@ -117,7 +120,10 @@ def current() -> list[Wait]:
 
 
 def took() -> dict[tuple[str, str], float]:
-  """Seconds that waits took which are over, by who waited for whom."""
+  """Seconds that waits of learner and rollouts took, by who waited for whom.
+
+  Those that are over, since the process began.
+  """
   with _lock:
     return dict(_took)
 

@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 from steppo_jax import types
 from steppo_jax.packing import rows as packing
-from steppo_jax.processes import waits
 
 
 class Times(NamedTuple):
@@ -90,5 +89,4 @@ def of_waits(
   return {
     f"wait/{who}_for_{whom}_s": seconds - before.get((who, whom), 0.0)
     for (who, whom), seconds in sorted(after.items())
-    if who in (waits.LEARNER, waits.ROLLOUTS)
   }

@@ -216,3 +216,17 @@ def test_a_wait_that_ends_while_it_is_told_is_over_after_that(turn):
     watch.look(time.monotonic() + 61)
   told = ["waiting", "went_on"] if turn == 2 else []
   assert [event for event, _ in notes] == told
+
+
+def test_what_learner_and_rollouts_waited_is_summed_by_whom_for():
+  before = waits.took()
+  for n in range(2):
+    with waits.on(waits.ROLLOUTS, waits.SAMPLER, "2 responses"):
+      time.sleep(0.01)
+    # As many as there are episodes: they would be kept for ever.
+    with waits.on(waits.ENVIRONMENTS, f"episode {n}", "its answer"):
+      pass
+  after = waits.took()
+  pair = waits.ROLLOUTS, waits.SAMPLER
+  assert after[pair] - before.get(pair, 0.0) >= 0.02
+  assert {who for who, _ in after} <= {waits.LEARNER, waits.ROLLOUTS}
