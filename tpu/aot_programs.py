@@ -254,8 +254,8 @@ def kernel_ms(setting: Setting, mesh: Any, chip: roofline.Chip) -> float:
   """Least time of the sampler's attention kernel, which cycles leave out.
 
   Its products at the chip's peak, or keys and values at its bandwidth, for one
-  group of runs or one token. It multiplies whole blocks of queries with all
-  that their slot holds, whatever they see of it.
+  group of runs or one token. It reads all that a slot holds for each block of
+  its queries, and multiplies it with the whole block, whatever they see of it.
   """
   from steppo_jax.sampler import cache_attention
 
@@ -265,7 +265,8 @@ def kernel_ms(setting: Setting, mesh: Any, chip: roofline.Chip) -> float:
   block = cache_attention.SINGLE_QUERIES if tokens == 1 else tokens
   pairs = rows * max(block, tokens) * seen(setting) * model.num_layers
   flops = 4 * pairs * model.num_heads * model.head_dim
-  read = rows * seen(setting) * roofline.kv_bytes(model)
+  blocks = -(-tokens // cache_attention.QUERIES)
+  read = rows * blocks * seen(setting) * roofline.kv_bytes(model)
   devices = setting.tensor / chip.devices
   least = max(flops / chip.flops, read / chip.bandwidth) / devices
   return 1e3 * least

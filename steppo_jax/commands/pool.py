@@ -22,7 +22,6 @@ examples:
   python -m steppo_jax pool served.sqlite export --consume --jsonl day1.jsonl
 """
 # Nobody else takes what an export has leased; see `_consume`.
-_FOREVER_S = 10 * 365 * 24 * 3600.0
 
 
 def register(add: Callable[..., argparse.ArgumentParser]) -> None:
@@ -190,17 +189,22 @@ def _consume(pool, args) -> None:
   """Exports the groups that have ended, and takes them out of the pool.
 
   They are leased to the file, by its name, before it is written, and consumed
-  when it is on the disk. After a kill in between the same command gets the same
-  groups, and no other one does.
+  when it is on the disk. After a kill in between the same command goes on with
+  these groups, and an export to another file gets none of them.
   """
+  from steppo_jax.rollout import pool as pool_lib
   from steppo_jax.rollout import pool_entries
 
   _check_consume(pool, args)
   path = pathlib.Path(args.jsonl).absolute()
   owner = f"export {path}"
   if path.exists() and owner not in pool.owners():
+    # A kill may have come before this.
+    pool.forget(owner)
     raise ValueError(f"--jsonl={args.jsonl} exists: choose another file")
-  found = pool.lease(owner, _FOREVER_S, groups=1 << 30, channel=args.channel)
+  found = pool.lease(
+    owner, pool_lib.FOREVER_S, groups=1 << 30, channel=args.channel
+  )
   if not found:
     terminal.say("no group has ended: nothing to export")
     return

@@ -154,7 +154,7 @@ def _serve_policy(args) -> None:
   with contextlib.ExitStack() as stack:
     stack.enter_context(contextlib.closing(listening))
     recorded = args.pool and pool.Pool(
-      args.pool, **({} if capacity is None else {"capacity": capacity})
+      args.pool, capacity=capacity or pool.CAPACITY
     )
     policy, weights = _policy(args, scheduler.Scheduler, stack)
     # A script that starts the service waits for this line.

@@ -24,6 +24,8 @@ from steppo_jax.rollout.options import AgentConfig
 SECRET = "STEPPO_API_KEY"
 # Bytes of a line of output that are read, and of errors that are told.
 _LONGEST_LINE, _TOLD = 1 << 20, 2000
+# Seconds for its input to come to an end when an agent has ended.
+_WRITE_S = 1.0
 # Bytes of a variable, with its name and an end, that Linux hands to a program.
 _LONGEST_VARIABLE = 1 << 17
 
@@ -85,7 +87,9 @@ class Agents:
         _kill(process)
 
       clock = threading.Timer(self._config.seconds, end)
-      writer = threading.Thread(target=_write, args=(process, text))
+      writer = threading.Thread(
+        target=_write, args=(process, text), daemon=True
+      )
       clock.start()
       writer.start()
       try:
@@ -97,7 +101,8 @@ class Agents:
         clock.cancel()
         # What it has started may outlive it.
         _kill(process)
-        writer.join()
+        # A program that it has started may hold its input, and read nothing.
+        writer.join(_WRITE_S)
         process.stdout.close()
         with self._lock:
           self._running.discard(process)
@@ -165,13 +170,13 @@ def _write(process, text) -> None:
 
 def _read(process, on_line) -> str | None:
   """Reads the output; returns what is wrong with it."""
-  rest = False
+  goes_on = False
   while line := process.stdout.readline(_LONGEST_LINE):
-    begins, rest = not rest, not line.endswith(b"\n")
+    begins, goes_on = not goes_on, not line.endswith(b"\n")
     if not (begins and line.lstrip().startswith(b"{")):
       continue
     try:
-      if rest and len(line) == _LONGEST_LINE:
+      if goes_on and len(line) == _LONGEST_LINE:
         raise ValueError(f"a line of more than {_LONGEST_LINE} bytes")
       found = _object(line)
       if found is not None:

@@ -57,13 +57,13 @@ class Calls:
     self._pending[future] = index, uid
 
   def finished(
-    self, *, wait: bool, news: futures.Future | None
+    self, *, wait: bool, news: futures.Future
   ) -> list[tuple[int, object]]:
     """Results that are there, in the order of the calls.
 
     Args:
       wait: Whether to wait for the first if there is none.
-      news: Ends the waiting too, where it is given.
+      news: Ends the waiting, too.
     """
     if wait:
       what = lambda: f"episodes {waits.named(self._under_way())}"
@@ -71,7 +71,7 @@ class Calls:
         self._waiting(),
         waits.on(waits.ROLLOUTS, waits.ENVIRONMENTS, what),
       ):
-        either = [*self._pending, *([] if news is None else [news])]
+        either = [*self._pending, news]
         futures.wait(either, return_when=futures.FIRST_COMPLETED)
     ready = [future for future in self._pending if future.done()]
     return [(self._pending.pop(future)[0], future.result()) for future in ready]

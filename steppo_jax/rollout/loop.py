@@ -191,6 +191,8 @@ class _Rollout:
       with calls_lib.Calls(self._config.env_threads, self._waiting) as calls:
         while True:
           self._begin(feed, calls)
+          if feed.change_waits() and not under_way:
+            feed.change()
           if not live:
             if feed.ended():
               return
@@ -209,8 +211,6 @@ class _Rollout:
               requests.append(self._request(found))
             elif again := self._end(index, found):
               self._again.appendleft((index, again))
-          if feed.change_waits() and not under_way:
-            feed.change()
           if not feed.change_waits():
             engine.submit(requests)
             under_way += len(requests)

@@ -35,6 +35,8 @@ STATES = State.__args__
 CHANNELS = Channel.__args__
 # Nothing more happens to an episode in one of these.
 _ENDED = ("consumed", "failed")
+# Most episodes of a pool by default; seconds of a lease that does not end.
+CAPACITY, FOREVER_S = 4096, 10 * 365 * 24 * 3600.0
 
 Full, Lost = pool_file.Full, pool_file.Lost
 
@@ -71,7 +73,7 @@ class Pool:
     self,
     path: str | os.PathLike,
     *,
-    capacity: int = 4096,
+    capacity: int = CAPACITY,
     attempts: int = 3,
     clock: Callable[[], float] = time.time,
   ):

@@ -434,5 +434,6 @@ def called(
     tools=[tool.function.model_dump(exclude_none=True) for tool in tools],
   )  # fmt: skip
   # What is nested deeper than a client may send back is no call, either.
-  none = [c for c in found if c.name is None or schema.is_deep(c.arguments)]
-  return [] if none else found
+  if any(c.name is None or schema.is_deep(c.arguments) for c in found):
+    return []
+  return found

@@ -304,7 +304,7 @@ def begin(
 def lost() -> answers.Fault:
   """What is told of a session that is no more."""
   return answers.Fault(
-    410, "the session is not under way here: it has ended, or was lost, as "
-    "when the gateway was started anew, and its task given to another",
-    "session_lost",
+    410, "the session is not under way here: it has ended, or its gateway was "
+    "started anew and its task given to another. A request_id begins one "
+    "session of a pool", "session_lost",
   )  # fmt: skip

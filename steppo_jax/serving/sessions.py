@@ -9,6 +9,7 @@ a reward credits all calls before it.
 import asyncio
 import contextlib
 import dataclasses
+import itertools
 import json
 import secrets
 import time
@@ -53,7 +54,8 @@ class Sessions:
     # Of those that do not last, a gateway that is started anew opens none.
     self.keys = session_keys.Keys(pool.file.path if lasting else None)
     self._clock = clock
-    self._owner = f"gateway-{secrets.token_hex(8)}"
+    self._name = f"gateway-{secrets.token_hex(8)}"
+    self._begun = itertools.count()
     self._live: dict[str, Session] = {}
     self._finished: dict[str, Session] = {}
     self._making = asyncio.Lock()
@@ -82,14 +84,16 @@ class Sessions:
           429, f"{len(self._live)} sessions are under way already",
           "rate_limit_exceeded",
         )  # fmt: skip
+      # The pool tells attempts at one episode apart by it.
+      owner = f"{self._name}-{next(self._begun)}"
       ticket = await _in_thread(
-        session_lib.begin, self.pool, form, self._owner,
+        session_lib.begin, self.pool, form, owner,
         _LEASES * self.limits.idle_s, before and before.uid,
       )  # fmt: skip
       if ticket is None:
         none = answers.Fault(503, "no task waits to be done", "no_task")
         raise none if before is None else session_lib.lost()
-      session = self.take(ticket, self._owner)
+      session = self.take(ticket, owner)
       session.labels |= form.labels
       session.notes = form.notes
       return session

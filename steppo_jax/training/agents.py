@@ -16,7 +16,9 @@ import math
 import os
 import pathlib
 import re
+import signal
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
 from typing import Any
@@ -43,7 +45,12 @@ from steppo_jax.training import gated as gated_lib
 _log = logging.getLogger(__name__)
 _LOOK_S = 0.05
 # Nobody else takes what this run has leased.
-_FOREVER_S = 10 * 365 * 24 * 3600.0
+# How an agent ends that was told to stop, and the seconds that its run may take
+# to be told so, too.
+_STOPPED = tuple(
+  f"AgentKilled: by signal {n:d}" for n in (signal.SIGTERM, signal.SIGINT)
+)
+_STOP_S = 5.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +110,7 @@ class AgentPlayers:
     self.hosts, self.waiting = hosts, waiting
     self.prompt = AgentPrompt(tokenizer)
     _check(config, tokenizer, hosts)
-    self._agents, self._is_broken_off = None, False
+    self._agents, self._broken_off = None, threading.Event()
     if config.rollout.source == "agents":
       self._agents = agents_lib.Agents(config.agents)
     self._config: options.AgentConfig = config.agents
@@ -153,6 +160,7 @@ class AgentPlayers:
 
   def close(self) -> None:
     """Ends agents and gateway."""
+    self._broken_off.set()
     self._closing.close()
 
   def play(
@@ -189,7 +197,7 @@ class AgentPlayers:
           del left[name]
     owner = f"{prefix}update-{version}"
     found = self._pool.lease(
-      owner, _FOREVER_S, groups=len(groups), channel=channel,
+      owner, pool_lib.FOREVER_S, groups=len(groups), channel=channel,
       names=list(groups),
     )  # fmt: skip
     if not trains and found:
@@ -254,7 +262,7 @@ class AgentPlayers:
     """
     names = list(pool_episodes.by_group(episodes, ""))
     self._pool.lease(
-      f"update-{update}", _FOREVER_S, groups=len(names), names=names
+      f"update-{update}", pool_lib.FOREVER_S, groups=len(names), names=names
     )
     return pool_episodes.judged(self._pool, done)
 
@@ -282,7 +290,7 @@ class AgentPlayers:
           future.result()
       except BaseException:
         # Whoever is killed now has not failed: it plays again next time.
-        self._is_broken_off = True
+        self._broken_off.set()
         threads.shutdown(wait=False, cancel_futures=True)
         self._agents.close()
         raise
@@ -332,7 +340,10 @@ class AgentPlayers:
       fault = self._agents.run(
         variables, task, lambda line: self._written(session, line)
       )
-    if session.finished is None and not self._is_broken_off:
+    if fault is not None and fault.startswith(_STOPPED):
+      # Whoever stops a job may tell all of its processes.
+      self._broken_off.wait(_STOP_S)
+    if session.finished is None and not self._broken_off.is_set():
       try:
         self._finish(session, _end(fault, session.cut is not None))
       except answers.Fault as error:

@@ -182,6 +182,28 @@ def test_an_export_that_was_killed_is_gone_on_with_and_no_other(
   assert "out.jsonl exists: choose another file" in " ".join(said.split())
 
 
+def test_an_export_that_was_killed_at_its_end_leaves_no_records(
+  run, tmp_path, capsys
+):
+  served, file = tmp_path / "served.sqlite", tmp_path / "out.jsonl"
+  (run / run_folder.POOL_NAME).rename(served)
+  export = ["export", "--consume", "--jsonl", str(file)]
+  killed = subprocess.run(
+    [sys.executable, "-m", "steppo_jax", "pool", str(served), *export],
+    env=os.environ | {kill_points.VARIABLE: "pool: consumed=1"}, check=False,
+  )  # fmt: skip
+  assert killed.returncode == -signal.SIGKILL
+  whole = file.read_text()
+  assert len(whole.splitlines()) == 2
+  held = lambda pool: pool_entries.trajectories(pool, ["e0-0", "e1-0"])
+  with pool_lib.Pool(served) as pool:
+    assert len(held(pool)) == 2
+  told(capsys, served, *export, status=2)
+  assert file.read_text() == whole
+  with pool_lib.Pool(served) as pool:
+    assert held(pool) == []
+
+
 @pytest.mark.parametrize(
   ("argv", "message"),
   [

@@ -199,11 +199,8 @@ class Stopped(Exception):
   """What a signal raises."""
 
 
-def stopped_by_a_signal(made, players):
-  """In the thread that plays, as a run in turns is stopped."""
-
-  def stop(*_):
-    raise Stopped
+def _stopped(players, stop):
+  """Two episodes are played, of which one has ended when a signal comes."""
 
   def soon():
     until(lambda: list(states(players).values()) == ["finished", "running"])
@@ -217,6 +214,29 @@ def stopped_by_a_signal(made, players):
         players.play(agents_ahead.episodes(0)[:2])
   finally:
     signal.signal(signal.SIGUSR1, before)
+
+
+def stopped_by_a_signal(made, players):
+  """In the thread that plays, as a run in turns is stopped."""
+
+  def stop(*_):
+    raise Stopped
+
+  _stopped(players, stop)
+
+
+def closed_while_it_plays(made, players):
+  """As where rollouts do not end in time."""
+
+  def play():
+    with pytest.raises(RuntimeError, match=r"gateway|closed database"):
+      players.play(agents_ahead.episodes(0)[:2])
+
+  with futures.ThreadPoolExecutor(1) as threads:
+    playing = threads.submit(play)
+    until(lambda: list(states(players).values()) == ["finished", "running"])
+    players.close()
+    playing.result(60)
 
 
 def closed_by_the_learner(made, players):
@@ -235,7 +255,25 @@ def closed_by_the_learner(made, players):
     learner.result(60)
 
 
-@pytest.mark.parametrize("stop", [stopped_by_a_signal, closed_by_the_learner])
+def stopped_with_its_agents(made, players):
+  """As by whoever tells all processes of a job to stop."""
+
+  def stop(*_):
+    for agent in list(players._agents._running):
+      agent.terminate()
+    time.sleep(0.3)
+    raise Stopped
+
+  _stopped(players, stop)
+
+
+STOPS = (
+  stopped_by_a_signal, stopped_with_its_agents, closed_by_the_learner,
+  closed_while_it_plays,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("stop", STOPS)
 def test_what_agents_play_while_a_run_is_stopped_is_played_again(
   tmp_path, stop
 ):
