@@ -190,9 +190,11 @@ class _Rollout:
     try:
       with calls_lib.Calls(self._config.env_threads, self._waiting) as calls:
         while True:
-          self._begin(feed, calls)
+          # Before episodes are asked for: none may begin until newer weights
+          # come, and those must not be taken in between.
           if feed.change_waits() and not under_way:
             feed.change()
+          self._begin(feed, calls)
           if not live:
             if feed.ended():
               return

@@ -110,6 +110,7 @@ class Ahead(episodes_lib.Rollouts):
     self._failed: BaseException | None = None
     self._closed = False
     self._news: futures.Future = futures.Future()
+    self._refused = False  # By the last answer of `take`.
     self._version, self._next = 0, 0
     self._waiting: tuple[Any, int, float] | None = None
     self._queue: collections.deque[loop.Episode] = collections.deque()
@@ -259,10 +260,13 @@ class Ahead(episodes_lib.Rollouts):
       self._check_open()
       while not self._queue:
         if self.ended() or self._next - self._bound > self._version:
-          self._news = futures.Future()
+          if self._waiting is None:
+            self._news = futures.Future()
+          self._refused = True
           return None
         self._begin(self._next)
         self._next += 1
+      self._refused = False
       episode = self._queue.popleft()
       self._of[episode.uid].begun += 1
       return episode
@@ -288,9 +292,12 @@ class Ahead(episodes_lib.Rollouts):
   def news(self) -> futures.Future:
     """Done once weights wait, or have come since `take` gave no episode."""
     with self._changed:
-      # Of weights that the engine has: whoever has no room does not ask `take`.
       if self._news.done() and self._waiting is None and not self._closed:
-        self._news = futures.Future()
+        # The engine has the weights already. Whoever got no episode asks once
+        # more, and rests if there is no room for one.
+        if not self._refused:
+          self._news = futures.Future()
+        self._refused = False
       return self._news
 
   def _check_open(self) -> None:

@@ -286,6 +286,34 @@ def test_what_is_answered_after_the_close_ends_no_episode(tmp_path):
     assert not journal.read(path).trajectories
 
 
+def test_no_news_is_lost_between_two_questions(tmp_path):
+  """Weights that come once `take` gave nothing, wherever the thread is then."""
+  made, _, _ = ahead_runs.make(tmp_path, 8, staleness=1)
+  take = lambda: len(list(iter(made.take, None)))
+  made.set_policy(0, 0)
+  made._thread = threading.Thread()  # Here is where it plays.
+  assert take() == 8
+  assert not made.news().done()
+  made.set_policy(1, 1)
+  assert made.news().done()
+  # Taken before anybody has heard of them.
+  made.change()
+  assert made.news().done()
+  assert take() == 4
+  assert not made.news().done()
+  # They come between an episode and none.
+  made.take()
+  made.set_policy(2, 2)
+  assert take() == 4
+  assert made.news().done()
+  made.change()
+  assert made.news().done()
+  # Whoever has no room for an episode does not ask again, and rests.
+  assert not made.news().done()
+  for batch in made._batches.values():
+    batch.journal.close()
+
+
 def test_full_slots_rest_until_something_happens(tmp_path, monkeypatch):
   """Weights that came while all play are taken once, and no loop spins."""
   go, asked = threading.Event(), []
