@@ -4,7 +4,7 @@
 
 StepPO on household games (experiments/household_steppo.py), with
 `rollout.staleness` of 0 (in turns), 1 and 2. The runs of a seed follow each
-other, alone on the machine; `--seeds` (3) and `--updates` (32) say how many.
+other, alone on the machine; `--seeds` (3) and `--updates` (40) say how many.
 `--slow` takes the environment of benchmarks/staleness.py whose steps sleep.
 
 Each bound is compared with 0 twice, over the seeds:
@@ -16,8 +16,8 @@ Each bound is compared with 0 twice, over the seeds:
                  compiled. These episodes were played by policies up to the
                  bound older.
 
-The learning rate is constant once it has risen: a run that is slower is not
-held back by a schedule that counts updates.
+The learning rate falls by the number of updates, so that a run that is slower
+has fallen less at equal time.
 
 Intervals are percentile bootstraps over the seeds, too narrow with three of
 them. The last line is one JSON object. `--quick` takes one seed, four small
@@ -59,9 +59,7 @@ def options(folder, bound, seed, *, updates, slow, quick):
       max_steps=4 if quick else made.rollout.max_steps,
       env_threads=made.sampler.num_slots if slow else 0,
     ),
-    learner=dataclasses.replace(
-      made.learner, warmup_steps=20, final_learning_rate=1.0
-    ),
+    learner=dataclasses.replace(made.learner, warmup_steps=20),
     evaluation=dataclasses.replace(
       made.evaluation, every=10**6, episodes=8 if quick else 500
     ),
@@ -142,7 +140,7 @@ def main():
   parser.add_argument("--slow", action="store_true", help="steps that sleep")
   parser.add_argument("--bounds", type=int, nargs="+", default=[0, 1, 2])
   parser.add_argument("--seeds", type=int, default=3)
-  parser.add_argument("--updates", type=int, default=32)
+  parser.add_argument("--updates", type=int, default=40)
   args = parser.parse_args()
   if args.quick:
     args.bounds, args.seeds, args.updates = [0, 1], 1, 4
