@@ -263,7 +263,7 @@ def kernel_ms(setting: Setting, mesh: Any, chip: roofline.Chip) -> float:
     return 0.0
   model, (rows, tokens) = model_of(setting), _group(setting, mesh)
   block = cache_attention.SINGLE_QUERIES if tokens == 1 else tokens
-  pairs = rows * max(block, tokens) * seen(setting) * model.num_layers
+  pairs = rows * block * seen(setting) * model.num_layers
   flops = 4 * pairs * model.num_heads * model.head_dim
   blocks = -(-tokens // cache_attention.QUERIES)
   read = rows * blocks * seen(setting) * roofline.kv_bytes(model)

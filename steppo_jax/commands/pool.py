@@ -21,7 +21,6 @@ examples:
   python -m steppo_jax pool runs/my_run export --tfds data/agents
   python -m steppo_jax pool served.sqlite export --consume --jsonl day1.jsonl
 """
-# Nobody else takes what an export has leased; see `_consume`.
 
 
 def register(add: Callable[..., argparse.ArgumentParser]) -> None:

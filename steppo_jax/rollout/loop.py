@@ -190,8 +190,7 @@ class _Rollout:
     try:
       with calls_lib.Calls(self._config.env_threads, self._waiting) as calls:
         while True:
-          # Before episodes are asked for: none may begin until newer weights
-          # come, and those must not be taken in between.
+          # Also where all slots are with environments that take their time.
           if feed.change_waits() and not under_way:
             feed.change()
           self._begin(feed, calls)
