@@ -209,6 +209,7 @@ _LATER = (
   (("learner", "remat"), "auto"),
   (("rollout", "staleness"), 0),
   (("rollout", "max_seconds"), None),
+  (("rollout", "max_invalid"), None),
   (("mesh", "rollout_devices"), 0),
   (("rollout", "stall_seconds"), 60.0),
   (("sampler", "keep_cache_across_versions"), False),

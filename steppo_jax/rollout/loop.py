@@ -353,6 +353,15 @@ def _is_late(state: _Live, config: RolloutConfig) -> bool:
   return most is not None and time.monotonic() - state.began > most
 
 
+def _is_lost(state: _Live, invalid: bool, config: RolloutConfig) -> bool:
+  """Whether this refusal is one too many in a row."""
+  most = config.max_invalid
+  if most is None or not invalid:
+    return False
+  before = state.steps[-(most - 1) :] if most > 1 else []
+  return len(before) == most - 1 and all(s.metadata["invalid"] for s in before)
+
+
 def _advance(
   state: _Live, response: types.Response, prompt, config: RolloutConfig
 ) -> _Ended | _Live:
@@ -373,7 +382,11 @@ def _advance(
   out_of_steps = len(state.steps) + 1 >= config.max_steps
   late = _is_late(state, config)
   cut = out.truncated or full or out_of_steps or late
-  truncated = not out.terminated and cut
+  invalid = bool(out.info.get("invalid", False) or refused)
+  terminated = out.terminated or (
+    not out.truncated and _is_lost(state, invalid, config)
+  )
+  truncated = not terminated and cut
   state.steps.append(
     types.Step(
       prompt_ids=state.prompt_ids,
@@ -385,12 +398,12 @@ def _advance(
       step_index=len(state.steps),
       group_uid=episode.task.uid,
       policy_version=response.policy_version,
-      terminated=out.terminated,
+      terminated=terminated,
       truncated=truncated,
       stop_reason=response.stop_reason,
       anchor_obs=state.anchor,
       metadata={
-        "invalid": bool(out.info.get("invalid", False) or refused),
+        "invalid": invalid,
         **({"late": True} if late and truncated else {}),
       },
       reasoning_mask=thoughts,
@@ -398,7 +411,7 @@ def _advance(
   )
   state.prompt_ids = next_ids
   state.anchor = out.info.get("anchor", "")
-  if not (out.terminated or truncated):
+  if not (terminated or truncated):
     return state
   return _Ended(
     types.Trajectory(
@@ -406,7 +419,7 @@ def _advance(
       episode.task,
       tuple(state.steps),
       # The critic reads what fits of the prompt that would have come next.
-      None if out.terminated else next_ids[: config.max_tokens],
+      None if terminated else next_ids[: config.max_tokens],
       bool(out.info.get("won", False)),
       scores=scores,
     )

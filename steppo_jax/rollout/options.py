@@ -23,6 +23,11 @@ class RolloutConfig:
       Which steps there are depends on the clock: such a run does not repeat
       another to the bit, but trains on what its journal holds as any does. A
       step that never ends is ended by `env.limits` alone.
+    max_invalid: Refused commands or calls in a row after which an episode is
+      lost, in training and evaluation: it terminates, and nothing is worth
+      less. A policy that repeats what was refused then takes the time of a few
+      steps and not of `max_steps`. There is no penalty beside that of a
+      refusal. None for no limit.
     max_live: Most episodes under way at once; None for as many as the sampler
       has slots.
     retries: Times that an episode whose environment failed is played again
@@ -51,6 +56,7 @@ class RolloutConfig:
   temperature: float = 1.0
   env_threads: int = 0
   max_seconds: float | None = None
+  max_invalid: int | None = None
   max_live: int | None = None
   retries: int = 0
   staleness: int = 0
@@ -59,8 +65,10 @@ class RolloutConfig:
   engine: Literal["internal", "http"] = "internal"
 
   def __post_init__(self):
-    if self.max_live is not None and self.max_live < 1:
-      raise ValueError(f"rollout.max_live={self.max_live} must be at least 1")
+    for name in ("max_live", "max_invalid"):
+      value = getattr(self, name)
+      if value is not None and value < 1:
+        raise ValueError(f"rollout.{name}={value} must be at least 1")
     for name in ("max_seconds", "stall_seconds"):
       value = getattr(self, name)
       if value is not None and not value > 0:
@@ -69,6 +77,11 @@ class RolloutConfig:
       raise ValueError(f"rollout.retries={self.retries} must be at least 0")
     if self.staleness < 0:
       raise ValueError(f"rollout.staleness={self.staleness} must be at least 0")
+    if self.max_invalid is not None and self.source != "env":
+      raise ValueError(
+        "rollout.max_invalid counts what environments refuse; agents end their "
+        f"episodes themselves (rollout.source={self.source})"
+      )
 
 
 @dataclasses.dataclass(frozen=True)

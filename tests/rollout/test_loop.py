@@ -110,6 +110,41 @@ def test_the_limit_of_time_truncates_after_the_answer_under_way():
     dataclasses.replace(LIMITS, max_seconds=0)
 
 
+def test_so_many_refusals_in_a_row_lose_an_episode():
+  config = dataclasses.replace(LIMITS, max_invalid=2, max_steps=6)
+  commands = ["open sky", "look", "open sky", "open sky", "look", "look"]
+  answer = lambda uid, turn: commands[turn]
+  (lost,), _ = run(answer, worlds.episodes(1), config=config)
+  invalid = [s.metadata["invalid"] for s in lost.steps]
+  assert invalid == [True, False, True, True]
+  last = lost.steps[-1]
+  assert (last.terminated, last.truncated) == (True, False)
+  assert lost.final_prompt_ids is None
+  assert not lost.success
+  # The refusal that ends it costs what every refusal costs.
+  assert last.reward == lost.steps[0].reward
+  for most, length in ((1, 1), (3, 6), (None, 6)):
+    limits = dataclasses.replace(config, max_invalid=most)
+    (played,), _ = run(answer, worlds.episodes(1), config=limits)
+    assert len(played.steps) == length
+    assert played.steps[-1].terminated == (most == 1)
+
+
+@pytest.mark.parametrize(
+  ("given", "message"),
+  [
+    ({"max_invalid": 0}, r"rollout\.max_invalid=0 must be at least 1"),
+    (
+      {"max_invalid": 3, "source": "agents"},
+      r"agents end their episodes themselves \(rollout\.source=agents\)",
+    ),
+  ],
+)
+def test_a_limit_of_refusals_that_cannot_be_is_refused(given, message):
+  with pytest.raises(ValueError, match=message):
+    dataclasses.replace(LIMITS, **given)
+
+
 def test_prompts_extend_each_other_token_by_token():
   done, _ = run(lambda uid, turn: "inventory", worlds.episodes(3))
   for trajectory in done:
