@@ -90,10 +90,8 @@ class UpdateSpec(NamedTuple):
     kernel = attend.resolve(self.config.attention)
     block = self.config.attention_block
     if self.differentiable:
-      kernel, block = (
-        "xla",
-        max(block, attend.unrolled(rows.tokens.shape[1])),
-      )
+      # One block: a second derivative of several takes long to compile.
+      kernel, block = "xla", rows.tokens.shape[1]
     return attend.over_rows(
       rows.subtree_end,
       rows.positions,
@@ -142,7 +140,11 @@ class UpdateSpec(NamedTuple):
       jax.default_backend() == "cpu"
       and (alone or "fsdp" not in self.mesh.shape)
     ):
-      return functools.partial(logprobs.next_token_logprobs, most=self.most)
+      return functools.partial(
+        logprobs.next_token_logprobs,
+        most=self.most,
+        skip=not self.differentiable,
+      )
     split = None
     if not alone:
       split = vocabulary_split(self.mesh, tokens, vocabulary)
@@ -174,6 +176,7 @@ class UpdateSpec(NamedTuple):
       temperature=self.temperature,
       softcap=self.model.softcap,
       most=self.most,
+      skip=not self.differentiable,
     )
     return logp, energy
 

@@ -18,6 +18,7 @@ def next_token_logprobs(
   temperature: chex.Numeric,
   softcap: float | None,
   most: chex.Array | None = None,
+  skip: bool = True,
 ) -> tuple[chex.Array, chex.Array]:
   """Log-probability of each token given its parent, and the entropy there.
 
@@ -39,6 +40,8 @@ def next_token_logprobs(
       none.
     most: Wanted tokens that no row has more of, a scalar that is not mapped
       over by vmap; None where it is not known.
+    skip: False projects empty chunks too, without a branch. A second derivative
+      of branches takes long to compile.
 
   Returns:
     log p(token) [B, T] and the entropy in nats of the distribution it was
@@ -49,8 +52,9 @@ def next_token_logprobs(
   """
   read = lambda logits, y: _logp_and_entropy(logits, y, temperature)
   return _read_logits(
-    hidden, embedding, tokens, parent, wanted, read, 2, chunk, softcap, most
-  )
+    hidden, embedding, tokens, parent, wanted, read, 2, chunk, softcap, most,
+    skip,
+  )  # fmt: skip
 
 
 def next_token_logprobs_and_energies(
@@ -64,6 +68,7 @@ def next_token_logprobs_and_energies(
   temperature: chex.Numeric,
   softcap: float | None,
   most: chex.Array | None = None,
+  skip: bool = True,
 ) -> tuple[chex.Array, chex.Array, chex.Array]:
   """`next_token_logprobs`, and the energy of the logits, in one pass.
 
@@ -81,6 +86,7 @@ def next_token_logprobs_and_energies(
     temperature: See there.
     softcap: See there.
     most: See there.
+    skip: See there.
 
   Returns:
     log p(token), entropy and energy, [B, T] each, at least float32 and 0 where
@@ -92,8 +98,9 @@ def next_token_logprobs_and_energies(
     return *_logp_and_entropy(logits, y, temperature), energy
 
   return _read_logits(
-    hidden, embedding, tokens, parent, wanted, read, 3, chunk, softcap, most
-  )
+    hidden, embedding, tokens, parent, wanted, read, 3, chunk, softcap, most,
+    skip,
+  )  # fmt: skip
 
 
 def _logp_and_entropy(logits, y, temperature):
@@ -104,8 +111,9 @@ def _logp_and_entropy(logits, y, temperature):
 
 
 def _read_logits(
-  hidden, embedding, tokens, parent, wanted, read, count, chunk, softcap, most
-):
+  hidden, embedding, tokens, parent, wanted, read, count, chunk, softcap, most,
+  skip,
+):  # fmt: skip
   """What `read` makes of the logits and ids of a chunk: `count` arrays."""
   chex.assert_rank([hidden, embedding], [3, 2])
   chex.assert_equal_shape([tokens, parent, wanted, hidden[..., 0]])
@@ -145,6 +153,8 @@ def _read_logits(
   @jax.checkpoint
   def body(args):
     first, *args = args
+    if not skip:
+      return project(*args)
     if most is None:
       return where_any(*args)
     return jax.lax.cond(first < most, where_any, nothing, *args)

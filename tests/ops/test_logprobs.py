@@ -32,16 +32,17 @@ def slow(hidden):
   return logp, entropy
 
 
-def fast(hidden, wanted=WANTED, *, chunk):
+def fast(hidden, wanted=WANTED, *, chunk, skip=True):
   return logprobs.next_token_logprobs(
     hidden, TABLE, TOKENS, PARENT, wanted, chunk=chunk, temperature=1.0,
-    softcap=None,
+    softcap=None, skip=skip,
   )  # fmt: skip
 
 
+@pytest.mark.parametrize("skip", [True, False])
 @pytest.mark.parametrize("chunk", [1, 6, 12, 1000])
-def test_a_slow_loop_agrees_for_every_chunk(chunk):
-  found = jax.jit(functools.partial(fast, chunk=chunk))(HIDDEN)
+def test_a_slow_loop_agrees_for_every_chunk(chunk, skip):
+  found = jax.jit(functools.partial(fast, chunk=chunk, skip=skip))(HIDDEN)
   for x, y in zip(found, slow(HIDDEN), strict=True):
     np.testing.assert_allclose(x, y, atol=1e-5)
 
