@@ -267,8 +267,11 @@ def _shared(
     state, found = update_lib.update(spec, state, reference, batch, teacher)
     return mesh_lib.constrain(mesh, state), found
 
-  explaining = jax.jit(functools.partial(explain.explain, spec))
-  return spec, jax.jit(update, donate_argnums=0), explaining, traced
+  compiled = functools.partial(
+    jax.jit, compiler_options=mesh_lib.compiler_options(mesh)
+  )
+  explaining = compiled(functools.partial(explain.explain, spec))
+  return spec, compiled(update, donate_argnums=0), explaining, traced
 
 
 class Learner:

@@ -8,22 +8,28 @@ A matrix W [L, in, out] at ".../kernel" gets neighbours "lora_a" [L, in, r],
 Whether a policy is trained whole or through adapters is so a property of its
 parameters: learner, sampler and checkpoints take either.
 
+The product is that of x with one matrix, W + s A B, which the sampler gets too
+(`product`, `merge`): a path of its own through A and B would write and read
+every output of a layer once more.
+
 Source: Hu et al. 2021, arXiv:2106.09685, section 4.1.
 """
 
 import fnmatch
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 
 from steppo_jax import trees
 from steppo_jax.models.options import LoraConfig
 
 _TRAINED = ("lora_a", "lora_b")
-_ADDED = (*_TRAINED, "lora_scale")
+ADDED = (*_TRAINED, "lora_scale")
 
 
 def _name(path: str) -> str:
@@ -75,7 +81,7 @@ def add(
 def has(params: Any) -> bool:
   """Are there adapters? Any tree will do; those of other models have none."""
   paths = [p for p, _ in jax.tree_util.tree_leaves_with_path(params) if p]
-  return any(getattr(path[-1], "key", None) in _ADDED for path in paths)
+  return any(getattr(path[-1], "key", None) in ADDED for path in paths)
 
 
 def split(params: Any) -> tuple[Any, dict[str, Any]]:
@@ -99,7 +105,7 @@ def off(params: Mapping[str, Any]) -> dict[str, Any]:
   """The tree without its adapters: the policy that they started from."""
   flat = trees.flatten(params)
   return trees.unflatten(
-    {k: v for k, v in flat.items() if _name(k) not in _ADDED}
+    {k: v for k, v in flat.items() if _name(k) not in ADDED}
   )
 
 
@@ -111,8 +117,60 @@ def merge(params: Mapping[str, Any]) -> dict[str, Any]:
     before = path.removesuffix("kernel")
     if path == before or before + "lora_a" not in flat:
       continue
-    a, b, scale = (flat[before + name] for name in _ADDED)
-    product = jnp.einsum("lir,lro,l->lio", a, b, scale)
-    kernel = merged[path]
-    merged[path] = (kernel.astype(product.dtype) + product).astype(kernel.dtype)
+    added = [flat[before + name] for name in ADDED]
+    merged[path] = _matrices(merged[path], *added)
   return trees.unflatten(merged)
+
+
+def _matrices(kernel, a, b, scale):
+  """W + s A B, [L, in, out], of the type of W.
+
+  Added in the type of A, which is trained: float32 or more.
+  """
+  product = jnp.einsum("lir,lro,l->lio", a, b, scale)
+  return (kernel.astype(product.dtype) + product).astype(kernel.dtype)
+
+
+def _matrix(kernel, a, b, scale):
+  """The same of one layer, [in, out].
+
+  As a stack of one: of such products `remat="dots"` keeps none.
+  """
+  return _matrices(*(x[None] for x in (kernel, a, b, scale)))[0]
+
+
+@jax.custom_jvp
+def product(
+  x: chex.Array,
+  kernel: chex.Array,
+  a: chex.Array,
+  b: chex.Array,
+  scale: chex.Array,
+) -> chex.Array:
+  """x (W + s A B) of rows x [M, in]: [M, out], of the type of x.
+
+  The derivatives go through A and B one after the other, so that the gradient
+  of a whole matrix is made for no adapter.
+  """
+  return x @ _matrix(kernel, a, b, scale).astype(x.dtype)
+
+
+@functools.partial(product.defjvp, symbolic_zeros=True)
+def _product_jvp(primals, tangents):
+  x, kernel, a, b, scale = primals
+  whole = _matrix(kernel, a, b, scale).astype(x.dtype)
+  out = x @ whole
+  narrow = lambda y: y.astype(x.dtype)
+  parts = (
+    lambda dx: dx @ whole,
+    lambda dkernel: x @ narrow(dkernel),
+    lambda da: (x @ narrow(da)) @ narrow(scale * b),
+    lambda db: (x @ narrow(scale * a)) @ narrow(db),
+    lambda dscale: (x @ narrow(a)) @ narrow(dscale * b),
+  )
+  found = [
+    part(tangent)
+    for part, tangent in zip(parts, tangents, strict=True)
+    if not isinstance(tangent, SymbolicZero)
+  ]
+  return out, functools.reduce(jnp.add, found)

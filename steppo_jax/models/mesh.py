@@ -146,6 +146,21 @@ def make_model_mesh(
   )
 
 
+def compiler_options(mesh: Mesh) -> dict[str, str] | None:
+  """Options for `jax.jit` of a program whose parameters lie on a mesh.
+
+  Where "fsdp" splits parameters over TPUs, the compiler's default takes a
+  product apart, into one with each device's part of the matrix, to exchange
+  parts meanwhile: it then adds up or puts together the outputs, which takes as
+  long as the product. With matrices gathered whole, which also goes on
+  meanwhile, a layer of Qwen3-0.6B takes two thirds of the time (tpu/README.md).
+  None elsewhere.
+  """
+  if mesh.shape.get("fsdp", 1) == 1 or mesh.devices.flat[0].platform != "tpu":
+    return None
+  return {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
+
+
 # The last two axes of each parameter, by the end of its path: Megatron's
 # columns, then rows, so that a layer sums over "tensor" twice.
 _SPLIT = {

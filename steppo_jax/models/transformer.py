@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from steppo_jax.models import rotary
+from steppo_jax.models import lora, rotary
 from steppo_jax.models.config import ModelConfig
 from steppo_jax.ops import floats
 
@@ -95,19 +95,19 @@ class Linear(nn.Module):
     else:
       shape = (x.shape[-1], self.features)
       kernel = _param(self, "kernel", nn.initializers.lecun_normal(), shape)
-      y = rows @ kernel.astype(x.dtype)
-    if self.has_variable("params", "lora_a"):  # see `lora`
-      a, b, scale = (
-        self.get_variable("params", name).astype(x.dtype)
-        for name in ("lora_a", "lora_b", "lora_scale")
-      )
-      y = y + scale * ((rows @ a) @ b)
+      y = self._product(rows, kernel)
     if self.axis is not None:
       y = jax.lax.psum(y, self.axis)
     if self.bias:
       bias = _param(self, "bias", nn.initializers.zeros, (self.features,))
       y = y + floats.along_last(bias.astype(x.dtype), y)
     return y.reshape(*x.shape[:-1], self.features)
+
+  def _product(self, rows, kernel):
+    if not self.has_variable("params", "lora_a"):
+      return rows @ kernel.astype(rows.dtype)
+    adapter = (self.get_variable("params", name) for name in lora.ADDED)
+    return lora.product(rows, kernel, *adapter)
 
 
 _ACTIVATIONS = {

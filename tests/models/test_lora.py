@@ -2,6 +2,7 @@
 
 import dataclasses
 import fnmatch
+import functools
 import pathlib
 
 import jax
@@ -69,6 +70,54 @@ def test_a_layer_adds_the_scaled_product_of_its_adapter():
 
 
 @pytest.mark.slow
+def by_two_paths(x, kernel, a, b, scale):
+  return x @ kernel + scale * ((x @ a) @ b)
+
+
+def five(kind=jnp.float32):
+  """x [6, 5], W [5, 4], A [5, 2], B [2, 4] and s."""
+  shapes = (6, 5), (5, 4), (5, 2), (2, 4), ()
+  keys = jax.random.split(jax.random.key(0), len(shapes))
+  return [
+    jax.random.normal(key, shape, kind)
+    for key, shape in zip(keys, shapes, strict=True)
+  ]
+
+
+@pytest.mark.parametrize("argument", range(5))
+def test_a_product_has_the_derivatives_of_two_paths(argument):
+  """Forwards, backwards and twice, in each argument alone and in all."""
+  args = five()
+
+  def of(function, x):
+    given = [*args[:argument], x, *args[argument + 1 :]]
+    return jnp.sum(jnp.sin(function(*given)))
+
+  one, two = (
+    functools.partial(of, function) for function in (lora.product, by_two_paths)
+  )
+  close = functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=2e-5)
+  x, along = args[argument], jnp.ones_like(args[argument])
+  close(one(x), two(x))
+  close(jax.grad(one)(x), jax.grad(two)(x))
+  close(*(jax.jvp(f, (x,), (along,))[1] for f in (one, two)))
+  twice = lambda f: jax.grad(lambda x: jnp.sum(jax.grad(f)(x) ** 2))(x)
+  close(twice(one), twice(two))
+  assert jax.grad(one)(x).dtype == x.dtype
+
+
+def test_a_product_is_that_of_the_sampler_to_the_bit():
+  # What a matrix in bfloat16 cannot hold the sampler does not have either.
+  x, kernel, a, b, scale = five()
+  narrow = lambda y: y.astype(jnp.bfloat16)
+  tree = {"kernel": kernel, "lora_a": a, "lora_b": b, "lora_scale": scale}
+  stacked = jax.tree.map(lambda x: x[None], {"layers": {"q": tree}})
+  [merged] = lora.merge(stacked)["layers"]["q"]["kernel"]
+  np.testing.assert_array_equal(
+    lora.product(narrow(x), kernel, a, b, scale), narrow(x) @ narrow(merged)
+  )
+
+
 def test_merged_parameters_compute_the_same():
   policy = with_adapters()
   merged = lora.merge(policy)
