@@ -20,7 +20,8 @@ def init_critic(
 ) -> dict[str, Any]:
   """A critic whose trunk starts at the policy's weights, or is the policy's.
 
-  The heads start at zero, so that the first values are 0 everywhere.
+  The heads start at zero, so that the first values are 0 everywhere. All of it
+  is trained, and so at least float32, whatever the policy's matrices are.
 
   Args:
     policy_params: Decoder parameters; copied, not shared. Adapters are left
@@ -44,7 +45,7 @@ def init_critic(
   trunk = {k: v for k, v in policy_params.items() if k != "unembed"}
   if num_layers is not None:
     trunk["layers"] = jax.tree.map(lambda x: x[:num_layers], trunk["layers"])
-  return {"trunk": trunk, **heads}
+  return {"trunk": jax.tree.map(floats.wide, trunk), **heads}
 
 
 def values(

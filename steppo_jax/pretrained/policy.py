@@ -49,6 +49,7 @@ def load_policy(
   tokenizer: types.Tokenizer,
   base: str | None = None,
   placement: placing.Placement | None = None,
+  dtype: Any = jnp.float32,
 ) -> tuple[transformer.ModelConfig, dict[str, Any]]:
   """Reads a policy and checks that it belongs to the tokenizer.
 
@@ -61,10 +62,11 @@ def load_policy(
     base: The model that the adapters belong to, None for the one they name.
     placement: Where the parameters of a released model are read to; None for
       the first device. Weights that this package wrote come as NumPy arrays.
+    dtype: Of the parameters; None for the type that they are stored in.
 
   Returns:
-    Sizes of the decoder and its parameters in float32, with adapters where the
-    path holds some.
+    Sizes of the decoder and its parameters, with adapters, in float32, where
+    the path holds some.
 
   Raises:
     ValueError: the file is missing, cut short, of another tokenizer, or its
@@ -73,11 +75,11 @@ def load_policy(
   found = sources.find(path, base=base)
   if found.kind == "adapter":
     model, params = load_policy(
-      str(found.base.path), tokenizer, placement=placement
+      str(found.base.path), tokenizer, placement=placement, dtype=dtype
     )
     return model, peft.load(found.path, model, params, placement=placement)
   if found.kind in ("folder", "gguf"):
-    model, params = sources.load(found, dtype=jnp.float32, placement=placement)
+    model, params = sources.load(found, dtype=dtype, placement=placement)
     if tokenizer.num_ids > model.vocab_size:
       raise ValueError(
         f"{path} knows {model.vocab_size} tokens, the tokenizer has "
@@ -85,7 +87,7 @@ def load_policy(
       )
     return dataclasses.replace(model, num_ids=tokenizer.num_ids), params
   path = str(found.path)
-  params, metadata = weights.load_params(path, dtype="float32")
+  params, metadata = weights.load_params(path, dtype=dtype)
   if "model" not in metadata or "tokenizer" not in metadata:
     raise ValueError(
       f"{path} does not name its model and tokenizer: it was not written by "

@@ -13,6 +13,8 @@ import pathlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import jax.numpy as jnp
+
 from steppo_jax import types
 from steppo_jax.datasets import tasks as datasets_tasks
 from steppo_jax.envs import base
@@ -20,7 +22,7 @@ from steppo_jax.envs.workers import pool
 from steppo_jax.models import mesh as mesh_lib
 from steppo_jax.models import options as model_options
 from steppo_jax.models import transformer
-from steppo_jax.pretrained import policy
+from steppo_jax.pretrained import policy, sources
 from steppo_jax.processes import hosts as hosts_lib
 from steppo_jax.prompts import base as prompt_base
 from steppo_jax.prompts import sections
@@ -33,23 +35,36 @@ def load_model(
   config: config_lib.RunConfig,
   tokenizer: types.Tokenizer,
   placement: Any = None,
+  *,
+  trained: bool = False,
 ) -> tuple[transformer.ModelConfig, dict[str, Any]]:
   """The starting policy of a run, computed as the run's options say.
+
+  What is not trained stays in the type that it is stored in if everything is
+  computed in bfloat16: each product takes its matrix in that type anyway, so
+  that the numbers are the same and take half of the memory.
 
   Args:
     config: The run's options.
     tokenizer: That of the weights.
     placement: See `pretrained.policy.load_policy`.
+    trained: Whether a run trains the parameters themselves, unless the weights
+      are adapters.
 
   Returns:
-    Sizes of the decoder and its parameters in float32.
+    Sizes of the decoder and its parameters, in float32 where they are trained.
 
   Raises:
     ValueError: see `pretrained.policy.load_policy`.
   """
+  if trained:
+    found = sources.find(config.weights, base=config.base)
+    trained = found.kind != "adapter"
+  stored = config.compute == "bfloat16" and not trained
   model, params = policy.load_policy(
-    config.weights, tokenizer, config.base, placement
-  )
+    config.weights, tokenizer, config.base, placement,
+    dtype=None if stored else jnp.float32,
+  )  # fmt: skip
   options = {"compute": config.compute, "remat": config.remat}
   given = {name: v for name, v in options.items() if v is not None}
   return dataclasses.replace(model, **given), params

@@ -62,8 +62,9 @@ class Learning:
     learner_lib.check_rows(config.learner, self.mesh)  # Before a model is read.
     split = "fsdp" in self.mesh.shape
     self.model, self.policy = players_lib.load_model(
-      config, self.tokenizer, mesh_lib.by_path(self.mesh) if split else None
-    )
+      config, self.tokenizer, mesh_lib.by_path(self.mesh) if split else None,
+      trained=not config.learner.lora.rank,
+    )  # fmt: skip
     row = config.algorithm.row()
     algorithms_table.check_needs(row, _provided(config))
     _check_adapters(config, self.policy)

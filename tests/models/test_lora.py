@@ -164,7 +164,7 @@ def test_adapters_that_cannot_be_are_refused(make, message):
     make()
 
 
-def updated(policy, reference, *, kl_coef=0.5, config=CONFIG):
+def updated(policy, reference, *, kl_coef=0.5, config=CONFIG, model=None):
   """State before and after one update of GRPO with a KL term."""
   row = dataclasses.replace(
     algorithms_table.get("grpo"), kl_coef=kl_coef, clip_low=0.2, clip_high=0.2
@@ -172,7 +172,7 @@ def updated(policy, reference, *, kl_coef=0.5, config=CONFIG):
   options = dataclasses.replace(learner_runs.CONFIG, lora=config)
   one = mesh.make_mesh(1)
   made = learner.Learner(
-    worlds.model(), row, options, one, num_updates=4, seed=0
+    model or worlds.model(), row, options, one, num_updates=4, seed=0
   )
   state = made.init(policy)
   before = jax.device_get(state)
@@ -224,6 +224,32 @@ def test_rank_0_is_the_update_of_all_parameters():
 def test_a_critic_begins_without_adapters():
   critic = heads.init_critic(with_adapters(), own_trunk=True)
   assert not lora.has(critic["trunk"])
+
+
+@pytest.mark.slow
+def test_matrices_in_bfloat16_give_the_same_adapters_to_the_bit():
+  model = dataclasses.replace(worlds.model(), compute="bfloat16")
+  narrow = jax.tree.map(lambda x: x.astype(jnp.bfloat16), worlds.policy())
+  wide = jax.tree.map(lambda x: x.astype(jnp.float32), narrow)
+  (before, after, _), (_, same, _) = (
+    updated(policy, None, model=model) for policy in (narrow, wide)
+  )
+  (trained, frozen), (begun, _), (other, _) = (
+    lora.split(state.policy) for state in (after, before, same)
+  )
+  assert {x.dtype for x in trained.values()} == {jnp.dtype("float32")}
+  # The scales of the adapters are no numbers of the model.
+  kinds = {str(x.dtype) for k, x in frozen.items() if "lora" not in k}
+  assert kinds == {"bfloat16"}
+  assert any((trained[k] != begun[k]).any() for k in trained)
+  for path, leaf in trained.items():
+    np.testing.assert_array_equal(leaf, other[path])
+
+
+def test_a_critic_of_its_own_is_trained_in_float32_whatever_the_policy_is():
+  narrow = jax.tree.map(lambda x: x.astype(jnp.bfloat16), worlds.policy())
+  critic = heads.init_critic(narrow, own_trunk=True)
+  assert {str(x.dtype) for x in jax.tree.leaves(critic)} == {"float32"}
 
 
 @pytest.mark.slow

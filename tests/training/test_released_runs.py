@@ -101,6 +101,30 @@ def test_what_is_computed_in_and_again_is_an_option(folder, tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+  ("trained", "rank", "compute", "kind"),
+  [
+    (True, 0, "bfloat16", "float32"),
+    (True, 2, "bfloat16", "bfloat16"),
+    (True, 2, "float32", "float32"),
+    (False, 0, "bfloat16", "bfloat16"),
+  ],
+)
+def test_what_is_not_trained_stays_as_it_is_stored(
+  tmp_path, trained, rank, compute, kind
+):
+  made = tmp_path / "model"
+  params = transformer.init(MODEL, jax.random.key(0))
+  hub.save(made, MODEL, params, dtype="bfloat16")
+  vocabularies.write_folder(
+    made, vocabularies.byte_level(), template=vocabularies.CHATML
+  )
+  asked = options(made, tmp_path, compute=compute)
+  tokenizer = policy.load_tokenizer(asked.tokenizer, asked.weights)
+  _, params = players.load_model(asked, tokenizer, trained=trained and not rank)
+  assert {str(x.dtype) for x in jax.tree.leaves(params)} == {kind}
+
+
 def test_wrong_models_and_tokenizers_are_named(folder, tmp_path):
   small = options(folder, tmp_path, tokenizer="worlds")
   with pytest.raises(ValueError, match="knows 512 tokens, the tokenizer has"):
