@@ -79,18 +79,14 @@ def model_of(setting: Setting):
   )  # fmt: skip
 
 
-def options_of(setting: Setting, mesh: Any) -> Any:
+def options_of(setting: Setting) -> Any:
   """StepPO's options: all parameters and a critic of its own, or adapters."""
   from steppo_jax.learner import options
-  from steppo_jax.models import mesh as mesh_lib
   from steppo_jax.models import options as models_options
 
   adapters = setting.program == "learner-lora"
   return options.LearnerConfig(
     microbatch_rows=setting.rows,
-    attention_block=512,
-    # 256 tokens a chip are projected to the vocabulary at once.
-    logprob_chunk=256 * mesh_lib.row_parts(mesh),
     critic_trunk="policy" if adapters else "own",
     lora=models_options.LoraConfig(rank=32 if adapters else 0),
   )
@@ -110,7 +106,7 @@ def lower_learner(setting: Setting, mesh: Any) -> Any:
   from steppo_jax.models import transformer
 
   adapters = setting.program == "learner-lora"
-  model, config = model_of(setting), options_of(setting, mesh)
+  model, config = model_of(setting), options_of(setting)
   made = learner.Learner(
     model, algorithms_table.get("steppo"), config, mesh, num_updates=100, seed=0
   )

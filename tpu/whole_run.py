@@ -71,7 +71,7 @@ def held(
   model = aot_programs.model_of(setting)
   spec = learner.make_spec(
     model, algorithms_table.get("steppo"),
-    aot_programs.options_of(setting, mesh), mesh, num_updates=100, seed=0,
+    aot_programs.options_of(setting), mesh, num_updates=100, seed=0,
   )  # fmt: skip
   policy = transformer.abstract_params(model)
   as_type = lambda kind: jax.tree.map(

@@ -49,11 +49,12 @@ class LearnerConfig:
     attention: "xla", "pallas" (a TPU kernel, interpreted elsewhere), or "auto":
       "pallas" on a TPU and "xla" on anything else. Models with sliding windows
       take "xla" everywhere.
-    attention_block: Queries handled at once. Rows of more than 4 blocks go
-      through a loop, which a differentiable update avoids with larger blocks.
+    attention_block: Queries handled at once; "pallas" takes at least 512. Rows
+      of more than 4 blocks go through a loop, which a differentiable update
+      avoids with one block.
     logprob_chunk: Tokens projected to the vocabulary at once. Where the
-      vocabulary is worked through in tiles, the logits held at once are no more
-      than theirs.
+      vocabulary is worked through in tiles, the logits that a device holds at
+      once are no more than those of so many tokens.
     remat: What the backward pass computes again: "none", "dots" all but the
       products with matrices, "full" all of each layer, which holds least.
       "auto" takes the fastest of them that fits the memory that the devices

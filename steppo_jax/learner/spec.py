@@ -123,7 +123,6 @@ class UpdateSpec(NamedTuple):
       rows.tokens,
       rows.parent,
       rows.step_ids > 0,
-      chunk=self.config.logprob_chunk,
       temperature=self.temperature,
       softcap=self.model.softcap,
     )
@@ -142,13 +141,19 @@ class UpdateSpec(NamedTuple):
     ):
       return functools.partial(
         logprobs.next_token_logprobs,
+        chunk=self.config.logprob_chunk,
         most=self.most,
         skip=not self.differentiable,
       )
-    split = None
+    split, devices = None, 1
     if not alone:
       split = vocabulary_split(self.mesh, tokens, vocabulary)
-    return functools.partial(tiled_logprobs.tiled_logprobs, split=split)
+      devices = self.mesh.size
+    return functools.partial(
+      tiled_logprobs.tiled_logprobs,
+      split=split,
+      chunk=self.config.logprob_chunk * devices,
+    )
 
   def keeps(self, critic, policy, batch) -> bool:
     """Are hidden states kept from the values to the epochs of the critic?

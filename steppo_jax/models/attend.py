@@ -9,6 +9,9 @@ import jax
 from steppo_jax.models import mesh as mesh_lib
 from steppo_jax.ops import attention, attention_pallas
 
+# Queries, and keys, that the kernel for TPUs handles at once.
+_LEAST = 512
+
 
 def resolve(name: str) -> str:
   """Resolves "auto": "pallas" on a TPU, "xla" elsewhere; others stay.
@@ -21,11 +24,6 @@ def resolve(name: str) -> str:
   if name != "auto":
     return name
   return "pallas" if jax.default_backend() == "tpu" else "xla"
-
-
-def unrolled(length: int) -> int:
-  """The smallest block for which rows of `length` are no loop."""
-  return -(-length // attention.UNROLLED_BLOCKS)
 
 
 def attend_rows(
@@ -45,8 +43,9 @@ def attend_rows(
     k: [B, T, KV, D] keys; H is a multiple of KV.
     v: [B, T, KV, D] values.
     subtree_end: [B, T] int32 in-row index one past the last descendant.
-    block: Number of queries handled at once; "pallas" also handles so many keys
-      at once and rounds up to a multiple of 128.
+    block: Number of queries handled at once; "pallas" handles so many keys at
+      once, too, and takes no fewer than 512, or all of a shorter row, as each
+      pair of blocks costs it the same small time.
     implementation: "xla" for `attention.interval_attention`, "pallas" for
       `attention_pallas.interval_attention_tpu` (interpreted, slowly, where
       there is no TPU).
@@ -66,11 +65,11 @@ def attend_rows(
   if implementation == "xla":
     attend = functools.partial(attention.interval_attention, block=block)
   elif implementation == "pallas":
-    rounded = -(-block // 128) * 128
+    size = -(-min(max(block, _LEAST), q.shape[1]) // 128) * 128
     attend = functools.partial(
       attention_pallas.interval_attention_tpu,
-      block_q=rounded,
-      block_k=rounded,
+      block_q=size,
+      block_k=size,
       interpret=not on_tpu,
     )
   else:
