@@ -121,6 +121,11 @@ class Algorithm:
   value_clip: float | None = None
 
   @property
+  def constants(self) -> dict[str, Any]:
+    """The estimator's constants by name."""
+    return dict(self.options)
+
+  @property
   def reads_reference(self) -> bool:
     """Whether an update evaluates the reference policy."""
     known = isinstance(self.kl_coef, numbers.Real)
@@ -332,23 +337,18 @@ def check_clip(algorithm: Algorithm) -> None:
       f"clip_low={algorithm.clip_low:g} lets the ratio fall below 0: use at"
       " most 1"
     )
-  if algorithm.dual_clip is not None and algorithm.dual_clip <= 1:
+  if algorithm.dual_clip is not None and not algorithm.dual_clip > 1:
     raise ValueError(
       f"dual_clip={algorithm.dual_clip:g} must be above 1, or None for none"
     )
 
 
 def check_mix(algorithm: Algorithm) -> None:
-  """Refuses a schedule of `mix` that cannot be followed.
+  """Refuses a schedule of `mix` for a row that has none.
 
   Raises:
-    ValueError: `mix_updates` is negative, or the row has no `mix`.
+    ValueError: the row has no `mix`.
   """
-  if algorithm.mix_updates < 0:
-    raise ValueError(
-      f"mix_updates={algorithm.mix_updates} must be at least 0, which leaves"
-      " mix as it is"
-    )
   if algorithm.mix_updates and "mix" not in dict(algorithm.options):
     raise ValueError(
       f"mix_updates={algorithm.mix_updates} is not read by estimator"
