@@ -366,8 +366,8 @@ _PROVIDED_BY = {
   " algorithm.kl_coef=0",
   "critic": "values come from the critic in the learner's state",
   "entropy": "entropies come from the policy before the update",
-  "reasoning": "thoughts are told from actions, pack with"
-  " packing.rows.pack(reasoning=True)",
+  "reasoning": "thoughts are told from actions by the prompt's method"
+  " `reasoning`, and packed by packing.rows.pack(reasoning=True)",
 }
 
 

@@ -332,6 +332,11 @@ class ChatSections(SectionPrompt):
     """Whether the template begins a thought, which the answer goes on with."""
     return self.chat.opens_thought
 
+  @property
+  def generation_ids(self) -> np.ndarray | None:
+    """[n] int32, what stands behind the last observation of each prompt."""
+    return self.chat.generation_ids
+
   def first(self, turn: types.Turn) -> np.ndarray:
     """Prompt of the first step: [P] int32."""
     return self.chat.first(self._told([turn])[0])
