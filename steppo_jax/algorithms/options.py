@@ -62,8 +62,10 @@ class AlgorithmConfig:
     rollout_correction: Weighs tokens by how far the policy before the update is
       from the one that sampled, and clips around the former: "tis_token",
       "tis_step", "icepop", "geometric".
-    rollout_low: Lower end of the band of those weights.
-    rollout_high: Their cap, or the upper end of the band.
+    rollout_low: Lower end of the band of those weights, of a token's ratio for
+      "icepop" and of a step's geometric mean for "geometric", where 0.5 hardly
+      ever binds; the other kinds do not read it.
+    rollout_high: Their cap, or the upper end of the band; inf for none.
     max_staleness: Steps sampled more updates ago train no policy.
     sequence_mask: Nats a token from which on a step of negative advantage
       trains no longer.

@@ -56,8 +56,10 @@ class Algorithm:
       the policy before the update for the centre of the clip, and weighs each
       token by how likely that policy finds it beside the one that sampled; see
       `ops.ratios.rollout_weight`. None: the policy that sampled is the centre.
-    rollout_low: Lower end of the band of those weights.
-    rollout_high: Cap, or upper end of the band.
+    rollout_low: Lower end of the band of those weights, of a token's ratio for
+      "icepop" and of a step's geometric mean for "geometric", where 0.5 hardly
+      ever binds; the other kinds do not read it.
+    rollout_high: Cap, or upper end of the band; inf for none.
     max_staleness: Steps that were sampled more updates ago are left out of the
       policy's loss; None leaves out none.
     sequence_mask: Steps of negative advantage are left out of the surrogate
