@@ -56,8 +56,10 @@ class Algorithm:
       the policy before the update for the centre of the clip, and weighs each
       token by how likely that policy finds it beside the one that sampled; see
       `ops.ratios.rollout_weight`. None: the policy that sampled is the centre.
-    rollout_low: Lower end of the band of those weights.
-    rollout_high: Cap, or upper end of the band.
+    rollout_low: Lower end of the band of those weights, of a token's ratio for
+      "icepop" and of a step's geometric mean for "geometric", where 0.5 hardly
+      ever binds; the other kinds do not read it.
+    rollout_high: Cap, or upper end of the band; inf for none.
     max_staleness: Steps that were sampled more updates ago are left out of the
       policy's loss; None leaves out none.
     sequence_mask: Steps of negative advantage are left out of the surrogate
@@ -119,6 +121,11 @@ class Algorithm:
   kl_target: float | None = None
   entropy_coef: float = 0.0
   value_clip: float | None = None
+
+  @property
+  def constants(self) -> dict[str, Any]:
+    """The estimator's constants by name."""
+    return dict(self.options)
 
   @property
   def reads_reference(self) -> bool:
@@ -332,23 +339,18 @@ def check_clip(algorithm: Algorithm) -> None:
       f"clip_low={algorithm.clip_low:g} lets the ratio fall below 0: use at"
       " most 1"
     )
-  if algorithm.dual_clip is not None and algorithm.dual_clip <= 1:
+  if algorithm.dual_clip is not None and not algorithm.dual_clip > 1:
     raise ValueError(
       f"dual_clip={algorithm.dual_clip:g} must be above 1, or None for none"
     )
 
 
 def check_mix(algorithm: Algorithm) -> None:
-  """Refuses a schedule of `mix` that cannot be followed.
+  """Refuses a schedule of `mix` for a row that has none.
 
   Raises:
-    ValueError: `mix_updates` is negative, or the row has no `mix`.
+    ValueError: the row has no `mix`.
   """
-  if algorithm.mix_updates < 0:
-    raise ValueError(
-      f"mix_updates={algorithm.mix_updates} must be at least 0, which leaves"
-      " mix as it is"
-    )
   if algorithm.mix_updates and "mix" not in dict(algorithm.options):
     raise ValueError(
       f"mix_updates={algorithm.mix_updates} is not read by estimator"
@@ -366,8 +368,8 @@ _PROVIDED_BY = {
   " algorithm.kl_coef=0",
   "critic": "values come from the critic in the learner's state",
   "entropy": "entropies come from the policy before the update",
-  "reasoning": "thoughts are told from actions, pack with"
-  " packing.rows.pack(reasoning=True)",
+  "reasoning": "thoughts are told from actions by the prompt's method"
+  " `reasoning`, and packed by packing.rows.pack(reasoning=True)",
 }
 
 

@@ -4,8 +4,9 @@ A dataset is a folder with a folder a split, in which every episode is a file of
 JSON, `train/00000.json`. The first step of a document is the prompt that the
 policy read at first; each further one is a response, with its token ids and
 log-probabilities as `metrics` and with what the environment answered as
-`observation`. ATIF has no place for rewards: those of a step stand in
-`metrics.extra`, those of the episode in `extra`.
+`observation`. ATIF has no place for rewards, nor for which tokens are part of a
+thought: those of a step stand in `metrics.extra`, rewards of the episode in
+`extra`.
 
 Source: the specification of ATIF 1.7 as the package harbor 0.26.0 checks it.
 """
@@ -82,6 +83,10 @@ def document(
   }
 
 
+def _listed(mask: np.ndarray | None) -> list[bool] | None:
+  return None if mask is None else np.asarray(mask).tolist()
+
+
 def _metrics(step: types.Step) -> dict[str, Any]:
   return {
     "prompt_tokens": len(step.prompt_ids),
@@ -94,6 +99,7 @@ def _metrics(step: types.Step) -> dict[str, Any]:
       "policy_version": step.policy_version,
       "stop_reason": step.stop_reason,
       "response_mask": np.asarray(step.response_mask).tolist(),
+      "reasoning_mask": _listed(step.reasoning_mask),
       "metadata": dict(step.metadata),
     },
   }

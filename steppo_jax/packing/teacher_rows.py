@@ -3,10 +3,12 @@
 The teacher is the policy itself. It reads a successful episode of the same task
 and then, in the same context, what the student read and wrote (`choose`); or
 what the student read, then how the episode ended, then what the student wrote
-(`hindsight`). Everything stays token ids.
+(`hindsight`; in a chat that is said in the user's turn). Everything stays token
+ids.
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -16,6 +18,8 @@ from steppo_jax import types
 from steppo_jax.batch import TeacherRows
 from steppo_jax.packing import forest, options
 from steppo_jax.packing import rows as packing_rows
+
+_NOTHING = np.zeros(0, np.int32)
 
 
 def episode(trajectory: types.Trajectory) -> np.ndarray:
@@ -92,12 +96,16 @@ class Hints(NamedTuple):
     failed: That it failed.
     peer: That an episode which succeeded follows.
     end: What stands behind all of it, such as the end of a turn.
+    generation: How every prompt ends where that has to stay behind what is
+      told: with the end of the user's turn and the beginning of an answer, in
+      a chat. Empty for none.
   """
 
   succeeded: np.ndarray
   failed: np.ndarray
   peer: np.ndarray
   end: np.ndarray
+  generation: np.ndarray = _NOTHING
 
 
 def hindsight(
@@ -129,28 +137,57 @@ def hindsight(
   return told
 
 
-def make_hints(tokenizer: types.Tokenizer) -> Hints:
-  """The hints in words of ours: the published wording is not ours to copy."""
+def make_hints(
+  tokenizer: types.Tokenizer, generation_ids: Sequence[int] = ()
+) -> Hints:
+  """The hints in words of ours: the published wording is not ours to copy.
+
+  Args:
+    tokenizer: Encodes them.
+    generation_ids: How every prompt ends in a chat; see `Hints`. What is told
+      then stands in the user's turn, and has no end of its own.
+  """
+  generation = np.array(generation_ids, np.int32)
+  chat = len(generation) > 0
+  lead = "\n" if chat else ""
+  end = () if chat else (tokenizer.end_of_turn_id,)
   return Hints(
     *map(tokenizer.encode, (
-      "Later it turned out: this episode succeeded.",
-      "Later it turned out: this episode failed.",
+      f"{lead}Later it turned out: this episode succeeded.",
+      f"{lead}Later it turned out: this episode failed.",
       " One that succeeded: ",
     )),
-    np.array([tokenizer.end_of_turn_id], np.int32),
+    np.array(end, np.int32),
+    generation,
   )  # fmt: skip
 
 
 def with_suffix(
-  trajectory: types.Trajectory, suffix: np.ndarray
+  trajectory: types.Trajectory,
+  suffix: np.ndarray,
+  generation: np.ndarray = _NOTHING,
 ) -> types.Trajectory:
-  """The trajectory with `suffix` between every prompt and its response."""
-  steps = [
-    dataclasses.replace(
-      step, prompt_ids=np.concatenate([step.prompt_ids, suffix])
-    )
-    for step in trajectory.steps
-  ]
+  """The trajectory with `suffix` between every prompt and its response.
+
+  Args:
+    trajectory: One episode.
+    suffix: [n] int32.
+    generation: [g] int32, how every prompt ends; the suffix goes before it.
+
+  Raises:
+    ValueError: a prompt ends otherwise.
+  """
+  steps = []
+  for step in trajectory.steps:
+    size = len(step.prompt_ids) - len(generation)
+    read, end = step.prompt_ids[:size], step.prompt_ids[size:]
+    if not np.array_equal(end, generation):
+      raise ValueError(
+        f"the prompt of step {step.step_index} of {trajectory.uid} does not "
+        "end as the chat template begins an answer: take algorithm.teacher=peer"
+      )
+    ids = np.concatenate([read, suffix, end])
+    steps.append(dataclasses.replace(step, prompt_ids=ids))
   return _ended(trajectory, steps)
 
 
@@ -194,7 +231,8 @@ def pack(
   if hints is None:
     told, put = choose(trajectories), with_context
   else:
-    told, put = hindsight(trajectories, hints), with_suffix
+    told = hindsight(trajectories, hints)
+    put = functools.partial(with_suffix, generation=hints.generation)
   told = dict(zip((t.uid for t in trajectories), told, strict=True))
   made, numbers, left_out, number = [], [], 0, 1
   for trajectory in packed.trajectories:

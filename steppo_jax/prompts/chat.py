@@ -342,6 +342,9 @@ class ChatPrompt:
     append_only: Whether the template leaves what came before as it was.
     opens_thought: Whether prompts end inside of a thought, so that an answer
       begins in it.
+    generation_ids: [n] int32, what the template writes behind the last
+      observation: the end of its turn, and how an answer begins; None where
+      that differs between the first prompt and the next.
   """
 
   chat: Chat
@@ -349,12 +352,14 @@ class ChatPrompt:
   role: str = "user"
   append_only: bool = dataclasses.field(init=False)
   opens_thought: bool = dataclasses.field(init=False)
+  generation_ids: np.ndarray | None = dataclasses.field(
+    init=False, compare=False, repr=False
+  )
 
   def __post_init__(self):
     turns = [types.Turn("a"), types.Turn("b")]
     prompt = self.chat.prompt(self._messages(turns[:1]))
     first = prompt.ids
-    # What the template writes behind the last content.
     behind = first[max((end for _, end, _ in prompt.spans), default=0) :]
     opens = calls.opens_thought(self.tokenizer.decode(behind))
     object.__setattr__(self, "opens_thought", opens)
@@ -362,6 +367,8 @@ class ChatPrompt:
     turns[0] = turns[0]._replace(response_ids=self.response(answer))
     second = self.chat.extend(first, self._messages(turns))
     object.__setattr__(self, "append_only", second.extends)
+    ends = np.array_equal(second.ids[len(second.ids) - len(behind) :], behind)
+    object.__setattr__(self, "generation_ids", behind if ends else None)
 
   @property
   def tokenizer(self) -> ChatTokenizer:

@@ -167,18 +167,18 @@ class SectionPrompt:
 
   def reasoning(self, response_ids: np.ndarray) -> np.ndarray:
     """[R] bool, the tokens of a response that are part of a thought."""
-    config, opened = self.config, self.opens_thought
-
-    def thoughts(text):
-      if config.answer == "command":
-        return envs_calls.scan(text, opened=opened).thoughts
-      return tool_dialects.thoughts(
-        text, config.dialect, strict=config.strict, opened=opened,
-        tools=schemas(self.guide),
-      )  # fmt: skip
-
+    opened, thoughts = self.opens_thought, self._reading.thoughts
+    if self.config.answer == "command":
+      thoughts = lambda text: envs_calls.scan(text, opened=opened).thoughts
     return base.reasoning_mask(
       self.tokenizer, self.stop_ids, response_ids, thoughts
+    )
+
+  @property
+  def _reading(self) -> tool_dialects.Reading:
+    config = self.config
+    return tool_dialects.Reading(
+      config.dialect, config.strict, schemas(self.guide), self.opens_thought
     )
 
   def _read(self, response_ids: np.ndarray) -> tuple[str, str]:
@@ -191,10 +191,7 @@ class SectionPrompt:
       if config.think or config.layout == "chat":
         text = envs_calls.without_thoughts(text, opened=opened).strip()
       return text, ""
-    calls = tool_dialects.parse(
-      text, config.dialect, strict=config.strict, opened=opened,
-      tools=schemas(self.guide),
-    )  # fmt: skip
+    calls = self._reading.calls(text)
     tool = self.guide.unwrap
     if tool is None:
       return tool_dialects.canonical(calls), ""
@@ -334,6 +331,11 @@ class ChatSections(SectionPrompt):
   def opens_thought(self) -> bool:
     """Whether the template begins a thought, which the answer goes on with."""
     return self.chat.opens_thought
+
+  @property
+  def generation_ids(self) -> np.ndarray | None:
+    """[n] int32, what stands behind the last observation of each prompt."""
+    return self.chat.generation_ids
 
   def first(self, turn: types.Turn) -> np.ndarray:
     """Prompt of the first step: [P] int32."""

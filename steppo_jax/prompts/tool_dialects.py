@@ -40,7 +40,7 @@ more of them, and one with a key twice.
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from steppo_jax.envs import calls as envs_calls
 from steppo_jax.prompts import (
@@ -146,6 +146,33 @@ def thoughts(
     ValueError: there is no such dialect.
   """
   return _walk(text, _form(dialect), strict, tools, opened).thoughts
+
+
+class Reading(NamedTuple):
+  """How answers are read: calls and thoughts of a text by the same arguments.
+
+  Where an answer is taken apart by one reading and its tokens are marked by
+  another, a thought that is only named inside of a call would be marked.
+
+  Attributes:
+    dialect: How calls are spelt.
+    strict: See `parse`, as for the others.
+    tools: Schemas of the tools.
+    opened: Whether the prompt opened a thought.
+  """
+
+  dialect: Dialect
+  strict: bool = False
+  tools: Sequence[Mapping[str, Any]] | None = None
+  opened: bool = False
+
+  def calls(self, text: str) -> list[ToolCall]:
+    """See `parse`."""
+    return parse(text, **self._asdict())
+
+  def thoughts(self, text: str) -> list[envs_calls.Thought]:
+    """See `thoughts`."""
+    return thoughts(text, **self._asdict())
 
 
 def _walk(text, form: tool_call.Form, strict, tools, opened) -> envs_calls.Walk:

@@ -413,6 +413,16 @@ def begun(
   return f"\n</think>\n\n{start}" if opened else start
 
 
+def reading(
+  policy: Policy, tools: Sequence[schema.Tool] | None, opened: bool
+) -> tool_dialects.Reading:
+  """How calls and thoughts of an answer are read; arguments as of `called`."""
+  told = [tool.function.model_dump(exclude_none=True) for tool in tools or ()]
+  return tool_dialects.Reading(
+    policy.dialect, tools=told or None, opened=opened
+  )
+
+
 def called(
   policy: Policy,
   answer: Answer,
@@ -429,10 +439,7 @@ def called(
   """
   if not tools:
     return []
-  found = tool_dialects.parse(
-    answer.said, policy.dialect, opened=opened,
-    tools=[tool.function.model_dump(exclude_none=True) for tool in tools],
-  )  # fmt: skip
+  found = reading(policy, tools, opened).calls(answer.said)
   # What is nested deeper than a client may send back is no call, either.
   if any(c.name is None or schema.is_deep(c.arguments) for c in found):
     return []

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from steppo_jax import types
-from steppo_jax.envs import calls as envs_calls
 from steppo_jax.prompts import base
 from steppo_jax.rollout import pool as pool_lib
 from steppo_jax.serving import answers, session_keys, session_schema
@@ -237,7 +236,7 @@ class Session:
   def _step(self, policy, turn, index: int, reward: float) -> types.Step:
     ids, answer = turn.response_ids, turn.answer
     facts: Mapping[str, Any] = self.facts.get(turn.number, {})
-    opened = turn.plan.opened
+    reading = answers.reading(policy, turn.tools, turn.plan.opened)
     return types.Step(
       prompt_ids=turn.plan.ids,
       response_ids=ids,
@@ -253,7 +252,7 @@ class Session:
       metadata={"invalid": facts.get("invalid", False)},
       reasoning_mask=base.reasoning_mask(
         policy.tokenizer, turn.plan.stop_ids, ids,
-        lambda text: envs_calls.scan(text, opened=opened).thoughts,
+        reading.thoughts,
       ),
     )  # fmt: skip
 

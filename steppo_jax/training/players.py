@@ -241,6 +241,18 @@ def _make_engine(config, model, tokenizer, hosts) -> types.Engine:
   )
 
 
+def make_prompt(
+  config: config_lib.RunConfig | config_lib.SupervisedRun,
+  tokenizer: types.Tokenizer,
+) -> prompt_base.Prompt:
+  """What builds prompts where a run plays its environment itself.
+
+  Raises:
+    ValueError: see `prompts.sections.make`.
+  """
+  return sections.make(config.prompt, tokenizer, config.env.name)
+
+
 def make(
   config: config_lib.RunConfig | config_lib.SupervisedRun,
   model: transformer.ModelConfig,
@@ -291,7 +303,7 @@ def make(
     return agents.AgentPlayers(
       config, engine, tokenizer, pool=pool, hosts=hosts, waiting=waiting
     )
-  prompt = sections.make(config.prompt, tokenizer, config.env.name)
+  prompt = make_prompt(config, tokenizer)
   # Made last: nothing that fails after it could leave workers behind.
   envs = make_env(config.env)
   at_once = [n for n in (rollout.max_live, envs.at_once) if n]

@@ -66,7 +66,13 @@ class Learning:
       trained=not config.learner.lora.rank,
     )  # fmt: skip
     row = config.algorithm.row()
-    algorithms_table.check_needs(row, _provided(config))
+    told = config.algorithm.teacher == algorithm_options.HINDSIGHT
+    prompt = None
+    if config.rollout.source == "env" and ("reasoning" in row.wants or told):
+      # Asked before anything is compiled or played.
+      prompt = players_lib.make_prompt(config, self.tokenizer)
+    algorithms_table.check_needs(row, _provided(config, prompt))
+    self._hints = _hints(config, self.tokenizer, prompt) if told else None
     _check_adapters(config, self.policy)
     # Fresh adapters off is the policy before training, without a copy of it.
     copied = row.reads_reference and not config.learner.lora.rank
@@ -134,11 +140,8 @@ class Learning:
     own = algorithm_options.PEER, algorithm_options.HINDSIGHT
     if config.algorithm.teacher not in own:
       return None, {}
-    hints, paths = None, self._paths
-    if config.algorithm.teacher == algorithm_options.HINDSIGHT:
-      # What is told stands behind each prompt: no step extends another.
-      hints = teacher_rows.make_hints(self.tokenizer)
-      paths = config.rollout.max_steps
+    # What hints tell stands behind each prompt: no step extends another.
+    paths = self._paths if self._hints is None else config.rollout.max_steps
     rows, left_out = teacher_rows.pack(
       trajectories,
       packed,
@@ -146,7 +149,7 @@ class Learning:
       rows_multiple=config.learner.microbatch_rows,
       pad_id=self.tokenizer.pad_id,
       rows=self._num_episodes * paths if self._is_sized else None,
-      hints=hints,
+      hints=self._hints,
     )
     return rows, {"teacher/left_out": left_out}
 
@@ -312,12 +315,33 @@ class Run(Learning):
     return found | {"eval/panel": evaluate.panel_hash(self.evaluator.tasks)}
 
 
-def _provided(config: config_lib.RunConfig) -> set[str]:
-  """What this trainer offers to an algorithm."""
+def _provided(config: config_lib.RunConfig, prompt: Any) -> set[str]:
+  """What this trainer offers to an algorithm; `prompt` None if not asked."""
   groups = {"group", "anchor"} if config.group_size > 1 else set()
   teacher = {"teacher"} if config.algorithm.teacher else set()
-  always = {"critic", "reference", "entropy", "reasoning"}
-  return always | groups | teacher
+  always = {"critic", "reference", "entropy"}
+  # The gateway marks thoughts of whatever agents were answered.
+  marks = prompt is None or hasattr(prompt, "reasoning")
+  return always | groups | teacher | ({"reasoning"} if marks else set())
+
+
+def _hints(config: config_lib.RunConfig, tokenizer, prompt: Any):
+  """What a teacher is told behind prompts, for `algorithm.teacher=hindsight`.
+
+  Raises:
+    ValueError: prompts are those of agents, or end in no one way.
+  """
+  generation = None
+  if prompt is not None:
+    generation = getattr(prompt, "generation_ids", ())
+  if generation is None:
+    raise ValueError(
+      "algorithm.teacher=hindsight tells the teacher how an episode ended "
+      "before an answer begins, and where that is in prompts of rollout.source="
+      f"{config.rollout.source} with prompt.layout={config.prompt.layout} is "
+      "not known: take algorithm.teacher=peer"
+    )
+  return teacher_rows.make_hints(tokenizer, generation)
 
 
 def _check_adapters(config: config_lib.RunConfig, policy: Any) -> None:

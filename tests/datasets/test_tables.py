@@ -258,6 +258,11 @@ def test_atif_tells_prompts_answers_and_what_came_of_them(tmp_path):
       logp = np.array(of["logprobs"], np.float32)
       assert logp.tobytes() == step.behaviour_logp.tobytes()
       assert of["extra"]["reward"] == step.reward
+      thoughts = of["extra"]["reasoning_mask"]
+      if step.reasoning_mask is None:
+        assert thoughts is None
+      else:
+        assert thoughts == step.reasoning_mask.tolist()
       results = answer.get("observation", {"results": [{"content": ""}]})
       shown += answer["message"] + results["results"][0]["content"]
     assert ("observation" in answers[-1] if answers else False) == (

@@ -97,6 +97,25 @@ def test_rollout_weights_by_hand(kind, expected):
   np.testing.assert_array_equal(grad, np.zeros((2, 3)))
 
 
+@pytest.mark.parametrize(
+  ("kind", "expected"),
+  [
+    # The rows above: tokens 2, .25 and 4, products .5 and 4.
+    ("tis_token", [[2, 0.25, 0], [4, 0, 0]]),
+    ("tis_step", [[0.5, 0.5, 0], [4, 0, 0]]),
+    ("icepop", [[2, 0.25, 0], [4, 0, 0]]),
+    ("geometric", [[1, 1, 0], [1, 0, 0]]),
+  ],
+)
+def test_with_an_infinite_band_rollout_weights_have_no_bound(kind, expected):
+  ids = np.array([[1, 1, 0], [2, 0, 0]], np.int32)
+  z = np.float32(np.log([[2, 0.25, 1], [4, 1, 1]]))
+  weight = ratios.rollout_weight(
+    z, ids, num_steps=3, kind=kind, low=0.0, high=np.inf
+  )
+  np.testing.assert_allclose(weight, expected, rtol=1e-6)
+
+
 def test_an_unknown_rollout_weight_is_refused():
   with pytest.raises(ValueError, match=r"icepop.*not 'tis'"):
     ratios.rollout_weight(

@@ -90,7 +90,7 @@ def vetta(
   Returns:
     Advantages [B, T], and as target one for each head, [S] and [B, T].
 
-  Source: VETTA.
+  Source: VETTA, whose number at arXiv was not found.
   """
   del extras
   turn_bt, token_bt = (
