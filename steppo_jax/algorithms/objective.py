@@ -251,7 +251,10 @@ def value_loss_terms(
   # A slot that is not trained reads its own target: error 0, gradient 0.
   target, value, old_value = floats.of(
     jnp.where(mask, target, 0),
-    *(jnp.where(mask, x.reshape(-1)[at], 0) for x in (value_bt, old_value_bt)),
+    *(
+      jnp.where(mask, jnp.asarray(x).reshape(-1)[at], 0)
+      for x in (value_bt, old_value_bt)
+    ),
   )
   loss, clipped = losses.value_loss(
     value, old_value, target, value_clip=value_clip

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from steppo_jax.algorithms import objective
@@ -37,7 +38,8 @@ def update(spec: UpdateSpec, state, reference, batch, teacher=None):
 
   Args:
     spec: What stays the same over a run.
-    state: `learner.state.LearnerState` before.
+    state: `learner.state.LearnerState` before. Its arrays, as those of the
+      other arguments, may be NumPy's.
     reference: Parameters of the reference policy, None where the algorithm
       reads none. For a policy with adapters None stands for the same tree
       without them.
@@ -56,6 +58,7 @@ def update(spec: UpdateSpec, state, reference, batch, teacher=None):
     ValueError: a policy that the algorithm reads is missing, or rows do not
       make whole microbatches. Raised while tracing: nothing is compiled.
   """
+  state, reference, batch, teacher = as_jax((state, reference, batch, teacher))
   spec, credit = assigned(spec, state, reference, batch, teacher)
   metrics = credit.metrics
   critic, critic_optimizer = state.critic, state.critic_optimizer
@@ -113,6 +116,12 @@ def assigned(
     row = dataclasses.replace(spec.algorithm, kl_coef=state.kl_coef)
     spec = spec._replace(algorithm=row)
   return spec, credit_lib.assign(spec, state, reference, batch, teacher)
+
+
+def as_jax(tree):
+  """A tree with JAX's arrays for NumPy's, which no traced number can index."""
+  own = lambda x: isinstance(x, np.ndarray | np.generic)
+  return jax.tree.map(lambda x: jnp.asarray(x) if own(x) else x, tree)
 
 
 def _lagging(algorithm, state, policy):
