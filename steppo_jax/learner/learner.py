@@ -137,6 +137,16 @@ def _check(model, algorithm, config, mesh, temperature, differentiable) -> None:
       f"estimator {algorithm.estimator!r} needs a critic: give Model(..., "
       "values=) and init(..., critic=)"
     )
+  if (
+    own
+    and algorithm.focus_alpha is not None
+    and (model.log_probs_and_energies is None)
+  ):
+    raise ValueError(
+      f"focus_alpha={algorithm.focus_alpha} weighs tokens by the energies of "
+      "the reference: give Model(..., log_probs_and_energies=), or take "
+      "focus_alpha=None"
+    )
   if not own and model.windows and config.attention == "pallas":
     raise ValueError(
       "learner.attention=pallas knows of no sliding windows: take xla or auto "

@@ -16,7 +16,7 @@ from steppo_jax.batch import TokenBatch
 from steppo_jax.learner import credit as credit_lib
 from steppo_jax.learner import modes, optimizers
 from steppo_jax.learner.spec import UpdateSpec
-from steppo_jax.models import heads, lora
+from steppo_jax.models import lora
 from steppo_jax.ops import floats, ratios, segments
 
 
@@ -192,7 +192,7 @@ def _critic_values(spec, state, credit, critic, rows, m, i):
   if credit.hidden is None:
     return spec.values(critic, state.policy, rows)
   hidden = spec.kept(credit.hidden, m, i)
-  return heads.read(critic, jax.lax.stop_gradient(hidden))
+  return spec.read_values(critic, jax.lax.stop_gradient(hidden), rows)
 
 
 def _critic_epochs(spec, state, credit: credit_lib.Credit):

@@ -37,6 +37,11 @@ def log_probs(policy, rows):
   return _sampled(logp, rows), -(jnp.exp(logp) * logp).sum(-1)
 
 
+def log_probs_and_energies(policy, rows):
+  energy = -jax.nn.logsumexp(_logits(policy, rows), axis=-1)
+  return log_probs(policy, rows)[0], energy
+
+
 def values(critic, rows):
   return critic[0][rows.tokens]
 
