@@ -72,7 +72,7 @@ def update(spec: UpdateSpec, state, reference, batch, teacher=None):
   kl_coef = state.kl_coef
   if kl_coef is not None:
     metrics["policy/kl_coef"] = kl_coef, jnp.ones(())
-    total, weight = policy_metrics["policy/kl_reference"]
+    total, weight = policy_metrics["policy/kl_per_token"]
     kl_coef = _towards(
       kl_coef, total / jnp.maximum(weight, 1), spec.algorithm.kl_target
     )
@@ -101,6 +101,9 @@ def assigned(
   Raises:
     ValueError: see `update`.
   """
+  if state.kl_coef is not None:
+    row = dataclasses.replace(spec.algorithm, kl_coef=state.kl_coef)
+    spec = spec._replace(algorithm=row)
   if (
     reference is None
     and spec.algorithm.reads_reference
@@ -112,9 +115,6 @@ def assigned(
     teacher = state.policy if state.teacher is None else state.teacher
   _check(spec, state, reference, batch, teacher)
   spec = spec.on(batch.tokens)
-  if state.kl_coef is not None:
-    row = dataclasses.replace(spec.algorithm, kl_coef=state.kl_coef)
-    spec = spec._replace(algorithm=row)
   return spec, credit_lib.assign(spec, state, reference, batch, teacher)
 
 
@@ -135,8 +135,15 @@ def _lagging(algorithm, state, policy):
 def _towards(kl_coef, kl, target):
   """The weight of the KL for the next update, a little nearer to its target.
 
+  Args:
+    kl_coef: The weight of this update.
+    kl: Mean KL of its tokens to the reference, in nats.
+    target: What the KL is to be.
+
   Source: Ziegler et al. 2019, arXiv:1909.08593, section 2.2.
   """
+  # The weight keeps its type, so that a scan can carry it.
+  kl, target = (floats.constant(x, kl_coef.dtype) for x in (kl, target))
   error = jnp.clip(kl / target - 1.0, -0.2, 0.2)
   return kl_coef * (1.0 + 0.1 * error)
 
