@@ -148,10 +148,7 @@ def _values(spec, state, batch):
   """Hidden states that are kept, and the critic's values; None without one."""
   if spec.keeps(state.critic, state.policy, batch):
     hidden = spec.keep(batch, functools.partial(spec.hidden, state.policy))
-    # No gradient reaches the trunk of a critic that has none of its own.
-    read = lambda rows, x: spec.read_values(
-      state.critic, jax.lax.stop_gradient(x), rows
-    )
+    read = functools.partial(spec.read_values, state.critic)
     return hidden, spec.over_all_rows(batch, read, hidden)
   if state.critic is None:
     return None, None

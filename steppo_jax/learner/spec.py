@@ -214,7 +214,7 @@ class UpdateSpec(NamedTuple):
     )
     return self._values(found, rows)
 
-  def read_values(self, critic, hidden, rows: TokenBatch):
+  def read_values(self, critic, rows: TokenBatch, hidden):
     """`values` of the hidden states of these rows."""
     return self._values(heads.read(critic, hidden), rows)
 

@@ -27,9 +27,11 @@ def update(spec: UpdateSpec, state, reference, batch, teacher=None):
   rates and the seed may be traced, so that `vmap` over them runs several
   updates at once. With `spec.differentiable` the new parameters also have
   reverse-mode gradients in them, through any number of updates: what a loss
-  takes for a constant (values, targets, CISPO's weight, CAPO's centre) was made
-  by the updates before, and gradients go there too. In float64 they agree with
-  finite differences (`tests/learner/test_meta_gradients.py`). One limit:
+  takes for a constant (values, targets, the policy's hidden states under a
+  critic without a trunk, CISPO's weight, that of `rollout_correction`, CAPO's
+  centre, a KL that is steered) was made by the updates before, and gradients go
+  there too. In float64 they agree with finite differences
+  (`tests/learner/test_meta_gradients.py`). One limit:
 
   - A ratio is inside its clip or outside, so that parameters move by jumps as
     the clip moves: their gradient in the clip of the "clip" surrogate is 0. It
@@ -195,11 +197,14 @@ def to_rows(x, shape):
 
 
 def _critic_values(spec, state, credit, critic, rows, m, i):
-  """Values of some rows, of the hidden states that are kept if some are."""
+  """Values of some rows, of the hidden states that are kept if some are.
+
+  The loss is differentiated in the critic alone: to an epoch the hidden states
+  are constants, though what updates before made of the policy is in them.
+  """
   if credit.hidden is None:
     return spec.values(critic, state.policy, rows)
-  hidden = spec.kept(credit.hidden, m, i)
-  return spec.read_values(critic, jax.lax.stop_gradient(hidden), rows)
+  return spec.read_values(critic, rows, spec.kept(credit.hidden, m, i))
 
 
 def _critic_epochs(spec, state, credit: credit_lib.Credit):
