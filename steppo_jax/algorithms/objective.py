@@ -162,7 +162,11 @@ def policy_loss(
     weight_t: [B, T] factor of each token's surrogate, or None.
 
   Returns:
-    (sum, weight) of the loss, and metrics as (sum, weight) by name.
+    (sum, weight) of the loss, and metrics as (sum, weight) by name. Of these
+    "kl_reference" is averaged as the loss is, and "kl_per_token", which there
+    is with a reference, is a mean over tokens whatever the aggregation. It is
+    the only one with gradients: the weight of the KL in the next update follows
+    it where the row has a `kl_target`.
   """
   num_steps = table.live.shape[0]
   ids, mask = batch.step_ids, batch.step_ids > 0
@@ -204,7 +208,10 @@ def policy_loss(
     # Tokens of the policy that sampled: KL from it to the policy.
     "approx_kl": stats.masked_sum(losses.kl_k3(jnp.zeros_like(z_t), z_t), mask),
   }
-  return reduce(total_t), jax.lax.stop_gradient(metrics)
+  metrics = jax.lax.stop_gradient(metrics)
+  if ref_logp_t is not None:
+    metrics["kl_per_token"] = stats.masked_sum(kl_t, mask)
+  return reduce(total_t), metrics
 
 
 def value_loss_terms(
@@ -251,7 +258,10 @@ def value_loss_terms(
   # A slot that is not trained reads its own target: error 0, gradient 0.
   target, value, old_value = floats.of(
     jnp.where(mask, target, 0),
-    *(jnp.where(mask, x.reshape(-1)[at], 0) for x in (value_bt, old_value_bt)),
+    *(
+      jnp.where(mask, jnp.asarray(x).reshape(-1)[at], 0)
+      for x in (value_bt, old_value_bt)
+    ),
   )
   loss, clipped = losses.value_loss(
     value, old_value, target, value_clip=value_clip

@@ -15,7 +15,6 @@ from steppo_jax.batch import Advantages, StepTable, TokenBatch
 from steppo_jax.learner import modes
 from steppo_jax.learner.spec import UpdateSpec
 from steppo_jax.learner.state import Batch
-from steppo_jax.models import heads
 from steppo_jax.ops import floats, segments, shaping, stats
 
 
@@ -149,8 +148,7 @@ def _values(spec, state, batch):
   """Hidden states that are kept, and the critic's values; None without one."""
   if spec.keeps(state.critic, state.policy, batch):
     hidden = spec.keep(batch, functools.partial(spec.hidden, state.policy))
-    # No gradient reaches the trunk of a critic that has none of its own.
-    read = lambda _, x: heads.read(state.critic, jax.lax.stop_gradient(x))
+    read = functools.partial(spec.read_values, state.critic)
     return hidden, spec.over_all_rows(batch, read, hidden)
   if state.critic is None:
     return None, None

@@ -68,6 +68,9 @@ def explain(
   Raises:
     ValueError: see `update.update`.
   """
+  state, reference, batch, teacher = update_lib.as_jax(
+    (state, reference, batch, teacher)
+  )
   spec, credit = update_lib.assigned(spec, state, reference, batch, teacher)
   shape = batch.tokens.tokens.shape
   # Steps as they were played: segments, and actions that are left out, differ.

@@ -19,6 +19,7 @@ from steppo_jax.learner.spec import Model, UpdateSpec
 from steppo_jax.learner.state import Batch, LearnerState
 from steppo_jax.models import heads, lora, transformer
 from steppo_jax.models import mesh as mesh_lib
+from steppo_jax.ops import floats
 
 # Purpose of the key that draws adapters; those of updates are counted from 0.
 _ADAPTERS = 2**31
@@ -137,6 +138,16 @@ def _check(model, algorithm, config, mesh, temperature, differentiable) -> None:
       f"estimator {algorithm.estimator!r} needs a critic: give Model(..., "
       "values=) and init(..., critic=)"
     )
+  if (
+    own
+    and algorithm.focus_alpha is not None
+    and (model.log_probs_and_energies is None)
+  ):
+    raise ValueError(
+      f"focus_alpha={algorithm.focus_alpha} weighs tokens by the energies of "
+      "the reference: give Model(..., log_probs_and_energies=), or take "
+      "focus_alpha=None"
+    )
   if not own and model.windows and config.attention == "pallas":
     raise ValueError(
       "learner.attention=pallas knows of no sliding windows: take xla or auto "
@@ -229,7 +240,9 @@ def init(
     update=jnp.zeros((), jnp.int32),
     kl_coef=None
     if spec.algorithm.kl_target is None
-    else jnp.asarray(spec.algorithm.kl_coef, jnp.float32),
+    else jnp.asarray(
+      spec.algorithm.kl_coef, floats.common(*jax.tree.leaves(policy))
+    ),
     teacher=jax.tree.map(jnp.array, policy)
     if spec.algorithm.teacher_lag
     else None,

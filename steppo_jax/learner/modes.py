@@ -28,7 +28,8 @@ def correction(row: Algorithm, flat: TokenBatch, old_logp_t, table):
   """[B, T] weights of the policy before the update beside the sampler's."""
   sampled = flat.step_ids > 0
   z_t = ratios.log_ratio(old_logp_t, flat.behaviour_logp, sampled)
-  weight_t = ratios.rollout_weight(
+  # No epoch of this update differentiates it; gradients through several do.
+  weight_t = ratios.differentiable_rollout_weight(
     z_t,
     flat.step_ids,
     num_steps=table.live.shape[0],

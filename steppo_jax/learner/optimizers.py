@@ -238,7 +238,9 @@ def _clipped(norm: chex.Numeric) -> optax.GradientTransformation:
     square = sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(updates))
     found = jnp.sqrt(jnp.where(square > 0, square, 1.0))
     small = (square == 0) | (found < norm)
-    cut = lambda x: jnp.where(small, x, (x / found.astype(x.dtype)) * norm)
+    # What is remembered of gradients keeps their type.
+    bound = lambda x: floats.constant(norm, x.dtype)
+    cut = lambda x: jnp.where(small, x, (x / found.astype(x.dtype)) * bound(x))
     return jax.tree.map(cut, updates), state
 
   return optax.GradientTransformation(lambda _: optax.EmptyState(), update)

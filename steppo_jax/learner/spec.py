@@ -25,17 +25,30 @@ class Model(NamedTuple):
   Both functions are traced. They get a `batch.TokenBatch` of some rows [r, T],
   whose token at `parent` precedes each token, and their numbers are read at
   the same places: a log-probability where `step_ids` is above 0, a value at the
-  last token of a prompt. Everywhere else anything finite will do.
+  last token of a prompt. Everywhere else anything finite will do. What they
+  return is checked while an update is traced.
 
   Attributes:
     log_probs: (policy, rows) -> log-probabilities and entropies, both [r, T]:
       of each sampled token under the policy, and of what it was drawn from.
     values: (critic, rows) -> V at every token [r, T], in reward units; None
-      for rows of the table without a critic.
+      for rows of the table without a critic. For a row whose critic is "both"
+      it may be a pair of such arrays, V of the steps and V of the tokens; one
+      array is then both.
+    log_probs_and_energies: (reference, rows) -> log-probabilities as above and
+      energies, both [r, T]: E = -log Σ exp(logits) at temperature 1, of the
+      logits that each token was drawn from. Read by rows with `focus_alpha`,
+      the `actfocus_*`, alone; None for all others.
   """
 
   log_probs: Callable[[Any, TokenBatch], tuple[chex.Array, chex.Array]]
-  values: Callable[[Any, TokenBatch], chex.Array] | None = None
+  values: (
+    Callable[[Any, TokenBatch], chex.Array | tuple[chex.Array, chex.Array]]
+    | None
+  ) = None
+  log_probs_and_energies: (
+    Callable[[Any, TokenBatch], tuple[chex.Array, chex.Array]] | None
+  ) = None
 
 
 class UpdateSpec(NamedTuple):
@@ -113,7 +126,8 @@ class UpdateSpec(NamedTuple):
     `hidden` is the policy's `hidden` of these rows where it is known.
     """
     if isinstance(self.model, Model):
-      return self.model.log_probs(policy, rows)
+      found = self.model.log_probs(policy, rows)
+      return _pair("Model.log_probs", found, rows)
     if hidden is None:
       hidden = self.hidden(policy, rows)
     table = transformer.unembedding(policy, self.model.num_ids)
@@ -171,6 +185,9 @@ class UpdateSpec(NamedTuple):
 
   def logp_and_energy(self, policy, rows: TokenBatch):
     """Log-probs and energies [r, T] of the tokens of some rows."""
+    if isinstance(self.model, Model):
+      found = self.model.log_probs_and_energies(policy, rows)
+      return _pair("Model.log_probs_and_energies", found, rows)
     logp, _, energy = logprobs.next_token_logprobs_and_energies(
       self.hidden(policy, rows),
       transformer.unembedding(policy, self.model.num_ids),
@@ -186,10 +203,13 @@ class UpdateSpec(NamedTuple):
     return logp, energy
 
   def values(self, critic, policy, rows: TokenBatch):
-    """V at every token [r, T] of some rows; see `heads.values`."""
+    """V at every token [r, T] of some rows; see `heads.values`.
+
+    Where the row's critic is "both" a pair of them, of steps and of tokens.
+    """
     if isinstance(self.model, Model):
-      return self.model.values(critic, rows)
-    return heads.values(
+      return self._values(self.model.values(critic, rows), rows)
+    found = heads.values(
       self.model,
       critic,
       policy,
@@ -197,6 +217,21 @@ class UpdateSpec(NamedTuple):
       rows.positions,
       self.attend(rows),
     )
+    return self._values(found, rows)
+
+  def read_values(self, critic, rows: TokenBatch, hidden):
+    """`values` of the hidden states of these rows."""
+    return self._values(heads.read(critic, hidden), rows)
+
+  def _values(self, found, rows: TokenBatch):
+    """What a critic returned, as the row's clock wants it."""
+    name = "Model.values" if isinstance(self.model, Model) else "the critic"
+    if self.algorithm.critic == "both":
+      if not isinstance(found, tuple | list):
+        found = (found, found)
+      return _pair(name, found, rows)
+    _check_output(name, found, rows)
+    return found
 
   @property
   def size(self) -> int:
@@ -312,6 +347,37 @@ class UpdateSpec(NamedTuple):
     return jax.lax.with_sharding_constraint(
       array, mesh_lib.by_row(self.mesh, axis)
     )
+
+
+def _pair(name: str, found, rows: TokenBatch):
+  """Two outputs of a model [r, T], checked."""
+  if not isinstance(found, tuple | list) or len(found) != 2:
+    raise ValueError(
+      f"{name} is to return two arrays of the shape of rows.tokens, "
+      f"{rows.tokens.shape}, not {_described(found)}"
+    )
+  for x in found:
+    _check_output(name, x, rows)
+  return tuple(found)
+
+
+def _check_output(name: str, found, rows: TokenBatch) -> None:
+  """Refuses an output of a model that is not one float for each token."""
+  shape, kind = getattr(found, "shape", None), getattr(found, "dtype", None)
+  if shape != rows.tokens.shape or not jnp.issubdtype(kind, jnp.floating):
+    raise ValueError(
+      f"{name} is to return floats of the shape of rows.tokens, "
+      f"{rows.tokens.shape}, not {_described(found)}"
+    )
+
+
+def _described(found) -> str:
+  """What was returned, for an error: types and shapes, and no values."""
+  if isinstance(found, tuple | list):
+    return f"{len(found)} of them: {', '.join(map(_described, found))}"
+  if not hasattr(found, "shape") or not hasattr(found, "dtype"):
+    return type(found).__name__
+  return f"{found.dtype}{list(found.shape)}"
 
 
 def _place(m, i):

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from steppo_jax.algorithms import objective
@@ -15,7 +16,7 @@ from steppo_jax.batch import TokenBatch
 from steppo_jax.learner import credit as credit_lib
 from steppo_jax.learner import modes, optimizers
 from steppo_jax.learner.spec import UpdateSpec
-from steppo_jax.models import heads, lora
+from steppo_jax.models import lora
 from steppo_jax.ops import floats, ratios, segments
 
 
@@ -26,9 +27,11 @@ def update(spec: UpdateSpec, state, reference, batch, teacher=None):
   rates and the seed may be traced, so that `vmap` over them runs several
   updates at once. With `spec.differentiable` the new parameters also have
   reverse-mode gradients in them, through any number of updates: what a loss
-  takes for a constant (values, targets, CISPO's weight, CAPO's centre) was made
-  by the updates before, and gradients go there too. In float64 they agree with
-  finite differences (`tests/learner/test_meta_gradients.py`). One limit:
+  takes for a constant (values, targets, the policy's hidden states under a
+  critic without a trunk, CISPO's weight, that of `rollout_correction`, CAPO's
+  centre, a KL that is steered) was made by the updates before, and gradients go
+  there too. In float64 they agree with finite differences
+  (`tests/learner/test_meta_gradients.py`). One limit:
 
   - A ratio is inside its clip or outside, so that parameters move by jumps as
     the clip moves: their gradient in the clip of the "clip" surrogate is 0. It
@@ -37,7 +40,8 @@ def update(spec: UpdateSpec, state, reference, batch, teacher=None):
 
   Args:
     spec: What stays the same over a run.
-    state: `learner.state.LearnerState` before.
+    state: `learner.state.LearnerState` before. Its arrays, as those of the
+      other arguments, may be NumPy's.
     reference: Parameters of the reference policy, None where the algorithm
       reads none. For a policy with adapters None stands for the same tree
       without them.
@@ -56,6 +60,7 @@ def update(spec: UpdateSpec, state, reference, batch, teacher=None):
     ValueError: a policy that the algorithm reads is missing, or rows do not
       make whole microbatches. Raised while tracing: nothing is compiled.
   """
+  state, reference, batch, teacher = as_jax((state, reference, batch, teacher))
   spec, credit = assigned(spec, state, reference, batch, teacher)
   metrics = credit.metrics
   critic, critic_optimizer = state.critic, state.critic_optimizer
@@ -69,7 +74,7 @@ def update(spec: UpdateSpec, state, reference, batch, teacher=None):
   kl_coef = state.kl_coef
   if kl_coef is not None:
     metrics["policy/kl_coef"] = kl_coef, jnp.ones(())
-    total, weight = policy_metrics["policy/kl_reference"]
+    total, weight = policy_metrics["policy/kl_per_token"]
     kl_coef = _towards(
       kl_coef, total / jnp.maximum(weight, 1), spec.algorithm.kl_target
     )
@@ -98,6 +103,9 @@ def assigned(
   Raises:
     ValueError: see `update`.
   """
+  if state.kl_coef is not None:
+    row = dataclasses.replace(spec.algorithm, kl_coef=state.kl_coef)
+    spec = spec._replace(algorithm=row)
   if (
     reference is None
     and spec.algorithm.reads_reference
@@ -109,10 +117,13 @@ def assigned(
     teacher = state.policy if state.teacher is None else state.teacher
   _check(spec, state, reference, batch, teacher)
   spec = spec.on(batch.tokens)
-  if state.kl_coef is not None:
-    row = dataclasses.replace(spec.algorithm, kl_coef=state.kl_coef)
-    spec = spec._replace(algorithm=row)
   return spec, credit_lib.assign(spec, state, reference, batch, teacher)
+
+
+def as_jax(tree):
+  """A tree with JAX's arrays for NumPy's, which no traced number can index."""
+  own = lambda x: isinstance(x, np.ndarray | np.generic)
+  return jax.tree.map(lambda x: jnp.asarray(x) if own(x) else x, tree)
 
 
 def _lagging(algorithm, state, policy):
@@ -126,8 +137,15 @@ def _lagging(algorithm, state, policy):
 def _towards(kl_coef, kl, target):
   """The weight of the KL for the next update, a little nearer to its target.
 
+  Args:
+    kl_coef: The weight of this update.
+    kl: Mean KL of its tokens to the reference, in nats.
+    target: What the KL is to be.
+
   Source: Ziegler et al. 2019, arXiv:1909.08593, section 2.2.
   """
+  # The weight keeps its type, so that a scan can carry it.
+  kl, target = (floats.constant(x, kl_coef.dtype) for x in (kl, target))
   error = jnp.clip(kl / target - 1.0, -0.2, 0.2)
   return kl_coef * (1.0 + 0.1 * error)
 
@@ -179,11 +197,14 @@ def to_rows(x, shape):
 
 
 def _critic_values(spec, state, credit, critic, rows, m, i):
-  """Values of some rows, of the hidden states that are kept if some are."""
+  """Values of some rows, of the hidden states that are kept if some are.
+
+  The loss is differentiated in the critic alone: to an epoch the hidden states
+  are constants, though what updates before made of the policy is in them.
+  """
   if credit.hidden is None:
     return spec.values(critic, state.policy, rows)
-  hidden = spec.kept(credit.hidden, m, i)
-  return heads.read(critic, jax.lax.stop_gradient(hidden))
+  return spec.read_values(critic, rows, spec.kept(credit.hidden, m, i))
 
 
 def _critic_epochs(spec, state, credit: credit_lib.Credit):

@@ -159,6 +159,10 @@ def rollout_weight(
 ) -> chex.Array:
   """Weight that corrects for a sampler that differs from the learner's policy.
 
+  It is a constant for the gradient: of a loss that is weighted by it only the
+  rest is differentiated, even where `z_t` depends on what is trained. See
+  `differentiable_rollout_weight` for one that is no constant.
+
   zᵢ is the log-ratio of the policy before the update to the sampler's.
 
   | kind | weight of token i of step k |
@@ -191,6 +195,43 @@ def rollout_weight(
   Source: Yao et al. 2025 (truncated importance sampling); Ling team 2025
     (IcePop), arXiv:2510.18855.
   """
+  return jax.lax.stop_gradient(
+    differentiable_rollout_weight(
+      z_t, step_ids, num_steps=num_steps, kind=kind, low=low, high=high
+    )
+  )
+
+
+def differentiable_rollout_weight(
+  z_t: chex.Array,
+  step_ids: chex.Array,
+  *,
+  num_steps: int,
+  kind: str,
+  low: chex.Numeric,
+  high: chex.Numeric,
+) -> chex.Array:
+  """`rollout_weight` with gradients in `z_t` and in `high`.
+
+  For those who differentiate training itself: to one update the weight is a
+  constant, but the log-ratios it is made of are what the updates before made
+  them. Where a band cuts, as in "icepop" and "geometric", the weight jumps, and
+  its gradient in the ends of the band is 0.
+
+  Args:
+    z_t: As in `rollout_weight`, like the others.
+    step_ids: Likewise.
+    num_steps: Likewise.
+    kind: Likewise.
+    low: Likewise.
+    high: Likewise.
+
+  Returns:
+    [B, T], at least float32; 0 outside actions.
+
+  Raises:
+    ValueError: `kind` is unknown.
+  """
   z_t, step_ids = jnp.asarray(z_t), jnp.asarray(step_ids)
   segments.check_step_ids(step_ids, z_t)
   if kind not in _ROLLOUT_WEIGHTS:
@@ -198,7 +239,7 @@ def rollout_weight(
   z_t = floats.wide(jnp.where(step_ids > 0, z_t, 0))
   low, high = (floats.constant(x, z_t.dtype) for x in (low, high))
   weight_t = _ROLLOUT_WEIGHTS[kind](z_t, step_ids, num_steps, low, high)
-  return jax.lax.stop_gradient(jnp.where(step_ids > 0, weight_t, 0.0))
+  return jnp.where(step_ids > 0, weight_t, 0.0)
 
 
 def _tis_token(z_t, step_ids, num_steps, low, high):

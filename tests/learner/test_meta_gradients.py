@@ -1,4 +1,4 @@
-"""Gradients through 20 updates, in float64, against finite differences."""
+"""Gradients through several updates, in float64, against finite differences."""
 
 import dataclasses
 import functools
@@ -7,20 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hand_records import step, trajectory
+import toy_updates
 from marks import some
 
 import steppo_jax as sj
-from steppo_jax.learner import state as learner_state
+from steppo_jax.learner import spec as spec_lib
+from steppo_jax.models import transformer
 
-UPDATES, IDS = 20, 6
-# Its place until jax 0.8.
-HOME = jax if hasattr(jax, "enable_x64") else jax.experimental
-x64 = lambda: HOME.enable_x64(True)
-CONFIG = sj.LearnerConfig(
-  num_minibatches=2, actor_epochs=2, critic_epochs=1, critic_warmup=0,
-  warmup_steps=0, critic_warmup_steps=0, microbatch_rows=2,
-)  # fmt: skip
 # Constants of the learner, and of the environment: what rewards are worth.
 COMMON = {"learning_rate": 0.004, "worth": 1.3}
 CRITIC = {"discount": 0.9, "lambda_": 0.7, "critic_learning_rate": 0.01}
@@ -41,106 +34,138 @@ ROWS = {
   "rloo": {"kl_reward": 0.3},
   "serl": {"low": 0.7, "high": 1.3, "mix": 0.5, "eps": 0.1},
 }
+# Constants of each mode, and what it sets besides.
+MODES = {
+  "plain": ({}, {}),
+  "tis_token": ({"rollout_high": 1.05}, {"rollout_correction": "tis_token"}),
+  "tis_step": ({"rollout_high": 9.0}, {"rollout_correction": "tis_step"}),
+  "icepop": ({}, {"rollout_correction": "icepop"}),
+  "geometric": ({}, {"rollout_correction": "geometric"}),
+  # Between 0.8 and 1.2 times the KL, where the weight is not held.
+  "kl_target": ({"kl_coef": 0.5, "kl_target": 0.055}, {}),
+  "focus": ({"focus_alpha": 0.3, "focus_beta": 0.5}, {}),
+  "bounded": ({"advantage_clip": 0.6}, {"sequence_mask": 0.5}),
+  "fresh": ({}, {"max_staleness": 5}),
+}
+# Of two updates, whose steps are longer than those of 20.
+BRIEF = COMMON | {"learning_rate": 0.02}
+DECODER = transformer.ModelConfig(
+  vocab_size=toy_updates.IDS, width=4, num_layers=1, num_heads=1,
+  num_kv_heads=1, head_dim=4, mlp_width=4, compute="float64",
+)  # fmt: skip
 
 
-def log_probs(policy, rows):
-  before = jnp.take_along_axis(rows.tokens, rows.parent, axis=1)
-  logp = jax.nn.log_softmax(policy[0][before] + policy[1][None, None])
-  entropy = -(jnp.exp(logp) * logp).sum(-1)
-  return jnp.take_along_axis(logp, rows.tokens[..., None], 2)[..., 0], entropy
-
-
-def values(critic, rows):
-  return critic[0][rows.tokens]
-
-
-def batch():
-  """Eight episodes of two or three steps, as an older policy sampled them."""
-  rng, made = np.random.default_rng(0), []
-  for i in range(8):
-    count, tokens, steps = 2 + i % 2, [0], []
-    for k in range(count):
-      prompt = [*tokens, int(rng.integers(1, IDS))]
-      answer = [int(x) for x in rng.integers(1, IDS, 1 + (i + k) % 3)]
-      made_step = step(
-        prompt, answer, k, uid=str(i), reward=float(rng.normal()),
-        end="terminated" if k == count - 1 else None,
-      )  # fmt: skip
-      steps.append(
-        dataclasses.replace(
-          made_step,
-          anchor_obs=str(prompt[-1] % 2),
-          group_uid=str(i // 4),
-          behaviour_logp=rng.normal(-np.log(IDS), 0.2, len(answer)),
-        )
-      )
-      tokens = prompt + answer
-    made.append(trajectory(steps, uid=str(i)))
-  packed = sj.packing.pack(
-    made, np.arange(8) % 2, sj.packing.PackingConfig(row_length=16),
-    num_parts=2, rows_multiple=2, pad_id=0,
-  )  # fmt: skip
-  return learner_state.Batch(packed.tokens, packed.table, packed.rows_used)
-
-
-def trained(name, at):
-  """One number of the parameters after the updates; `at` may be traced."""
-  row, played = sj.ALGORITHMS[name], batch()
+def _row(name, at, changes):
+  """The row with constants that may be traced."""
+  row = sj.ALGORITHMS[name]
   own = {k: v for k, v in at.items() if k in dict(row.options)}
   fields = {f.name for f in dataclasses.fields(row)} - {"options"}
-  row = dataclasses.replace(
+  return dataclasses.replace(
     row,
     **{"kl_coef": 0.0}
     | ({} if name == "gmpo" else {"clip_low": 0.2, "clip_high": 0.2})
+    | changes
     | {k: v for k, v in at.items() if k in fields},
     options=tuple((dict(row.options) | own).items()),
     mix_updates=0,
   )
+
+
+def _networks(model, row):
+  """Policy, critic and reference of the table of logits or of a decoder."""
+  draw = functools.partial(toy_updates.draw, dtype=jnp.float64)
+  if isinstance(model, sj.Model):
+    critic = (0.2 * draw(3, toy_updates.IDS),) if row.critic else None
+    parameters = functools.partial(toy_updates.parameters, dtype=jnp.float64)
+    return parameters(1), critic, parameters(4)
+  shapes = jax.eval_shape(lambda: transformer.init(model, jax.random.key(0)))
+  leaves, tree = jax.tree.flatten(shapes)
+  make = lambda first: tree.unflatten(
+    0.5 * draw(first + i, *x.shape) for i, x in enumerate(leaves)
+  )
+  return make(100), None, make(200)
+
+
+def trained(name, at, *, updates, changes=(), model=None, **options):
+  """One number of the parameters after the updates; `at` may be traced."""
+  row = _row(name, at, dict(changes))
   rates = {k: v for k, v in at.items() if k.endswith("learning_rate")}
-  wide = lambda x: jnp.asarray(x, jnp.float64)
-  table = played.table.replace(reward=wide(played.table.reward) * at["worth"])
-  played = played._replace(table=table)
-  parts = sj.make_parts(
-    sj.Model(log_probs, values), row, dataclasses.replace(CONFIG, **rates),
-    num_updates=UPDATES, differentiable=True,
+  played = toy_updates.batch(reasoning="focus_alpha" in at)
+  reward = jnp.asarray(played.table.reward, jnp.float64) * at["worth"]
+  played = played._replace(table=played.table.replace(reward=reward))
+  model = model or sj.Model(
+    toy_updates.log_probs, toy_updates.values,
+    toy_updates.log_probs_and_energies,
   )  # fmt: skip
-  draw = lambda i, *shape: wide(np.random.default_rng(i).normal(size=shape))
-  policy = (0.3 * draw(1, IDS, IDS), 0.1 * draw(2, IDS))
-  critic = (0.2 * draw(3, IDS),) if row.critic else None
-  reference = (0.4 * draw(4, IDS, IDS), 0.1 * draw(5, IDS))
+  parts = sj.make_parts(
+    model, row, dataclasses.replace(toy_updates.CONFIG, **rates, **options),
+    num_updates=20, differentiable=True,
+  )  # fmt: skip
+  policy, critic, reference = _networks(model, row)
   teacher = reference if "teacher" in row.needs else None
 
   def one(state, _):
     return sj.update(parts, state, reference, played, teacher)[0], None
 
   state = sj.init(parts, policy, critic)
-  state, _ = jax.lax.scan(one, state, length=UPDATES)
+  if state.critic is not None and critic is None:
+    # Opinions for the heads, which begin at 0.
+    state = state.replace(critic=jax.tree.map(lambda x: x + 0.3, state.critic))
+  state, _ = jax.lax.scan(one, state, length=updates)
   ends = jax.tree.leaves((state.policy, state.critic))
   assert all(x.dtype == jnp.float64 for x in ends)
-  return sum(
-    (x * draw(10 + i, *x.shape)).sum() for i, x in enumerate(ends)
-  )  # fmt: skip
+  draw = functools.partial(toy_updates.draw, dtype=jnp.float64)
+  return sum((x * draw(10 + i, *x.shape)).sum() for i, x in enumerate(ends))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", some("steppo", slow=[*ROWS]))
-def test_gradients_through_20_updates_are_finite_differences(name):
-  at = COMMON | ROWS[name]
-  with x64():
+def check(name, at, **options):
+  """Compares each slope with a central difference; returns the slopes."""
+  with toy_updates.x64():
     at = jax.tree.map(np.float64, at)
-    result = jax.jit(functools.partial(trained, name))
-    slope = jax.device_get(
-      jax.jit(jax.grad(functools.partial(trained, name)))(at)
+    both = jax.jit(
+      jax.value_and_grad(functools.partial(trained, name, **options))
     )
+    _, slope = jax.device_get(both(at))
     leaves, tree = jax.tree.flatten(at)
     names = [str(path) for path, _ in jax.tree.leaves_with_path(at)]
     for i, (x, found) in enumerate(
       zip(leaves, jax.tree.leaves(slope), strict=True)
     ):
       put = lambda y, i=i: tree.unflatten([*leaves[:i], y, *leaves[i + 1 :]])
-      near = (result(put(x + 1e-7)) - result(put(x - 1e-7))) / 2e-7
+      near = (both(put(x + 1e-7))[0] - both(put(x - 1e-7))[0]) / 2e-7
       np.testing.assert_allclose(
         found, near, rtol=1e-5, atol=1e-5, err_msg=f"{name}: {names[i]}"
       )
-  told = {k for k, v in slope.items() if np.any(v)}
-  assert {"learning_rate"} <= told
+  return slope
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", some("steppo", slow=[*ROWS]))
+def test_gradients_through_20_updates_are_finite_differences(name):
+  slope = check(name, COMMON | ROWS[name], updates=20)
+  assert slope["learning_rate"] != 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", ["grpo", "gspo", "ppo"])
+def test_gradients_through_two_updates_know_every_mode(name, mode):
+  at, changes = MODES[mode]
+  brief = {} if name == "ppo" else {"actor_epochs": 1}
+  slope = check(
+    name, BRIEF | at, updates=2, changes=tuple(changes.items()), **brief
+  )
+  assert all(np.all(slope[key] != 0) for key in at), slope
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize("name", ["steppo", "ppo", "vetta"])
+def test_a_critic_on_the_policys_trunk_knows_how_the_trunk_moved(
+  name, kept, monkeypatch
+):
+  # Whether hidden states are kept or computed again is a matter of memory.
+  monkeypatch.setattr(spec_lib.UpdateSpec, "keeps", lambda *_: kept)
+  at = BRIEF | {"discount": 0.9, "lambda_": 0.7, "critic_learning_rate": 0.05}
+  slope = check(name, at, updates=2, model=DECODER, critic_trunk="policy")
+  assert slope["learning_rate"] != 0

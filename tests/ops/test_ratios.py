@@ -1,5 +1,7 @@
 """Log-ratios, their pooling, and weights against the sampler's drift."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -76,25 +78,32 @@ def test_log_ratio_reads_nothing_outside_the_mask():
 
 
 @pytest.mark.parametrize(
-  ("kind", "expected"),
+  ("kind", "expected", "slope"),
   [
     # Step 1: ratios 2 and .25, product .5, geometric mean .707. Step 2: 4.
-    ("tis_token", [[2, 0.25, 0], [3, 0, 0]]),
-    ("tis_step", [[0.5, 0.5, 0], [3, 0, 0]]),
-    ("icepop", [[2, 0, 0], [0, 0, 0]]),
-    ("geometric", [[1, 1, 0], [0, 0, 0]]),
+    ("tis_token", [[2, 0.25, 0], [3, 0, 0]], [[2, 0.25, 0], [0, 0, 0]]),
+    # Both weights of step 1 are the product, which each z moves.
+    ("tis_step", [[0.5, 0.5, 0], [3, 0, 0]], [[1, 1, 0], [0, 0, 0]]),
+    ("icepop", [[2, 0, 0], [0, 0, 0]], [[2, 0, 0], [0, 0, 0]]),
+    ("geometric", [[1, 1, 0], [0, 0, 0]], [[0, 0, 0], [0, 0, 0]]),
   ],
 )
-def test_rollout_weights_by_hand(kind, expected):
+def test_rollout_weights_by_hand(kind, expected, slope):
   ids = np.array([[1, 1, 0], [2, 0, 0]], np.int32)
   z = np.where(ids > 0, np.log([[2, 0.25, 1], [4, 1, 1]]), 1e30)
-  weight = lambda z: ratios.rollout_weight(
-    z, ids, num_steps=3, kind=kind, low=0.5, high=3.0
-  )
   z = z.astype(np.float32)
-  np.testing.assert_allclose(weight(z), expected, rtol=1e-6)
-  grad = jax.grad(lambda z: weight(z).sum())(z)
-  np.testing.assert_array_equal(grad, np.zeros((2, 3)))
+  for function, want in (
+    (ratios.rollout_weight, np.zeros((2, 3))),
+    (ratios.differentiable_rollout_weight, slope),
+  ):
+    weight, back = jax.vjp(
+      functools.partial(
+        function, step_ids=ids, num_steps=3, kind=kind, low=0.5, high=3.0
+      ),
+      z,
+    )
+    np.testing.assert_allclose(weight, expected, rtol=1e-6)
+    np.testing.assert_allclose(*back(jnp.ones_like(weight)), want, rtol=1e-6)
 
 
 @pytest.mark.parametrize(

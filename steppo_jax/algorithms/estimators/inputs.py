@@ -109,6 +109,8 @@ def resegment(
   Source: arXiv:2605.01327; the paper reads V before the segment, its code at
     the segment's last token: this follows the paper.
   """
+  # A traced number cannot index an array of NumPy's.
+  table = jax.tree.map(jnp.asarray, table)
   ids, slots = batch.step_ids, table.live.shape[0]
   ends = _entropy_ends(entropy_t, ids, share)
   index_t, found_k = _ends_before(ends, ids, slots)
