@@ -49,7 +49,7 @@ def place(
     source: The checkpoint, whose names and shapes were checked.
     model: Sizes of the decoder.
     rows: What the parameters are called there.
-    placement: Where each goes; None for the first device.
+    placement: Where each goes; None for the first device of the process.
     dtype: Of the parameters; None for the stored one, for a matrix whose
       layers have several the one that holds them all.
     progress: Called with (arrays done, arrays in all) after each.
@@ -61,7 +61,7 @@ def place(
   flat = {}
   for row in rows:
     shape = like[row.ours].shape
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     if placement is not None:
       sharding = placement(row.ours, shape)
     layers = model.num_layers if row.ours.startswith("layers/") else 1
