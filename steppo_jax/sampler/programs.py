@@ -226,6 +226,7 @@ class Programs:
         such attention for the model.
     """
     split.check(model, shared_by)
+    split.warn_of_idle(num_slots, len(devices), shared_by, devices[0].platform)
     self.mesh = mesh = split.mesh_of(num_slots, devices, shared_by)
     self.parts = 1 if mesh is None else mesh.shape["data"]
     self._params: Any = None
