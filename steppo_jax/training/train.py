@@ -36,7 +36,7 @@ from steppo_jax.training.run import Run
 
 def _resume(run: Run, store: checkpoint.Checkpoints):
   """The state to start from, and the minutes already spent."""
-  state = run.learner.init(run.policy)
+  state = run.start()
   newest = store.latest()
   if newest is None:
     return state, 0.0
