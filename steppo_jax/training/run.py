@@ -16,7 +16,7 @@ from steppo_jax.algorithms import options as algorithm_options
 from steppo_jax.algorithms import table as algorithms_table
 from steppo_jax.learner import learner as learner_lib
 from steppo_jax.learner import state as learner_state
-from steppo_jax.models import lora
+from steppo_jax.models import lora, out_of_memory
 from steppo_jax.models import mesh as mesh_lib
 from steppo_jax.packing import rows as packing
 from steppo_jax.packing import teacher_rows
@@ -103,7 +103,13 @@ class Learning:
     policy, self.policy = self.policy, None
     if policy is None:
       raise RuntimeError("start was called before: it keeps no policy")
-    return self.learner.init(policy)
+    with out_of_memory.explained(
+      "making the learner's state, parameters and moments",
+      "split it over more devices (mesh.fsdp)",
+      "train adapters (learner.lora.rank)",
+      "take an optimizer that holds less (learner.optimizer)",
+    ):  # fmt: skip
+      return jax.block_until_ready(self.learner.init(policy))
 
   def _placed(self, policy: Any) -> Any:
     """Parameters that no update changes, where those that it changes are."""

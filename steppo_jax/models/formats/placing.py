@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from steppo_jax import trees
-from steppo_jax.models import transformer
+from steppo_jax.models import out_of_memory, transformer
 from steppo_jax.models.config import ModelConfig
 from steppo_jax.models.formats import names
 
@@ -56,6 +56,9 @@ def place(
 
   Returns:
     Nested dicts of arrays.
+
+  Raises:
+    RuntimeError: a device has no memory for them.
   """
   like = trees.flatten(transformer.abstract_params(model))
   flat = {}
@@ -68,7 +71,12 @@ def place(
     kind = dtype or jnp.result_type(
       *(source.dtype(row.theirs.format(layer)) for layer in range(layers))
     )
-    flat[row.ours] = _array(source, model, row, shape, sharding, kind)
+    with out_of_memory.explained(
+      f"reading {row.ours} of the weights",
+      "split the model over more devices (mesh.fsdp, mesh.tensor; to play "
+      "alone sampler.tensor)", "take a smaller model",
+    ):  # fmt: skip
+      flat[row.ours] = _array(source, model, row, shape, sharding, kind)
     if progress is not None:
       progress(len(flat), len(rows))
   return trees.unflatten(dict(sorted(flat.items())))
