@@ -51,6 +51,7 @@ def _resume(run: Run, store: checkpoint.Checkpoints):
         "run_dir"
       )
   state, host = store.restore(None, state)
+  run.learner.choose_again(host.get("choice"))
   return state, host["minutes"]
 
 
@@ -68,7 +69,11 @@ def _watched(config, log) -> contextlib.AbstractContextManager:
 
 def _facts(run: Run, minutes: float) -> dict[str, Any]:
   """What a checkpoint tells beside its arrays."""
-  return {"minutes": minutes, "optimizer": run.config.learner.optimizer}
+  return {
+    "minutes": minutes,
+    "optimizer": run.config.learner.optimizer,
+    "choice": run.learner.choice,
+  }
 
 
 def train(
