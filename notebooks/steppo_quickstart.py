@@ -68,9 +68,13 @@ except ImportError:
     [sys.executable, "-m", "pip", "install", "--quiet", "-e", "."], check=True
   )
 
-import jax
-
-print("jax", jax.__version__, jax.devices())
+# In a process of its own: a TPU belongs to one process at a time, and the
+# training, which is another, would not get it while the notebook has it.
+SHOW = "import jax; print('jax', jax.__version__, jax.devices())"
+shown = subprocess.run(
+  [sys.executable, "-c", SHOW], check=True, capture_output=True, text=True
+)
+print(shown.stdout)
 
 # %% [markdown]
 # ## Train, and be killed
@@ -173,10 +177,13 @@ plt.show()
 #
 # The state is read back from the checkpoint, the agent plays games, and the
 # critic says what each step was worth: δₖ = rₖ + γ vₖ₊₁ - vₖ, added up
-# backwards with γλ. Advantages are whitened over the steps of all games.
+# backwards with γλ. Advantages are whitened over the steps of all games. The
+# training has ended: from here on the notebook has the devices for itself.
 
 # %%
 import functools
+
+import jax
 
 from steppo_jax.learner import credit, learner
 from steppo_jax.learner import state as learner_state
@@ -190,7 +197,7 @@ run = training_run.Run(options, run_dir, events.Log(None), lambda _: None)
 with checkpoint.Checkpoints(
   run_dir / run_folder.CHECKPOINTS_NAME, options.keep_checkpoints
 ) as store:
-  state, _ = store.restore(None, run.learner.init(run.policy))
+  state, _ = store.restore(None, run.start())
 run.hand_over(state.policy, UPDATES)
 games = run.players.play(run.episodes(UPDATES))
 spec = learner.make_spec(

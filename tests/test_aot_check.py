@@ -12,6 +12,7 @@ import tpu_tools
 from marks import some
 
 from steppo_jax.models import transformer
+from steppo_jax.sampler import split
 
 aot = tpu_tools.load("aot_check")
 programs = aot.aot_programs
@@ -128,6 +129,11 @@ def test_a_whole_run_is_counted_with_all_that_it_holds(program):
   left = 0.92 * 2**24 - found.peak
   assert found.slots == left // found.slot > 0
   assert "fits" in aot.whole_run.report(setting, found)
+  # A run that is given the slots has as many on each of its eight devices.
+  few = found._replace(memory=int((found.peak + 5.5 * found.slot) / 0.92))
+  assert (few.slots, few.num_slots) == (5, 40)
+  assert split.parts_of(40, 8, 1, "tpu") == 8
+  assert "sampler.num_slots=40" in aot.whole_run.report(setting, few)
   small = found._replace(memory=found.peak)
   assert small.slots == 0
   assert "DOES NOT FIT" in aot.whole_run.report(setting, small)
@@ -202,7 +208,13 @@ def test_devices_that_share_a_sampler_hold_a_part_of_it_and_of_slots(parts):
   share = found.parts["sampler"] * parts / whole.parts["sampler"]
   assert share == pytest.approx(1, abs=1e-3)
   where = {1: "a device", 4: "each 4 devices"}[parts]
-  assert aot.whole_run.report(setting, found).endswith(where)
+  slots = (
+    f"{where} (sampler.num_slots={found.slots * 8 // parts}, of a process)"
+  )
+  assert aot.whole_run.report(setting, found).endswith(slots)
+  far = dataclasses.replace(setting, sampler_tensor=16)
+  with pytest.raises(ValueError, match="there are 8 devices"):
+    aot.whole_run.held(far, mesh, update=0, memory=16 * 2**30)
 
 
 def test_a_mesh_that_does_not_fit_is_refused():

@@ -69,6 +69,16 @@ def test_the_notebook_is_generated_from_the_script():
     assert not cell.get("outputs")
 
 
+def test_the_notebook_takes_no_device_before_its_trainings_have_ended():
+  """A TPU belongs to one process: the training would wait, or go without."""
+  code = [source for kind, source, _ in cells() if kind == "code"]
+  last = max(n for n, source in enumerate(code) if "train()" in source)
+  before = "\n".join(code[: last + 1])
+  assert "import jax" in "".join(code[last + 1 :])
+  uses = r"^\s*(import|from) jax\b|^[^\"\n]*\bjax\.\w"
+  assert re.findall(uses, before, re.M) == []
+
+
 @pytest.mark.slow
 def test_it_trains_is_killed_goes_on_and_plots(tmp_path):
   found = small(
@@ -77,6 +87,7 @@ def test_it_trains_is_killed_goes_on_and_plots(tmp_path):
   assert found.returncode == 0, found.stderr[-3000:]
   assert "killed after update 1" in found.stdout
   assert "1 updates before the kill, 2 now, none twice" in found.stdout
+  assert "devices: 1 cpu" in (tmp_path / "run.log").read_text()
   lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
   assert [json.loads(line)["update"] for line in lines] == [0, 1, 2]
   for name in ("success", "advantages"):

@@ -267,11 +267,12 @@ def devices_of(topology: str) -> Sequence[Any]:
   """Devices of a topology that libtpu knows; none of them is there."""
   from jax.experimental import topologies
 
-  # A host has four chips unless it is said otherwise.
-  alone = {"chips_per_host_bounds": (1, 1, 1)}
+  # A host has four chips unless it is said otherwise. The cloud lends one of
+  # v5e or v6e, and eight of them as one host.
+  bounds = {"1x1": (1, 1, 1), "2x4": (2, 4, 1)}.get(topology.split(":")[1])
   found = topologies.get_topology_desc(
     platform="tpu", topology_name=topology,
-    **(alone if topology.endswith(":1x1") else {}),
+    **({"chips_per_host_bounds": bounds} if bounds else {}),
   )  # fmt: skip
   return list(found.devices)
 

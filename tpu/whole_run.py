@@ -3,6 +3,7 @@
 JAX is imported inside the functions: `aot_check.py` sets the environment first.
 """
 
+import collections
 import math
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ class Held(NamedTuple):
     slot: What one device holds of a slot of the sampler with a whole context.
     memory: Of the device.
     shared_by: Devices that share weights and slots.
+    local: Devices of a process.
   """
 
   parts: dict[str, int]
@@ -31,7 +33,8 @@ class Held(NamedTuple):
   hand_over: int
   slot: int
   memory: int
-  shared_by: int = 1
+  shared_by: int
+  local: int
 
   @property
   def peak(self) -> int:
@@ -40,8 +43,28 @@ class Held(NamedTuple):
 
   @property
   def slots(self) -> int:
-    """Slots of a device, or of those that share; 0 if nothing fits."""
-    return max(0, int(SHARE * self.memory - self.peak) // self.slot)
+    """Slots of a device, or of those that share; 0 if nothing fits.
+
+    As many as fit and as a run of `num_slots` would give to each.
+    """
+    from steppo_jax.sampler import split
+
+    room = max(0, int(SHARE * self.memory - self.peak) // self.slot)
+    of = lambda each: split.parts_of(
+      each * self.groups, self.local, self.shared_by, "tpu"
+    )
+    fits = (n for n in range(room, 0, -1) if of(n) == self.groups)
+    return next(fits, 0)
+
+  @property
+  def groups(self) -> int:
+    """Devices of a process, or groups of those that share, with slots each."""
+    return self.local // self.shared_by
+
+  @property
+  def num_slots(self) -> int:
+    """What `sampler.num_slots` is with so many slots: those of a process."""
+    return self.slots * self.groups
 
 
 def held(
@@ -91,6 +114,9 @@ def held(
     )
   )
   parts = setting.sampler_tensor
+  of_process = collections.Counter(d.process_index for d in mesh.devices.flat)
+  local = min(of_process.values())
+  split.parts_of(local, local, parts, "tpu")  # Raises what a run would.
   split.check(model, parts)
   alone = mesh_lib.make_model_mesh(
     data=mesh.size // parts, fsdp=1, tensor=parts,
@@ -112,7 +138,7 @@ def held(
   largest = max(largest, sizes({"embed": narrow["embed"]}, alone))
   heads = split.part(model, parts).num_kv_heads / model.num_kv_heads
   slot = int(roofline.kv_bytes(model) * setting.row_length * heads)
-  return Held(holds, update, 2 * largest, slot, memory, parts)
+  return Held(holds, update, 2 * largest, slot, memory, parts, local)
 
 
 def share_of_peak(
@@ -142,7 +168,10 @@ def report(setting: aot_programs.Setting, found: Held) -> str:
     where = "a device"
     if found.shared_by > 1:
       where = f"each {found.shared_by} devices"
-    verdict = f"fits, {found.slots} slots of {setting.row_length} {where}"
+    verdict = (
+      f"fits, {found.slots} slots of {setting.row_length} {where} "
+      f"(sampler.num_slots={found.num_slots}, of a process)"
+    )
   return (
     f"  whole run: {parts}; update {gib(found.update)}, hand-over "
     f"{gib(found.hand_over)} beside them; {gib(found.slot)} a slot; of "
@@ -153,5 +182,6 @@ def report(setting: aot_programs.Setting, found: Held) -> str:
 def as_json(found: Held) -> dict[str, Any]:
   """The same for machines."""
   return found._asdict() | {
-    "peak": found.peak, "slots": found.slots, "fits": found.slots > 0
+    "peak": found.peak, "slots": found.slots, "fits": found.slots > 0,
+    "num_slots": found.num_slots,
   }  # fmt: skip

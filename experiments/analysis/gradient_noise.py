@@ -100,7 +100,7 @@ def _spec(run, row):
 
 def study(run: training_run.Run, warmup: int) -> dict:
   """Gradients of every credit on the batches of a run."""
-  state = run.learner.init(run.policy)
+  state = run.start()
   run.hand_over(state.policy, 0)
   found: dict[str, list] = {}
   programs = {}

@@ -99,6 +99,7 @@ def _run(args, rest, handler) -> None:
   folder = joined.first("the run folder", opened) or opened()
   total = options.training.num_steps if supervised else options.num_updates
   terminal.say(f"run folder: {folder}")
+  terminal.say(f"devices: {_devices()}")
   with terminal.progress() as progress:
     bar = progress.add_task("updates", total=total, info="starting")
     episodes = [0]
@@ -132,6 +133,17 @@ def _run(args, rest, handler) -> None:
   joined.close()
   if joined.is_first:
     _report(folder)
+
+
+def _devices() -> str:
+  """What the run computes on: JAX takes a CPU where it gets nothing better."""
+  import jax
+
+  every, own = jax.devices(), jax.local_devices()
+  found = f"{len(every)} {own[0].platform} ({own[0].device_kind})"
+  if len(own) < len(every):
+    found += f", {len(own)} of this process"
+  return found
 
 
 def _report(folder: pathlib.Path) -> None:

@@ -344,6 +344,32 @@ class Learner:
     """Programs compiled since this was made, for it or for its like."""
     return len(self._traced) - self._traced_before
 
+  @property
+  def choice(self) -> dict[str, str] | None:
+    """What is computed again, and on which devices; None if not chosen yet.
+
+    As JSON, for `choose_again`.
+    """
+    if self._choosing:
+      return None
+    return {"remat": self.remat, "devices": self._kind}
+
+  def choose_again(self, choice: dict[str, str] | None) -> None:
+    """Takes an earlier `choice`, so that a resumed run gives the same bits.
+
+    How much memory is free differs from one start to the next, and programs
+    that compute other things again differ in their last bits. On other devices
+    it is chosen anew: they may have no room for it.
+    """
+    if self._choosing and choice and choice["devices"] == self._kind:
+      self._choosing = False
+      self._take(choice["remat"])
+
+  @property
+  def _kind(self) -> str:
+    devices = self._mesh.devices.flatten()
+    return f"{len(devices)} {devices[0].device_kind}"
+
   def _choose(self, *args) -> None:
     """Takes the least recomputation that the devices have memory for."""
     self._choosing = False

@@ -58,8 +58,9 @@ class LearnerConfig:
     remat: What the backward pass computes again: "none", "dots" all but the
       products with matrices, "full" all of each layer, which holds least.
       "auto" takes the fastest of them that fits the memory that the devices
-      have left, as the compiler counts it; where they do not say, as a CPU, and
-      where the model itself computes something again, that stays.
+      have left, as the compiler counts it, and keeps to it when the run is
+      resumed on as many devices of that kind. Where they do not say, as a CPU,
+      and where the model itself computes something again, that stays.
     lora: Adapters that are trained instead of the policy's own matrices.
   """
 

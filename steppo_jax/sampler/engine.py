@@ -47,8 +47,8 @@ class SlotEngine:
       end_of_turn_id: The token that ends every response; a request may name
         more of them. -1 for none.
       seed: Root of all keys.
-      devices: Those that slots are split over, of this process, as far as
-        each, or each `config.tensor` of them, has eight slots; None for all.
+      devices: Those of this process that slots are split over, as far as
+        there are slots for them (`split.parts_of`); None for all.
       cuts: Whether requests may have a `top_p`, with programs of its own. What
         such a request is answered is not for training: the learner's
         probabilities are those of the whole softmax.

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from steppo_jax.models import lora, transformer
+from steppo_jax.models import lora, out_of_memory, transformer
 from steppo_jax.models import mesh as mesh_lib
 from steppo_jax.models.config import ModelConfig
 from steppo_jax.sampler import split
@@ -42,7 +42,20 @@ def for_sampler(
     mesh: The sampler's devices; see `split.mesh_of`. Each of its axis
       "data" gets a copy, which its axis "tensor" splits, if it has one. None
       for the first device of the process.
+
+  Raises:
+    RuntimeError: a device has no memory for the copy.
   """
+  with out_of_memory.explained(
+    "giving the sampler the policy's weights",
+    "raise sampler.tensor, so that devices share a copy of them",
+    "lower sampler.num_slots", "take compute=bfloat16",
+  ):  # fmt: skip
+    return _copied(config, params, mesh)
+
+
+def _copied(config, params, mesh):
+  """What `for_sampler` gives, which need not be there yet."""
   device = jax.local_devices()[0] if mesh is None else mesh.devices.flat[0]
   parts = split.size(mesh)
   source = _mesh_of(params, cut=parts == 1)

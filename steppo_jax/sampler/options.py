@@ -9,7 +9,10 @@ class SamplerConfig:
   """Shapes of the sampler, which has eight programs at most.
 
   Attributes:
-    num_slots: Trajectories that are sampled side by side.
+    num_slots: Trajectories that one process samples side by side. Its devices
+      split them into equal parts, so that a multiple of the number of devices
+      uses all of them; on a CPU a part has eight slots at least. A run of P
+      processes samples P times as many.
     prefill_lengths: Sizes into which runs of new prompt tokens are cut,
       ascending; longer prompts are read in several runs. From a context of
       1,024 tokens on there is a size of 512, too.

@@ -18,10 +18,17 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from steppo_jax.models import transformer
+from steppo_jax.models import out_of_memory, transformer
 from steppo_jax.sampler import cache as cache_lib
 from steppo_jax.sampler import cache_attention, decode, sizes, slots, split
 from steppo_jax.sampler.slot_requests import SlotRequests
+
+# What a sampler that is too large for its devices may do.
+_LESS = (
+  "lower sampler.num_slots",
+  "raise sampler.tensor, so that devices share a copy of the weights",
+  "lower rollout.max_tokens",
+)
 
 
 class Functions(NamedTuple):
@@ -224,8 +231,10 @@ class Programs:
     Raises:
       ValueError: the model or the devices cannot be split so, or there is no
         such attention for the model.
+      RuntimeError: the devices have no memory for the cache.
     """
     split.check(model, shared_by)
+    split.warn_of_idle(num_slots, len(devices), shared_by, devices[0].platform)
     self.mesh = mesh = split.mesh_of(num_slots, devices, shared_by)
     self.parts = 1 if mesh is None else mesh.shape["data"]
     self._params: Any = None
@@ -240,13 +249,15 @@ class Programs:
       turns = decode.no_turns(num_slots, max_new_tokens)
       return cache_lib.empty(whole, num_slots, context, paged=paged), turns
 
-    if mesh is None:
-      self._cache, self.turns = start()
-    else:
-      at = lambda spec: NamedSharding(mesh, spec)
-      specs = cache_lib.specs(shared_by), PartitionSpec("data")
-      where = jax.tree.map(at, specs)
-      self._cache, self.turns = jax.jit(start, out_shardings=where)()
+    with out_of_memory.explained(
+      f"making the sampler's cache of {num_slots} slots of {context} tokens on "
+      f"{1 if mesh is None else mesh.size} devices", *_LESS,
+    ):  # fmt: skip
+      if mesh is not None:
+        at = lambda spec: NamedSharding(mesh, spec)
+        specs = cache_lib.specs(shared_by), PartitionSpec("data")
+        start = jax.jit(start, out_shardings=jax.tree.map(at, specs))
+      self._cache, self.turns = jax.block_until_ready(start())
     self._prefill_lengths, self._row_sizes = sizes.shapes(
       self._each, context, tuple(prefill_lengths)
     )
@@ -279,7 +290,10 @@ class Programs:
       self._sample_call(self._by_part([]), rows, nothing, fresh, 0, 0)
       for rows in self._row_sizes
     ]
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
+    with (
+      out_of_memory.explained("compiling the sampler", *_LESS),
+      concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads,
+    ):
       list(threads.map(lambda call: self._program(*call), calls))
 
   def read(self, wave: Sequence[slots.PrefillPlan]) -> None:
@@ -331,8 +345,9 @@ class Programs:
     most = max(map(len, by_part))
     rows = next(rows for rows in self._row_sizes if rows >= most)
     call = self._sample_call(by_part, rows, asked, fresh, refill, max_steps)
-    self._cache, self.turns, steps, tokens = self._run(call)
-    steps, tokens = jax.device_get((steps, tokens))
+    with out_of_memory.explained("sampling", *_LESS):
+      self._cache, self.turns, steps, tokens = self._run(call)
+      steps, tokens = jax.device_get((steps, tokens))
     return int(steps.max()), int(tokens.sum())
 
   def _by_part(self, items, slot=lambda item: item) -> list[list]:
@@ -346,7 +361,8 @@ class Programs:
     return self._shared.get(name, (size, self._key), args)
 
   def _run(self, call):
-    return self._program(*call)(*call[2])
+    with out_of_memory.explained(f"sampling ({call[0]})", *_LESS):
+      return self._program(*call)(*call[2])
 
   def _sample_call(self, by_part, rows, asked, fresh, refill, max_steps):
     into = np.full((self.parts, rows), self._each, np.int32)

@@ -14,6 +14,8 @@ Source of the split: Shoeybi et al. 2019, arXiv:1909.08053, section 3.
 """
 
 import dataclasses
+import functools
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -27,21 +29,53 @@ from steppo_jax.models import transformer
 from steppo_jax.models.config import ModelConfig
 from steppo_jax.sampler import draw
 
+_log = logging.getLogger(__name__)
+
 AXIS = "tensor"
-# Fewest slots of a device, where there are several.
-LEAST_SLOTS = 8
+# Fewest slots of a part. The devices of a CPU share its cores: more parts read
+# the weights more often and compute nothing sooner, and a group of as many
+# members reads its prompt once.
+LEAST_SLOTS = {"cpu": 8}
+LEAST_SLOTS_ELSEWHERE = 1
 _ROWS = ("q", "k", "v", "gate", "up")
 _COLUMNS = ("o", "down")
 _TABLES = ("embed", "unembed")
 
 
+def parts_of(
+  num_slots: int, num_devices: int, shared_by: int, platform: str
+) -> int:
+  """Parts of equal length that the slots of a process are split into.
+
+  As many as there are devices for, each with the fewest slots of a part or
+  more. On a chip that is one slot, so that its memory and its speed are used;
+  a group whose members lie on several devices reads its prompt on each.
+
+  Args:
+    num_slots: N, of one process.
+    num_devices: Those of the process that may be used.
+    shared_by: Devices that a part's slots have, among which the model is split.
+    platform: Of the devices, as JAX names it.
+
+  Raises:
+    ValueError: there are not so many devices.
+  """
+  least = LEAST_SLOTS.get(platform, LEAST_SLOTS_ELSEWHERE)
+  most = min(num_devices // shared_by, max(1, num_slots // least))
+  if not most:
+    raise ValueError(
+      f"sampler.tensor={shared_by}, but there are {num_devices} devices to "
+      "sample on"
+    )
+  return max(n for n in range(1, most + 1) if num_slots % n == 0)
+
+
 def mesh_of(
   num_slots: int, devices: Sequence[jax.Device], shared_by: int = 1
 ) -> Mesh | None:
-  """The devices that slots are split over, as many as have equal parts.
+  """The devices that slots are split over: see `parts_of`.
 
-  None for the first device of the process alone. A part has at least
-  `LEAST_SLOTS` slots: a group shares its prompt within a part.
+  None for the first device of the process alone.
 
   Args:
     num_slots: N.
@@ -51,13 +85,7 @@ def mesh_of(
   Raises:
     ValueError: there are not so many devices.
   """
-  most = min(len(devices) // shared_by, max(1, num_slots // LEAST_SLOTS))
-  if not most:
-    raise ValueError(
-      f"sampler.tensor={shared_by}, but there are {len(devices)} devices to "
-      "sample on"
-    )
-  parts = max(n for n in range(1, most + 1) if num_slots % n == 0)
+  parts = parts_of(num_slots, len(devices), shared_by, devices[0].platform)
   axes = {"data": parts}
   if shared_by > 1:
     axes[AXIS] = shared_by
@@ -66,6 +94,27 @@ def mesh_of(
   return jax.make_mesh(
     tuple(axes.values()), tuple(axes), devices=devices[: parts * shared_by],
     axis_types=(jax.sharding.AxisType.Auto,) * len(axes),
+  )  # fmt: skip
+
+
+@functools.cache  # Every engine of a process would say the same.
+def warn_of_idle(
+  num_slots: int, num_devices: int, shared_by: int, platform: str
+) -> None:
+  """Warns once of chips that no slot is given to; see `parts_of`.
+
+  The devices of a CPU are no chips of their own: nothing lies idle there.
+  """
+  used = shared_by * parts_of(num_slots, num_devices, shared_by, platform)
+  if platform == "cpu" or used == num_devices:
+    return
+  copies = num_devices // shared_by
+  advice = f"take a multiple of {copies} for sampler.num_slots"
+  if num_devices % shared_by:
+    advice += ", and for sampler.tensor what divides the number of devices"
+  _log.warning(
+    "sampler.num_slots=%d of this process is sampled on %d of its %d devices: "
+    "%s", num_slots, used, num_devices, advice,
   )  # fmt: skip
 
 
@@ -79,7 +128,7 @@ def placement(shared_by: int) -> Callable | None:
     shared_by: `SamplerConfig.tensor`.
 
   Raises:
-    ValueError: see `mesh_of`.
+    ValueError: see `parts_of`.
   """
   if shared_by <= 1:  # Less is refused by the options.
     return None

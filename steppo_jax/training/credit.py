@@ -75,7 +75,7 @@ def compute(
   for update in updates:
     _check_update(folder, config, update)
   learning = Learning(config, mesh=_mesh(config))
-  start = learning.learner.init(learning.policy)
+  start = learning.start()
   step()
   path = folder / run_folder.CHECKPOINTS_NAME
   with checkpoint.Checkpoints(path, config.keep_checkpoints) as store:

@@ -158,6 +158,7 @@ def evaluate(
   played = {}
   with players_lib.make(config, model, tokenizer) as players:
     players.engine.set_params(params, 0)
+    del params  # The sampler has a copy of its own, in its own form.
     for split, of in panels.items():
       evaluator = Evaluator(players, of, config.evaluation.temperature)
       _, played[split] = evaluator(samples=samples, on_finish=on_finish)

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import pathlib
 import time
@@ -16,7 +17,7 @@ from steppo_jax import trees, types
 from steppo_jax.batch import TokenBatch
 from steppo_jax.datasets import demonstrations
 from steppo_jax.learner import supervised
-from steppo_jax.models import lora, presets, transformer
+from steppo_jax.models import lora, out_of_memory, presets, transformer
 from steppo_jax.packing import rows as packing
 from steppo_jax.packing.options import PackingConfig
 from steppo_jax.pretrained import policy
@@ -105,6 +106,12 @@ def train(
     if handler is not None:
       handler.on_overdue = store.wait
     _train(config, folder, on_update, store, handler)
+
+
+_explained = functools.partial(
+  out_of_memory.explained, "a step of supervised training",
+  "lower training.rows_per_step", "train adapters (training.lora.rank)",
+)  # fmt: skip
 
 
 @dataclasses.dataclass
@@ -219,7 +226,7 @@ def _steps(
     if over:
       return
     batch = next(batches)
-    with held():
+    with held(), _explained():
       reached.params, reached.optimizer, loss = step(
         reached.params, reached.optimizer, batch
       )

@@ -15,7 +15,8 @@ from steppo_jax import batch, types
 from steppo_jax.algorithms import options as algorithm_options
 from steppo_jax.algorithms import table as algorithms_table
 from steppo_jax.learner import learner as learner_lib
-from steppo_jax.models import lora
+from steppo_jax.learner import state as learner_state
+from steppo_jax.models import lora, out_of_memory
 from steppo_jax.models import mesh as mesh_lib
 from steppo_jax.packing import rows as packing
 from steppo_jax.packing import teacher_rows
@@ -41,6 +42,11 @@ class Learning:
     config: The options.
     hosts: The processes of the run.
     mesh: The devices of the learner; None for those of the options.
+
+  Attributes:
+    policy: What the weights hold that the options name; None once `start` has
+      made the learner's state of it.
+    reference: The same where an update reads it, on the learner's devices.
   """
 
   # Whether prompts extend each other; None where that is not known, as there
@@ -93,6 +99,24 @@ class Learning:
       temperature=config.rollout.temperature,
       staleness=config.rollout.staleness,
     )
+
+  def start(self) -> learner_state.LearnerState:
+    """The learner's state before the first update, in place of `policy`.
+
+    A run needs the parameters that it began with no longer: they would take
+    the devices' memory, or the host's, to its end. Where an update reads them
+    `reference` has them.
+    """
+    policy, self.policy = self.policy, None
+    if policy is None:
+      raise RuntimeError("start was called before: it keeps no policy")
+    with out_of_memory.explained(
+      "making the learner's state, parameters and moments",
+      "split it over more devices (mesh.fsdp)",
+      "train adapters (learner.lora.rank)",
+      "take an optimizer that holds less (learner.optimizer)",
+    ):  # fmt: skip
+      return jax.block_until_ready(self.learner.init(policy))
 
   def _placed(self, policy: Any) -> Any:
     """Parameters that no update changes, where those that it changes are."""

@@ -12,7 +12,7 @@ import jax
 from steppo_jax import types
 from steppo_jax.learner import optimizers
 from steppo_jax.learner import state as learner_state
-from steppo_jax.models import lora
+from steppo_jax.models import lora, out_of_memory
 from steppo_jax.models import mesh as mesh_lib
 from steppo_jax.packing import rows as packing
 from steppo_jax.pretrained import policy as pretrained_policy
@@ -36,7 +36,7 @@ from steppo_jax.training.run import Run
 
 def _resume(run: Run, store: checkpoint.Checkpoints):
   """The state to start from, and the minutes already spent."""
-  state = run.learner.init(run.policy)
+  state = run.start()
   newest = store.latest()
   if newest is None:
     return state, 0.0
@@ -51,6 +51,7 @@ def _resume(run: Run, store: checkpoint.Checkpoints):
         "run_dir"
       )
   state, host = store.restore(None, state)
+  run.learner.choose_again(host.get("choice"))
   return state, host["minutes"]
 
 
@@ -68,7 +69,11 @@ def _watched(config, log) -> contextlib.AbstractContextManager:
 
 def _facts(run: Run, minutes: float) -> dict[str, Any]:
   """What a checkpoint tells beside its arrays."""
-  return {"minutes": minutes, "optimizer": run.config.learner.optimizer}
+  return {
+    "minutes": minutes,
+    "optimizer": run.config.learner.optimizer,
+    "choice": run.learner.choice,
+  }
 
 
 def train(
@@ -239,6 +244,20 @@ def _is_taken(state) -> bool:
   return any(leaf.is_deleted() for leaf in leaves if hasattr(leaf, "devices"))
 
 
+def _learn(run: Run, state, put, update: int):
+  """The state after an update of a batch, and what it found on the host."""
+  with out_of_memory.explained(
+    f"update {update} ran on a microbatch of "
+    f"learner.microbatch_rows={run.config.learner.microbatch_rows}",
+    "lower learner.microbatch_rows", "take learner.remat=full",
+    "take compute=bfloat16", "train adapters (learner.lora.rank)",
+    "split the model over more devices (mesh.fsdp)",
+    "lower sampler.num_slots, whose cache stays on the devices",
+  ):  # fmt: skip
+    state, found = run.learner.update(state, run.reference, put, run.teacher)
+    return state, mesh_lib.to_host(found)
+
+
 def _one_update(run: Run, state, update: int, held):
   """Rollout, packing, learning; returns the state and named numbers."""
   started, waited = time.monotonic(), waits.took()
@@ -264,8 +283,8 @@ def _one_update(run: Run, state, update: int, held):
     credit.record(run, run.folder, state, put, packed, update)
     # Told where somebody else waits for the learner: it may take its time.
     with waits.on(waits.LEARNER, "devices", f"update {update}", counts=False):
-      state, found = run.learner.update(state, run.reference, put, run.teacher)
-      pairs, plain = learner_state.split_metrics(mesh_lib.to_host(found))
+      state, found = _learn(run, state, put, update)
+      pairs, plain = learner_state.split_metrics(found)
     # Before anything is handed over or saved.
     learner_state.check_finite(pairs, update)
   kill_points.passed("update: learned")

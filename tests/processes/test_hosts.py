@@ -8,12 +8,15 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
+import vocabularies
 
 from steppo_jax import __main__ as cli
 from steppo_jax import trees
-from steppo_jax.models.formats import weights
+from steppo_jax.models import transformer
+from steppo_jax.models.formats import hub, weights
 from steppo_jax.processes import hosts, join, signals
 from steppo_jax.rollout import journal
 from steppo_jax.storage import metrics
@@ -420,3 +423,36 @@ def test_devices_of_their_own_give_the_bits_of_shared_ones(
   whole, found = params(uneven), params(tmp_path)
   for name, value in whole.items():
     np.testing.assert_array_equal(found[name], value, err_msg=name)
+
+
+_RELEASED = transformer.ModelConfig(
+  vocab_size=512, width=32, num_layers=2, num_heads=2, num_kv_heads=2,
+  head_dim=16, mlp_width=48,
+)  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  "split",
+  ["mesh.fsdp=1", pytest.param("mesh.fsdp=2", marks=pytest.mark.crash)],
+)
+def test_every_process_reads_a_released_model(base, tmp_path, split):
+  """The second process has none of the first process's devices to read to."""
+  folder = tmp_path / "model"
+  params = transformer.init(_RELEASED, jax.random.key(0))
+  hub.save(folder, _RELEASED, params)
+  vocabularies.write_folder(
+    folder, vocabularies.byte_level(), template=vocabularies.CHATML
+  )
+  options = [
+    f"weights={folder}", "tokenizer=model", "prompt.layout=chat", split,
+    "num_updates=1", "tasks_per_update=2", "rollout.max_steps=1",
+    "rollout.max_tokens=1024", "rollout.max_new_tokens=8",
+    "packing.row_length=1024", "sampler.prefill_lengths=512",
+    "learner.num_minibatches=1", "learner.critic_warmup=0",
+    "learner.microbatch_rows=2", "evaluation.episodes=2",
+  ]  # fmt: skip
+  run_dir = tmp_path / "run"
+  status, said = train(base, run_dir, [1, 1], options=[options] * 2)
+  assert status == [0, 0], said
+  assert metrics.read_jsonl(run_dir)[-1]["policy/sampler_gap"] < 1e-4

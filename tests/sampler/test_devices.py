@@ -17,10 +17,12 @@ COLLECTIVE = re.compile(
 )
 
 
-def make(devices, first=0, tensor=1):
+def make(devices, first=0, tensor=1, slots=16):
   made = engine_lib.SlotEngine(
     worlds.model(),
-    options.SamplerConfig(num_slots=16, prefill_lengths=(16,), tensor=tensor),
+    options.SamplerConfig(
+      num_slots=slots, prefill_lengths=(16,), tensor=tensor
+    ),
     context=worlds.CONTEXT,
     max_new_tokens=8,
     end_of_turn_id=worlds.tokenizer().end_of_turn_id,
@@ -31,10 +33,10 @@ def make(devices, first=0, tensor=1):
   return made
 
 
-def play(engine):
+def play(engine, groups=7):
   """Groups of two over three turns, of which fewer and fewer go on."""
   rng = np.random.default_rng(0)
-  tasks = [rng.integers(3, 400, 12 + n) for n in range(7)]
+  tasks = [rng.integers(3, 400, 12 + n) for n in range(groups)]
   prompts = [task for task in tasks for _ in range(2)]
   found = {}
   for turn in range(3):
@@ -72,7 +74,7 @@ def answers_as(alone, engine):
 def test_devices_answer_as_one_does_and_say_nothing_to_each_other(
   devices, alone, monkeypatch
 ):
-  monkeypatch.setattr(split, "LEAST_SLOTS", 2)
+  monkeypatch.setitem(split.LEAST_SLOTS, "cpu", 2)
   engine = make(devices)
   answers_as(alone, engine)
   compiled = engine._device._shared._found
@@ -91,7 +93,7 @@ def test_devices_that_share_a_model_answer_as_one_does(
   devices, tensor, alone, monkeypatch
 ):
   # Of two key heads four devices have one each, twice.
-  monkeypatch.setattr(split, "LEAST_SLOTS", 2)
+  monkeypatch.setitem(split.LEAST_SLOTS, "cpu", 2)
   engine = make(devices, tensor=tensor)
   answers_as(alone, engine)
   device, model = engine._device, worlds.model()
@@ -117,7 +119,7 @@ def test_devices_that_share_a_model_answer_as_one_does(
 def test_a_device_that_is_not_the_first_answers_as_that_does(
   alone, monkeypatch
 ):
-  monkeypatch.setattr(split, "LEAST_SLOTS", 16)
+  monkeypatch.setitem(split.LEAST_SLOTS, "cpu", 16)
   engine = make(1, first=5)
   last = jax.devices()[5]
   found = play(engine)
@@ -131,15 +133,59 @@ def test_a_device_that_is_not_the_first_answers_as_that_does(
   assert {d for x in held for d in x.devices()} == {last}
 
 
+@pytest.mark.slow
+def test_devices_of_one_slot_each_answer_as_one_of_eight(monkeypatch):
+  """As on chips: the members of a group read their prompt on a device each."""
+  alone = play(make(1, slots=8), groups=4)
+  monkeypatch.setitem(split.LEAST_SLOTS, "cpu", 1)
+  engine = make(8, slots=8)
+  assert engine._device.parts == 8
+  found = play(engine, groups=4)
+  assert engine.counters.copied_tokens == 0
+  for key, want in alone.items():
+    np.testing.assert_array_equal(found[key].response_ids, want.response_ids)
+
+
 @pytest.mark.parametrize(
-  ("num_slots", "devices", "parts"),
-  [(128, 8, 8), (16, 8, 2), (15, 8, 1), (20, 8, 2), (24, 2, 2), (30, 4, 3)],
+  ("num_slots", "devices", "shared_by", "cpu", "tpu"),
+  [
+    (128, 8, 1, 8, 8),
+    # Chips that have room for few slots all have some.
+    (16, 8, 1, 2, 8),
+    (8, 8, 1, 1, 8),
+    (20, 4, 1, 2, 4),
+    (15, 8, 1, 1, 5),
+    (2, 8, 1, 1, 2),
+    (24, 2, 1, 2, 2),
+    (30, 4, 1, 3, 3),
+    (8, 8, 2, 1, 4),
+  ],
 )
-def test_slots_are_split_into_equal_parts_of_eight_or_more(
-  num_slots, devices, parts
+def test_slots_are_split_into_equal_parts(
+  num_slots, devices, shared_by, cpu, tpu
 ):
-  mesh = split.mesh_of(num_slots, jax.devices()[:devices])
-  assert (1 if mesh is None else mesh.size) == parts
+  for platform, parts in (("cpu", cpu), ("tpu", tpu), ("gpu", tpu)):
+    found = split.parts_of(num_slots, devices, shared_by, platform)
+    assert found == parts
+  mesh = split.mesh_of(num_slots, jax.devices()[:devices], shared_by)
+  assert (1 if mesh is None else mesh.shape["data"]) == cpu
+
+
+def test_chips_that_lie_idle_are_told_of_once(caplog):
+  split.warn_of_idle.cache_clear()
+  for _ in range(2):
+    split.warn_of_idle(8, 8, 1, "tpu")  # All work.
+    split.warn_of_idle(8, 8, 1, "cpu")  # One works, with all of the cores.
+    split.warn_of_idle(15, 8, 1, "tpu")
+    split.warn_of_idle(4, 8, 3, "gpu")
+  said = [record.getMessage() for record in caplog.records]
+  assert said == [
+    "sampler.num_slots=15 of this process is sampled on 5 of its 8 devices: "
+    "take a multiple of 8 for sampler.num_slots",
+    "sampler.num_slots=4 of this process is sampled on 6 of its 8 devices: "
+    "take a multiple of 2 for sampler.num_slots, and for sampler.tensor what "
+    "divides the number of devices",
+  ]
 
 
 def test_a_group_goes_where_there_is_most_room_and_spills_over():

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from steppo_jax import trees
-from steppo_jax.models import transformer
+from steppo_jax.models import out_of_memory, transformer
 from steppo_jax.models.config import ModelConfig
 from steppo_jax.models.formats import names
 
@@ -49,26 +49,34 @@ def place(
     source: The checkpoint, whose names and shapes were checked.
     model: Sizes of the decoder.
     rows: What the parameters are called there.
-    placement: Where each goes; None for the first device.
+    placement: Where each goes; None for the first device of the process.
     dtype: Of the parameters; None for the stored one, for a matrix whose
       layers have several the one that holds them all.
     progress: Called with (arrays done, arrays in all) after each.
 
   Returns:
     Nested dicts of arrays.
+
+  Raises:
+    RuntimeError: a device has no memory for them.
   """
   like = trees.flatten(transformer.abstract_params(model))
   flat = {}
   for row in rows:
     shape = like[row.ours].shape
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     if placement is not None:
       sharding = placement(row.ours, shape)
     layers = model.num_layers if row.ours.startswith("layers/") else 1
     kind = dtype or jnp.result_type(
       *(source.dtype(row.theirs.format(layer)) for layer in range(layers))
     )
-    flat[row.ours] = _array(source, model, row, shape, sharding, kind)
+    with out_of_memory.explained(
+      f"reading {row.ours} of the weights",
+      "split the model over more devices (mesh.fsdp, mesh.tensor; to play "
+      "alone sampler.tensor)", "take a smaller model",
+    ):  # fmt: skip
+      flat[row.ours] = _array(source, model, row, shape, sharding, kind)
     if progress is not None:
       progress(len(flat), len(rows))
   return trees.unflatten(dict(sorted(flat.items())))
