@@ -37,7 +37,8 @@ RANGES: tuple[tuple[str, _Test, tuple[str, ...]], ...] = (
     lambda x: x > 0,
     ("value_clip", "advantage_clip", "sequence_mask"),
   ),
-  ("at least 1", lambda x: x >= 1, ("limit", "high")),
+  ("at least 0", lambda x: x >= 0, ("high",)),
+  ("at least 1", lambda x: x >= 1, ("limit",)),
   ("above 1", lambda x: x > 1, ("dual_clip",)),
 )  # fmt: skip
 

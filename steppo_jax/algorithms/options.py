@@ -1,7 +1,6 @@
 """Options of the algorithm: a row of the table, and what replaces its own."""
 
 import dataclasses
-from collections.abc import Collection
 from typing import Any, Literal
 
 from steppo_jax.algorithms import checks, table
@@ -14,8 +13,9 @@ PEER, HINDSIGHT = "peer", "hindsight"
 class AlgorithmConfig:
   """The row of the table and the constants that replace the row's own.
 
-  `row` refuses a constant that the row does not read (`checks.READ`), and one
-  out of its range (`checks.RANGES`).
+  `row` refuses a constant that the row's estimator does not have, and one out
+  of its range (`checks.RANGES`). `unread` tells those that the row has and does
+  not read as it is set up (`checks.READ`); a run says so at its start.
 
   Attributes:
     name: See `python -m steppo_jax algorithms`.
@@ -153,30 +153,28 @@ class AlgorithmConfig:
   def row(self) -> table.Algorithm:
     """The row with its constants replaced.
 
-    A constant that the row does not read is refused, unless its value is the
-    row's own.
-
     Raises:
       ValueError: unknown name or weighting, a clip that cannot fit the ratio,
-        a constant that is out of range, or a constant, teacher or schedule that
-        the row does not read.
+        a constant that is out of range or that the row's estimator does not
+        have, or a teacher or schedule that the row does not read.
     """
-    own, given = table.get(self.name), self._given()
+    row, given = table.get(self.name), self._given()
     checks.check_ranges(given)
-    foreign = self._foreign(own)
-    if foreign:
-      name = foreign[0]
-      raise ValueError(
-        f"algorithm.{name}={given[name]} is not read by {self.name}, whose "
-        f"estimator has {', '.join(dict(own.options)) or 'no constants'}: "
-        "leave it out"
-      )
-    if self.segment_share is not None and own.segment_share is None:
+    of_row = {field.name for field in dataclasses.fields(table.Algorithm)}
+    options = row.constants
+    for name in [name for name in given if name not in of_row]:
+      if name not in options:
+        raise ValueError(
+          f"algorithm.{name}={given[name]} is not read by {self.name}, whose "
+          f"estimator has {', '.join(options) or 'no constants'}: leave it out"
+        )
+      options[name] = given.pop(name)
+    if self.segment_share is not None and row.segment_share is None:
       raise ValueError(
         f"algorithm.segment_share={self.segment_share} is not read by "
         f"{self.name}, whose steps are not cut: take sapo_segment"
       )
-    row = self._made(own, given)
+    row = dataclasses.replace(row, **given, options=tuple(options.items()))
     if row.surrogate == "log_clip" and row.ratio != "step":
       raise ValueError(
         "algorithm.surrogate=log_clip clips tokens and pools them: it needs "
@@ -187,6 +185,10 @@ class AlgorithmConfig:
         f"algorithm.loss_weighting={self.loss_weighting} and algorithm."
         f"aggregation={self.aggregation} say the same: leave one out"
       )
+    if self.teacher_file is not None:
+      row = dataclasses.replace(row, teacher_lag=0)
+    if self.loss_weighting is not None:
+      row = table.weighted(row, self.loss_weighting)
     table.check_clip(row)
     table.check_mix(row)
     checks.check_modes(row)
@@ -195,80 +197,17 @@ class AlgorithmConfig:
         f"algorithm.teacher={self.teacher} is not read by {self.name}: leave "
         "it out"
       )
-    for name, where in self._unread(own, row).items():
-      raise ValueError(
-        f"algorithm.{name}={given[name]} is not read by {self.name} as it is "
-        f"set up here: it is where {where}; leave it out"
-      )
     return row
 
-  def without_unread(self) -> "AlgorithmConfig":
-    """The same without what its row does not read, which `row` would refuse.
+  def unread(self) -> dict[str, str]:
+    """What is set and has no effect, and where it would have one, by name.
 
-    For options that were set for another row, and for runs of older versions,
-    which accepted them.
+    A value that is the row's own is left out.
 
     Raises:
-      ValueError: there is no row of that name.
+      ValueError: see `row`.
     """
-    own = table.get(self.name)
-    gone = self._foreign(own)
-    gone += ["segment_share"] if own.segment_share is None else []
-    gone += [] if "teacher" in own.needs else ["teacher"]
-    kept = dataclasses.replace(self, **dict.fromkeys(gone))
-    gone += kept._unread(own, kept._made(own, kept._given()))
-    return dataclasses.replace(self, **dict.fromkeys(gone))
-
-  def in_place_of(
-    self, other: "AlgorithmConfig", assigned: Collection[str]
-  ) -> "AlgorithmConfig":
-    """The same without what another row's options leave to it, and it ignores.
-
-    An experiment sets, say, λ for its own row. Where a run takes another row
-    with `algorithm.name`, that is not meant for the other one.
-
-    Args:
-      other: Options that these began as.
-      assigned: Options that were set since, such as "algorithm.discount"; they
-        stay, so that `row` refuses by name what is not read of them.
-    """
-    if self.name == other.name:
-      return self
-    said = {
-      field.name: getattr(self, field.name)
-      for field in dataclasses.fields(self)
-      if f"algorithm.{field.name}" in assigned
-    }
-    return dataclasses.replace(self.without_unread(), **said)
-
-  def _given(self) -> dict[str, Any]:
-    """The constants that are set, by name."""
-    return {
-      field.name: getattr(self, field.name)
-      for field in dataclasses.fields(self)
-      if field.name not in ("name", "loss_weighting", "teacher")
-      and getattr(self, field.name) is not None
-    }
-
-  def _foreign(self, own: table.Algorithm) -> list[str]:
-    """Constants of other estimators than the row's."""
-    had = {field.name for field in dataclasses.fields(own)} | {*own.constants}
-    return [name for name in self._given() if name not in had]
-
-  def _made(self, own: table.Algorithm, given) -> table.Algorithm:
-    """The row with constants that it has."""
-    options = own.constants
-    options |= {name: given[name] for name in options if name in given}
-    fields = {name: x for name, x in given.items() if name not in options}
-    row = dataclasses.replace(own, **fields, options=tuple(options.items()))
-    if self.teacher_file is not None:
-      row = dataclasses.replace(row, teacher_lag=0)
-    if self.loss_weighting is not None:
-      row = table.weighted(row, self.loss_weighting)
-    return row
-
-  def _unread(self, own: table.Algorithm, row: table.Algorithm):
-    """What is set and not read, with where it is; the row's own values stay."""
+    own, row = table.get(self.name), self.row()
     found = checks.unread(row, self._given())
     if self.teacher_file is not None and self.teacher_lag:
       found["teacher_lag"] = (
@@ -279,6 +218,15 @@ class AlgorithmConfig:
       name: where
       for name, where in found.items()
       if getattr(self, name) != own_value(name)
+    }
+
+  def _given(self) -> dict[str, Any]:
+    """The constants that are set, by name."""
+    return {
+      field.name: getattr(self, field.name)
+      for field in dataclasses.fields(self)
+      if field.name not in ("name", "loss_weighting", "teacher")
+      and getattr(self, field.name) is not None
     }
 
 

@@ -11,7 +11,7 @@ from typing import Literal
 
 from steppo_jax.rollout import options as rollout_options
 from steppo_jax.storage import options as storage_options
-from steppo_jax.training import config, experiments
+from steppo_jax.training import config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +110,7 @@ def load(path: str) -> Matrix:
   Raises:
     ValueError: no such file, no MATRIX, or one that is not fair.
   """
-  matrix = getattr(experiments.module(path), "MATRIX", None)
+  matrix = getattr(config.module(path), "MATRIX", None)
   if not isinstance(matrix, Matrix):
     raise ValueError(f"{path} defines no MATRIX of type Matrix")
   check(matrix)

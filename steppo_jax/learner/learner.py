@@ -244,7 +244,7 @@ def init(
       spec.algorithm.kl_coef, floats.common(*jax.tree.leaves(policy))
     ),
     teacher=jax.tree.map(jnp.array, policy)
-    if spec.algorithm.teacher_lag
+    if spec.algorithm.teacher_lag and "teacher" in spec.algorithm.needs
     else None,
   )
 

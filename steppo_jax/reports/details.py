@@ -299,7 +299,7 @@ def row_of(run: pathlib.Path) -> table.Algorithm | None:
   }
   plain = lambda value: tuple(value) if isinstance(value, list) else value
   own = {name: plain(v) for name, v in told.items() if name in known}
-  return algorithm_options.AlgorithmConfig(**own).without_unread().row()
+  return algorithm_options.AlgorithmConfig(**own).row()
 
 
 def discount_of(row: table.Algorithm) -> float | None:

@@ -2,8 +2,11 @@
 
 import dataclasses
 import difflib
+import importlib.util
 import json
 import math
+import sys
+import types
 import typing
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -318,17 +321,35 @@ def load(path: str) -> RunConfig | SupervisedRun:
   Raises:
     ValueError: no such experiment, or it defines no CONFIG.
   """
-  config = getattr(experiments.module(path), "CONFIG", None)
+  config = getattr(module(path), "CONFIG", None)
   if not isinstance(config, RunConfig | SupervisedRun):
     raise ValueError(f"{path} defines no CONFIG of type RunConfig")
   return config
 
 
+def module(path: str) -> types.ModuleType:
+  """What an experiment defines.
+
+  Args:
+    path: A file, or a name that `experiments.find` knows.
+
+  Raises:
+    ValueError: there is no such experiment; the message names the nearest.
+  """
+  file = experiments.find(path)
+  spec = importlib.util.spec_from_file_location(file.stem, file)
+  loaded = importlib.util.module_from_spec(spec)
+  # An experiment may import the one beside it that it differs from.
+  sys.path.insert(0, str(file.parent.absolute()))
+  try:
+    spec.loader.exec_module(loaded)
+  finally:
+    sys.path.pop(0)
+  return loaded
+
+
 def override(config: Any, assignments: Sequence[str], command: str) -> Any:
   """Applies `key=value` assignments; `--help` lists every key.
-
-  Another `algorithm.name` leaves behind what the experiment sets for its own
-  row and the other does not read, such as λ.
 
   Args:
     config: The experiment's options, which are the defaults.
@@ -358,18 +379,13 @@ def override(config: Any, assignments: Sequence[str], command: str) -> Any:
       f"--{key}",
       *(value.split(",") if _is_tuple(config, key) else [value]),
     ]
-  made = tyro.cli(
+  return tyro.cli(
     type(config),
     default=config,
     args=args,
     prog=command,
     config=(tyro.conf.FlagConversionOff,),
   )
-  if not isinstance(made, RunConfig):
-    return made
-  assigned = {assignment.partition("=")[0] for assignment in assignments}
-  algorithm = made.algorithm.in_place_of(config.algorithm, assigned)
-  return dataclasses.replace(made, algorithm=algorithm)
 
 
 def from_json(kind: type, text: str) -> Any:

@@ -7,7 +7,6 @@ weights from the checkpoint that it began with, and `learner.explain` runs what
 the learner ran.
 """
 
-import dataclasses
 import logging
 import os
 import pathlib
@@ -104,13 +103,11 @@ def run_config(folder: pathlib.Path) -> config_lib.RunConfig:
   if not file.is_file():
     raise ValueError(f"{folder} is not the folder of a run: {file} is missing")
   try:
-    made = config_lib.from_json(config_lib.RunConfig, file.read_text())
+    return config_lib.from_json(config_lib.RunConfig, file.read_text())
   except ValueError as error:
     raise ValueError(
       f"{file} does not hold the options of reinforcement learning: {error}"
     ) from error
-  # Older versions took constants that their rows did not read.
-  return dataclasses.replace(made, algorithm=made.algorithm.without_unread())
 
 
 def _mesh(config: config_lib.RunConfig) -> jax.sharding.Mesh:

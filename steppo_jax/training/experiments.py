@@ -2,19 +2,16 @@
 
 An experiment is a Python file. A checkout has them in its folder
 `experiments/`, and an installed package brings that folder along, so that
-`train household_steppo` finds the same file in both. Files are read here, and
-only `module` runs one.
+`train household_steppo` finds the same file in both. Files are read here, not
+run.
 """
 
 import ast
 import dataclasses
 import difflib
-import importlib.util
 import os
 import pathlib
 import shutil
-import sys
-import types
 from collections.abc import Iterator
 
 # What a file defines, and the commands that take it.
@@ -248,24 +245,3 @@ def copy(one: Experiment, target: pathlib.Path) -> list[pathlib.Path]:
     place.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(file, place)
   return [place for _, place in new]
-
-
-def module(path: str) -> types.ModuleType:
-  """What an experiment defines.
-
-  Args:
-    path: A file, or a name that `find` knows.
-
-  Raises:
-    ValueError: there is no such experiment; the message names the nearest.
-  """
-  file = find(path)
-  spec = importlib.util.spec_from_file_location(file.stem, file)
-  loaded = importlib.util.module_from_spec(spec)
-  # An experiment may import the one beside it that it differs from.
-  sys.path.insert(0, str(file.parent.absolute()))
-  try:
-    spec.loader.exec_module(loaded)
-  finally:
-    sys.path.pop(0)
-  return loaded

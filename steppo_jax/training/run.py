@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import logging
 import math
 import pathlib
 from collections.abc import Callable, Sequence
@@ -31,6 +32,7 @@ from steppo_jax.training import config as config_lib
 from steppo_jax.training import episodes as training_episodes
 from steppo_jax.training import players as players_lib
 
+_LOG = logging.getLogger(__name__)
 # Purposes of keys: training episodes, mini-batches.
 _EPISODES, _MINIBATCHES = 0, 1
 
@@ -72,6 +74,11 @@ class Learning:
       trained=not config.learner.lora.rank,
     )  # fmt: skip
     row = config.algorithm.row()
+    for name, where in config.algorithm.unread().items():
+      _LOG.warning(
+        "algorithm.%s=%s has no effect on %s: it has one where %s",
+        name, getattr(config.algorithm, name), config.algorithm.name, where,
+      )  # fmt: skip
     told = config.algorithm.teacher == algorithm_options.HINDSIGHT
     prompt = None
     if config.rollout.source == "env" and ("reasoning" in row.wants or told):
