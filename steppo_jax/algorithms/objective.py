@@ -191,7 +191,7 @@ def policy_loss(
     for x in (algorithm.kl_coef, algorithm.entropy_coef)
   )
   total_t = loss_t + kl_coef * kl_t - entropy_coef * entropy_t
-  reduce = lambda x_t: _aggregate(algorithm, x_t, ids, table)
+  reduce = lambda x_t: aggregate(algorithm, x_t, ids, table)
   z_t = ratios.log_ratio(logp_t, batch.behaviour_logp, mask)
   clock = (
     mask if z.ndim == 2 else segments.step_count(ids, num_steps=num_steps) > 0
@@ -427,8 +427,23 @@ def _registered(kind, name):
   return algorithms_table.lookup(kind, name, _FUNCTIONS[kind])
 
 
-def _aggregate(algorithm, x_t, step_ids, table):
-  """Averages a per-token quantity the way the algorithm's loss is averaged."""
+def aggregate(
+  algorithm: Algorithm,
+  x_t: chex.Array,
+  step_ids: chex.Array,
+  table: StepTable,
+) -> Pair:
+  """Averages a number of each token the way the algorithm's loss is averaged.
+
+  Args:
+    algorithm: Row of the table; its `aggregation` names the function.
+    x_t: [B, T] float; not read where `step_ids` is 0.
+    step_ids: [B, T] int32; may hold only some of the steps.
+    table: All steps [S].
+
+  Returns:
+    (sum, weight).
+  """
   return _registered("aggregation", algorithm.aggregation)(
     x_t, step_ids, table.num_tokens, table.trajectory,
     constant=algorithm.constant,

@@ -32,8 +32,8 @@ class Credit(NamedTuple):
     ref_logp: [M, R, T] log-probs under the reference policy, or None.
     hidden: Hidden states of the policy before the update, of `UpdateSpec.keep`;
       None where they are not kept.
-    weight: [M, R, T] weight of each action token in the loss, of mean 1 over
-      those of each mini-batch, or None.
+    weight: [M, R, T] weight of each action token of `acting` in the loss, or
+      None; see `modes.weights`.
     steps: The steps as they were played, before any was cut into segments;
       otherwise the table of `batch`.
     teacher_gap: [B, T] of `estimators.Extras`, or None.
@@ -97,11 +97,11 @@ def assign(spec: UpdateSpec, state, reference, batch, teacher) -> Credit:
   metrics = _batch_metrics(table)
   table, found = modes.pay_for_length(row, table)
   metrics |= found
-  ref_logp = weight = None
+  ref_logp = focus_t = factor_t = None
   hidden, old_value = _values(spec, state, batch)
   value_bt = jax.tree.map(lambda x: x.reshape(-1, shape[2]), old_value)
   if row.reads_reference:
-    ref_logp, weight, found = _reference(spec, row, reference, batch, flat)
+    ref_logp, focus_t, found = _reference(spec, row, reference, batch, flat)
     metrics |= found
   extras, centre_t = estimators.Extras(), flat.behaviour_logp
   corrected = row.rollout_correction
@@ -112,8 +112,7 @@ def assign(spec: UpdateSpec, state, reference, batch, teacher) -> Credit:
     )
     if corrected:
       centre_t = old_logp.reshape(-1, shape[2])
-      factor, found = modes.correction(row, flat, centre_t, table)
-      weight = modes.times(weight, factor.reshape(shape))
+      factor_t, found = modes.correction(row, flat, centre_t, table)
       metrics |= found
     if "teacher" in row.needs:
       told, found = _teacher_gap(
@@ -138,6 +137,7 @@ def assign(spec: UpdateSpec, state, reference, batch, teacher) -> Credit:
   )
   metrics |= found
   acting = batch._replace(tokens=in_rows(acting), table=table)
+  weight = modes.weights(row, focus_t, factor_t, acting.tokens, table)
   return Credit(
     batch, acting, advantages, old_value, ref_logp, hidden, weight,
     steps, extras.teacher_gap, metrics,
@@ -171,7 +171,7 @@ def _segments(row: Algorithm, flat: TokenBatch, table, entropy):
 
 def _reference(spec, row: Algorithm, reference, batch, flat: TokenBatch):
   """Log-probs of the reference, weights of tokens if the row has some."""
-  weight, metrics = None, {}
+  focus_t, metrics = None, {}
   if row.focus_alpha is None:
     of = lambda rows: spec.logp(reference, rows)[0]
     ref_logp = spec.over_all_rows(batch, of)
@@ -179,10 +179,9 @@ def _reference(spec, row: Algorithm, reference, batch, flat: TokenBatch):
     ref_logp, energy_t = spec.over_all_rows(
       batch, lambda rows: spec.logp_and_energy(reference, rows)
     )
-    shape = batch.tokens.tokens.shape
-    weight, metrics = modes.focus(row, flat, energy_t, shape)
+    focus_t, metrics = modes.focus(row, flat, energy_t)
   found = stats.masked_sum(ref_logp, batch.tokens.step_ids > 0)
-  return ref_logp, weight, metrics | {"reference/logp": found}
+  return ref_logp, focus_t, metrics | {"reference/logp": found}
 
 
 def _teacher_gap(spec, row, batch, flat: TokenBatch, old_logp, teacher):

@@ -5,8 +5,10 @@ algorithm (`algorithms.options.AlgorithmConfig`). Off, it leaves the update as
 it was, to the bit.
 """
 
+import jax
 import jax.numpy as jnp
 
+from steppo_jax.algorithms import objective
 from steppo_jax.algorithms.table import Algorithm
 from steppo_jax.batch import Advantages, StepTable, TokenBatch
 from steppo_jax.ops import losses, ratios, segments, shaping, stats
@@ -44,11 +46,6 @@ def correction(row: Algorithm, flat: TokenBatch, old_logp_t, table):
   }
 
 
-def times(weight, factor):
-  """A weight of tokens times a factor; the factor where there is none."""
-  return factor if weight is None else weight * factor
-
-
 def fresh(row: Algorithm, flat: TokenBatch, table, update):
   """Tokens and table without the actions of steps that are too old."""
   if row.max_staleness is None:
@@ -76,8 +73,8 @@ def clipped(row: Algorithm, advantages: Advantages) -> Advantages:
   return advantages.replace(advantage=held)
 
 
-def focus(row: Algorithm, flat: TokenBatch, energy_t, shape):
-  """[M, R, T] weights of tokens in the loss, and what they are made of."""
+def focus(row: Algorithm, flat: TokenBatch, energy_t):
+  """[B, T] weights of thoughts and actions, and what they are made of."""
   sampled = flat.step_ids > 0
   thought = flat.reasoning & sampled
   energy_t = energy_t.reshape(sampled.shape)
@@ -87,19 +84,54 @@ def focus(row: Algorithm, flat: TokenBatch, energy_t, shape):
     sampled & ~thought,
     alpha=row.focus_alpha,
     beta=row.focus_beta,
-  ).reshape(shape)
-  # The weights of a mini-batch are divided by their own mean, so that its mean
-  # over tokens is the weighted one, in whatever microbatches it is computed.
-  total = jnp.sum(weight_t, axis=(1, 2), keepdims=True)
-  count = jnp.sum(sampled.reshape(shape), axis=(1, 2), keepdims=True)
-  share = count / jnp.where(total == 0, 1.0, total)
-  count = jnp.sum(count).astype(jnp.float32)
-  metrics = {
+  )
+  count = jnp.sum(sampled).astype(jnp.float32)
+  return weight_t, {
     "batch/reasoning": (jnp.sum(thought).astype(jnp.float32), count),
     "reference/energy": stats.masked_sum(energy_t, sampled & ~thought),
-    "reference/focus_weight": (jnp.sum(total), count),
+    "reference/focus_weight": (jnp.sum(weight_t), count),
   }
-  return weight_t * share, metrics
+
+
+def weights(row: Algorithm, focus_t, factor_t, acting: TokenBatch, table):
+  """[M, R, T] weights of tokens in the loss, None where all weigh the same.
+
+  Args:
+    row: Row of the table.
+    focus_t: [B, T] of `focus`, or None.
+    factor_t: [B, T] of `correction`, or None.
+    acting: [M, R, T] the tokens that the loss is averaged over: what masks them
+      comes before.
+    table: Their steps [S].
+  """
+  ids = acting.step_ids
+  weight = None
+  if focus_t is not None:
+    focus_t = focus_t.reshape(ids.shape)
+    weight = jnp.stack(
+      [_evened(row, *part, table) for part in zip(focus_t, ids, strict=True)]
+    )
+  if factor_t is None:
+    return weight
+  factor = factor_t.reshape(ids.shape)
+  return factor if weight is None else weight * factor
+
+
+def _evened(row: Algorithm, weight_t, ids, table):
+  """[R, T] weights of a mini-batch that leave the loss of a constant as it is.
+
+    w agg(1) / agg(w)
+
+  With a mean as aggregation that is the weighted mean agg(w loss) / agg(w), in
+  whatever microbatches it is computed.
+  """
+  mask = ids > 0
+  agg = lambda x_t: objective.aggregate(row, x_t, ids, table)[0]
+  # Added up in one order, so that weights of 1 stay 1 to the bit.
+  both = jnp.stack([weight_t, mask.astype(weight_t.dtype)])
+  total, of_ones = jax.vmap(agg)(both)
+  share = of_ones / jnp.where(total == 0, 1.0, total)
+  return jnp.where(mask, weight_t * share, 0.0)
 
 
 def k3(z):

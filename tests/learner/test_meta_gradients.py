@@ -38,7 +38,7 @@ ROWS = {
 MODES = {
   "plain": ({}, {}),
   "tis_token": ({"rollout_high": 1.05}, {"rollout_correction": "tis_token"}),
-  "tis_step": ({"rollout_high": 9.0}, {"rollout_correction": "tis_step"}),
+  "tis_step": ({"rollout_high": 1.05}, {"rollout_correction": "tis_step"}),
   "icepop": ({}, {"rollout_correction": "icepop"}),
   "geometric": ({}, {"rollout_correction": "geometric"}),
   # Between 0.8 and 1.2 times the KL, where the weight is not held.
