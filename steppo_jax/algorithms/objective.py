@@ -438,14 +438,8 @@ def aggregate(
 ) -> Pair:
   """Averages a number of each token the way the algorithm's loss is averaged.
 
-  Args:
-    algorithm: Row of the table; its `aggregation` names the function.
-    x_t: [B, T] float; not read where `step_ids` is 0.
-    step_ids: [B, T] int32; may hold only some of the steps.
-    table: All steps [S].
-
-  Returns:
-    (sum, weight).
+  The number and `step_ids` are [B, T], and may hold only some of the steps of
+  the table [S]. The function is the one that `aggregation` of the row names.
   """
   return _registered("aggregation", algorithm.aggregation)(
     x_t, step_ids, table.num_tokens, table.trajectory,
