@@ -178,6 +178,7 @@ def policy_loss(
   )
   loss_t = loss if loss.ndim == 2 else segments.to_tokens(loss, ids)
   if weight_t is not None:
+    weight_t, loss_t = floats.of(weight_t, loss_t)
     loss_t = weight_t * loss_t
   if algorithm.sequence_mask is not None:
     near_t = _near_enough(algorithm, advantage, logp_t, batch, num_steps)
@@ -294,7 +295,8 @@ def _near_enough(algorithm, advantage, logp_t, batch, num_steps):
   far_k = -segments.step_mean(z_t, ids, num_steps=num_steps)
   if advantage.ndim == 2:
     advantage = segments.step_mean(advantage, ids, num_steps=num_steps)
-  gone_k = (advantage < 0) & (far_k > algorithm.sequence_mask)
+  bound = floats.constant(algorithm.sequence_mask, far_k.dtype)
+  gone_k = (advantage < 0) & (far_k > bound)
   return ~segments.to_tokens(jax.lax.stop_gradient(gone_k), ids)
 
 
@@ -345,7 +347,8 @@ def _log_clip(algorithm, z, advantage, logp_t, batch):
   clipped = segments.step_mean(
     clipped_t.astype(jnp.float32), ids, num_steps=num_steps
   )
-  return -losses.bounded_exp(z) * advantage, clipped, z
+  ratio, advantage = floats.of(losses.bounded_exp(z), advantage)
+  return -ratio * advantage, clipped, z
 
 
 def _token_mean(x_t, step_ids, count_k, trajectory_k, *, constant):
@@ -435,14 +438,8 @@ def aggregate(
 ) -> Pair:
   """Averages a number of each token the way the algorithm's loss is averaged.
 
-  Args:
-    algorithm: Row of the table; its `aggregation` names the function.
-    x_t: [B, T] float; not read where `step_ids` is 0.
-    step_ids: [B, T] int32; may hold only some of the steps.
-    table: All steps [S].
-
-  Returns:
-    (sum, weight).
+  The number and `step_ids` are [B, T], and may hold only some of the steps of
+  the table [S]. The function is the one that `aggregation` of the row names.
   """
   return _registered("aggregation", algorithm.aggregation)(
     x_t, step_ids, table.num_tokens, table.trajectory,

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from steppo_jax.algorithms import objective
 from steppo_jax.algorithms.table import Algorithm
 from steppo_jax.batch import Advantages, StepTable, TokenBatch
-from steppo_jax.ops import losses, ratios, segments, shaping, stats
+from steppo_jax.ops import floats, losses, ratios, segments, shaping, stats
 
 
 def pay_for_length(row: Algorithm, table: StepTable):
@@ -23,7 +23,8 @@ def pay_for_length(row: Algorithm, table: StepTable):
   )
   penalty_k = jnp.where(table.live, penalty_k, 0.0)
   metrics = {"batch/overlong": stats.masked_sum(penalty_k, table.live)}
-  return table.replace(reward=table.reward + penalty_k), metrics
+  reward_k, penalty_k = floats.of(table.reward, penalty_k)
+  return table.replace(reward=reward_k + penalty_k), metrics
 
 
 def correction(row: Algorithm, flat: TokenBatch, old_logp_t, table):
@@ -56,7 +57,8 @@ def fresh(row: Algorithm, flat: TokenBatch, table, update):
       "packing.rows.pack"
     )
   acted_k = table.live & (table.num_tokens > 0)
-  stale_k = acted_k & (update - table.version > row.max_staleness)
+  most = floats.constant(row.max_staleness, jnp.int32)
+  stale_k = acted_k & (update - table.version > most)
   kept_t = segments.to_tokens(~stale_k, flat.step_ids)
   flat = flat.replace(step_ids=jnp.where(kept_t, flat.step_ids, 0))
   table = table.replace(num_tokens=jnp.where(stale_k, 0, table.num_tokens))
@@ -69,8 +71,9 @@ def clipped(row: Algorithm, advantages: Advantages) -> Advantages:
   bound = row.advantage_clip
   if bound is None:
     return advantages
-  held = jnp.clip(advantages.advantage, -bound, bound)
-  return advantages.replace(advantage=held)
+  advantage = floats.wide(advantages.advantage)
+  bound = floats.constant(bound, advantage.dtype)
+  return advantages.replace(advantage=jnp.clip(advantage, -bound, bound))
 
 
 def focus(row: Algorithm, flat: TokenBatch, energy_t):
@@ -163,7 +166,8 @@ def drift(z_k, table: StepTable, update, staleness: int):
     f"policy/ratio_q{percent:02d}": _quantile(z_k, acted_k, percent)
     for percent in (1, 50, 99)
   }
-  ratio_k = losses.bounded_exp(jnp.where(acted_k, z_k, 0.0)) * acted_k
+  ratio_k = losses.bounded_exp(jnp.where(acted_k, z_k, 0.0))
+  ratio_k = jnp.where(acted_k, ratio_k, 0.0)
   squares = jnp.sum(jnp.square(ratio_k))
   found["policy/effective_sample_size"] = (
     jnp.square(jnp.sum(ratio_k)),

@@ -244,6 +244,8 @@ def _critic_epochs(spec, state, credit: credit_lib.Credit):
     # number of steps of the mini-batch.
     steps, count = _steps_and_tokens(batch, m)
     metrics |= {f"token_{name}": pair for name, pair in more.items()}
+    turns, tokens = floats.of(turns, tokens)
+    steps, count = (x.astype(tokens.dtype) for x in (steps, count))
     return turns + tokens * steps / jnp.maximum(count, 1), (weight, metrics)
 
   def minibatch(carry, m):

@@ -301,6 +301,7 @@ def equal_step_scale(
   mean_n = groups.group_mean(size_k, *where, num_groups=num_steps)
   count_n = groups.group_count(*where, num_groups=num_steps)
   scale_k = mean_n[trajectory_k] / (size_k + 1e-6)
+  limit = floats.constant(limit, scale_k.dtype)
   scale_k = jnp.clip(scale_k, 1.0 / limit, limit)
   compared_k = acted_k & (count_n[trajectory_k] > 1)
   return jnp.where(compared_k, scale_k, 1.0)
@@ -327,8 +328,10 @@ def annealed(
   """
   # Subtracted before dividing: 1 - 50 / 50 is 1e-8 where a compiler multiplies
   # by the reciprocal.
-  left = jnp.maximum(updates - jnp.asarray(update), 0)
-  return mix * left.astype(floats.common(mix)) / updates
+  kind = floats.common(mix)
+  mix, updates = (floats.constant(x, kind) for x in (mix, updates))
+  update = jnp.asarray(update).astype(kind)
+  return mix * jnp.maximum(updates - update, 0) / updates
 
 
 def overlong_penalty(

@@ -78,5 +78,5 @@ def _check(name, mode, dtype, wide):
   ),
 )
 def test_a_state_keeps_its_types(name, mode, dtype, wide):
-  with toy_updates.x64():
+  with toy_updates.x64(), jax.numpy_dtype_promotion("strict"):
     _check(name, mode, dtype, wide)

@@ -169,7 +169,8 @@ def _token_gae(batch, table, value_bt, discount, lambda_):
 
 def _at_parents(batch, value_bt):
   """[B, T] the value before each token, where it was read."""
-  parent, column = batch.parent, jnp.arange(batch.parent.shape[1])[None]
+  parent = jnp.asarray(batch.parent)
+  column = jnp.arange(parent.shape[1], dtype=parent.dtype)[None]
   parent = jnp.where(parent < 0, column, parent)
   value = floats.wide(value_bt)
   return jnp.take_along_axis(value, parent, axis=1, mode="clip")

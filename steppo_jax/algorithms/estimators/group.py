@@ -152,6 +152,8 @@ def gigpo(
     eps=eps,
     singleton="zero",
   )
+  episode, step = floats.of(episode, step)
+  omega = floats.constant(omega, step.dtype)
   return Advantages(advantage=episode + omega * step, target=None)
 
 

@@ -195,6 +195,7 @@ def _entropy_ends(entropy_t, step_ids, share):
   action = step_ids > 0
   entropy = floats.wide(jnp.where(action, entropy_t, -jnp.inf))
   ordered = jnp.sort(entropy.reshape(-1), descending=True)
+  share = floats.constant(share, jnp.float32)
   keep = (share * action.sum().astype(jnp.float32)).astype(jnp.int32)
   # Strictly above the first one left out, so that ties stay out.
   bar = ordered[jnp.minimum(keep, ordered.size - 1)]
