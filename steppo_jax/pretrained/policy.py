@@ -5,10 +5,13 @@ import json
 import pathlib
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 from steppo_jax import trees, types
-from steppo_jax.models import transformer
+from steppo_jax.models import lora, transformer
+from steppo_jax.models import mesh as mesh_lib
 from steppo_jax.models.formats import peft, placing, weights
 from steppo_jax.pretrained import sources
 from steppo_jax.tokenizer import loading, sentencepiece_tokenizer
@@ -103,6 +106,62 @@ def load_policy(
   return model, params
 
 
+def fetch(
+  params: dict[str, Any], *, keep: bool = True
+) -> tuple[dict[str, Any], dict[str, Any]]:
+  """A policy on the host with its adapters merged, and the adapters.
+
+  What has to be computed, or put together from devices of several processes,
+  is so layer by layer: a device holds one more layer at most, or a table, and
+  not a second policy. All processes of a run call it together.
+
+  Args:
+    params: Parameters on any devices.
+    keep: Whether this process needs them; the host keeps none otherwise.
+
+  Returns:
+    What `save_policy` takes, and what `save_adapters` does: {} without any.
+  """
+  flat = trees.flatten(params)
+  found = {}
+  for path, leaf in trees.flatten(lora.off(params)).items():
+    before = path.removesuffix("kernel")
+    added = {x: flat[before + x] for x in lora.ADDED if before + x in flat}
+    near = not added and _is_near(leaf)
+    if near and not keep:
+      continue  # Nobody waits for this process.
+    if near or not path.startswith("layers/"):
+      whole = mesh_lib.to_host(leaf)
+    else:
+      whole = np.empty(leaf.shape, leaf.dtype) if keep else None
+      for layer in range(leaf.shape[0]):
+        piece = mesh_lib.to_host(_merged({"kernel": leaf} | added, layer))
+        if keep:
+          whole[layer] = piece
+    if keep:
+      found[path] = whole
+  adapters = {
+    path: mesh_lib.to_host(leaf)
+    for path, leaf in flat.items()
+    if path.rpartition("/")[2] in lora.ADDED
+  }
+  return trees.unflatten(found), trees.unflatten(adapters) if keep else {}
+
+
+def _is_near(leaf: Any) -> bool:
+  """Whether this process reads an array without the devices of others."""
+  if not isinstance(leaf, jax.Array):
+    return True
+  return leaf.is_fully_addressable or leaf.is_fully_replicated
+
+
+@jax.jit
+def _merged(parts: dict[str, Any], layer: int) -> jax.Array:
+  """One layer of a matrix with its adapters, or of another array."""
+  cut = lambda x: jax.lax.dynamic_slice_in_dim(x, layer, 1)
+  return lora.merge(jax.tree.map(cut, parts))["kernel"][0]
+
+
 def save_adapters(
   folder: pathlib.Path,
   model: transformer.ModelConfig,
@@ -115,7 +174,7 @@ def save_adapters(
   Args:
     folder: Made if it is missing.
     model: Sizes of the decoder.
-    params: Its parameters with adapters.
+    params: Its adapters, or its parameters with them.
     weights: The starting policy, which the adapters belong to, or which has
       begun with adapters itself; None for one that began from scratch.
     base: The model that those belong to, None for the one they name.

@@ -117,6 +117,11 @@ class SlotEngine:
     else:
       self._slots.clear()
 
+  def close(self) -> None:
+    """Leaves the devices to others: nothing can be sampled any more."""
+    self._device.drop()
+    self._version = None
+
   def warm_up(self) -> None:
     """Compiles every program that requests can need."""
     self._require_params("warm_up")

@@ -275,6 +275,11 @@ class Programs:
     held = (params, self._cache, self.turns)
     self._key = tuple(map(shape, jax.tree.leaves(held)))
 
+  def drop(self) -> None:
+    """Gives the memory of weights, cache and responses back."""
+    self._cache = self.turns = None
+    self.params = None
+
   @property
   def compiles(self) -> int:
     """Programs compiled since these were made, for them or for their like."""

@@ -122,6 +122,8 @@ class AgentPlayers:
     self._closing = contextlib.ExitStack()
     with contextlib.ExitStack() as stack:
       stack.callback(listening.close)
+      # Once nothing asks it any more; see `Players.close`.
+      stack.callback(getattr(engine, "close", lambda: None))
       if pool is None:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         pool = pathlib.Path(folder) / "pool.sqlite"

@@ -251,16 +251,15 @@ def _save(config, folder, model, params, tokenizer, done) -> None:
     "commit": run_folder.commit(),
     "command": run_folder.command_line(),
   }
-  if lora.has(params):
+  whole, adapters = policy.fetch(params)
+  if adapters:
     policy.save_adapters(
-      folder / run_folder.ADAPTER_NAME, model, jax.device_get(params),
-      config.weights, config.base,
+      folder / run_folder.ADAPTER_NAME, model, adapters, config.weights,
+      config.base,
     )  # fmt: skip
   targets = [folder / run_folder.POLICY_NAME, config.save_weights]
   for target in filter(None, targets):
-    policy.save_policy(
-      target, model, jax.device_get(lora.merge(params)), tokenizer, facts
-    )
+    policy.save_policy(target, model, whole, tokenizer, facts)
 
 
 def _check_finite(done: int, loss: float, params) -> None:

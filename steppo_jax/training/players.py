@@ -157,9 +157,9 @@ class Players:
     self.close()
 
   def close(self) -> None:
-    """Ends the environments' workers, and what is asked of servers."""
+    """Ends the environments' workers, and the engine, wherever it is."""
     self.make_env.close()
-    # An engine of this process has nothing to close.
+    # An engine that somebody brings need not have anything to close.
     getattr(self.engine, "close", lambda: None)()
 
   def claim(

@@ -311,11 +311,16 @@ class Run(Learning):
     self._handed = policy
 
   def close(self) -> None:
-    """Ends rollouts that go on, and the environments' workers."""
+    """Ends rollouts that go on, and the environments' workers.
+
+    What the devices held for playing and learning is gone, but for the
+    learner's state.
+    """
     self.rollouts.close()
     self.players.close()
     if self._judges is not self.players:
       self._judges.close()
+    self._handed = self.reference = self.teacher = None
 
   def evaluate(self, update: int, policy: Any = None) -> dict[str, Any]:
     """Plays the panel, with the weights that were handed over last.

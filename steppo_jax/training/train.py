@@ -12,8 +12,8 @@ import jax
 from steppo_jax import types
 from steppo_jax.learner import optimizers
 from steppo_jax.learner import state as learner_state
-from steppo_jax.models import lora, out_of_memory
 from steppo_jax.models import mesh as mesh_lib
+from steppo_jax.models import out_of_memory
 from steppo_jax.packing import rows as packing
 from steppo_jax.pretrained import policy as pretrained_policy
 from steppo_jax.processes import hosts as hosts_lib
@@ -136,9 +136,10 @@ def train(
     kill_points.passed("train: updates done")
     with log.span(events.CHECKPOINT):
       kept = optimizers.evaluated(state.policy_optimizer, state.policy)
-      policy = mesh_lib.to_host(lora.merge(kept))
-      adapted = lora.has(kept) and mesh_lib.to_host(kept)
-      if first and adapted:
+      # Sampler and moments are not needed any more, nor is a second policy.
+      del state
+      policy, adapted = pretrained_policy.fetch(kept, keep=first)
+      if adapted:
         pretrained_policy.save_adapters(
           folder / run_folder.ADAPTER_NAME, run.model, adapted, config.weights,
           config.base,

@@ -5,16 +5,20 @@ import functools
 import gc
 
 import jax
+import numpy as np
 import pytest
 import small_runs
 import vocabularies
 
+from steppo_jax import trees
 from steppo_jax.learner import learner, memory
 from steppo_jax.learner.options import LearnerConfig
-from steppo_jax.models import transformer
+from steppo_jax.models import lora, transformer
+from steppo_jax.models import mesh as mesh_lib
 from steppo_jax.models.formats import hub
 from steppo_jax.models.options import LoraConfig
 from steppo_jax.packing.options import PackingConfig
+from steppo_jax.pretrained import policy
 from steppo_jax.prompts.options import PromptConfig
 from steppo_jax.sampler.options import SamplerConfig
 from steppo_jax.storage import folder as run_folder
@@ -65,15 +69,34 @@ def options(folder, tmp_path, rank=0, kl_coef=0.0):
 
 
 class Live:
-  """Bytes of arrays on devices that were not there before."""
+  """Bytes on the first device that were not there before.
+
+  An array and its part on a device are two objects with one buffer.
+  """
 
   def __init__(self):
     gc.collect()
-    self._before = {id(x): x for x in jax.live_arrays()}
+    self._before = self._buffers()
+
+  def _buffers(self):
+    first = jax.devices()[0]
+    return {
+      shard.data.unsafe_buffer_pointer(): shard.data
+      for x in jax.live_arrays()
+      for shard in x.addressable_shards
+      if shard.device == first
+    }
 
   def bytes(self):
     gc.collect()
-    return sum(x.nbytes for x in jax.live_arrays() if id(x) not in self._before)
+    return self.now()
+
+  def now(self):
+    return sum(
+      x.nbytes
+      for pointer, x in self._buffers().items()
+      if pointer not in self._before
+    )
 
 
 def state_of(made):
@@ -118,9 +141,16 @@ def test_after_an_update_state_and_sampler_are_all_there_is(
     sampler = memory.whole((device.params, device._cache, device.turns))
     found[done] = live.bytes(), state_of(made[0]) + sampler
 
+  def save(path, *args):
+    found["end"] = live.bytes(), POLICY
+    saved(path, *args)
+
+  saved = policy.save_policy
+  monkeypatch.setattr(policy, "save_policy", save)
   opened = run_folder.open_folder(asked, "test", "test")
   train.train(asked, opened, on_update=on_update, on_episode=lambda _: None)
-  for held, want in (found[0], found[1]):
+  # In the end the policy alone: not even its merged form is on the devices.
+  for held, want in (found[0], found[1], found["end"]):
     assert want <= held < want + POLICY // 8
 
 
@@ -131,3 +161,35 @@ def test_an_evaluation_keeps_the_samplers_weights_alone(folder, tmp_path):
   evaluate.evaluate(asked, on_finish=lambda _: found.append(live.bytes()))
   cache = 768 * 2 * 2 * 16 * 4
   assert POLICY <= max(found) < POLICY + 2 * cache + POLICY // 8
+
+
+@pytest.mark.parametrize("fsdp", [1, 8])
+@pytest.mark.parametrize("rank", [0, 3])
+def test_a_policy_is_fetched_layer_by_layer(fsdp, rank, monkeypatch):
+  params = transformer.init(MODEL, jax.random.key(0))
+  params = lora.add(params, LoraConfig(rank=rank), jax.random.key(1))
+  # Adapters change nothing before they are trained.
+  params = jax.tree.map(lambda x: x + 0.01, params)
+  mesh = mesh_lib.make_model_mesh(data=8 // fsdp, fsdp=fsdp, tensor=1)
+  params = mesh_lib.put(params, mesh_lib.placements(mesh, params))
+  want = trees.flatten(mesh_lib.to_host(lora.merge(params)))
+  # As if other processes had some of the devices.
+  monkeypatch.setattr(policy, "_is_near", lambda _: False)
+  live, most = Live(), []
+  to_host = mesh_lib.to_host
+
+  def watched(x):
+    most.append(live.now())
+    return to_host(x)
+
+  monkeypatch.setattr(mesh_lib, "to_host", watched)
+  whole, adapters = policy.fetch(params)
+  found = trees.flatten(whole)
+  assert found.keys() == want.keys()
+  for name, value in want.items():
+    assert isinstance(found[name], np.ndarray)
+    np.testing.assert_allclose(found[name], value, rtol=1e-6, err_msg=name)
+  assert len(trees.flatten(adapters)) == (0 if not rank else 3 * 7)
+  # A layer's largest matrix, whole, and its adapters.
+  assert 0 < max(most) <= 64 * 256 * 4
+  assert policy.fetch(params, keep=False) == ({}, {})
