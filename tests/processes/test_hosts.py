@@ -449,8 +449,7 @@ def test_every_process_reads_a_released_model(base, tmp_path, split):
     "num_updates=1", "tasks_per_update=2", "rollout.max_steps=1",
     "rollout.max_tokens=1024", "rollout.max_new_tokens=8",
     "packing.row_length=1024", "sampler.prefill_lengths=512",
-    "learner.num_minibatches=1", "learner.critic_warmup=0",
-    "learner.microbatch_rows=2", "evaluation.episodes=2",
+    "evaluation.episodes=2",
   ]  # fmt: skip
   run_dir = tmp_path / "run"
   status, said = train(base, run_dir, [1, 1], options=[options] * 2)
