@@ -9,9 +9,9 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from steppo_jax.algorithms import objective, table
+from steppo_jax.algorithms import table
 from steppo_jax.algorithms.table import Algorithm
-from steppo_jax.learner import explain, optimizers
+from steppo_jax.learner import checks, explain, optimizers
 from steppo_jax.learner import memory as memory_lib
 from steppo_jax.learner import update as update_lib
 from steppo_jax.learner.options import LearnerConfig
@@ -67,7 +67,7 @@ def make_spec(
       is 0, the optimizer does not go with the model or with `differentiable`,
       or the row names a function that is not there.
   """
-  _check(model, algorithm, config, mesh, temperature, differentiable)
+  checks.check_spec(model, algorithm, config, mesh, temperature, differentiable)
   steps = config.num_minibatches * num_updates
   warmup = config.critic_warmup if algorithm.critic else 0
   # Adam's square root has no derivative where a gradient is always 0.
@@ -96,69 +96,6 @@ def make_spec(
     differentiable,
     staleness,
   )
-
-
-def check_rows(config: LearnerConfig, mesh: jax.sharding.Mesh) -> None:
-  """Refuses microbatches that cannot be dealt to the devices of a mesh.
-
-  Raises:
-    ValueError: it names both numbers.
-  """
-  devices = mesh_lib.row_parts(mesh)
-  if config.microbatch_rows % devices:
-    raise ValueError(
-      f"learner.microbatch_rows={config.microbatch_rows} is not a multiple "
-      f"of the {devices} devices"
-    )
-
-
-def _check(model, algorithm, config, mesh, temperature, differentiable) -> None:
-  """Refuses what no update can be made of; see `make_spec`."""
-  objective.check_names(algorithm)
-  if not temperature > 0:
-    raise ValueError(
-      f"rollout.temperature={temperature} must be above 0 in training: a "
-      "greedy policy explores nothing"
-    )
-  own = isinstance(model, Model)
-  named = f"learner.optimizer={config.optimizer}"
-  if differentiable and config.optimizer != "adamw":
-    raise ValueError(
-      f"{named} has no derivative where a gradient is 0: differentiable=True "
-      "takes learner.optimizer=adamw"
-    )
-  if own and config.optimizer in ("muon", "adafactor"):
-    raise ValueError(
-      f"{named} knows which arrays hold the matrices of our decoder, and not "
-      "those of a model of one's own: take adamw or schedule_free, or give "
-      "UpdateSpec._replace(policy_optimizer=..., critic_optimizer=...)"
-    )
-  if own and algorithm.critic and model.values is None:
-    raise ValueError(
-      f"estimator {algorithm.estimator!r} needs a critic: give Model(..., "
-      "values=) and init(..., critic=)"
-    )
-  if (
-    own
-    and algorithm.focus_alpha is not None
-    and (model.log_probs_and_energies is None)
-  ):
-    raise ValueError(
-      f"focus_alpha={algorithm.focus_alpha} weighs tokens by the energies of "
-      "the reference: give Model(..., log_probs_and_energies=), or take "
-      "focus_alpha=None"
-    )
-  if not own and model.windows and config.attention == "pallas":
-    raise ValueError(
-      "learner.attention=pallas knows of no sliding windows: take xla or auto "
-      f"for a {model.family} model"
-    )
-  check_rows(config, mesh)
-  if not own and (config.critic_layers or 0) > model.num_layers:
-    raise ValueError(
-      f"learner.critic_layers={config.critic_layers} is more than the "
-      f"{model.num_layers} layers of the policy: take fewer"
-    )
 
 
 def make_parts(

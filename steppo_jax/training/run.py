@@ -15,6 +15,7 @@ import numpy as np
 from steppo_jax import batch, types
 from steppo_jax.algorithms import options as algorithm_options
 from steppo_jax.algorithms import table as algorithms_table
+from steppo_jax.learner import checks as learner_checks
 from steppo_jax.learner import learner as learner_lib
 from steppo_jax.learner import state as learner_state
 from steppo_jax.models import lora, out_of_memory
@@ -67,7 +68,7 @@ class Learning:
       config.tokenizer, config.weights, config.base
     )
     self.mesh = mesh or mesh_lib.of_run(config.mesh, config.num_devices)
-    learner_lib.check_rows(config.learner, self.mesh)  # Before a model is read.
+    learner_checks.check_rows(config.learner, self.mesh)  # Before the model.
     split = "fsdp" in self.mesh.shape
     self.model, self.policy = players_lib.load_model(
       config, self.tokenizer, mesh_lib.by_path(self.mesh) if split else None,

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from steppo_jax.processes import exchange, frames, signals
+from steppo_jax.processes import exchange, frames, hosts, signals
 
 
 class Party:
@@ -142,3 +142,13 @@ def test_a_server_that_is_not_there_is_named():
     RuntimeError, match=f"does not answer at 127.0.0.1:{port}"
   ):
     exchange.Client("127.0.0.1", port, 1, limit_s=1.0)
+
+
+def test_one_process_is_a_run_of_its_own():
+  one = hosts.ALONE
+  assert one.share(range(5), 2) == [0, 1, 2, 3, 4]
+  assert one.gather_json("x", {"a": 1}) == [{"a": 1}]
+  assert one.stop_at(3)
+  assert not one.stop_at(None)
+  one.agree("x", [1, (2, 3)])
+  assert one.first("x", lambda: 3) == 3

@@ -17,7 +17,7 @@ from steppo_jax import __main__ as cli
 from steppo_jax import trees
 from steppo_jax.models import transformer
 from steppo_jax.models.formats import hub, weights
-from steppo_jax.processes import hosts, join, signals
+from steppo_jax.processes import join, signals
 from steppo_jax.rollout import journal
 from steppo_jax.storage import metrics
 
@@ -345,16 +345,6 @@ def test_a_first_process_that_is_not_there_is_named(base, tmp_path):
     signals.Handler() as handler,
   ):
     join.join(place, handler)
-
-
-def test_one_process_is_a_run_of_its_own():
-  one = hosts.ALONE
-  assert one.share(range(5), 2) == [0, 1, 2, 3, 4]
-  assert one.gather_json("x", {"a": 1}) == [{"a": 1}]
-  assert one.stop_at(3)
-  assert not one.stop_at(None)
-  one.agree("x", [1, (2, 3)])
-  assert one.first("x", lambda: 3) == 3
 
 
 _SLOW_START = """
