@@ -72,7 +72,7 @@ except ImportError:
 # training, which is another, would not get it while the notebook has it.
 SHOW = "import jax; print('jax', jax.__version__, jax.devices())"
 shown = subprocess.run(
-  [sys.executable, "-c", SHOW], check=True, capture_output=True, text=True
+  [sys.executable, "-c", SHOW], check=True, stdout=subprocess.PIPE, text=True
 )
 print(shown.stdout)
 

@@ -269,7 +269,7 @@ def devices_of(topology: str) -> Sequence[Any]:
 
   # A host has four chips unless it is said otherwise. The cloud lends one of
   # v5e or v6e, and eight of them as one host.
-  bounds = {"1x1": (1, 1, 1), "2x4": (2, 4, 1)}.get(topology.split(":")[1])
+  bounds = {"1x1": (1, 1, 1), "2x4": (2, 4, 1)}.get(topology.rpartition(":")[2])
   found = topologies.get_topology_desc(
     platform="tpu", topology_name=topology,
     **({"chips_per_host_bounds": bounds} if bounds else {}),
@@ -328,7 +328,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     "--frozen",
     default="float32",
     choices=("float32", "bfloat16"),
-    help="type of parameters that are not trained; runs hold float32",
+    help="type of parameters that are not trained; runs with compute=bfloat16 "
+    "hold the type that they are stored in",
   )
   add(
     "--attention",

@@ -33,7 +33,8 @@ class Setting:
     remat: What the learner computes again.
     layers: Layers in place of the preset's; 0 for the preset's.
     frozen: Type of parameters that are not trained: under adapters the
-      policy's, and the reference policy's otherwise. Runs hold float32.
+      policy's, and the reference policy's otherwise. Runs hold the type that
+      they are stored in if they compute in bfloat16, and float32 otherwise.
     attention: `SamplerConfig.attention`.
     fits: What is expected.
   """

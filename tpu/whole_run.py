@@ -45,16 +45,9 @@ class Held(NamedTuple):
   def slots(self) -> int:
     """Slots of a device, or of those that share; 0 if nothing fits.
 
-    As many as fit and as a run of `num_slots` would give to each.
+    A run of `num_slots` gives as many to each (`sampler.split.parts_of`).
     """
-    from steppo_jax.sampler import split
-
-    room = max(0, int(SHARE * self.memory - self.peak) // self.slot)
-    of = lambda each: split.parts_of(
-      each * self.groups, self.local, self.shared_by, "tpu"
-    )
-    fits = (n for n in range(room, 0, -1) if of(n) == self.groups)
-    return next(fits, 0)
+    return max(0, int(SHARE * self.memory - self.peak) // self.slot)
 
   @property
   def groups(self) -> int:

@@ -150,7 +150,8 @@ def product(
   """x (W + s A B) of rows x [M, in]: [M, out], of the type of x.
 
   The derivatives go through A and B one after the other, so that the gradient
-  of a whole matrix is made for no adapter.
+  of a whole matrix is made for no adapter. A backward pass that computes
+  nothing again (`remat="none"`) keeps W + s A B of each layer.
   """
   return x @ _matrix(kernel, a, b, scale).astype(x.dtype)
 

@@ -24,10 +24,10 @@ class RolloutConfig:
       another to the bit, but trains on what its journal holds as any does. A
       step that never ends is ended by `env.limits` alone.
     max_invalid: Refused commands or calls in a row after which an episode is
-      lost, in training and evaluation: it terminates, and nothing is worth
-      less. A policy that repeats what was refused then takes the time of a few
-      steps and not of `max_steps`. There is no penalty beside that of a
-      refusal. None for no limit.
+      lost, in training and evaluation: it terminates, so that no value is
+      bootstrapped behind it. Rewards so far stay, and there is no further
+      penalty. A policy that repeats what was refused then takes the time of a
+      few steps and not of `max_steps`. None for no limit.
     max_live: Most episodes under way at once; None for as many as the sampler
       has slots.
     retries: Times that an episode whose environment failed is played again

@@ -11,6 +11,8 @@ from concurrent import futures
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 
 from steppo_jax import trees
@@ -284,6 +286,7 @@ class Checkpoints:
     fault = manifest.find(path) if self._hosts.is_first else None
     self._agree(f"the files of checkpoint {update}", fault)
     host, saved = self.facts(update)
+    named = {name: _as_saved(x, saved.get(name)) for name, x in named.items()}
     trees.check_same(path, saved, trees.describe(named))
     try:
       wanted = ocp.args.StandardRestore(trees.filled(named))
@@ -360,3 +363,21 @@ class Checkpoints:
 
   def __exit__(self, *_) -> None:
     self.close()
+
+
+def _as_saved(like: Any, saved: str | None) -> Any:
+  """What an array is read as: of the type that it was saved in, if wider.
+
+  Older runs kept parameters that are not trained in float32, whatever their
+  weights were stored in. They go on so.
+  """
+  wider = jnp.dtype("float32")
+  if not saved or not saved.startswith(f"{wider}["):
+    return like
+  if not jnp.issubdtype(like.dtype, jnp.floating):
+    return like
+  if like.dtype.itemsize >= wider.itemsize:
+    return like
+  if isinstance(like, np.ndarray):
+    return like.astype(wider)
+  return jax.ShapeDtypeStruct(like.shape, wider, sharding=like.sharding)

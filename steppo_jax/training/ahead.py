@@ -193,6 +193,8 @@ class Ahead(episodes_lib.Rollouts):
       self._thread.join(_END_S)
       if self._thread.is_alive():
         _log.warning("an environment holds the rollouts: they are left behind")
+      else:
+        self._waiting = None  # Weights that nobody samples with any more.
 
   def _finished(self, update: int) -> _Batch:
     """The episodes of an update once all have ended; tells of each."""

@@ -103,6 +103,7 @@ def _facts(config, panels, samples: int) -> dict[str, object]:
     "panels": {s: panel_hash(of) for s, of in panels.items()},
     "tasks": {s: len(of) for s, of in panels.items()},
     "max_steps": config.rollout.max_steps,
+    "max_invalid": config.rollout.max_invalid,
     "temperature": config.evaluation.temperature,
     "samples": samples,
   }

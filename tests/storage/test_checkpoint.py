@@ -38,6 +38,19 @@ def test_abstract_arrays_are_enough_to_restore(checkpoint_folder):
     assert bits(saved.restore(20, like)[0]) == bits(state(20))
 
 
+def test_what_was_saved_in_float32_goes_on_so(tmp_path):
+  wide = {"frozen": jnp.arange(3) / 7, "count": jnp.arange(2)}
+  with checkpoint.Checkpoints(tmp_path, keep=1) as saved:
+    saved.save(1, wide, {})
+    narrow = wide | {"frozen": wide["frozen"].astype(jnp.bfloat16)}
+    found, _ = saved.restore(1, narrow)
+    assert bits(found) == bits(wide)
+    # The other way round something would be lost of what is trained.
+    saved.save(2, narrow, {})
+    with pytest.raises(ValueError, match=r"frozen is bfloat16"):
+      saved.restore(2, wide)
+
+
 def test_sharded_arrays_come_back_as_asked_for(tmp_path):
   mesh = jax.make_mesh(
     (8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,)
