@@ -353,11 +353,11 @@ def _is_late(state: _Live, config: RolloutConfig) -> bool:
   return most is not None and time.monotonic() - state.began > most
 
 
-def _is_lost(state: _Live, invalid: bool, config: RolloutConfig) -> bool:
-  """Whether this refusal is one too many in a row."""
+def _terminates(state: _Live, out, invalid: bool, config) -> bool:
+  """Whether a step ends its episode, be it by one refusal too many in a row."""
   most = config.max_invalid
-  if most is None or not invalid:
-    return False
+  if out.terminated or out.truncated or most is None or not invalid:
+    return out.terminated
   before = state.steps[-(most - 1) :] if most > 1 else []
   return len(before) == most - 1 and all(s.metadata["invalid"] for s in before)
 
@@ -383,9 +383,7 @@ def _advance(
   late = _is_late(state, config)
   cut = out.truncated or full or out_of_steps or late
   invalid = bool(out.info.get("invalid", False) or refused)
-  terminated = out.terminated or (
-    not out.truncated and _is_lost(state, invalid, config)
-  )
+  terminated = _terminates(state, out, invalid, config)
   truncated = not terminated and cut
   state.steps.append(
     types.Step(

@@ -124,8 +124,9 @@ def _defaults(config: Any) -> dict[str, Any]:
   return json.loads(json.dumps(found))
 
 
-# What may differ when a run goes on: where it is, and where its servers are.
-_FREE = ("run_dir", "engines.addresses")
+# What may differ when a run goes on: where it is, where its servers are, and
+# what is computed again, as there may be less memory than there was.
+_FREE = ("run_dir", "engines.addresses", "learner.remat")
 
 
 def _check_same(path, saved, wanted) -> None:

@@ -39,6 +39,15 @@ def _assigned(max_staleness, alpha, beta, aggregation):
   return row, jax.device_get(found)
 
 
+EACH = pytest.mark.parametrize(
+  ("aggregation", "max_staleness"),
+  some(
+    ("trajectory_step_mean", 2),
+    slow=[(name, stale) for name in AGGREGATIONS for stale in (None, 2)],
+  ),
+)
+
+
 def _losses(row, found, loss_t):
   """Loss of each mini-batch, with the weights and without."""
   both = []
@@ -51,13 +60,7 @@ def _losses(row, found, loss_t):
   return np.transpose(both)
 
 
-@pytest.mark.parametrize(
-  ("aggregation", "max_staleness"),
-  some(
-    ("trajectory_step_mean", 2),
-    slow=[(name, stale) for name in AGGREGATIONS for stale in (None, 2)],
-  ),
-)
+@EACH
 def test_weights_leave_the_loss_of_a_constant(aggregation, max_staleness):
   row, found = _assigned(max_staleness, 0.1, 0.5, aggregation)
   acted = found.acting.tokens.step_ids > 0
@@ -71,13 +74,7 @@ def test_weights_leave_the_loss_of_a_constant(aggregation, max_staleness):
   np.testing.assert_array_equal(found.weight[~acted], 0)
 
 
-@pytest.mark.parametrize(
-  ("aggregation", "max_staleness"),
-  some(
-    ("trajectory_step_mean", 2),
-    slow=[(name, stale) for name in AGGREGATIONS for stale in (None, 2)],
-  ),
-)
+@EACH
 def test_weights_of_1_stay_1_to_the_bit(aggregation, max_staleness):
   _, found = _assigned(max_staleness, 1.0, 0.0, aggregation)
   np.testing.assert_array_equal(found.weight, found.acting.tokens.step_ids > 0)

@@ -8,15 +8,14 @@ import subprocess
 import sys
 import time
 
-import jax
 import numpy as np
 import pytest
-import vocabularies
+import released_models
 
 from steppo_jax import __main__ as cli
 from steppo_jax import trees
 from steppo_jax.models import transformer
-from steppo_jax.models.formats import hub, weights
+from steppo_jax.models.formats import weights
 from steppo_jax.processes import join, signals
 from steppo_jax.rollout import journal
 from steppo_jax.storage import metrics
@@ -428,12 +427,7 @@ _RELEASED = transformer.ModelConfig(
 )
 def test_every_process_reads_a_released_model(base, tmp_path, split):
   """The second process has none of the first process's devices to read to."""
-  folder = tmp_path / "model"
-  params = transformer.init(_RELEASED, jax.random.key(0))
-  hub.save(folder, _RELEASED, params)
-  vocabularies.write_folder(
-    folder, vocabularies.byte_level(), template=vocabularies.CHATML
-  )
+  folder = released_models.write(tmp_path / "model", _RELEASED)
   options = [
     f"weights={folder}", "tokenizer=model", "prompt.layout=chat", split,
     "num_updates=1", "tasks_per_update=2", "rollout.max_steps=1",

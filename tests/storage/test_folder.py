@@ -35,6 +35,11 @@ def test_other_options_are_refused(run):
     folder.open_folder(other, "test", "test")
 
 
+def test_what_is_computed_again_may_change(run):
+  learner = dataclasses.replace(run.learner, remat="full")
+  folder.open_folder(dataclasses.replace(run, learner=learner), "test", "test")
+
+
 def test_a_run_goes_on_in_a_version_with_more_options(run):
   forget(run, ("learner", "optimizer"), ("rollout", "staleness"), ("agents",))
   folder.open_folder(run, "test", "test")

@@ -5,12 +5,10 @@ import json
 import pathlib
 import re
 
-import jax
+import released_models
 import small_runs
-import vocabularies
 
 from steppo_jax.models import transformer
-from steppo_jax.models.formats import hub
 from steppo_jax.packing.options import PackingConfig
 from steppo_jax.rollout import options as rollout_options
 from steppo_jax.sampler.options import SamplerConfig
@@ -26,11 +24,7 @@ MODEL = transformer.ModelConfig(
 
 def model(folder):
   """A released model of random weights, with a chat template."""
-  hub.save(folder, MODEL, transformer.init(MODEL, jax.random.key(0)))
-  vocabularies.write_folder(
-    folder, vocabularies.byte_level(), template=vocabularies.CHATML
-  )
-  return folder
+  return released_models.write(folder, MODEL)
 
 
 def as_transformers_reads(folder):

@@ -4,11 +4,10 @@ import dataclasses
 
 import jax
 import pytest
+import released_models
 import small_runs
-import vocabularies
 
 from steppo_jax.models import transformer
-from steppo_jax.models.formats import hub
 from steppo_jax.models.options import LoraConfig
 from steppo_jax.packing.options import PackingConfig
 from steppo_jax.pretrained import policy
@@ -27,11 +26,7 @@ MODEL = transformer.ModelConfig(
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
   made = tmp_path_factory.mktemp("released") / "model"
-  hub.save(made, MODEL, transformer.init(MODEL, jax.random.key(0)))
-  vocabularies.write_folder(
-    made, vocabularies.byte_level(), template=vocabularies.CHATML
-  )
-  return made
+  return released_models.write(made, MODEL)
 
 
 def options(folder, tmp_path, **changes):
@@ -113,12 +108,7 @@ def test_what_is_computed_in_and_again_is_an_option(folder, tmp_path):
 def test_what_is_not_trained_stays_as_it_is_stored(
   tmp_path, trained, rank, compute, kind
 ):
-  made = tmp_path / "model"
-  params = transformer.init(MODEL, jax.random.key(0))
-  hub.save(made, MODEL, params, dtype="bfloat16")
-  vocabularies.write_folder(
-    made, vocabularies.byte_level(), template=vocabularies.CHATML
-  )
+  made = released_models.write(tmp_path / "model", MODEL, dtype="bfloat16")
   asked = options(made, tmp_path, compute=compute)
   tokenizer = policy.load_tokenizer(asked.tokenizer, asked.weights)
   _, params = players.load_model(asked, tokenizer, trained=trained and not rank)

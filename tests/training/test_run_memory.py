@@ -7,15 +7,14 @@ import gc
 import jax
 import numpy as np
 import pytest
+import released_models
 import small_runs
-import vocabularies
 
 from steppo_jax import trees
 from steppo_jax.learner import learner, memory
 from steppo_jax.learner.options import LearnerConfig
 from steppo_jax.models import lora, transformer
 from steppo_jax.models import mesh as mesh_lib
-from steppo_jax.models.formats import hub
 from steppo_jax.models.options import LoraConfig
 from steppo_jax.packing.options import PackingConfig
 from steppo_jax.pretrained import policy
@@ -37,11 +36,7 @@ POLICY = memory.whole(transformer.abstract_params(MODEL))
 def folder(tmp_path_factory):
   """A released model, which is read to devices: not a file of our own."""
   made = tmp_path_factory.mktemp("released") / "model"
-  hub.save(made, MODEL, transformer.init(MODEL, jax.random.key(0)))
-  vocabularies.write_folder(
-    made, vocabularies.byte_level(), template=vocabularies.CHATML
-  )
-  return made
+  return released_models.write(made, MODEL)
 
 
 def options(folder, tmp_path, rank=0, kl_coef=0.0):
