@@ -92,6 +92,25 @@ class Advantages:
   target: chex.Array | tuple[chex.Array, chex.Array] | None
 
 
+class PromptRows(NamedTuple):
+  """The prompts of a batch again, for a critic whose values are of steps.
+
+  Attributes:
+    tokens: [M, R, T] rows of the shape of the batch's, without actions; the
+      steps of a part lie in the same part.
+    rows_used: [M] int32 number of rows in use in every part.
+    boundary: [S] int32 flat index here of the last token of each step's prompt;
+      0 where not live.
+    bootstrap_at: [S] int32 the same of the prompt after a truncated episode; 0
+      elsewhere.
+  """
+
+  tokens: TokenBatch
+  rows_used: chex.Array
+  boundary: chex.Array
+  bootstrap_at: chex.Array
+
+
 class TeacherRows(NamedTuple):
   """The steps of a batch again, as a teacher that knows more reads them.
 

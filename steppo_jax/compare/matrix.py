@@ -206,6 +206,7 @@ _LATER = (
   (("evaluation", "temperature"), 0.0),
   (("base",), None),
   (("learner", "critic_layers"), None),
+  (("learner", "critic_reads"), "prompts"),
   (("learner", "remat"), "auto"),
   (("rollout", "staleness"), 0),
   (("rollout", "max_seconds"), None),

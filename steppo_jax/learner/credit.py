@@ -26,9 +26,13 @@ class Credit(NamedTuple):
       segments where the algorithm does so.
     acting: The same for the policy: without steps that are too old for it, and
       with the log-probs that its ratio starts from.
+    reading: The same as the critic reads it: `batch` itself, or the rows of its
+      prompts, where the critic reads those.
     advantages: Advantages and value targets on the steps of `batch`.
     old_value: [M, R, T] critic before the update, two of them where it has two
-      heads, None without one.
+      heads, None without one. Where the critic reads prompts only the values
+      that are asked for are there, and 0 elsewhere.
+    read_value: The same at the tokens of `reading`.
     ref_logp: [M, R, T] log-probs under the reference policy, or None.
     hidden: Hidden states of the policy before the update, of `UpdateSpec.keep`;
       None where they are not kept.
@@ -42,8 +46,10 @@ class Credit(NamedTuple):
 
   batch: Batch
   acting: Batch
+  reading: Batch
   advantages: Advantages
   old_value: chex.Array | None
+  read_value: chex.Array | None
   ref_logp: chex.Array | None
   hidden: chex.Array | None
   weight: chex.Array | None
@@ -98,7 +104,9 @@ def assign(spec: UpdateSpec, state, reference, batch, teacher) -> Credit:
   table, found = modes.pay_for_length(row, table)
   metrics |= found
   ref_logp = focus_t = factor_t = None
-  hidden, old_value = _values(spec, state, batch)
+  reading = _reading(spec, state, batch)
+  hidden, read_value = _values(spec, state, reading)
+  old_value = _in_place(batch, reading, read_value)
   value_bt = jax.tree.map(lambda x: x.reshape(-1, shape[2]), old_value)
   if row.reads_reference:
     ref_logp, focus_t, found = _reference(spec, row, reference, batch, flat)
@@ -132,6 +140,7 @@ def assign(spec: UpdateSpec, state, reference, batch, teacher) -> Credit:
   metrics |= _value_metrics(flat, table, advantages, value_bt, row)
   in_rows = lambda rows: jax.tree.map(lambda x: x.reshape(shape), rows)
   batch = batch._replace(tokens=in_rows(flat), table=table)
+  reading = batch if reading.prompts is None else _of_prompts(batch)
   acting, table, found = modes.fresh(
     row, flat.replace(behaviour_logp=centre_t), table, state.update
   )
@@ -139,9 +148,55 @@ def assign(spec: UpdateSpec, state, reference, batch, teacher) -> Credit:
   acting = batch._replace(tokens=in_rows(acting), table=table)
   weight = modes.weights(row, focus_t, factor_t, acting.tokens, table)
   return Credit(
-    batch, acting, advantages, old_value, ref_logp, hidden, weight,
-    steps, extras.teacher_gap, metrics,
+    batch, acting, reading, advantages, old_value, read_value, ref_logp,
+    hidden, weight, steps, extras.teacher_gap, metrics,
   )  # fmt: skip
+
+
+def _reading(spec, state, batch: Batch) -> Batch:
+  """The batch as the critic reads it."""
+  if batch.prompts is None or state.critic is None:
+    return batch._replace(prompts=None)
+  row = spec.algorithm
+  if row.critic != "step" or row.segment_share is not None:
+    raise ValueError(
+      "this row of the table has values inside of responses, which the rows of "
+      "batch.prompts leave out: call put_batch without prompts"
+    )
+  if spec.keeps(state.critic, state.policy, batch):
+    # Its hidden states are those of the policy, which reads everything.
+    return batch._replace(prompts=None)
+  return _of_prompts(batch)
+
+
+def _of_prompts(batch: Batch) -> Batch:
+  """The batch with the rows of its prompts in place of its own."""
+  prompts = batch.prompts
+  return batch._replace(
+    tokens=prompts.tokens,
+    rows_used=prompts.rows_used,
+    table=batch.table.replace(
+      boundary=prompts.boundary, bootstrap_at=prompts.bootstrap_at
+    ),
+  )
+
+
+def _in_place(batch: Batch, reading: Batch, read_value):
+  """Values where the batch has the tokens whose values are asked for."""
+  if reading.prompts is None:
+    return read_value
+  shape = batch.tokens.tokens.shape
+  at, new = batch.table, reading.table
+  found = read_value.reshape(-1)
+  # Slots without a step, and those without a bootstrap, are put nowhere.
+  out = jnp.zeros(math.prod(shape), found.dtype)
+  for mask, where, there in (
+    (at.live, at.boundary, new.boundary),
+    (at.live & at.truncated, at.bootstrap_at, new.bootstrap_at),
+  ):
+    where = jnp.where(mask, where, out.size)
+    out = out.at[where].set(found[there], mode="drop")
+  return out.reshape(shape)
 
 
 def _values(spec, state, batch):

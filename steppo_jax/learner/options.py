@@ -45,6 +45,11 @@ class LearnerConfig:
       are, which costs no memory, and no gradient of the critic reaches them.
     critic_layers: Layers of a critic's own trunk, the first ones of the
       policy's; None for all.
+    critic_reads: What a critic reads whose values are of steps, at the ends of
+      prompts: "prompts" leaves out responses that no later prompt contains, as
+      no value depends on them; "all" reads whole rows. Critics with values of
+      tokens read whole rows whatever this says, and so do those whose hidden
+      states are the policy's own and are kept.
     bootstrap: What follows a truncated episode: "value", "zero", "drop_last".
     attention: "xla", "pallas" (a TPU kernel, interpreted elsewhere), or "auto":
       "pallas" on a TPU and "xla" on anything else. Models with sliding windows
@@ -80,6 +85,7 @@ class LearnerConfig:
   target_kl: float | None = None
   critic_trunk: Literal["own", "policy"] = "own"
   critic_layers: int | None = None
+  critic_reads: Literal["prompts", "all"] = "prompts"
   bootstrap: str = "value"
   attention: Literal["auto", "xla", "pallas"] = "auto"
   attention_block: int = 64
@@ -106,6 +112,10 @@ class LearnerConfig:
     if self.critic_trunk not in ("own", "policy"):
       raise ValueError(
         f"learner.critic_trunk={self.critic_trunk!r} is none of own, policy"
+      )
+    if self.critic_reads not in ("prompts", "all"):
+      raise ValueError(
+        f"learner.critic_reads={self.critic_reads!r} is none of prompts, all"
       )
     if self.remat not in ("auto", "none", "dots", "full"):
       raise ValueError(

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import optax
 
-from steppo_jax.batch import StepTable, TeacherRows, TokenBatch
+from steppo_jax.batch import PromptRows, StepTable, TeacherRows, TokenBatch
 from steppo_jax.models import mesh as mesh_lib
 from steppo_jax.packing import forest
 from steppo_jax.packing.rows import Packed
@@ -33,19 +33,22 @@ class LearnerState:
 class Batch(NamedTuple):
   """One update's data on the devices; see `packing.rows.Packed`.
 
-  With `teacher` the policy itself, told more, is the teacher.
+  With `teacher` the policy itself, told more, is the teacher. With `prompts` a
+  critic of its own, whose values are of steps, reads those rows.
   """
 
   tokens: TokenBatch  # [M, R, T]
   table: StepTable  # [S]
   rows_used: chex.Array  # [M]
   teacher: TeacherRows | None = None
+  prompts: PromptRows | None = None
 
 
 def put_batch(
   packed: Packed,
   mesh: jax.sharding.Mesh,
   teacher: TeacherRows | None = None,
+  prompts: PromptRows | None = None,
 ) -> Batch:
   """Moves a packed batch to the devices, rows split over them.
 
@@ -55,6 +58,7 @@ def put_batch(
     packed: The batch on the host.
     mesh: The devices.
     teacher: The rows of its teacher (`packing.teacher_rows.pack`), or None.
+    prompts: The rows of its critic (`packing.prompt_rows.pack`), or None.
 
   Raises:
     ValueError: rows that are no forest; see `packing.forest.check_rows`.
@@ -68,11 +72,14 @@ def put_batch(
   put = lambda tree, where: mesh_lib.put(jax.tree.map(np.array, tree), where)
   if teacher is not None:
     teacher = put(teacher, TeacherRows(rows, whole, whole, whole))
+  if prompts is not None:
+    prompts = put(prompts, PromptRows(rows, whole, whole, whole))
   return Batch(
     put(packed.tokens, rows),
     put(packed.table, whole),
     put(packed.rows_used, whole),
     teacher,
+    prompts,
   )
 
 

@@ -175,7 +175,11 @@ def _check(spec: UpdateSpec, state, reference, batch, teacher) -> None:
     spec.algorithm, found | {"group", "anchor", "entropy"}
   )
   size = spec.config.microbatch_rows
-  for name, part in (("a mini-batch", batch), ("the teacher", batch.teacher)):
+  for name, part in (
+    ("a mini-batch", batch),
+    ("the teacher", batch.teacher),
+    ("the critic", batch.prompts),
+  ):
     if part is not None and part.tokens.tokens.shape[1] % size:
       raise ValueError(
         f"{part.tokens.tokens.shape[1]} rows of {name} are not a multiple of "
@@ -209,7 +213,7 @@ def _critic_values(spec, state, credit, critic, rows, m, i):
 
 def _critic_epochs(spec, state, credit: credit_lib.Credit):
   """All optimizer steps of the critic."""
-  config, batch = spec.config, credit.batch
+  config, batch = spec.config, credit.reading
   shape = batch.tokens.tokens.shape
 
   def loss(critic, rows, m, i):
@@ -232,7 +236,7 @@ def _critic_epochs(spec, state, credit: credit_lib.Credit):
       )
 
     value = _critic_values(spec, state, credit, critic, rows, m, i)
-    target, old_value = credit.advantages.target, credit.old_value
+    target, old_value = credit.advantages.target, credit.read_value
     if spec.algorithm.critic != "both":
       (total, weight), metrics = terms(
         spec.algorithm.critic, target, value, old_value

@@ -115,8 +115,13 @@ def _trees(
   return trees
 
 
-def _first_fit(lengths: Sequence[int], capacity: int) -> list[tuple[int, int]]:
-  """First-fit decreasing: (row, column) of every item."""
+def first_fit(lengths: Sequence[int], capacity: int) -> list[tuple[int, int]]:
+  """First-fit decreasing: (row, column) of every item.
+
+  Args:
+    lengths: Tokens of each item, at most `capacity`.
+    capacity: Tokens of a row.
+  """
   order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
   free = np.full(len(lengths), capacity)
   place = [(0, 0)] * len(lengths)
@@ -136,7 +141,7 @@ def _place(
   """Gives every tree of one part its row and column; counts the rows."""
   if config.layout == "rows":
     return [(row, 0) for row in range(len(trees))], len(trees)
-  place = _first_fit([len(t.tokens) for t in trees], config.row_length)
+  place = first_fit([len(t.tokens) for t in trees], config.row_length)
   return place, 1 + max((row for row, _ in place), default=-1)
 
 

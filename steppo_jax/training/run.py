@@ -20,8 +20,8 @@ from steppo_jax.learner import learner as learner_lib
 from steppo_jax.learner import state as learner_state
 from steppo_jax.models import lora, out_of_memory
 from steppo_jax.models import mesh as mesh_lib
+from steppo_jax.packing import prompt_rows, teacher_rows
 from steppo_jax.packing import rows as packing
-from steppo_jax.packing import teacher_rows
 from steppo_jax.pretrained import policy as pretrained_policy
 from steppo_jax.processes import hosts as hosts_lib
 from steppo_jax.processes import kill_points
@@ -184,6 +184,14 @@ class Learning:
       hints=self._hints,
     )
     return rows, {"teacher/left_out": left_out}
+
+  def pack_prompts(self, packed: packing.Packed) -> batch.PromptRows | None:
+    """What the critic reads, where it need not read the whole batch."""
+    row, learner = self.config.algorithm.row(), self.config.learner
+    inside = row.critic != "step" or row.segment_share is not None
+    if inside or learner.critic_reads == "all":
+      return None
+    return prompt_rows.pack(packed, pad_id=self.tokenizer.pad_id)
 
   @property
   def _is_sized(self) -> bool:

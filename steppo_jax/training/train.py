@@ -280,7 +280,8 @@ def _one_update(run: Run, state, update: int, held):
     teacher_rows, left_out = run.pack_peers(whole, packed)
     kill_points.passed("update: packed")
     run.hosts.agree(f"the batch of update {update}", packing.digest(packed))
-    put = learner_state.put_batch(packed, run.mesh, teacher_rows)
+    prompts = run.pack_prompts(packed)
+    put = learner_state.put_batch(packed, run.mesh, teacher_rows, prompts)
     credit.record(run, run.folder, state, put, packed, update)
     # Told where somebody else waits for the learner: it may take its time.
     with waits.on(waits.LEARNER, "devices", f"update {update}", counts=False):
