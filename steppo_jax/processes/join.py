@@ -124,6 +124,11 @@ def join(addresses: Addresses, handler: signals.Handler) -> Hosts:
   handler.install()
   if jax.process_count() == 1:
     return ALONE
+  if jax.default_backend() == "cpu":
+    # A program that is read from the cache does not keep the order of its
+    # collective operations on CPUs (jaxlib 0.10.2): one process would meet
+    # another in a different one, and abort or wait for ever.
+    jax.config.update("jax_enable_compilation_cache", False)
   if addresses.coordinator is None:
     server, (host, port) = _meet(addresses)
   else:
