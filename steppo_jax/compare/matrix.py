@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from typing import Literal
 
+from steppo_jax.models.options import LoraConfig
 from steppo_jax.rollout import options as rollout_options
 from steppo_jax.storage import options as storage_options
 from steppo_jax.training import config
@@ -207,6 +208,7 @@ _LATER = (
   (("base",), None),
   (("learner", "critic_layers"), None),
   (("learner", "critic_reads"), "prompts"),
+  (("learner", "critic_lora"), dataclasses.asdict(LoraConfig())),
   (("learner", "remat"), "auto"),
   (("rollout", "staleness"), 0),
   (("rollout", "max_seconds"), None),

@@ -77,6 +77,11 @@ def check_spec(
       f"for a {model.family} model"
     )
   check_rows(config, mesh)
+  if own and config.critic_lora.rank:
+    raise ValueError(
+      f"learner.critic_lora.rank={config.critic_lora.rank} adds adapters to "
+      "our decoder, and not to a model of one's own: take 0"
+    )
   if not own and (config.critic_layers or 0) > model.num_layers:
     raise ValueError(
       f"learner.critic_layers={config.critic_layers} is more than the "

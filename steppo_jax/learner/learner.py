@@ -21,8 +21,9 @@ from steppo_jax.models import heads, lora, transformer
 from steppo_jax.models import mesh as mesh_lib
 from steppo_jax.ops import floats
 
-# Purpose of the key that draws adapters; those of updates are counted from 0.
+# Purposes of the keys that draw adapters; those of updates count from 0.
 _ADAPTERS = 2**31
+_CRITIC_ADAPTERS = 2**31 + 1
 
 
 def make_spec(
@@ -166,6 +167,8 @@ def init(
         own_trunk=spec.config.critic_trunk == "own",
         num_layers=spec.config.critic_layers,
         two_heads=spec.algorithm.critic == "both",
+        adapters=spec.config.critic_lora,
+        key=jax.random.fold_in(jax.random.key(spec.seed), _CRITIC_ADAPTERS),
       )
     critic = jax.tree.map(jnp.array, critic)
     critic_optimizer = spec.critic_optimizer.init(critic)

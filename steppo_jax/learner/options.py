@@ -43,8 +43,12 @@ class LearnerConfig:
     critic_trunk: What the critic's head reads: "own" is a copy of the policy's
       layers that is trained with it; "policy" is the policy's layers as they
       are, which costs no memory, and no gradient of the critic reaches them.
-    critic_layers: Layers of a critic's own trunk, the first ones of the
-      policy's; None for all.
+    critic_layers: Layers of a critic that has a trunk of its own, or adapters:
+      the first ones of the policy's; None for all.
+    critic_lora: Adapters that the critic adds to the policy's layers, with
+      critic_trunk="policy": they and the head are trained. The policy's
+      matrices are read as they are, without its own adapters, so that a large
+      critic costs little memory. Rank 0 has none.
     critic_reads: What a critic reads whose values are of steps, at the ends of
       prompts: "prompts" leaves out responses that no later prompt contains, as
       no value depends on them; "all" reads whole rows. Critics with values of
@@ -85,6 +89,7 @@ class LearnerConfig:
   target_kl: float | None = None
   critic_trunk: Literal["own", "policy"] = "own"
   critic_layers: int | None = None
+  critic_lora: LoraConfig = LoraConfig()
   critic_reads: Literal["prompts", "all"] = "prompts"
   bootstrap: str = "value"
   attention: Literal["auto", "xla", "pallas"] = "auto"
@@ -121,11 +126,18 @@ class LearnerConfig:
       raise ValueError(
         f"learner.remat={self.remat!r} is none of auto, none, dots, full"
       )
-    layers = self.critic_layers
-    if layers is not None and (layers < 1 or self.critic_trunk == "policy"):
+    rank, layers = self.critic_lora.rank, self.critic_layers
+    if rank and self.critic_trunk == "own":
+      raise ValueError(
+        f"learner.critic_lora.rank={rank} adds adapters to the policy's "
+        "layers, and learner.critic_trunk=own trains a copy of them: set "
+        "learner.critic_trunk=policy"
+      )
+    copied = self.critic_trunk == "own" or rank
+    if layers is not None and (layers < 1 or not copied):
       raise ValueError(
         f"learner.critic_layers={layers} must be at least 1, and is read only "
-        "with learner.critic_trunk=own"
+        "with learner.critic_trunk=own or learner.critic_lora.rank above 0"
       )
     for name in ("num_minibatches", "actor_epochs", "microbatch_rows"):
       if getattr(self, name) < 1:

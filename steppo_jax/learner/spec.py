@@ -172,10 +172,12 @@ class UpdateSpec(NamedTuple):
   def keeps(self, critic, policy, batch) -> bool:
     """Are hidden states kept from the values to the epochs of the critic?
 
-    They are if its trunk is the policy's, which no epoch of the critic moves,
+    They are if its trunk is the policy's, as it is, and no epoch moves that,
     and they take no more of a device than the policy does, or 256 MiB.
     """
-    if critic is None or isinstance(self.model, Model) or "trunk" in critic:
+    if critic is None or isinstance(self.model, Model):
+      return False
+    if "trunk" in critic or "adapters" in critic:
       return False
     count = batch.tokens.tokens.size * self.model.width
     rows = count * jnp.dtype(self.model.compute).itemsize
@@ -216,6 +218,7 @@ class UpdateSpec(NamedTuple):
       rows.tokens,
       rows.positions,
       self.attend(rows),
+      self.config.critic_lora,
     )
     return self._values(found, rows)
 

@@ -7,7 +7,9 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from steppo_jax import trees
 from steppo_jax.models import lora, transformer
+from steppo_jax.models.options import LoraConfig
 from steppo_jax.ops import floats
 
 
@@ -17,6 +19,8 @@ def init_critic(
   own_trunk: bool,
   num_layers: int | None = None,
   two_heads: bool = False,
+  adapters: LoraConfig | None = None,
+  key: chex.PRNGKey | None = None,
 ) -> dict[str, Any]:
   """A critic whose trunk starts at the policy's weights, or is the policy's.
 
@@ -31,6 +35,9 @@ def init_critic(
     num_layers: Layers of the policy that the trunk has, its first ones; None
       for all.
     two_heads: Whether there is a second head, `token_head`.
+    adapters: Those that the critic adds to the policy's layers, without an own
+      trunk: "adapters" holds A and B of each. They change nothing yet.
+    key: Draws them.
   """
   policy_params = lora.off(policy_params)
   width = policy_params["final_norm"]["scale"].shape[0]
@@ -39,13 +46,32 @@ def init_critic(
     name: {"kernel": jnp.zeros((width,)), "bias": jnp.zeros(())}
     for name in names
   }
-  if not own_trunk:
+  if not own_trunk and not (adapters and adapters.rank):
     return heads
   # A critic has no logits.
   trunk = {k: v for k, v in policy_params.items() if k != "unembed"}
-  if num_layers is not None:
-    trunk["layers"] = jax.tree.map(lambda x: x[:num_layers], trunk["layers"])
-  return {"trunk": jax.tree.map(floats.wide, trunk), **heads}
+  trunk["layers"] = _first(trunk["layers"], num_layers)
+  if own_trunk:
+    return {"trunk": jax.tree.map(floats.wide, trunk), **heads}
+  return {"adapters": lora.split(lora.add(trunk, adapters, key))[0], **heads}
+
+
+def _first(layers: dict[str, Any], count: int | None) -> dict[str, Any]:
+  """The first of stacked layers; None for all."""
+  return jax.tree.map(lambda x: x[:count], layers)
+
+
+def _trunk(
+  params: dict[str, Any], policy: dict[str, Any], adapters: LoraConfig | None
+) -> dict[str, Any]:
+  """The layers that a critic's values come from."""
+  if "adapters" not in params:
+    return params.get("trunk", policy)
+  own = params["adapters"]
+  depth = jax.tree.leaves(own)[0].shape[0]
+  trunk = lora.off(policy)
+  trunk["layers"] = _first(trunk["layers"], depth)
+  return lora.join(lora.with_scale(own, adapters), trees.flatten(trunk))
 
 
 def values(
@@ -55,6 +81,7 @@ def values(
   tokens: chex.Array,
   positions: chex.Array,
   attend: transformer.Attend,
+  adapters: LoraConfig | None = None,
 ) -> chex.Array | tuple[chex.Array, chex.Array]:
   """V at every token [B, T], at least float32, in reward units.
 
@@ -66,13 +93,12 @@ def values(
     tokens: [B, T] int32.
     positions: [B, T] int32.
     attend: Who sees whom.
+    adapters: What a critic with adapters was made with.
 
   Returns:
     [B, T], or two of them for a critic with two heads.
   """
-  trunk = params.get("trunk")
-  if trunk is None:
-    trunk = policy
+  trunk = _trunk(params, policy, adapters)
   depth = jax.tree.leaves(trunk["layers"])[0].shape[0]
   config = dataclasses.replace(
     config,

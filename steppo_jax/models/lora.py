@@ -72,10 +72,32 @@ def add(
     )
     flat[before + "lora_a"] = draw * wide**-0.5
     flat[before + "lora_b"] = jnp.zeros((layers, config.rank, out))
-    flat[before + "lora_scale"] = jnp.full(
-      (layers,), config.alpha / config.rank
-    )
+    flat[before + "lora_scale"] = _scale(layers, config)
   return trees.unflatten(flat)
+
+
+def _scale(layers: int, config: LoraConfig) -> chex.Array:
+  """[L] s = alpha / r."""
+  return jnp.full((layers,), config.alpha / config.rank)
+
+
+def with_scale(
+  trained: Mapping[str, Any], config: LoraConfig
+) -> dict[str, Any]:
+  """What `split` says is trained, and its scales beside it.
+
+  Args:
+    trained: A and B by their paths.
+    config: What they were made with.
+  """
+  ends = [path for path in trained if _name(path) == "lora_a"]
+  scales = {
+    path.removesuffix("lora_a") + "lora_scale": _scale(
+      trained[path].shape[0], config
+    )
+    for path in ends
+  }
+  return dict(trained) | scales
 
 
 def has(params: Any) -> bool:

@@ -44,8 +44,8 @@ def updated(layout, prompts, devices=1, **changes):
   ("layout", "changes"),
   [
     ("rows", {}),
-    ("packed", {"bootstrap": "drop_last"}),
-    ("tree", {"critic_layers": 1}),
+    pytest.param("packed", {"bootstrap": "drop_last"}, marks=pytest.mark.slow),
+    pytest.param("tree", {"critic_layers": 1}, marks=pytest.mark.slow),
   ],
 )
 def test_both_learn_the_same(layout, changes):
@@ -65,11 +65,13 @@ def test_both_learn_the_same(layout, changes):
   assert np.abs(head).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_rows_may_be_split_over_devices():
   for a, b in zip(updated("rows", True, 8), updated("rows", True), strict=True):
     learner_runs.close(a, b, tolerance=1e-4)
 
 
+@pytest.mark.slow
 def test_kept_hidden_states_are_of_whole_rows():
   kept = updated("packed", True, critic_trunk="policy")
   want = updated("packed", False, critic_trunk="policy")
