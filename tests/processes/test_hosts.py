@@ -189,8 +189,7 @@ def test_two_uneven_processes_train_as_one(alone, uneven):
 
 
 @pytest.mark.slow
-def test_programs_are_not_read_from_a_cache(base, tmp_path, monkeypatch):
-  # Their sums would come in no order: gloo ended the second start.
+def test_a_second_start_keeps_the_order_of_collectives(base, tmp_path, monkeypatch):
   monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
   options = [["learner.num_minibatches=1", "learner.critic_warmup=0"]] * 2
   for name in ("first", "second"):
