@@ -24,6 +24,26 @@ def check_rows(config: LearnerConfig, mesh: jax.sharding.Mesh) -> None:
     )
 
 
+def _check_own(config: LearnerConfig) -> None:
+  """Refuses options that change our decoder, and would do nothing here.
+
+  Those that only say how it is computed (attention, blocks, remat) are left
+  unread without a word: what is learned does not depend on them.
+  """
+  asked = {
+    "lora.rank": config.lora.rank,
+    "critic_lora.rank": config.critic_lora.rank,
+    "critic_layers": config.critic_layers,
+    "critic_trunk": config.critic_trunk if config.critic_trunk != "own" else 0,
+  }
+  for name, value in asked.items():
+    if value:
+      raise ValueError(
+        f"learner.{name}={value} changes our decoder, and nothing of a model "
+        "of one's own: build it into the functions of learner.spec.Model"
+      )
+
+
 def check_spec(
   model: transformer.ModelConfig | Model,
   algorithm: Algorithm,
@@ -77,11 +97,8 @@ def check_spec(
       f"for a {model.family} model"
     )
   check_rows(config, mesh)
-  if own and config.critic_lora.rank:
-    raise ValueError(
-      f"learner.critic_lora.rank={config.critic_lora.rank} adds adapters to "
-      "our decoder, and not to a model of one's own: take 0"
-    )
+  if own:
+    _check_own(config)
   if not own and (config.critic_layers or 0) > model.num_layers:
     raise ValueError(
       f"learner.critic_layers={config.critic_layers} is more than the "

@@ -14,6 +14,7 @@ from marks import some
 import steppo_jax as sj
 from steppo_jax.learner import learner
 from steppo_jax.models import lora, mesh
+from steppo_jax.models.options import LoraConfig
 from steppo_jax.ops import aggregation, floats
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -96,6 +97,24 @@ def test_a_critic_that_is_missing_is_named():
   parts = sj.make_parts(sj.Model(_table, _value), "steppo")
   with pytest.raises(ValueError, match="critic="):
     sj.init(parts, (jnp.zeros((12, 12)),))
+
+
+@pytest.mark.parametrize(
+  ("changes", "named"),
+  [
+    ({"lora": LoraConfig(rank=4)}, r"lora\.rank=4"),
+    ({"critic_layers": 2}, r"critic_layers=2"),
+    ({"critic_trunk": "policy"}, r"critic_trunk=policy"),
+    (
+      {"critic_lora": LoraConfig(rank=3), "critic_trunk": "policy"},
+      r"critic_lora\.rank=3",
+    ),
+  ],
+)
+def test_options_that_change_our_decoder_alone_are_refused(changes, named):
+  config = dataclasses.replace(CONFIG, **changes)
+  with pytest.raises(ValueError, match=named + ".* changes our decoder"):
+    sj.make_parts(sj.Model(_table, _value), "steppo", config)
 
 
 def _first_reward(batch, table, value_bt, extras, *, discount, lambda_, bonus):

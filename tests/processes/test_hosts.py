@@ -189,7 +189,7 @@ def test_two_uneven_processes_train_as_one(alone, uneven):
 
 
 @pytest.mark.slow
-def test_a_second_start_keeps_the_order_of_collectives(base, tmp_path, monkeypatch):
+def test_a_second_start_meets_in_the_same_order(base, tmp_path, monkeypatch):
   monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
   options = [["learner.num_minibatches=1", "learner.critic_warmup=0"]] * 2
   for name in ("first", "second"):
