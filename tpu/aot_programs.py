@@ -146,11 +146,12 @@ def batch_of(setting: Setting, config: Any, mesh: Any) -> Any:
       for field in dataclasses.fields(kind)
     }
   )
+  tokens = record(batch.TokenBatch, shape, rows)
+  used, of_steps = (array((n,), "int32", whole) for n in (parts, steps))
   return state.Batch(
-    record(batch.TokenBatch, shape, rows),
-    record(batch.StepTable, (steps,), whole),
-    array((parts,), "int32", whole),
-  )
+    tokens, record(batch.StepTable, (steps,), whole), used,
+    prompts=batch.PromptRows(tokens, used, of_steps, of_steps),
+  )  # fmt: skip
 
 
 def lower_sampler(setting: Setting, mesh: Any) -> Any:
