@@ -5,9 +5,10 @@
 Episodes of 10 turns of 100 tokens, packed, one optimizer step for each network,
 no reference policy, at 20 and 135 million parameters, random weights. GRPO has
 no critic. StepPO is timed with the first layers of the policy as its critic
-(`learner.critic_layers`, 1 of 7 and 2 of 30), with a copy of all of them, and
-with a head on the policy's own layers (`learner.critic_trunk=policy`); the
-earlier build has GRPO and the copy. A process of each build is asked in turn,
+(`learner.critic_layers`, 1 of 7 and 2 of 30), with adapters of rank 16 on them
+(`learner.critic_lora`), with a copy of all of them, and with a head on the
+policy's own layers (`learner.critic_trunk=policy`); the earlier build has GRPO
+and the copy. A process of each build is asked in turn,
 so that what else the machine does falls on all of them alike.
 
 `steppo_over_grpo` is the median of the cheap critic over that of GRPO,
@@ -32,12 +33,20 @@ QUICK = {"small": (1, 512, 1)}
 SMALLEST = {"nano": (1, 32, 1)}
 TURNS, ROW = 10, 1024
 GRPO, CHEAP, COPY, POLICY = "grpo", "steppo", "steppo_copy", "steppo_policy"
+ADAPTERS = "steppo_adapters"
 
 
 def changes_of(kind: str, critic_layers: int) -> dict:
   """Options of the learner that make a kind of update."""
   if kind == CHEAP:
     return {"critic_layers": critic_layers}
+  if kind == ADAPTERS:
+    from steppo_jax.models.options import LoraConfig
+
+    return {
+      "critic_trunk": "policy", "critic_layers": critic_layers,
+      "critic_lora": LoraConfig(rank=16),
+    }  # fmt: skip
   return {"critic_trunk": "policy"} if kind == POLICY else {}
 
 
@@ -86,7 +95,7 @@ def measure(workers, preset, size, shape, repeats):
                   groups=groups, **shape)  # fmt: skip
   asked = [
     ("", GRPO), ("_before", GRPO), ("", CHEAP), ("_before", COPY), ("", COPY),
-    ("", POLICY),
+    ("", POLICY), ("", ADAPTERS),
   ]  # fmt: skip
   seconds = {pair: [] for pair in asked}
   for turn in range(repeats):
@@ -106,6 +115,7 @@ def measure(workers, preset, size, shape, repeats):
     "steppo_over_grpo_before": over("_before", COPY),
     "copy_over_grpo": over("", COPY),
     "policy_trunk_over_grpo": over("", POLICY),
+    "adapters_over_grpo": over("", ADAPTERS),
   }
 
 
