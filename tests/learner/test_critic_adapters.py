@@ -120,6 +120,7 @@ def test_every_clock_can_be_learned(row):
   assert np.abs(moved).max() > 0
 
 
+@pytest.mark.slow
 def test_a_policy_with_adapters_shares_its_frozen_matrices():
   config = dataclasses.replace(CONFIG, lora=LoraConfig(rank=2))
   spec = spec_of(config)
