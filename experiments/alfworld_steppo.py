@@ -32,7 +32,7 @@ CONFIG = dataclasses.replace(
   ),
   packing=PackingConfig(row_length=512),
   learner=dataclasses.replace(
-    household_steppo.CONFIG.learner, learning_rate=2.5e-4, warmup_steps=60
+    household_steppo.LEARNER, learning_rate=2.5e-4, warmup_steps=60
   ),
   evaluation=config.EvalConfig(every=50, episodes=140, split="valid_seen"),
 )

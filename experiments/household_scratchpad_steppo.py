@@ -23,4 +23,5 @@ CONFIG = dataclasses.replace(
   # 10 steps of up to 75 tokens.
   rollout=RolloutConfig(max_steps=10, max_tokens=768, max_new_tokens=80),
   packing=PackingConfig(row_length=768),
+  learner=household_steppo.LEARNER,
 )

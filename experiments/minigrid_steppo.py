@@ -12,7 +12,7 @@ docs/results.md.
 import dataclasses
 
 from household_steppo import CONFIG as _HOUSEHOLD
-from household_steppo import WEIGHTS
+from household_steppo import LEARNER, WEIGHTS
 
 from steppo_jax.packing.options import PackingConfig
 from steppo_jax.rollout.options import RolloutConfig
@@ -27,6 +27,6 @@ CONFIG = dataclasses.replace(
   env=config.EnvConfig(name="minigrid", invalid_penalty=0.1),
   rollout=RolloutConfig(max_steps=8, max_tokens=768, max_new_tokens=6),
   packing=PackingConfig(row_length=768),
-  learner=dataclasses.replace(_HOUSEHOLD.learner, warmup_steps=40),
+  learner=dataclasses.replace(LEARNER, warmup_steps=40),
   evaluation=config.EvalConfig(every=15, episodes=200),
 )

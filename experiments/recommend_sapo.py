@@ -9,7 +9,7 @@ cores; results: docs/results.md.
 import dataclasses
 
 from household_steppo import CONFIG as _HOUSEHOLD
-from household_steppo import WEIGHTS
+from household_steppo import LEARNER, WEIGHTS
 
 from steppo_jax.packing.options import PackingConfig
 from steppo_jax.rollout.options import RolloutConfig
@@ -26,8 +26,6 @@ CONFIG = dataclasses.replace(
   env=config.EnvConfig(name="recommend", size="tiny", invalid_penalty=0.1),
   rollout=RolloutConfig(max_steps=2, max_tokens=160, max_new_tokens=24),
   packing=PackingConfig(row_length=160),
-  learner=dataclasses.replace(
-    _HOUSEHOLD.learner, learning_rate=1e-3, warmup_steps=20
-  ),
+  learner=dataclasses.replace(LEARNER, learning_rate=1e-3, warmup_steps=20),
   evaluation=config.EvalConfig(every=20, episodes=200, temperature=1.0),
 )

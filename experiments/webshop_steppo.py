@@ -10,7 +10,7 @@ docs/results.md.
 import dataclasses
 
 from household_steppo import CONFIG as _HOUSEHOLD
-from household_steppo import WEIGHTS
+from household_steppo import LEARNER, WEIGHTS
 
 from steppo_jax.packing.options import PackingConfig
 from steppo_jax.rollout.options import RolloutConfig
@@ -24,6 +24,6 @@ CONFIG = dataclasses.replace(
   env=config.EnvConfig(name="webshop", size="tiny", invalid_penalty=0.1),
   rollout=RolloutConfig(max_steps=15, max_tokens=320, max_new_tokens=8),
   packing=PackingConfig(row_length=320),
-  learner=dataclasses.replace(_HOUSEHOLD.learner, warmup_steps=40),
+  learner=dataclasses.replace(LEARNER, warmup_steps=40),
   evaluation=config.EvalConfig(every=15, episodes=500),
 )

@@ -25,6 +25,7 @@ BUDGET = (
   "num_devices=1",
   "algorithm.discount=None",
   "algorithm.lambda_=None",
+  "learner.critic_layers=None",
 )
 STEP_CREDIT = ("algorithm.discount=0.95", "algorithm.lambda_=0.9")
 TOKEN_CREDIT = ("algorithm.discount=0.987", "algorithm.lambda_=0.974")
