@@ -4,6 +4,7 @@ import argparse
 import difflib
 import re
 import sys
+import traceback
 from collections.abc import Iterable, Sequence
 
 from steppo_jax.commands import (
@@ -63,17 +64,29 @@ def _run(argv: Sequence[str] | None) -> int:
     return args.function(args, rest) or 0
   except (ValueError, RuntimeError) as error:
     terminal.say(f"error: {error}", style="red")
-    return _ended(args, 2 if isinstance(error, ValueError) else 1)
+    status = 2 if isinstance(error, ValueError) else 1
+    return _ended(args, status, failed=str(error))
   except signals.Stopped as stopped:
-    terminal.say(f"stopped by {stopped}; the same command goes on")
-    return _ended(args, signals.RESTARTABLE)
+    terminal.say(stopped.message)
+    return _ended(args, stopped.status)
+  except Exception as error:
+    # A fault that nobody expected. The interpreter tells of it, but ends only
+    # when the other processes do, which wait for this one.
+    if _is_one_of_several(args):
+      traceback.print_exc()
+      _ended(args, 1, failed=f"{type(error).__name__}: {error}")
+    raise
 
 
-def _ended(args, status: int) -> int:
-  """The status, unless other processes would be waited for: then it ends."""
+def _is_one_of_several(args) -> bool:
   hosts = getattr(args, "hosts", None)
-  if hosts is not None and hosts.count > 1:
-    hosts.leave(status)
+  return hosts is not None and hosts.count > 1
+
+
+def _ended(args, status: int, failed: str | None = None) -> int:
+  """The status, unless other processes would be waited for: then it ends."""
+  if _is_one_of_several(args):
+    args.hosts.leave(status, failed)
   return status
 
 

@@ -4,6 +4,7 @@ import argparse
 import functools
 import pathlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from steppo_jax.commands import terminal
 from steppo_jax.processes import exchange, hosts, signals
@@ -83,9 +84,6 @@ def _run(args, rest, handler) -> None:
   name = f"{pathlib.Path(args.experiment).stem}-seed{options.seed}"
   joined.agree("the number of devices", joined.devices)
   joined.agree("the options", run_folder.options_of(options))
-  opened = functools.partial(
-    run_folder.open_folder, options, name, run_folder.command_line()
-  )
   supervised = isinstance(options, config.SupervisedRun)
   if supervised and joined.count > 1:
     raise ValueError("a supervised run takes one process")
@@ -96,7 +94,7 @@ def _run(args, rest, handler) -> None:
   from steppo_jax.storage import events
   from steppo_jax.training import imitation, train
 
-  folder = joined.first("the run folder", opened) or opened()
+  folder = _open_folder(options, name, joined)
   total = options.training.num_steps if supervised else options.num_updates
   terminal.say(f"run folder: {folder}")
   terminal.say(f"devices: {_devices()}")
@@ -133,6 +131,20 @@ def _run(args, rest, handler) -> None:
   joined.close()
   if joined.is_first:
     _report(folder)
+
+
+def _open_folder(options: Any, name: str, joined: hosts.Hosts) -> pathlib.Path:
+  """The run's folder, made by the first process and seen by all."""
+  from steppo_jax.storage import folder as run_folder
+
+  opened = functools.partial(
+    run_folder.open_folder, options, name, run_folder.command_line()
+  )
+  joined.first("the run folder", opened)
+  path = run_folder.path_of(options, name)
+  with run_folder.removed_if_refused(path, joined.is_first):
+    run_folder.check_shared(path, joined)
+  return opened()  # For the others, who have seen that it is there.
 
 
 def _devices() -> str:

@@ -254,12 +254,21 @@ def of_run(config: MeshConfig, num_devices: int | None) -> Mesh:
     num_devices: How many devices there are to be; None takes all that are left.
 
   Raises:
-    ValueError: there are not so many devices, or they do not divide.
+    ValueError: there are not so many devices, they do not divide, or they are
+      not equally many of each process.
   """
   devices = _learner_devices(config)
+  chosen = make_mesh(num_devices, devices)
+  of_process = collections.Counter(d.process_index for d in chosen.devices.flat)
+  shares = [of_process[i] for i in range(jax.process_count())]
+  if len(set(shares)) > 1:
+    raise ValueError(
+      f"num_devices={num_devices} takes {shares} devices of the processes, "
+      "which all need equally many: leave it out to take all devices"
+    )
   split = config.fsdp * config.tensor
   if split == 1:
-    return make_mesh(num_devices, devices)
+    return chosen
   count = len(devices) if num_devices is None else num_devices
   data, rest = divmod(count, split)
   if rest or not data:
@@ -269,7 +278,7 @@ def of_run(config: MeshConfig, num_devices: int | None) -> Mesh:
     )
   return make_model_mesh(
     data=data, fsdp=config.fsdp, tensor=config.tensor,
-    devices=make_mesh(count, devices).devices.flatten(),
+    devices=chosen.devices.flatten(),
   )  # fmt: skip
 
 

@@ -23,10 +23,23 @@ LIMIT_S = 1800.0
 # A living process says something this often, and is given up after so long.
 BEAT_S = 2.0
 SILENCE_S = 60.0
+# How long the others have to come to the same error as one that failed, such as
+# an option that all of them refuse, until they are stopped for its sake.
+FAILED_S = 10.0
 
 
 class Lost(signals.Stopped):
-  """A process of the run is gone; the others cannot go on without it."""
+  """A process of the run is gone; the others cannot go on without it.
+
+  Args:
+    who: Its name, and what became of it.
+    status: What it told that it exits with; for one that was killed, that of a
+      run that goes on when it is started again.
+  """
+
+  def __init__(self, who: str, status: int = signals.RESTARTABLE):
+    super().__init__(who)
+    self.status = status
 
 
 class Server:
@@ -40,19 +53,29 @@ class Server:
     port: 0 takes a free one.
     count: Number of processes.
     silence_s: A process that says nothing for so long is given up.
+    failed_s: How long after one process failed the others are stopped.
 
   Raises:
     RuntimeError: the port is taken, or the address not this machine's.
   """
 
   def __init__(
-    self, host: str, port: int, count: int, *, silence_s: float = SILENCE_S
+    self,
+    host: str,
+    port: int,
+    count: int,
+    *,
+    silence_s: float = SILENCE_S,
+    failed_s: float = FAILED_S,
   ):
     self._count = count
     self._silence_s = silence_s
+    self._failed_s = failed_s
     self._lock = threading.Lock()
     self._clients: dict[int, socket.socket] = {}
     self._left: set[int] = set()
+    # The first that failed: when, and what is told of it.
+    self._failure: tuple[float, dict[str, Any]] | None = None
     # Parts by what they are of: when the first came, its limit, all there are.
     self._sets: dict[str, tuple[float, float, dict[int, bytes]]] = {}
     self._stopped = False
@@ -84,9 +107,11 @@ class Server:
       head, _ = frames.receive(sock)
       index = head.get("index")
       with self._lock:
-        fits = isinstance(index, int) and 0 <= index < self._count
-        if head["kind"] != "hello" or not fits or index in self._clients:
+        if head["kind"] != "hello" or (refusal := self._refusal(index)):
           index = None
+          if head["kind"] == "hello":
+            frames.send(sock, {"kind": "lost", "who": refusal, "index": 0,
+                               "status": 2})  # fmt: skip
           raise ConnectionError("it is no process of this run")
         self._clients[index] = sock
         for news in self._news:
@@ -94,7 +119,7 @@ class Server:
       while True:
         head, data = frames.receive(sock)
         if head["kind"] == "bye":
-          self._leave(index)
+          self._leave(index, head)
           return
         self._handle(index, head, data)
     except TimeoutError:
@@ -103,6 +128,20 @@ class Server:
       self._gone(index, "has ended")
     finally:
       sock.close()
+
+  def _refusal(self, index: Any) -> str | None:
+    """Why a process with this number cannot take part."""
+    if not isinstance(index, int) or not 0 <= index < self._count:
+      return (
+        f"the first process, which expects {self._count} processes and no "
+        f"process {index}"
+      )
+    if index in self._clients:
+      return (
+        f"the first process, which has a process {index} already: give each "
+        "its own --process"
+      )
+    return None
 
   def _handle(self, index: int, head: dict[str, Any], data: bytes) -> None:
     with self._lock:
@@ -146,15 +185,31 @@ class Server:
             self._lose(f"{_named(missing)}, not there for {what} "
                        f"{limit:g} s after the others")  # fmt: skip
             break
-          if missing & self._left:
+          if missing & self._left and self._failure is None:
             gone = missing & self._left
             self._lose(f"{_named(gone)}, which ended before {what}")
             break
+        if self._failure and now - self._failure[0] > self._failed_s:
+          self._stop_for_failure()
 
-  def _leave(self, index: int) -> None:
+  def _leave(self, index: int, head: dict[str, Any]) -> None:
     with self._lock:
       self._left.add(index)
       del self._clients[index]
+      if "failed" in head and self._failure is None:
+        told = {
+          "kind": "failed", "index": index, "status": head["status"],
+          "who": f"process {index}, which failed: {head['failed']}",
+        }  # fmt: skip
+        self._failure = time.monotonic(), told
+        self._tell(told, is_news=True)
+
+  def _stop_for_failure(self) -> None:
+    """Stops those that have not come to the same error meanwhile."""
+    _, told = self._failure
+    self._failure = None
+    self._sets.clear()
+    self._tell(told | {"kind": "lost"}, is_news=True)
 
   def _gone(self, index: int | None, reason: str) -> None:
     if index is None:
@@ -174,6 +229,8 @@ class Server:
       time.sleep(0.02)
     self._ended.set()
     with self._lock:
+      if self._failure is not None:
+        self._stop_for_failure()
       for sock in (self._listener, *self._clients.values()):
         with contextlib.suppress(OSError):
           sock.shutdown(socket.SHUT_RDWR)  # Wakes who waits for it.
@@ -185,19 +242,23 @@ def _named(indices) -> str:
   return f"process{'es' if len(indices) > 1 else ''} {numbers}"
 
 
+def _asked() -> signals.Stopped:
+  return signals.Stopped("another process, which was asked to stop")
+
+
 class Client:
   """One process's end of the exchange.
 
   Attributes:
-    lost: Who is missing, None if nobody is.
+    lost: Who is missing, or has failed; None if nobody is.
 
   Args:
     host: Of the server.
     port: Of the server.
     index: Of this process.
     limit_s: Seconds that the last may come after the first.
-    interrupt: Called by another thread when the run must stop: it is to break
-      off what the main thread does.
+    interrupt: Called by another thread, with what to raise, when the run must
+      stop: it is to break off what the main thread does.
     orphaned: Called instead, and told why, when the first process is gone.
     silence_s: The server is given up when it says nothing for so long.
 
@@ -212,8 +273,8 @@ class Client:
     index: int,
     *,
     limit_s: float,
-    interrupt: Callable[[], None] = lambda: None,
-    orphaned: Callable[[str], None] | None = None,
+    interrupt: Callable[[signals.Stopped], None] = lambda stopped: None,
+    orphaned: Callable[[Lost], None] | None = None,
     silence_s: float = SILENCE_S,
   ):
     self._orphaned = orphaned
@@ -222,8 +283,8 @@ class Client:
     self._changed = threading.Condition()
     self._results: dict[str, list[bytes]] = {}
     self._stopped = False
-    self.lost: str | None = None
-    self._left = False
+    self.lost: Lost | None = None
+    self._left = self._broken_off = False
     try:
       self._sock = socket.create_connection((host, port), timeout=silence_s)
     except OSError as error:
@@ -253,19 +314,23 @@ class Client:
     try:
       while True:
         head, data = frames.receive(self._sock)
-        if head["kind"] == "lost":
-          self._lose(head["who"])
+        if head["kind"] in ("lost", "failed"):
+          self._lose(
+            Lost(head["who"], head.get("status", signals.RESTARTABLE)),
+            alone=head.get("index") == 0,
+            at_once=head["kind"] == "lost",
+          )
         elif head["kind"] == "stop":
           with self._changed:
             self._stopped = True
             self._changed.notify_all()
-          self._interrupt()
+          self._interrupt(_asked())
         elif head["kind"] == "all":
           self._take(head, data)
     except TimeoutError:
-      self._lose("process 0, which was silent", alone=True)
+      self._lose(Lost("process 0, which was silent"), alone=True)
     except OSError:
-      self._lose("process 0, which has ended", alone=True)
+      self._lose(Lost("process 0, which has ended"), alone=True)
 
   def _take(self, head: dict[str, Any], data: bytes) -> None:
     parts, start = [], 0
@@ -277,15 +342,27 @@ class Client:
       self._stopped = False
       self._changed.notify_all()
 
-  def _lose(self, who: str, *, alone: bool = False) -> None:
+  def _lose(
+    self, lost: Lost, *, alone: bool = False, at_once: bool = True
+  ) -> None:
+    """Wakes the main thread where it waits for the others.
+
+    Args:
+      lost: Who is missing.
+      alone: Whether it is the first process.
+      at_once: Whether to break off whatever else the main thread does.
+    """
     with self._changed:
-      if self._left or self.lost is not None:
+      if self._left:
         return
-      self.lost = who
+      self.lost = lost = self.lost or lost
       self._changed.notify_all()
+    if not at_once or self._broken_off:
+      return
+    self._broken_off = True
     if alone and self._orphaned is not None:
-      self._orphaned(who)
-    self._interrupt()
+      self._orphaned(lost)
+    self._interrupt(lost)
 
   def gather(
     self,
@@ -325,17 +402,26 @@ class Client:
       if what in self._results:
         return self._results.pop(what)
       if self.lost is not None:
-        raise Lost(self.lost)
-    raise signals.Stopped("another process, which was asked to stop")
+        raise self.lost
+    raise _asked()
 
   def stop(self) -> None:
     """Asks all processes to stop."""
     self._to_send.put(({"kind": "stop"}, b""))
 
-  def close(self) -> None:
-    """Leaves; the others do not take it for lost."""
+  def close(self, failed: str | None = None, status: int = 0) -> None:
+    """Leaves; the others do not take it for lost.
+
+    Args:
+      failed: Why it leaves, if it has failed. The others are stopped for it,
+        unless they leave too.
+      status: What it exits with then.
+    """
     with self._changed:
       self._left = True
-    self._to_send.put(({"kind": "bye"}, b""))
+    head: dict[str, Any] = {"kind": "bye"}
+    if failed is not None:
+      head |= {"failed": failed, "status": status}
+    self._to_send.put((head, b""))
     self._sender.join(5.0)
     self._sock.close()

@@ -37,8 +37,8 @@ class Hosts:
     return self.index == 0
 
   @property
-  def lost(self) -> str | None:
-    """Who is missing, None if nobody is."""
+  def lost(self) -> exchange.Lost | None:
+    """Who is missing, or has failed; None if nobody is."""
     return None
 
   def share(self, items: Sequence[T], size: int = 1) -> list[T]:
@@ -63,11 +63,13 @@ class Hosts:
     Raises:
       ValueError: one has not; it is named.
     """
+    value = json.loads(json.dumps(value))
     for index, other in enumerate(self.gather_json(what, value)):
-      if other != json.loads(json.dumps(value)):
+      if other != value:
+        theirs, ours = _differing(other, value)
         raise ValueError(
-          f"{what}: process {index} has {other}, process {self.index} has "
-          f"{value}; all need the same files, options and versions"
+          f"{what}: process {index} has {theirs}, process {self.index} has "
+          f"{ours}; all need the same files, options and versions"
         )
 
   def first(self, what: str, function: Callable[[], T]) -> T | None:
@@ -105,18 +107,35 @@ class Hosts:
     """
     return saved is not None
 
-  def leave(self, status: int) -> NoReturn:
-    """Ends a process whose peers may be gone: JAX would wait for them."""
-    self.close()
+  def leave(self, status: int, failed: str | None = None) -> NoReturn:
+    """Ends a process whose peers may be gone: JAX would wait for them.
+
+    Args:
+      status: To exit with.
+      failed: What the others are told if this process failed by itself.
+    """
+    self.close(failed, status)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
 
-  def close(self) -> None:
-    """Leaves the run, which is over."""
+  def close(self, failed: str | None = None, status: int = 0) -> None:
+    """Leaves the run, which is over, or has failed here; see `leave`."""
 
 
 ALONE = Hosts()
+
+
+def _differing(one: Any, other: Any) -> tuple[Any, Any]:
+  """Two values that differ, without the entries in which they are equal."""
+  if not isinstance(one, dict) or not isinstance(other, dict):
+    return one, other
+  pairs = {
+    name: _differing(one.get(name), other.get(name))
+    for name in sorted(one.keys() | other.keys())
+    if one.get(name) != other.get(name)
+  }
+  return tuple({name: pair[i] for name, pair in pairs.items()} for i in (0, 1))
 
 
 @contextlib.contextmanager
@@ -130,15 +149,15 @@ def losses_stop_the_run(hosts: Hosts) -> Iterator[None]:
     yield
   except BaseException as error:
     if hosts.count > 1 and not isinstance(error, ValueError):
-      who = hosts.lost or _wait_for_loss(hosts, error)
-      if who is not None:
-        raise exchange.Lost(who) from error
+      lost = hosts.lost or _wait_for_loss(hosts, error)
+      if lost is not None:
+        raise lost from error
     if isinstance(error, signals.Stopped):
       hosts.stop()
     raise
 
 
-def _wait_for_loss(hosts: Hosts, error: BaseException) -> str | None:
+def _wait_for_loss(hosts: Hosts, error: BaseException) -> exchange.Lost | None:
   """A broken collective may be seen before the connection that ended."""
   if isinstance(error, signals.Stopped):
     return None

@@ -58,7 +58,7 @@ class _Many(Hosts):
     self._told = False
 
   @property
-  def lost(self) -> str | None:
+  def lost(self) -> exchange.Lost | None:
     return self._client.lost
 
   def gather(self, what: str, part: bytes) -> list[bytes]:
@@ -78,8 +78,8 @@ class _Many(Hosts):
     updates = {json.loads(part) for part in found}
     return len(updates) == 1 and None not in updates
 
-  def close(self) -> None:
-    self._client.close()
+  def close(self, failed: str | None = None, status: int = 0) -> None:
+    self._client.close(failed, status)
     if self._server is not None:
       self._server.close()
 
@@ -106,21 +106,22 @@ def join(addresses: Addresses, handler: signals.Handler) -> Hosts:
   # abort the others.
   with contextlib.suppress(AttributeError):
     jax.config.update("jax_enable_recoverability", True)
-  server = None
-  if addresses.process:
-    _await(addresses)
-  elif addresses.process == 0:
-    # Before the others can ask for it.
-    host, port = _door(addresses)
-    if not socket.gethostbyname(host).startswith("127."):
-      host = ""  # Its name may be that of a service before this machine.
-    server = exchange.Server(host, port, addresses.processes)
+  server = client = None
   try:
-    jax.distributed.initialize(
-      addresses.coordinator, addresses.processes, addresses.process
-    )
-  except Exception as error:  # Whatever its parts raise.
-    raise RuntimeError(f"jax.distributed: {error}") from error
+    if addresses.coordinator is not None and addresses.processes > 1:
+      # First of all, as JAX waits for those that do not come, and names nobody.
+      if addresses.process == 0:
+        server = _listen(addresses)
+      client = _connect(addresses, handler)
+    try:
+      jax.distributed.initialize(
+        addresses.coordinator, addresses.processes, addresses.process
+      )
+    except Exception as error:  # Whatever its parts raise.
+      raise RuntimeError(f"jax.distributed: {error}") from error
+  except BaseException as error:
+    _give_up(error, client, server)
+    raise
   handler.install()
   if jax.process_count() == 1:
     return ALONE
@@ -129,21 +130,81 @@ def join(addresses: Addresses, handler: signals.Handler) -> Hosts:
     # collective operations on CPUs (jaxlib 0.10.2): one process would meet
     # another in a different one, and abort or wait for ever.
     jax.config.update("jax_enable_compilation_cache", False)
-  if addresses.coordinator is None:
+  if client is None:
     server, (host, port) = _meet(addresses)
-  else:
-    host, port = _door(addresses)
-  client = exchange.Client(
-    host, port, jax.process_index(), limit_s=addresses.limit_s,
-    interrupt=handler.interrupt, orphaned=_end,
-  )  # fmt: skip
+    client = _client(host, port, jax.process_index(), addresses, handler)
   return _Many(client, server)
+
+
+def _listen(addresses: Addresses) -> exchange.Server:
+  """The exchange of a run whose first process this is."""
+  host, port = _door(addresses)
+  if not socket.gethostbyname(host).startswith("127."):
+    host = ""  # Its name may be that of a service before this machine.
+  return exchange.Server(host, port, addresses.processes)
+
+
+def _connect(addresses: Addresses, handler: signals.Handler) -> exchange.Client:
+  """Meets the others at the exchange, before JAX does at the coordinator.
+
+  Raises:
+    ValueError: they do not expect the same number of processes.
+    RuntimeError: there is no first process.
+    exchange.Lost: one of the others does not come.
+  """
+  host, port = _door(addresses)
+  limit = min(addresses.limit_s, _START_S)
+  _await(host, port, addresses.coordinator, limit)
+  client = _client(host, port, addresses.process, addresses, handler)
+  own = addresses.processes
+  found = client.gather("the start", b"%d" % own, limit_s=limit)
+  for index, other in enumerate(map(int, found)):
+    if other != own:
+      raise ValueError(
+        f"--processes: process {index} has {other}, process "
+        f"{addresses.process} has {own}"
+      )
+  if addresses.process:
+    # It listens a moment later.
+    _await(*_split(addresses.coordinator), addresses.coordinator, limit)
+  return client
+
+
+def _client(
+  host: str,
+  port: int,
+  index: int,
+  addresses: Addresses,
+  handler: signals.Handler,
+) -> exchange.Client:
+  return exchange.Client(
+    host, port, index, limit_s=addresses.limit_s, interrupt=handler.interrupt,
+    orphaned=_end,
+  )  # fmt: skip
+
+
+def _give_up(
+  error: BaseException,
+  client: exchange.Client | None,
+  server: exchange.Server | None,
+) -> None:
+  """Tells the others, who would wait for this process."""
+  if client is not None:
+    failed = None if isinstance(error, signals.Stopped) else str(error)
+    client.close(failed, 2 if isinstance(error, ValueError) else 1)
+  if server is not None:
+    server.close()
+
+
+def _split(address: str) -> tuple[str, int]:
+  host, _, port = address.rpartition(":")
+  return host, int(port)
 
 
 def _door(addresses: Addresses) -> tuple[str, int]:
   """Where the first process listens."""
-  host, _, port = addresses.coordinator.rpartition(":")
-  return host, addresses.port or int(port) + 1
+  host, port = _split(addresses.coordinator)
+  return host, addresses.port or port + 1
 
 
 def _meet(
@@ -171,29 +232,27 @@ def _own_address() -> str:
       return socket.gethostbyname(socket.gethostname())
 
 
-def _await(addresses: Addresses) -> None:
+def _await(host: str, port: int, coordinator: str, limit_s: float) -> None:
   """Returns when the first process listens; JAX would abort this one."""
-  host, _, port = addresses.coordinator.rpartition(":")
-  deadline = time.monotonic() + min(addresses.limit_s, _START_S)
+  deadline = time.monotonic() + limit_s
   while True:
     try:
-      socket.create_connection((host, int(port)), timeout=5.0).close()
+      socket.create_connection((host, port), timeout=5.0).close()
       return
     except OSError as error:
       if time.monotonic() > deadline:
         raise RuntimeError(
-          f"no process answers at --coordinator {addresses.coordinator}: "
+          f"no process answers at --coordinator {coordinator} (port {port}): "
           f"{error}"
         ) from error
     time.sleep(0.2)
 
 
-def _end(why: str) -> None:
+def _end(lost: exchange.Lost) -> None:
   """Without the first process XLA ends this one, unless it has ended before."""
   with contextlib.suppress(OSError):
-    message = f"stopped by {why}; the same command goes on"
-    os.write(sys.stderr.fileno(), f"\n{message}\n".encode())
-  os._exit(signals.RESTARTABLE)
+    os.write(sys.stderr.fileno(), f"\n{lost.message}\n".encode())
+  os._exit(lost.status)
 
 
 def _check(addresses: Addresses) -> None:

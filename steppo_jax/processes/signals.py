@@ -26,10 +26,22 @@ class Stopped(BaseException):
 
   Not an `Exception`: what handles failures of an environment or of a file must
   not take it for one.
+
+  Attributes:
+    status: What the process is to exit with.
   """
+
+  status = RESTARTABLE
 
   def __init__(self, by: str):
     super().__init__(by)
+
+  @property
+  def message(self) -> str:
+    """One line for who started the process."""
+    if self.status == RESTARTABLE:
+      return f"stopped by {self}; the same command goes on"
+    return f"error: stopped by {self}"
 
 
 class Handler:
@@ -55,6 +67,7 @@ class Handler:
     self.on_overdue = on_overdue
     self._held = 0
     self._number: int | None = None
+    self._stopped: Stopped | None = None
     self._lost = False
     self._asking = threading.RLock()  # A handler may run inside it.
     self._answered = threading.Event()
@@ -88,8 +101,15 @@ class Handler:
       for number in (signal.SIGTERM, signal.SIGINT)
     }
 
-  def interrupt(self) -> None:
-    """Stops the main thread as a signal does; called by any thread."""
+  def interrupt(self, stopped: Stopped | None = None) -> None:
+    """Stops the main thread as a signal does; called by any thread.
+
+    Args:
+      stopped: What is raised there, None for the name of the signal. A signal
+        that came before goes first.
+    """
+    if self._number is None:
+      self._stopped = self._stopped or stopped
     os.kill(os.getpid(), signal.SIGTERM)
 
   def __exit__(self, *_) -> None:
@@ -129,7 +149,7 @@ class Handler:
     with self._asking:
       self._lost = False
       self._answered.set()
-    raise Stopped(signal.Signals(self._number).name)
+    raise self._stopped or Stopped(signal.Signals(self._number).name)
 
   def _watch(self) -> None:
     stops = {signal.SIGTERM, signal.SIGINT}
@@ -147,10 +167,11 @@ class Handler:
   def _end(self) -> None:
     with contextlib.suppress(BaseException):
       self.on_overdue()
+    by = f" by {self._stopped}" if self._stopped else ""
     with contextlib.suppress(BaseException):
       sys.stderr.write(
-        f"stopped {self._grace_s:g} s after the signal; the same command goes "
-        "on from the last checkpoint\n"
+        f"stopped{by} {self._grace_s:g} s after the signal; the same command "
+        "goes on from the last checkpoint\n"
       )
       sys.stderr.flush()
     os._exit(RESTARTABLE)

@@ -10,11 +10,13 @@ import platform
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from importlib import metadata
 from typing import Any
 
 from steppo_jax import files
+from steppo_jax.processes import hosts as hosts_lib
 from steppo_jax.storage import events, lease
 
 CONFIG_NAME = "config.json"
@@ -26,6 +28,11 @@ CHECKPOINTS_NAME = "checkpoints"
 JOURNALS_NAME = "journal"
 # Of runs whose episodes agents play.
 POOL_NAME = "pool.sqlite"
+
+# Begins the name of a file that tells whether all processes see one folder, and
+# how many seconds it may take until they do.
+_SHARED_NAME = ".shared-"
+_SHARED_S = 20.0
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -41,7 +48,7 @@ def open_folder(config: Any, default_name: str, command: str) -> pathlib.Path:
   Raises:
     ValueError: the folder belongs to a run with other options.
   """
-  path = pathlib.Path(config.run_dir or f"runs/{default_name}")
+  path = path_of(config, default_name)
   if path.exists() and not path.is_dir():
     raise ValueError(f"run_dir={path} is a file")
   options = options_of(config)
@@ -67,6 +74,55 @@ def open_folder(config: Any, default_name: str, command: str) -> pathlib.Path:
   _write(path / FACTS_NAME, facts)
   _write(file, options)  # last: its presence says that the folder is whole
   return path
+
+
+def path_of(config: Any, default_name: str) -> pathlib.Path:
+  """Where a run's folder is, or will be; arguments as in `open_folder`."""
+  return pathlib.Path(config.run_dir or f"runs/{default_name}")
+
+
+def check_shared(path: pathlib.Path, hosts: hosts_lib.Hosts) -> None:
+  """Checks that all processes of a run see the folder that the first one made.
+
+  Each writes its part of a checkpoint there. In folders of their own, which
+  have the same name on disks of several machines or in several working
+  directories, no checkpoint would be whole, and that would be seen only when
+  the run is to go on.
+
+  Args:
+    path: The folder, which the first process has opened.
+    hosts: The processes of the run; all call this together.
+
+  Raises:
+    ValueError: one of them does not see it; raised in all.
+  """
+  if hosts.count == 1:
+    return
+  made = path / f"{_SHARED_NAME}{os.urandom(8).hex()}"
+  hosts.first("the run folder's mark", made.touch)
+  name = hosts.gather_json("the run folder's name", made.name)[0]
+  found = hosts.gather_json(
+    "who sees the run folder", (_comes(path / name), str(path.resolve()))
+  )
+  if hosts.is_first:
+    made.unlink(missing_ok=True)
+  for index, (sees, where) in enumerate(found):
+    if not sees:
+      raise ValueError(
+        f"run_dir={path}: process {index} does not see in {where} what "
+        f"process 0 wrote in {found[0][1]}; several processes need one folder "
+        "that all see, such as a mounted bucket or disk"
+      )
+
+
+def _comes(path: pathlib.Path) -> bool:
+  """Whether a file is there, or soon: shared storage may take a moment."""
+  deadline = time.monotonic() + _SHARED_S
+  while not path.exists():
+    if time.monotonic() > deadline:
+      return False
+    time.sleep(0.2)
+  return True
 
 
 @contextlib.contextmanager

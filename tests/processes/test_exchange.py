@@ -12,13 +12,15 @@ from steppo_jax.processes import exchange, frames, hosts, signals
 class Party:
   """A server and its clients, in threads of this process."""
 
-  def __init__(self, count, *, limit_s=20.0, silence_s=20.0):
-    self.server = exchange.Server("127.0.0.1", 0, count, silence_s=silence_s)
+  def __init__(self, count, *, limit_s=20.0, silence_s=20.0, failed_s=20.0):
+    self.server = exchange.Server(
+      "127.0.0.1", 0, count, silence_s=silence_s, failed_s=failed_s
+    )
     self.interrupted = [threading.Event() for _ in range(count)]
     self.clients = [
       exchange.Client(
         "127.0.0.1", self.server.port, i, limit_s=limit_s,
-        interrupt=self.interrupted[i].set,
+        interrupt=lambda _, i=i: self.interrupted[i].set(),
       )
       for i in range(count)
     ]  # fmt: skip
@@ -78,6 +80,62 @@ def test_who_ends_or_leaves_is_named_at_once():
     party.clients[1].close()
     got = party.all(lambda c, i: c.gather("the rest", b""), which=(0,))
     assert "process 1, which ended before the rest" in str(got[0])
+
+
+def test_who_fails_tells_the_others_why_before_they_are_broken_off():
+  with Party(3) as party:
+    party.clients[1].close("no space left", 1)
+    got = party.all(lambda c, i: c.gather("x", b""), which=(0, 2))
+    for i in (0, 2):
+      assert "process 1, which failed: no space left" in str(got[i])
+      assert got[i].status == 1
+      # It may be about to fail in the same way, and tells of that itself.
+      assert not party.interrupted[i].is_set()
+  with Party(3, failed_s=0.0) as party:
+    party.clients[1].close("no space left", 1)
+    assert all(party.interrupted[i].wait(10) for i in (0, 2))
+
+
+def test_without_the_first_process_it_is_told_why_it_failed():
+  orphaned = threading.Event()
+  with Party(2) as party:
+    party.clients[1]._orphaned = lambda lost: orphaned.set()
+    party.clients[0].close("no space left", 1)
+    party.server.close(patience_s=0.1)
+    assert orphaned.wait(10)
+    assert "process 0, which failed: no space left" in str(
+      party.clients[1].lost
+    )
+
+
+@pytest.mark.parametrize(
+  ("index", "says"),
+  [(1, "has a process 1 already"), (2, "2 processes and no process 2")],
+)
+def test_a_number_that_is_taken_or_none_is_refused(index, says):
+  refused = []
+  with Party(2) as party:
+    party.all(lambda c, i: c.gather("x", b""))
+    stranger = exchange.Client(
+      "127.0.0.1", party.server.port, index, limit_s=5.0,
+      orphaned=refused.append,
+    )  # fmt: skip
+    with pytest.raises(exchange.Lost, match=says):
+      stranger.gather("y", b"")
+    stranger.close()
+    assert refused[0].status == 2
+    got = party.all(lambda c, i: c.gather("y", b""))
+    assert got == {key: [b"", b""] for key in range(2)}
+
+
+def test_of_what_differs_only_the_difference_is_told():
+  one = {"seed": 1, "env": {"name": "a", "size": 3}, "lr": 0.1}
+  other = {"seed": 2, "env": {"name": "a", "size": 4}, "lr": 0.1}
+  assert hosts._differing(one, other) == (
+    {"env": {"size": 3}, "seed": 1},
+    {"env": {"size": 4}, "seed": 2},
+  )
+  assert hosts._differing(1, 2) == (1, 2)
 
 
 @pytest.mark.slow

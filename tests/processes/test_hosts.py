@@ -1,13 +1,12 @@
 """Several processes train as one, and none is left waiting for another."""
 
 import os
-import pathlib
 import signal
-import socket
 import subprocess
 import sys
 import time
 
+import host_runs
 import numpy as np
 import pytest
 import released_models
@@ -20,37 +19,11 @@ from steppo_jax.processes import join, signals
 from steppo_jax.rollout import journal
 from steppo_jax.storage import metrics
 
-HERE = pathlib.Path(__file__).parents[1]
-
-_BASE = """
-import dataclasses, pathlib, sys
-sys.path.insert(0, {here!r})
-import small_runs
-from steppo_jax.training.config import EvalConfig
-from steppo_jax.learner.options import LearnerConfig
-from steppo_jax.sampler.options import SamplerConfig
-made = small_runs.small_config(pathlib.Path({folder!r}))
-CONFIG = dataclasses.replace(
-  made,
-  num_updates=4, tasks_per_update=3, group_size=2, num_devices=None,
-  keep_journals=5, checkpoint_every=3, run_dir=None,
-  rollout=dataclasses.replace(made.rollout, max_steps=3),
-  evaluation=EvalConfig(every=2, episodes=3),
-  sampler=SamplerConfig(num_slots=1, prefill_lengths=(64,)),
-  learner=LearnerConfig(
-    num_minibatches=2, microbatch_rows=4, critic_warmup=1, critic_epochs=1
-  ),
-)
-"""
-
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
   """An experiment of four updates over 4 devices: 3 groups of 2 episodes."""
-  folder = tmp_path_factory.mktemp("hosts")
-  file = folder / "base.py"
-  file.write_text(_BASE.format(here=str(HERE / "support"), folder=str(folder)))
-  return file
+  return host_runs.write_base(tmp_path_factory.mktemp("hosts"))
 
 
 # An odd number of letters is paid, so that some groups of two differ.
@@ -61,72 +34,6 @@ env.HouseholdEnv.step = lambda self, text: step(self, text)._replace(
   reward=float(len(text) % 2)
 )
 """
-
-
-def free_port() -> int:
-  with socket.create_server(("127.0.0.1", 0)) as server:
-    return server.getsockname()[1]
-
-
-def start(
-  base, run_dir, devices, *, kill=None, flags=(), options=(), found=False
-):
-  """Processes of one run.
-
-  Args:
-    base: The experiment.
-    run_dir: Its folder.
-    devices: Number of devices of each process.
-    kill: Process and place of `kill_points`.
-    flags: Of the command line.
-    options: For each process, more "key=value".
-    found: Whether JAX finds the processes, by what Open MPI tells them.
-  """
-  port, processes = free_port(), []
-  for index, count in enumerate(devices):
-    env = os.environ | {
-      "PYTHONPATH": str(HERE.parent),
-      # The last of two equal flags holds.
-      "XLA_FLAGS": f"{os.environ['XLA_FLAGS']}"
-      f" --xla_force_host_platform_device_count={count}",
-      "STEPPO_KILL_AT": kill[1] if kill and kill[0] == index else "",
-    }
-    command = [sys.executable, "-m", "steppo_jax", "train", str(base),
-               f"run_dir={run_dir}", *flags]  # fmt: skip
-    if found:
-      command += ["--many-hosts"]
-      env |= {
-        # JAX makes the coordinator's port of the number in front.
-        "OMPI_MCA_orte_hnp_uri": f"{port << 12}.0;tcp://127.0.0.1:{port}",
-        "OMPI_COMM_WORLD_SIZE": str(len(devices)),
-        "OMPI_COMM_WORLD_RANK": str(index), "OMPI_COMM_WORLD_LOCAL_RANK": "0",
-      }  # fmt: skip
-    elif len(devices) > 1:
-      command += ["--coordinator", f"127.0.0.1:{port}", "--processes",
-                  str(len(devices)), "--process", str(index)]  # fmt: skip
-    if options:
-      command += options[index]
-    processes.append(
-      subprocess.Popen(
-        command, env=env, cwd=base.parent, text=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-      )
-    )  # fmt: skip
-  return processes
-
-
-def end(processes):
-  """Exit statuses, and what each process said."""
-  try:
-    said = [p.communicate(timeout=400)[1] for p in processes]
-  finally:
-    for process in processes:
-      process.kill()
-  return [p.returncode for p in processes], said
-
-
-def train(*args, **kwargs):
-  return end(start(*args, **kwargs))
 
 
 def params(run_dir):
@@ -164,7 +71,7 @@ def episodes(run_dir, process, update=3, round_=0):
 def alone(base):
   """The run in one process."""
   run_dir = base.parent / "alone"
-  status, said = train(base, run_dir, [4])
+  status, said = host_runs.train(base, run_dir, [4])
   assert status == [0], said
   return run_dir
 
@@ -173,7 +80,7 @@ def alone(base):
 def uneven(base):
   """The run in two processes, one of which has two of the three groups."""
   run_dir = base.parent / "uneven"
-  status, said = train(base, run_dir, [2, 2])
+  status, said = host_runs.train(base, run_dir, [2, 2])
   assert status == [0, 0], said
   return run_dir
 
@@ -193,7 +100,9 @@ def test_a_second_start_meets_in_the_same_order(base, tmp_path, monkeypatch):
   monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
   options = [["learner.num_minibatches=1", "learner.critic_warmup=0"]] * 2
   for name in ("first", "second"):
-    assert train(base, tmp_path / name, [2, 2], options=options)[0] == [0, 0]
+    run_dir = tmp_path / name
+    status, said = host_runs.train(base, run_dir, [2, 2], options=options)
+    assert status == [0, 0], said
   check_same(tmp_path / "first", tmp_path / "second")
 
 
@@ -208,7 +117,7 @@ def test_processes_play_further_rounds_together(base, tmp_path):
   runs = [tmp_path / "alone", tmp_path / "two"]
   for run_dir, devices in zip(runs, ([4], [2, 2]), strict=True):
     options = [one_step] * len(devices)
-    status, said = train(paid, run_dir, devices, options=options)
+    status, said = host_runs.train(paid, run_dir, devices, options=options)
     assert status == [0] * len(devices), said
   check_same(*runs)
   counted = [
@@ -230,7 +139,7 @@ def test_who_is_killed_or_stopped_stops_all_and_nothing_is_lost(
   base, uneven, tmp_path
 ):
   run_dir = tmp_path / "run"
-  again = lambda kill: train(base, run_dir, [2, 2], kill=kill)
+  again = lambda kill: host_runs.train(base, run_dir, [2, 2], kill=kill)
   began = time.monotonic()
   status, said = again((1, "update: learned=2"))
   assert status == [signals.RESTARTABLE, -signal.SIGKILL], said
@@ -254,7 +163,7 @@ def test_four_processes_train_as_one_though_one_plays_nothing(
   base, alone, tmp_path
 ):
   run_dir = tmp_path / "run"
-  status, said = train(base, run_dir, [1, 1, 1, 1])
+  status, said = host_runs.train(base, run_dir, [1, 1, 1, 1])
   assert status == [0] * 4, said
   check_same(alone, run_dir)
   assert not episodes(run_dir, 3)
@@ -263,7 +172,9 @@ def test_four_processes_train_as_one_though_one_plays_nothing(
 @pytest.mark.crash
 def test_the_loss_of_the_first_process_stops_the_others(base, tmp_path):
   for place in ("update: packed=2", "rollout: an episode=2"):
-    status, said = train(base, tmp_path / "run", [2, 2], kill=(0, place))
+    status, said = host_runs.train(
+      base, tmp_path / "run", [2, 2], kill=(0, place)
+    )
     assert status == [-signal.SIGKILL, signals.RESTARTABLE], said
     assert "stopped by process 0, which has ended" in said[1]
 
@@ -275,24 +186,24 @@ def test_a_run_goes_on_with_another_number_of_processes(base, alone, tmp_path):
     ((2, 2), (1, "update: learned=2")),
     ((1, 1, 1, 1), (1, "rollout: an episode=2:SIGTERM")),
   ):
-    status, said = train(base, run_dir, devices, kill=kill)
+    status, said = host_runs.train(base, run_dir, devices, kill=kill)
     assert set(status) <= {signals.RESTARTABLE, -signal.SIGKILL}, said
-  status, said = train(base, run_dir, [4])
+  status, said = host_runs.train(base, run_dir, [4])
   assert status == [0], said
   check_same(alone, run_dir)
 
 
 @pytest.mark.slow
 def test_processes_with_other_numbers_of_devices_are_refused(base, tmp_path):
-  status, said = train(base, tmp_path / "run", [1, 2])
+  status, said = host_runs.train(base, tmp_path / "run", [1, 2])
   assert status == [2, 2], said
   assert "the number of devices: process 1 has 2" in said[0]
 
 
 @pytest.mark.slow
 def test_a_supervised_run_in_two_processes_is_refused(tmp_path):
-  file = HERE.parent / "experiments" / "household_sft.py"
-  status, said = train(file, tmp_path / "run", [1, 1])
+  file = host_runs.ROOT / "experiments" / "household_sft.py"
+  status, said = host_runs.train(file, tmp_path / "run", [1, 1])
   assert status == [2, 2], said
   assert "a supervised run takes one process" in said[1]
   assert not (tmp_path / "run").exists()
@@ -304,7 +215,7 @@ def test_a_supervised_run_in_two_processes_is_refused(tmp_path):
 )
 def test_processes_with_other_options_are_refused(base, tmp_path, found):
   options = [["seed=1"], ["seed=2"]]
-  status, said = train(
+  status, said = host_runs.train(
     base, tmp_path / "run", [1, 1], options=options, found=found
   )
   assert status == [2, 2], said
@@ -316,7 +227,7 @@ def test_processes_with_other_options_are_refused(base, tmp_path, found):
 def test_a_folder_of_something_else_is_refused_by_all(base, tmp_path):
   (tmp_path / "run").mkdir()
   (tmp_path / "run" / "thesis.txt").write_text("precious")
-  status, said = train(base, tmp_path / "run", [1, 1])
+  status, said = host_runs.train(base, tmp_path / "run", [1, 1])
   assert status == [2, 2], said
   assert all("something else" in text for text in said)
 
@@ -347,7 +258,9 @@ def test_wrong_flags_are_refused(
 
 
 def test_a_first_process_that_is_not_there_is_named(base, tmp_path):
-  place = join.Addresses(f"127.0.0.1:{free_port()}", 2, 1, limit_s=1.0)
+  place = join.Addresses(
+    f"127.0.0.1:{host_runs.free_port()}", 2, 1, limit_s=1.0
+  )
   with (
     pytest.raises(RuntimeError, match="no process answers"),
     signals.Handler() as handler,
@@ -371,9 +284,9 @@ print(float(jax.jit(jnp.sum)(x)))
 
 @pytest.mark.crash
 def test_processes_that_met_wait_for_one_that_compiles_longer(tmp_path):
-  port = str(free_port())
+  port = str(host_runs.free_port())
   env = os.environ | {
-    "PYTHONPATH": str(HERE.parent),
+    "PYTHONPATH": str(host_runs.ROOT),
     "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
   }
   command = [sys.executable, "-c", _SLOW_START, port]
@@ -394,7 +307,9 @@ def test_processes_play_their_shares_ahead_within_the_bound(
   """On the devices of the learner, or on one of their own in each process."""
   options = ["rollout.staleness=1", f"mesh.rollout_devices={own}"]
   devices = [2 + own] * 2
-  codes, said = train(base, tmp_path, devices, options=[options, options])
+  codes, said = host_runs.train(
+    base, tmp_path, devices, options=[options, options]
+  )
   assert codes == [0, 0], said
   lines = metrics.read_jsonl(tmp_path)[1:]
   assert [line["rollout/episodes"] for line in lines] == [6] * 4
@@ -416,7 +331,7 @@ def test_devices_of_their_own_give_the_bits_of_shared_ones(
   base, uneven, tmp_path
 ):
   options = [["mesh.rollout_devices=1"]] * 2
-  codes, said = train(base, tmp_path, [3, 3], options=options)
+  codes, said = host_runs.train(base, tmp_path, [3, 3], options=options)
   assert codes == [0, 0], said
   whole, found = params(uneven), params(tmp_path)
   for name, value in whole.items():
@@ -445,6 +360,6 @@ def test_every_process_reads_a_released_model(base, tmp_path, split):
     "evaluation.episodes=2",
   ]  # fmt: skip
   run_dir = tmp_path / "run"
-  status, said = train(base, run_dir, [1, 1], options=[options] * 2)
+  status, said = host_runs.train(base, run_dir, [1, 1], options=[options] * 2)
   assert status == [0, 0], said
   assert metrics.read_jsonl(run_dir)[-1]["policy/sampler_gap"] < 1e-4
