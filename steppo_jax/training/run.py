@@ -325,6 +325,16 @@ class Run(Learning):
     self.rollouts.set_policy(policy, version)
     self._handed = policy
 
+  def held(self) -> dict[str, Any]:
+    """What is on the devices beside the learner's state, by what it is."""
+    held = {"reference": self.reference, "teacher": self.teacher}
+    of = lambda engine: getattr(engine, "held", {}).items()
+    held |= {f"sampler's {k}": v for k, v in of(self.players.engine)}
+    held |= {f"sampler's {k}": v for k, v in self.rollouts.held().items()}
+    if self._judges is not self.players:
+      held |= {f"evaluations' {k}": v for k, v in of(self._judges.engine)}
+    return held
+
   def close(self) -> None:
     """Ends rollouts that go on, and the environments' workers.
 

@@ -101,9 +101,8 @@ def test_after_an_update_state_and_sampler_are_all_there_is(
   live = live_arrays.Live()
 
   def on_update(done, _):
-    device = made[0].players.engine._device
-    sampler = memory.whole((device.params, device._cache, device.turns))
-    found[done] = live.bytes(), state_of(made[0]) + sampler
+    held = memory.whole(made[0].held())
+    found[done] = live.bytes(), state_of(made[0]) + held
 
   def save(path, *args):
     found["end"] = live.bytes(), POLICY
