@@ -147,14 +147,22 @@ def init(
   Raises:
     ValueError: the row has a critic, and neither is there.
   """
+  _require_critic(spec, critic)
+  return _start(spec, *jax.tree.map(jnp.array, (policy, critic)))
+
+
+def _require_critic(spec: UpdateSpec, critic) -> None:
   own = isinstance(spec.model, Model)
   if own and spec.algorithm.critic is not None and critic is None:
     raise ValueError(
       "the critic of a model of one's own has parameters of its own: give "
       "init(..., critic=)"
     )
-  policy = jax.tree.map(jnp.array, policy)
-  if not own and not lora.has(policy):
+
+
+def _start(spec: UpdateSpec, policy, critic) -> LearnerState:
+  """The state of parameters that become a part of it; see `init`."""
+  if not isinstance(spec.model, Model) and not lora.has(policy):
     key = jax.random.fold_in(jax.random.key(spec.seed), _ADAPTERS)
     policy = lora.add(policy, spec.config.lora, key)
   critic_optimizer = None
@@ -170,7 +178,11 @@ def init(
         adapters=spec.config.critic_lora,
         key=jax.random.fold_in(jax.random.key(spec.seed), _CRITIC_ADAPTERS),
       )
-    critic = jax.tree.map(jnp.array, critic)
+      # What it has of the policy as it is would be one array for both.
+      shared = set(map(id, jax.tree.leaves(policy)))
+      critic = jax.tree.map(
+        lambda x: jnp.array(x) if id(x) in shared else x, critic
+      )
     critic_optimizer = spec.critic_optimizer.init(critic)
   return LearnerState(
     policy=policy,
@@ -328,15 +340,34 @@ class Learner:
     )
 
   def init(
-    self, policy: chex.ArrayTree, critic: chex.ArrayTree | None = None
+    self,
+    policy: chex.ArrayTree,
+    critic: chex.ArrayTree | None = None,
+    *,
+    donate: bool = False,
   ) -> LearnerState:
-    """State before the first update, copied to the devices; see `init`."""
-    if "fsdp" in self._mesh.shape:
-      # A device may not hold the policy whole, let alone what is made of it.
-      placed = mesh_lib.placements(self._mesh, policy)
-      policy = mesh_lib.put(policy, placed)
-    state = init(self._spec, policy, critic)
-    return mesh_lib.put(state, mesh_lib.placements(self._mesh, state))
+    """State before the first update, on the devices; see `init`.
+
+    Args:
+      policy: Parameters of the policy, on any devices or as NumPy arrays.
+      critic: Those of the critic of a model of one's own.
+      donate: Whether the caller gives both up. Their arrays become those of the
+        state where they lie on its devices, and are moved there otherwise: the
+        devices then never hold them twice. Dicts and lists of the two trees are
+        empty afterwards, and the next update takes the arrays. False copies.
+
+    Raises:
+      ValueError: the row has a critic, and neither is there.
+    """
+    _require_critic(self._spec, critic)
+    # Devices that split the policy may not hold it whole, let alone what is
+    # made of it: its parts are put in place first.
+    take = mesh_lib.move if donate else mesh_lib.copied
+    given = policy, critic
+    state = _start(
+      self._spec, *take(given, mesh_lib.placements(self._mesh, given))
+    )
+    return mesh_lib.move(state, mesh_lib.placements(self._mesh, state))
 
   def lower(
     self, policy: Any, reference: Any, batch: Batch

@@ -130,8 +130,11 @@ class UpdateSpec(NamedTuple):
       return _pair("Model.log_probs", found, rows)
     if hidden is None:
       hidden = self.hidden(policy, rows)
+    return self._of_tokens(policy, rows, hidden, energies=False)
+
+  def _of_tokens(self, policy, rows: TokenBatch, hidden, *, energies: bool):
     table = transformer.unembedding(policy, self.model.num_ids)
-    return self.logprobs(rows.tokens.size, table.shape[0])(
+    return self.logprobs(rows.tokens.size, table.shape[0], energies=energies)(
       hidden,
       table,
       rows.tokens,
@@ -141,12 +144,15 @@ class UpdateSpec(NamedTuple):
       softcap=self.model.softcap,
     )
 
-  def logprobs(self, tokens: int, vocabulary: int) -> Callable:
+  def logprobs(
+    self, tokens: int, vocabulary: int, *, energies: bool = False
+  ) -> Callable:
     """What makes log-probs of so many tokens; see `ops.tiled_logprobs`.
 
     On CPU that is one product of a chunk of tokens with the vocabulary, which
     is faster there, unless the model is split over devices; so it is where a
-    second derivative is asked for, which the tiles do not have.
+    second derivative is asked for, which the tiles do not have. With `energies`
+    those are returned, too; tiles then have no gradient.
     """
     alone = self.axis is not None or self.mesh.size == 1
     if self.differentiable or (
@@ -154,7 +160,9 @@ class UpdateSpec(NamedTuple):
       and (alone or "fsdp" not in self.mesh.shape)
     ):
       return functools.partial(
-        logprobs.next_token_logprobs,
+        logprobs.next_token_logprobs_and_energies
+        if energies
+        else logprobs.next_token_logprobs,
         chunk=self.config.logprob_chunk,
         most=self.most,
         skip=not self.differentiable,
@@ -164,7 +172,9 @@ class UpdateSpec(NamedTuple):
       split = vocabulary_split(self.mesh, tokens, vocabulary)
       devices = self.mesh.size
     return functools.partial(
-      tiled_logprobs.tiled_logprobs,
+      tiled_logprobs.tiled_logprobs_and_energies
+      if energies
+      else tiled_logprobs.tiled_logprobs,
       split=split,
       chunk=self.config.logprob_chunk * devices,
     )
@@ -190,17 +200,8 @@ class UpdateSpec(NamedTuple):
     if isinstance(self.model, Model):
       found = self.model.log_probs_and_energies(policy, rows)
       return _pair("Model.log_probs_and_energies", found, rows)
-    logp, _, energy = logprobs.next_token_logprobs_and_energies(
-      self.hidden(policy, rows),
-      transformer.unembedding(policy, self.model.num_ids),
-      rows.tokens,
-      rows.parent,
-      rows.step_ids > 0,
-      chunk=self.config.logprob_chunk,
-      temperature=self.temperature,
-      softcap=self.model.softcap,
-      most=self.most,
-      skip=not self.differentiable,
+    logp, _, energy = self._of_tokens(
+      policy, rows, self.hidden(policy, rows), energies=True
     )
     return logp, energy
 

@@ -1,12 +1,14 @@
 """Devices and shardings."""
 
 import collections
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -62,6 +64,60 @@ def put(tree: Any, where: Any) -> Any:
     lambda s, part: jax.tree.map(functools.partial(one, s), part),
     where, tree, is_leaf=is_leaf,
   )  # fmt: skip
+
+
+def copied(tree: Any, where: Any) -> Any:
+  """Copies of arrays, which share no memory with them, on some devices.
+
+  One array is copied after the other, so that devices hold little besides.
+
+  Args:
+    tree: See `put`.
+    where: A tree of shardings like `tree`.
+  """
+  leaves, structure = jax.tree.flatten(tree)
+  for i, place in enumerate(jax.tree.leaves(where)):
+    # `put` leaves what is on a device there, and takes arrays of the host as
+    # they are where the host is the device.
+    leaves[i] = jax.block_until_ready(jnp.copy(put(leaves[i], place)))
+  return jax.tree.unflatten(structure, leaves)
+
+
+def move(tree: Any, where: Any) -> Any:
+  """`put` of a tree that its owner gives up: devices hold no array twice.
+
+  One array goes after the other, and is let go of once it is there. For that
+  the dicts and lists of the tree are emptied. Arrays that are in place stay as
+  they are.
+
+  Args:
+    tree: See `put`.
+    where: A tree of shardings like `tree`.
+  """
+  leaves, structure = jax.tree.flatten(tree)
+  _empty(tree)
+  for i, place in enumerate(jax.tree.leaves(where)):
+    mine = isinstance(leaves[i], jax.Array)
+    leaves[i] = put(leaves[i], place)
+    # An update writes over it, which it may not do with memory of NumPy's.
+    leaves[i] = leaves[i] if mine else jnp.copy(leaves[i])
+    jax.block_until_ready(leaves[i])
+  return jax.tree.unflatten(structure, leaves)
+
+
+def _empty(tree: Any) -> None:
+  """Lets go of what the dicts and lists of a tree hold."""
+  inside = tree
+  if isinstance(tree, dict):
+    inside = tree.values()
+  elif dataclasses.is_dataclass(tree):
+    inside = vars(tree).values()
+  elif not isinstance(tree, list | tuple):
+    return
+  for x in inside:
+    _empty(x)
+  if isinstance(tree, dict | list):
+    tree.clear()
 
 
 def to_host(tree: Any) -> Any:

@@ -1,49 +1,12 @@
 """Log-probabilities with the vocabulary in tiles and split over devices."""
 
 import functools
-import math
-from collections.abc import Sequence
-from typing import NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 
-
-class Split(NamedTuple):
-  """How devices share the work on the vocabulary.
-
-  Attributes:
-    mesh: The devices.
-    rows: Axes of the mesh whose devices hold different rows.
-    vocabulary: Axes whose devices each take a part of the vocabulary. Those
-      among them that are in `rows` exchange their hidden states for it.
-  """
-
-  mesh: jax.sharding.Mesh
-  rows: tuple[str, ...]
-  vocabulary: tuple[str, ...]
-
-  @property
-  def gathered(self) -> tuple[str, ...]:
-    """Axes over which hidden states are brought together."""
-    return tuple(axis for axis in self.vocabulary if axis in self.rows)
-
-  def parts(self, axes: Sequence[str]) -> int:
-    """Number of devices along some axes."""
-    return math.prod(self.mesh.shape[axis] for axis in axes)
-
-
-class _Options(NamedTuple):
-  """What is fixed while tracing; `size` is V and `tokens` those at once."""
-
-  size: int
-  tokens: int
-  tile: int
-  temperature: float
-  softcap: float | None
-  split: Split | None
-
+from steppo_jax.ops.vocabulary_chunks import Chunks, Options, Split
 
 # Most tokens and rows of the table that a device multiplies at once: 32 MiB of
 # logits, which a TPU keeps in its vector memory.
@@ -102,6 +65,69 @@ def tiled_logprobs(
   Source: the split is that of Megatron-LM, arXiv:1909.08053, section 3; the
   recomputed softmax that of Cut Cross-Entropy, arXiv:2411.09009.
   """
+  return _tiled(
+    *_prepared(
+      hidden, embedding, tokens, parent, wanted, chunk, temperature, softcap,
+      split,
+    )
+  )  # fmt: skip
+
+
+def tiled_logprobs_and_energies(
+  hidden: chex.Array,
+  embedding: chex.Array,
+  tokens: chex.Array,
+  parent: chex.Array,
+  wanted: chex.Array,
+  *,
+  chunk: int,
+  temperature: float,
+  softcap: float | None,
+  split: Split | None,
+) -> tuple[chex.Array, chex.Array, chex.Array]:
+  """`tiled_logprobs`, and the energy of the logits, in one pass.
+
+    E = -log Σ exp(logits)
+
+  The logits of the energy are those before the temperature divides them, as in
+  `logprobs.next_token_logprobs_and_energies`. It is for policies that no update
+  trains: there is no gradient.
+
+  Args:
+    hidden: See `tiled_logprobs`, for all arguments.
+    embedding: See there.
+    tokens: See there.
+    parent: See there.
+    wanted: See there.
+    chunk: See there.
+    temperature: See there.
+    softcap: See there.
+    split: See there.
+
+  Returns:
+    log p(token), entropy and energy, [B, T] each, float32 and 0 where not
+    wanted.
+
+  Raises:
+    AssertionError: the shapes do not fit each other.
+  """
+  options, *arrays = _prepared(
+    hidden, embedding, tokens, parent, wanted, chunk, temperature, softcap,
+    split,
+  )  # fmt: skip
+  # At temperature 1 the sum that normalises the softmax is that of the energy.
+  apart = temperature != 1
+  forward = functools.partial(_forward, untempered=apart)
+  logp, entropy, total, *energy = _each_device(
+    options, forward, arrays, "rrrr" if apart else "rrr"
+  )
+  return logp, entropy, energy[0] if apart else -total
+
+
+def _prepared(
+  hidden, embedding, tokens, parent, wanted, chunk, temperature, softcap, split
+):
+  """The options, and the arrays with the table where devices take it from."""
   chex.assert_rank([hidden, embedding], [3, 2])
   chex.assert_equal_shape([tokens, parent, wanted, hidden[..., 0]])
   if jax.default_backend() == "cpu":  # jaxlib 0.7.2 has no such product there
@@ -118,12 +144,12 @@ def tiled_logprobs(
   together = 1 if split is None else split.parts(split.gathered)
   most = tokens.size // (1 if split is None else split.parts(split.rows))
   at_once = min(TOKENS, max(chunk * size // (devices * tile), 1))
-  options = _Options(
+  options = Options(
     size, min(max(at_once // together, 1), most), tile, temperature, softcap,
     split,
   )  # fmt: skip
   arrays = (hidden, table, tokens, parent, wanted)
-  return _tiled(options, *map(jnp.asarray, arrays))
+  return options, *map(jnp.asarray, arrays)
 
 
 def _on(split: Split, *axes) -> jax.sharding.NamedSharding:
@@ -133,7 +159,7 @@ def _on(split: Split, *axes) -> jax.sharding.NamedSharding:
 
 # `options` first, then (hidden, table, tokens, parent, wanted).
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _tiled(options: _Options, *arrays):
+def _tiled(options: Options, *arrays):
   return _each_device(options, _forward, arrays, "rrr")[:2]
 
 
@@ -165,7 +191,7 @@ def _tiled_backward(options, saved, cotangents):
 _tiled.defvjp(_tiled_forward, _tiled_backward, symbolic_zeros=True)
 
 
-def _each_device(options: _Options, function, arrays, returned: str):
+def _each_device(options: Options, function, arrays, returned: str):
   """function(options, *arrays) on each device's rows and part of the table.
 
   `returned` has a letter for each array that comes back: "r" is split by rows,
@@ -186,88 +212,7 @@ def _each_device(options: _Options, function, arrays, returned: str):
   )(*arrays)
 
 
-class _Chunks:
-  """The wanted tokens of this device, some at a time, and those of others.
-
-  Devices meet in one order, which is that of their data: no two meetings are
-  under way at once, as XLA's CPU runtime could begin them in another order on
-  each device and then wait for ever.
-  """
-
-  def __init__(self, options: _Options, parent, wanted, *after):
-    self._options, length = options, wanted.shape[1]
-    if options.split is not None:
-      wanted, *_ = jax.lax.optimization_barrier((wanted, *after))
-    flat, n = wanted.reshape(-1), wanted.size
-    # Stable: tokens that are neighbours stay so.
-    order = jnp.argsort(~flat, stable=True)
-    fill = -n % options.tokens
-    self.live = jnp.pad(flat[order], (0, fill))
-    self.order = jnp.pad(order, (0, fill))
-    own = parent.reshape(-1)[self.order]
-    self._context = self.order // length * length + own
-    self.count = -(-jnp.sum(flat) // options.tokens)
-    if options.split is not None:
-      # All devices go through the loop equally often: they meet inside of it.
-      axes = options.split.mesh.axis_names
-      self.count = jax.lax.pmax(self.count, axes)
-      self.order, self.count = jax.lax.optimization_barrier(
-        (self.order, self.count)
-      )
-
-  def hidden(self, i, hidden):
-    """Hidden states that predict the i-th chunk of each device."""
-    rows = hidden.reshape(-1, hidden.shape[-1])
-    cut = lambda x: self._cut(x, i, 0)
-    x = jnp.where(cut(self.live)[:, None], rows[cut(self._context)], 0)
-    return self._together(x)
-
-  def numbers(self, *arrays):
-    """(i) -> those of the i-th chunk of each device, of int32 [B, T] each.
-
-    They are 0 where a token is not wanted.
-    """
-    found = jnp.stack([x.reshape(-1)[self.order] for x in arrays])
-    found = self._together(jnp.where(self.live, found, 0)[None])
-    return lambda i: jnp.moveaxis(self._cut(found, i, 2), 1, 0).reshape(
-      len(arrays), -1
-    )
-
-  def added(self, dx, shape):
-    """Gradient [B, T, D] from that of the hidden states in order of chunks."""
-    dx = dx.astype(jnp.float32)
-    # Tokens may share a parent, whose gradients add up.
-    found = jnp.zeros((math.prod(shape[:2]), shape[2]), jnp.float32)
-    return found.at[self._context].add(dx).reshape(shape)
-
-  def _cut(self, array, i, axis):
-    size = self._options.tokens
-    return jax.lax.dynamic_slice_in_dim(array, i * size, size, axis)
-
-  def _together(self, array):
-    """What all devices that share the vocabulary with this one hold."""
-    split = self._options.split
-    if split is None or not split.gathered:
-      return array
-    return jax.lax.all_gather(array, split.gathered, tiled=True)
-
-  def own(self, array):
-    """This device's part of what was computed for all."""
-    split, size = self._options.split, self._options.tokens
-    if split is None or not split.gathered:
-      return array
-    first = jax.lax.axis_index(split.gathered) * size
-    return jax.lax.dynamic_slice_in_dim(array, first, size)
-
-  def restored(self, array, shape):
-    """[N] numbers in the order of chunks as [B, T], 0 where not wanted."""
-    n = math.prod(shape)
-    array = jnp.where(self.live, array, 0.0)[:n]
-    back = jnp.zeros(n, array.dtype).at[self.order[:n]].set(array)
-    return back.reshape(shape)
-
-
-def _tile(options: _Options, table, j):
+def _tile(options: Options, table, j):
   """Tile j of this device's table: its first row, its rows, ids, which are new.
 
   The last tile begins early enough to be whole, and what it shares with the one
@@ -282,7 +227,7 @@ def _tile(options: _Options, table, j):
   return begin, part, ids, (row >= j * options.tile) & (ids < options.size)
 
 
-def _logits(options: _Options, x, part):
+def _logits(options: Options, x, part):
   """Logits [N, tile] of hidden states [N, D], and their share before a cap."""
   logits = jnp.einsum("nd,vd->nv", x, part, preferred_element_type=jnp.float32)
   slope = 1.0 / options.temperature
@@ -297,18 +242,25 @@ def _logits(options: _Options, x, part):
 _NOTHING = -1e30
 
 
-def _forward(options: _Options, hidden, table, tokens, parent, wanted):
-  """Log-probs, entropies and log-sums of exponentials of one device's rows."""
-  chunks = _Chunks(options, parent, wanted, table)
+def _forward(
+  options: Options, hidden, table, tokens, parent, wanted, *, untempered=False
+):
+  """Log-probs, entropies and log-sums of exponentials of one device's rows.
+
+  With `untempered` also the energies of logits that no temperature divides.
+  """
+  chunks = Chunks(options, parent, wanted, table)
   tiles = -(-table.shape[0] // options.tile)
   targets = chunks.numbers(tokens)
 
   def one(i, found):
     x, (y,) = chunks.hidden(i, hidden), targets(i)
 
+    warm = lambda x: jnp.exp(options.temperature * x)
+
     def add(j, carry):
       # Sums of exp(z - top) and of that times (z - top), and the logit of y.
-      top, total, moment, chosen = carry
+      top, total, moment, chosen, *flat = carry
       _, part, ids, new = _tile(options, table, j)
       z, _ = _logits(options, x, part)
       peak = jnp.maximum(top, jnp.where(new, z, _NOTHING).max(-1))
@@ -317,23 +269,28 @@ def _forward(options: _Options, hidden, table, tokens, parent, wanted):
       total += weight.sum(-1)
       moment += jnp.where(new, weight * (z - peak[:, None]), 0.0).sum(-1)
       here = new & (ids == y[:, None])
-      return peak, total, moment, chosen + jnp.where(here, z, 0.0).sum(-1)
+      chosen += jnp.where(here, z, 0.0).sum(-1)
+      more = jnp.where(new, warm(z - peak[:, None]), 0.0).sum(-1)
+      flat = (warm(top - peak) * x + more for x in flat)
+      return peak, total, moment, chosen, *flat
 
     zero = jnp.zeros(y.shape, jnp.float32)
-    start = (zero + _NOTHING, zero, zero, zero)
-    top, total, moment, chosen = jax.lax.fori_loop(0, tiles, add, start)
+    start = (zero + _NOTHING, zero, zero, zero, *((zero,) * untempered))
+    top, total, moment, chosen, *flat = jax.lax.fori_loop(0, tiles, add, start)
     if options.split is not None and options.split.vocabulary:
       over = options.split.vocabulary
       peak = jax.lax.pmax(top, over)
-      sums = jnp.stack([*_moved(top, peak, total, moment), chosen])
-      top, (total, moment, chosen) = peak, jax.lax.psum(sums, over)
+      flat = (warm(top - peak) * x for x in flat)
+      sums = jnp.stack([*_moved(top, peak, total, moment), chosen, *flat])
+      top, (total, moment, chosen, *flat) = peak, jax.lax.psum(sums, over)
     total, spread = top + jnp.log(total), jnp.log(total) - moment / total
-    new = chunks.own(jnp.stack([chosen - total, spread, total], -1))
+    energy = (-options.temperature * top - jnp.log(x) for x in flat)
+    new = chunks.own(jnp.stack([chosen - total, spread, total, *energy], -1))
     return jax.lax.dynamic_update_slice_in_dim(
       found, new, i * options.tokens, 0
     )
 
-  found = jnp.zeros((chunks.order.size, 3), jnp.float32)
+  found = jnp.zeros((chunks.order.size, 3 + untempered), jnp.float32)
   found = jax.lax.fori_loop(0, chunks.count, one, found)
   return tuple(chunks.restored(x, wanted.shape) for x in found.T)
 
@@ -345,7 +302,7 @@ def _moved(top, peak, total, moment):
 
 
 def _backward(
-  options: _Options, hidden, table, tokens, parent, wanted, total, entropy,
+  options: Options, hidden, table, tokens, parent, wanted, total, entropy,
   dlogp, dentropy, *, trained: bool, spread: bool,
 ):  # fmt: skip
   """Gradients of one device's hidden states and, if trained, of its table.
@@ -353,7 +310,7 @@ def _backward(
   With p = softmax(z), H its entropy and 1 at the token y itself,
   d log p(y) / dz = 1 - p and dH / dz = -p (log p + H).
   """
-  chunks = _Chunks(options, parent, wanted, table, dlogp, dentropy)
+  chunks = Chunks(options, parent, wanted, table, dlogp, dentropy)
   tiles = -(-table.shape[0] // options.tile)
   product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
   # As int32, so that all are sent at once.
@@ -411,7 +368,7 @@ def _backward(
   return dhidden, dtable.astype(table.dtype)
 
 
-def _summed(options: _Options, dx):
+def _summed(options: Options, dx):
   """This device's tokens' sum of what each part of the vocabulary found."""
   split = options.split
   if split is None:

@@ -251,6 +251,11 @@ class SlotEngine:
     return tuple(dict.fromkeys((self._end_of_turn, *request.stop_ids)))
 
   @property
+  def held(self) -> dict[str, Any]:
+    """What it has on its devices, by what it is."""
+    return self._device.held
+
+  @property
   def version(self) -> int | None:
     """Updates behind the weights it holds; None before the first weights."""
     return self._version

@@ -46,12 +46,31 @@ def for_sampler(
   Raises:
     RuntimeError: a device has no memory for the copy.
   """
-  with out_of_memory.explained(
-    "giving the sampler the policy's weights",
-    "raise sampler.tensor, so that devices share a copy of them",
-    "lower sampler.num_slots", "take compute=bfloat16",
-  ):  # fmt: skip
+  with _explained():
     return _copied(config, params, mesh)
+
+
+def arrived(found: Any) -> None:
+  """Awaits what `for_sampler` gave.
+
+  The copy is made while Python goes on. If a device has no memory for it, what
+  reads the weights first fails, and this says why.
+
+  Args:
+    found: What `for_sampler` gave.
+
+  Raises:
+    RuntimeError: a device had no memory for the copy.
+  """
+  with _explained():
+    jax.block_until_ready(found)
+
+
+_explained = functools.partial(
+  out_of_memory.explained, "giving the sampler the policy's weights",
+  "raise sampler.tensor, so that devices share a copy of them",
+  "lower sampler.num_slots", "take compute=bfloat16",
+)  # fmt: skip
 
 
 def _copied(config, params, mesh):

@@ -20,7 +20,14 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from steppo_jax.models import out_of_memory, transformer
 from steppo_jax.sampler import cache as cache_lib
-from steppo_jax.sampler import cache_attention, decode, sizes, slots, split
+from steppo_jax.sampler import (
+  cache_attention,
+  decode,
+  hand_over,
+  sizes,
+  slots,
+  split,
+)
 from steppo_jax.sampler.slot_requests import SlotRequests
 
 # What a sampler that is too large for its devices may do.
@@ -275,6 +282,11 @@ class Programs:
     held = (params, self._cache, self.turns)
     self._key = tuple(map(shape, jax.tree.leaves(held)))
 
+  @property
+  def held(self) -> dict[str, Any]:
+    """What is on the devices, by what it is."""
+    return {"weights": self._params, "cache": (self._cache, self.turns)}
+
   def drop(self) -> None:
     """Gives the memory of weights, cache and responses back."""
     self._cache = self.turns = None
@@ -350,7 +362,7 @@ class Programs:
     most = max(map(len, by_part))
     rows = next(rows for rows in self._row_sizes if rows >= most)
     call = self._sample_call(by_part, rows, asked, fresh, refill, max_steps)
-    with out_of_memory.explained("sampling", *_LESS):
+    with self._explained("sampling"):
       self._cache, self.turns, steps, tokens = self._run(call)
       steps, tokens = jax.device_get((steps, tokens))
     return int(steps.max()), int(tokens.sum())
@@ -366,8 +378,13 @@ class Programs:
     return self._shared.get(name, (size, self._key), args)
 
   def _run(self, call):
-    with out_of_memory.explained(f"sampling ({call[0]})", *_LESS):
+    with self._explained(f"sampling ({call[0]})"):
       return self._program(*call)(*call[2])
+
+  def _explained(self, doing: str):
+    # Weights are read here first, which need not have been there yet.
+    arrived = functools.partial(hand_over.arrived, self._params)
+    return out_of_memory.explained(doing, *_LESS, before=arrived)
 
   def _sample_call(self, by_part, rows, asked, fresh, refill, max_steps):
     into = np.full((self.parts, rows), self._each, np.int32)

@@ -184,6 +184,11 @@ class Ahead(episodes_lib.Rollouts):
     with self._changed:
       return sum(len(batch.episodes) for batch in self._batches.values())
 
+  def held(self) -> dict[str, Any]:
+    """What is on devices beside the engine's: weights that it will take."""
+    waiting = self._waiting
+    return {} if waiting is None else {"weights that wait for it": waiting[0]}
+
   def close(self) -> None:
     """Ends the thread; episodes under way are played anew another time."""
     with self._changed:

@@ -60,6 +60,10 @@ class Rollouts:
     self._on_episode = on_episode
     self._policy = ""
 
+  def held(self) -> dict[str, Any]:
+    """What is on devices beside what the engine holds."""
+    return {}
+
   def set_policy(self, policy: Any, version: int) -> None:
     """Gives the engine weights.
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from steppo_jax import types
 from steppo_jax.datasets import trajectories as trajectories_lib
+from steppo_jax.models import out_of_memory
 from steppo_jax.pretrained import policy
 from steppo_jax.reports import evaluation, intervals, panel
 from steppo_jax.rollout import counts, gathering, loop
@@ -158,11 +159,14 @@ def evaluate(
     on_start(samples * sum(map(len, panels.values())))
   played = {}
   with players_lib.make(config, model, tokenizer) as players:
-    players.engine.set_params(params, 0)
-    del params  # The sampler has a copy of its own, in its own form.
-    for split, of in panels.items():
-      evaluator = Evaluator(players, of, config.evaluation.temperature)
-      _, played[split] = evaluator(samples=samples, on_finish=on_finish)
+    engine = players.engine
+    held = lambda: getattr(engine, "held", {})
+    with out_of_memory.part("the evaluation", held):
+      engine.set_params(params, 0)
+      del params  # The sampler has a copy of its own, in its own form.
+      for split, of in panels.items():
+        evaluator = Evaluator(players, of, config.evaluation.temperature)
+        _, played[split] = evaluator(samples=samples, on_finish=on_finish)
   found = evaluation.Evaluation(
     _facts(config, panels, samples),
     evaluation.notes(config.env.name, config.rollout.max_steps),

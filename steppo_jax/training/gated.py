@@ -27,6 +27,11 @@ class GatedEngine:
     """See `types.Engine`."""
     return self._engine.version
 
+  @property
+  def held(self) -> dict[str, Any]:
+    """What it has on its devices, by what it is."""
+    return getattr(self._engine, "held", {})
+
   def set_params(self, params: Any, version: int) -> None:
     """Gives the engine weights when no answer is under way."""
     with self._rest():

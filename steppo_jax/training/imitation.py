@@ -177,9 +177,16 @@ def _train(config, folder, on_update, store, handler):
     reached.restore(store)
     once = {"supervised/rows": len(rows.tokens), "supervised/cut": cut}
 
+    def held():
+      own = {"policy": reached.params, "optimizer": reached.optimizer}
+      engine = getattr(players.engine, "held", {})
+      return own | {f"sampler's {name}": x for name, x in engine.items()}
+
     def evaluated():
-      players.engine.set_params(reached.params, reached.steps)
-      return (once if reached.told < 0 else {}) | evaluator()[0]
+      after = f"the evaluation after step {reached.steps}"
+      with out_of_memory.part(after, held):
+        players.engine.set_params(reached.params, reached.steps)
+        return (once if reached.told < 0 else {}) | evaluator()[0]
 
     batches = itertools.islice(batches, reached.steps, None)
     with metrics.MetricsWriter(

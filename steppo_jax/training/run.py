@@ -89,11 +89,14 @@ class Learning:
     self._hints = _hints(config, self.tokenizer, prompt) if told else None
     _check_adapters(config, self.policy)
     # Fresh adapters off is the policy before training, without a copy of it.
-    copied = row.reads_reference and not config.learner.lora.rank
+    kept = row.reads_reference and not config.learner.lora.rank
     if hosts.count > 1:
       hosts.wait("the devices")
       mesh_lib.meet(self.mesh)
-    self.reference = self._placed(self.policy if copied else None)
+    self.reference = self._placed(self.policy if kept else None)
+    if kept:
+      # From where it lies now; the first device may hold it whole otherwise.
+      self.policy = self.reference
     self.teacher = self._placed(
       _load_teacher(config, self.model, self.tokenizer)
     )
@@ -124,7 +127,10 @@ class Learning:
       "train adapters (learner.lora.rank)",
       "take an optimizer that holds less (learner.optimizer)",
     ):  # fmt: skip
-      return jax.block_until_ready(self.learner.init(policy))
+      # An update takes the arrays of its state, and leaves the reference's.
+      donate = self.reference is None
+      state = self.learner.init(policy, donate=donate)
+      return jax.block_until_ready(state)
 
   def _placed(self, policy: Any) -> Any:
     """Parameters that no update changes, where those that it changes are."""
@@ -318,6 +324,16 @@ class Run(Learning):
     """
     self.rollouts.set_policy(policy, version)
     self._handed = policy
+
+  def held(self) -> dict[str, Any]:
+    """What is on the devices beside the learner's state, by what it is."""
+    held = {"reference": self.reference, "teacher": self.teacher}
+    of = lambda engine: getattr(engine, "held", {}).items()
+    held |= {f"sampler's {k}": v for k, v in of(self.players.engine)}
+    held |= {f"sampler's {k}": v for k, v in self.rollouts.held().items()}
+    if self._judges is not self.players:
+      held |= {f"evaluations' {k}": v for k, v in of(self._judges.engine)}
+    return held
 
   def close(self) -> None:
     """Ends rollouts that go on, and the environments' workers.

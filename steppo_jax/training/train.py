@@ -57,8 +57,43 @@ def _resume(run: Run, store: checkpoint.Checkpoints):
 
 def _evaluate(run: Run, state, update: int) -> dict[str, Any]:
   """Plays the panel with the parameters that the run would keep."""
-  kept = optimizers.evaluated(state.policy_optimizer, state.policy)
-  return run.evaluate(update, None if kept is state.policy else kept)
+  changes = ()
+  if run.config.rollout.staleness:
+    changes = (
+      "take rollout.staleness=0, where rollouts and evaluations share a "
+      "sampler",
+    )
+  with _part(run, state, f"the evaluation after update {update}", *changes):
+    kept = optimizers.evaluated(state.policy_optimizer, state.policy)
+    return run.evaluate(update, None if kept is state.policy else kept)
+
+
+def _hand_over(run: Run, state, update: int) -> None:
+  """Gives the sampler the weights of a state."""
+  changes = ()
+  if run.config.rollout.staleness:
+    changes = (
+      "take rollout.staleness=0, where the sampler's old weights go before the "
+      "new ones come",
+    )
+  with _part(run, state, f"the hand-over after update {update}", *changes):
+    run.hand_over(state.policy, update)
+
+
+def _part(
+  run: Run, state, name: str, *changes: str
+) -> contextlib.AbstractContextManager:
+  """Says which part of a run had no memory, and what the run held."""
+
+  def held():
+    names = "policy", "policy_optimizer", "critic", "critic_optimizer"
+    own = {
+      name.replace("_", "'s "): getattr(state, name, None) for name in names
+    }
+    lagging = {"policy of a moment ago": getattr(state, "teacher", None)}
+    return own | lagging | run.held()
+
+  return out_of_memory.part(name, held, *changes)
 
 
 def _watched(config, log) -> contextlib.AbstractContextManager:
@@ -175,8 +210,9 @@ def _updates(run: Run, store: checkpoint.Checkpoints, on_update, held):
     saved = first = int(state.update)
     clock = time.monotonic() - 60 * minutes
     spent = lambda: (time.monotonic() - clock) / 60
-    run.hand_over(state.policy, first)
-    run.players.engine.warm_up()
+    _hand_over(run, state, first)
+    with _part(run, state, "the start"):
+      run.players.engine.warm_up()
     # Without a checkpoint the run starts over: no line of it is kept.
     writer = metrics.MetricsWriter(
       run.folder if run.hosts.is_first else None,
@@ -247,7 +283,7 @@ def _is_taken(state) -> bool:
 
 def _learn(run: Run, state, put, update: int):
   """The state after an update of a batch, and what it found on the host."""
-  with out_of_memory.explained(
+  with _part(run, state, ""), out_of_memory.explained(
     f"update {update} ran on a microbatch of "
     f"learner.microbatch_rows={run.config.learner.microbatch_rows}",
     "lower learner.microbatch_rows", "take learner.remat=full",
@@ -262,7 +298,8 @@ def _learn(run: Run, state, put, update: int):
 def _one_update(run: Run, state, update: int, held):
   """Rollout, packing, learning; returns the state and named numbers."""
   started, waited = time.monotonic(), waits.took()
-  with run.log.span(events.ROLLOUT, update):
+  part = _part(run, state, f"the rollouts of update {update}")
+  with run.log.span(events.ROLLOUT, update), part:
     played = dynamic_sampling.play(run, update)
     trajectories = played.trajectories
     run.rollouts.record(trajectories, update)
@@ -275,7 +312,8 @@ def _one_update(run: Run, state, update: int, held):
     )
   # Once all have agreed on the batch none may leave the others in the update.
   together = held if run.hosts.count > 1 else contextlib.nullcontext
-  with run.log.span(events.UPDATE, update), together():
+  part = _part(run, state, f"update {update}")
+  with run.log.span(events.UPDATE, update), together(), part:
     packed = run.pack(whole, update)
     teacher_rows, left_out = run.pack_peers(whole, packed)
     kill_points.passed("update: packed")
@@ -292,7 +330,7 @@ def _one_update(run: Run, state, update: int, held):
   kill_points.passed("update: learned")
   learned = time.monotonic()
   with run.log.span(events.WEIGHTS, update):
-    run.hand_over(state.policy, update + 1)
+    _hand_over(run, state, update + 1)
   kill_points.passed("update: handed over")
   mean = metrics.Mean()
   mean.add({f"rollout/{k}": v for k, v in counts.summary(trajectories).items()})

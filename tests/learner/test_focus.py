@@ -8,18 +8,20 @@ import learner_runs
 import neighbour_loops
 import numpy as np
 import pytest
+import tpu_tools
 import whole_updates
 import worlds
 from marks import some
 
 from steppo_jax.algorithms import options
 from steppo_jax.algorithms import table as algorithms_table
-from steppo_jax.learner import credit
+from steppo_jax.learner import credit, learner
 from steppo_jax.learner import update as update_lib
-from steppo_jax.models import transformer
+from steppo_jax.models import mesh, transformer
 from steppo_jax.packing import options as packing_options
 from steppo_jax.packing import rows as packing
 
+hlo = tpu_tools.load("hlo")
 NAMES = ("actfocus_grpo", "actfocus_ppo")
 
 
@@ -83,6 +85,30 @@ def test_without_a_difference_it_is_the_base_row_to_the_bit(name):
   row = row_of(name)
   other, _ = whole_updates.updated(row, reference=worlds.policy(1))
   assert whole_updates.distance(plain.policy, other.policy) > 1e-4
+
+
+@pytest.mark.slow
+def test_where_the_model_is_split_no_loop_gathers_the_table():
+  model = dataclasses.replace(worlds.model(), vocab_size=8192)
+  spec_on = lambda devices: learner.make_spec(
+    model, row_of("actfocus_grpo"), learner_runs.CONFIG, devices,
+    num_updates=4, seed=0, temperature=0.8,
+  )  # fmt: skip
+  rows = jax.tree.map(lambda x: x[0], whole_updates.batch(True).tokens)
+  policy = transformer.init(model, jax.random.key(0))
+  want = jax.jit(spec_on(mesh.make_mesh(1)).logp_and_energy)(policy, rows)
+  split = mesh.make_model_mesh(data=1, fsdp=8, tensor=1)
+  given = mesh.put(
+    (policy, rows), (mesh.placements(split, policy), mesh.by_row(split, 0))
+  )
+  program = jax.jit(spec_on(split).logp_and_energy).lower(*given).compile()
+  for x, y in zip(program(*given), want, strict=True):
+    np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5)
+  # A device's part of the table is larger than any matrix of a layer.
+  found = hlo.Program(program.as_text()).collectives()
+  part = 4 * 8192 * model.width / 8
+  assert any(x.bytes >= part for x in found)
+  assert not [x for x in found if x.depth and x.bytes >= part]
 
 
 def test_without_actions_only_thoughts_are_left():

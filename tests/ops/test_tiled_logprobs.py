@@ -83,6 +83,32 @@ def test_tiles_and_devices_change_no_number(name, size, monkeypatch):
     np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+  ("name", "temperature"),
+  [*((name, 0.7) for name in SPLITS), ("vocabulary twice", 1.0)],
+)
+def test_energies_are_those_of_one_product(name, temperature, monkeypatch):
+  monkeypatch.setattr(tiled_logprobs, "TILE", 4)
+  given = HIDDEN, 3 * table(41), *arrays(41)
+  options = {"temperature": temperature, "softcap": 5.0}
+  run = lambda function, **more: jax.jit(
+    functools.partial(function, **options, **more)
+  )(*given)
+  want = run(logprobs.next_token_logprobs_and_energies, chunk=48)
+  found = run(
+    tiled_logprobs.tiled_logprobs_and_energies, chunk=16, split=split_of(name)
+  )
+  assert len(found) == 3
+  for x, y in zip(found, want, strict=True):
+    np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(x[~WANTED], 0)
+  # Logits as they are: no temperature divides them, and they are none of 0.
+  logits = 5.0 * np.tanh(HIDDEN @ (3 * table(41)).T / 5.0)
+  energy = -np.log(np.exp(logits.astype(np.float64)).sum(-1))
+  energy = np.take_along_axis(energy, PARENT, axis=1)
+  np.testing.assert_allclose(found[2][WANTED], energy[WANTED], rtol=1e-5)
+
+
 def compiled(function, made, *, trained, split, size=4096, chunk=16):
   """The gradient of log-probs alone, for arrays that lie as a learner's do."""
   rows = mesh_lib.by_row(made, 0)

@@ -2,9 +2,9 @@
 
 import dataclasses
 import functools
-import gc
 
 import jax
+import live_arrays
 import numpy as np
 import pytest
 import released_models
@@ -63,37 +63,6 @@ def options(folder, tmp_path, rank=0, kl_coef=0.0):
   )  # fmt: skip
 
 
-class Live:
-  """Bytes on the first device that were not there before.
-
-  An array and its part on a device are two objects with one buffer.
-  """
-
-  def __init__(self):
-    gc.collect()
-    self._before = self._buffers()
-
-  def _buffers(self):
-    first = jax.devices()[0]
-    return {
-      shard.data.unsafe_buffer_pointer(): shard.data
-      for x in jax.live_arrays()
-      for shard in x.addressable_shards
-      if shard.device == first
-    }
-
-  def bytes(self):
-    gc.collect()
-    return self.now()
-
-  def now(self):
-    return sum(
-      x.nbytes
-      for pointer, x in self._buffers().items()
-      if pointer not in self._before
-    )
-
-
 def state_of(made):
   """Bytes of the learner's state."""
   shapes = transformer.abstract_params(MODEL)
@@ -110,7 +79,7 @@ def test_the_start_is_kept_where_an_update_reads_it(
   folder, tmp_path, rank, kl_coef, copies
 ):
   asked = options(folder, tmp_path, rank, kl_coef)
-  live = Live()
+  live = live_arrays.Live()
   made = run.Learning(asked)
   state = made.start()
   want = state_of(made) + copies * POLICY
@@ -129,12 +98,11 @@ def test_after_an_update_state_and_sampler_are_all_there_is(
   made, found = [], {}
   kept = lambda *args: made.append(run.Run(*args)) or made[-1]
   monkeypatch.setattr(train, "Run", kept)
-  live = Live()
+  live = live_arrays.Live()
 
   def on_update(done, _):
-    device = made[0].players.engine._device
-    sampler = memory.whole((device.params, device._cache, device.turns))
-    found[done] = live.bytes(), state_of(made[0]) + sampler
+    held = memory.whole(made[0].held())
+    found[done] = live.bytes(), state_of(made[0]) + held
 
   def save(path, *args):
     found["end"] = live.bytes(), POLICY
@@ -152,7 +120,7 @@ def test_after_an_update_state_and_sampler_are_all_there_is(
 @pytest.mark.slow
 def test_an_evaluation_keeps_the_samplers_weights_alone(folder, tmp_path):
   asked = options(folder, tmp_path)
-  live, found = Live(), []
+  live, found = live_arrays.Live(), []
   evaluate.evaluate(asked, on_finish=lambda _: found.append(live.bytes()))
   cache = 768 * 2 * 2 * 16 * 4
   assert POLICY <= max(found) < POLICY + 2 * cache + POLICY // 8
@@ -170,7 +138,7 @@ def test_a_policy_is_fetched_layer_by_layer(fsdp, rank, monkeypatch):
   want = trees.flatten(mesh_lib.to_host(lora.merge(params)))
   # As if other processes had some of the devices.
   monkeypatch.setattr(policy, "_is_near", lambda _: False)
-  live, most = Live(), []
+  live, most = live_arrays.Live(), []
   to_host = mesh_lib.to_host
 
   def watched(x):
