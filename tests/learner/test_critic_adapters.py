@@ -72,7 +72,7 @@ def test_at_first_they_change_nothing():
 
 
 def test_adapters_and_heads_are_all_that_is_kept_and_moved():
-  spec = spec_of()
+  spec = spec_of(dataclasses.replace(CONFIG, learning_rate=0.0))
   state = learner.init(spec, worlds.policy())
   batch = whole_updates.batch()
   assert not spec.keeps(state.critic, state.policy, batch)
@@ -89,8 +89,11 @@ def test_adapters_and_heads_are_all_that_is_kept_and_moved():
   assert np.isfinite(found["critic/grad_norm"][0])
   for name, x in after.critic["adapters"].items():
     assert np.abs(x - state.critic["adapters"][name]).max() > 0, name
-  # The policy moves by its own loss alone: another critic of the same values.
-  assert jax.tree.structure(after.policy) == jax.tree.structure(state.policy)
+  # No gradient of the critic reaches the layers that it reads.
+  for x, y in zip(
+    *map(jax.tree.leaves, (state.policy, after.policy)), strict=True
+  ):
+    np.testing.assert_array_equal(x, y)
 
 
 def test_the_first_layers_are_enough():
@@ -173,3 +176,36 @@ def test_a_pattern_that_fits_nothing_is_refused():
   config = dataclasses.replace(CONFIG, critic_lora=wrong)
   with pytest.raises(ValueError, match=r"layers/none/kernel' fits none"):
     learner.init(spec_of(config), worlds.policy())
+
+
+@pytest.mark.slow
+def test_float64_and_derivatives_go_through_them():
+  home = jax if hasattr(jax, "enable_x64") else jax.experimental
+  batch = whole_updates.batch()
+  with home.enable_x64(True):
+    wide = lambda tree: jax.tree.map(lambda x: jnp.asarray(x, "float64"), tree)
+    model = dataclasses.replace(worlds.model(), compute="float64")
+    spec = learner.make_spec(
+      model, learner_runs.row("steppo"), CONFIG, mesh.make_mesh(1),
+      num_updates=4, seed=0, differentiable=True,
+    )  # fmt: skip
+    start = learner.init(spec, wide(worlds.policy()))
+    start = start.replace(
+      critic=wide(start.critic),
+      critic_optimizer=spec.critic_optimizer.init(wide(start.critic)),
+    )
+
+    def reached(size):
+      head = start.critic["head"]
+      head = head | {"kernel": head["kernel"] + size}
+      state = start.replace(critic=start.critic | {"head": head})
+      after, _ = update_lib.update(spec, state, None, batch)
+      return sum(jnp.sum(x) for x in after.critic["adapters"].values())
+
+    found = jax.jit(jax.value_and_grad(reached))
+    step = 1e-5
+    low, high = (found(jnp.float64(0.1 + x))[0] for x in (-step, step))
+    slope = found(jnp.float64(0.1))[1]
+    assert slope.dtype == jnp.float64
+    np.testing.assert_allclose(slope, (high - low) / (2 * step), rtol=1e-3)
+    assert abs(slope) > 1e-6
