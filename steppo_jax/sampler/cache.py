@@ -153,14 +153,19 @@ def store(
   )
 
 
+def _start(block, slot):
+  """Where a block of a slot begins: JAX wants one type, under x64 too."""
+  return [jnp.int32(i) for i in (block, slot, 0, 0, 0)]
+
+
 def read_block(
   x: chex.Array, block: chex.Array, slots: chex.Array | None
 ) -> chex.Array:
   """One block [R, ...] of some slots [R], or of all in their order if None."""
   if slots is None:
     return jax.lax.dynamic_index_in_dim(x, block, 0, keepdims=False)
-  start = lambda slot: (block, slot, 0, 0, 0)
-  row = lambda slot: jax.lax.dynamic_slice(x, start(slot), (1, 1, *x.shape[2:]))
+  shape = 1, 1, *x.shape[2:]
+  row = lambda slot: jax.lax.dynamic_slice(x, _start(block, slot), shape)
   if jax.default_backend() == "tpu" and len(slots) <= FEW_ROWS:
     # Of a gather, or of rows without a layout of their own, it would turn the
     # whole cache around, in every layer.
@@ -189,10 +194,8 @@ def copy(
   _, size = sizes(cache.layers[0])
 
   def one(x, block, source, target):
-    part = jax.lax.dynamic_slice(
-      x, (block, source, 0, 0, 0), (1, 1, *x.shape[2:])
-    )
-    return jax.lax.dynamic_update_slice(x, part, (block, target, 0, 0, 0))
+    part = jax.lax.dynamic_slice(x, _start(block, source), (1, 1, *x.shape[2:]))
+    return jax.lax.dynamic_update_slice(x, part, _start(block, target))
 
   def row(i, layers):
     def each(block, layers):
