@@ -84,7 +84,10 @@ def test_the_start_is_kept_where_an_update_reads_it(
   asked = options(folder, tmp_path, rank, kl_coef)
   live = live_arrays.Live()
   made = run.Learning(asked)
+  policy = made.policy
   state = made.start()
+  # Given up where nothing else reads it, so that it is never there twice.
+  assert bool(policy) == bool(copies)
   want = state_of(made) + copies * POLICY
   assert want <= live.bytes() < want + POLICY // 8
   assert int(state.update) == 0
