@@ -10,8 +10,9 @@ compiles the very update of `learner.learner.Learner` and the very functions of
 chip holds (arguments, of which donated ones are written in place; temporaries;
 both with the outputs), beside the memory of the chip, the collectives in the
 program by kind, and whether it fits. A collective inside a loop is counted
-once. Below a learner stands what the whole run holds (`whole_run.py`) with the
-slots of the sampler that fit beside it, and the compiler's own estimate of
+once. Below a learner stands what the whole run holds (`whole_run.py`, for which
+the program that hands weights over is compiled, too) with the slots of the
+sampler that fit beside it, and the compiler's own estimate of
 cycles, which leaves out kernels, scatters and all that is asynchronous: the
 time is longer. To a sampler's is added what its attention kernel takes at the
 chip's peak. Nothing is run. The last line is one JSON object.
@@ -108,23 +109,6 @@ def collectives(text: str) -> dict[str, int]:
   return found
 
 
-_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-
-
-_REFUSALS = (
-  r"[Uu]sed ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm",
-  r"HLO temporaries \(([\d.]+)([KMGT]?)\) exceeds available HBM",
-)
-
-
-def used(message: str) -> int:
-  """Bytes that a program would need, from the compiler's refusal; 0 unknown."""
-  for pattern in _REFUSALS:
-    if found := re.search(pattern, message):
-      return int(float(found[1]) * _UNITS[found[2]])
-  return 0
-
-
 def mesh_of(setting: Setting, devices: Sequence[Any]) -> Any:
   """The mesh of a setting.
 
@@ -160,7 +144,7 @@ def check(setting: Setting, devices: Sequence[Any]) -> Found:
     if "RESOURCE_EXHAUSTED" not in str(error):
       raise
     seconds = time.perf_counter() - started
-    return Found(0, 0, used(str(error)), {}, 0, seconds, str(error))
+    return Found(0, 0, hlo.used(str(error)), {}, 0, seconds, str(error))
   text, memory = compiled.as_text(), compiled.memory_analysis()
   held = memory.argument_size_in_bytes
   temporaries = memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
@@ -211,7 +195,8 @@ def facts(
       told["ms"] = 1e3 * found.cycles / chip.clock + told["kernel_ms"]
       told |= aot_programs.share_of_bound(setting, mesh, told["ms"], chip)
     return told
-  told["whole_run"] = whole_run.held(setting, mesh, found.beside, hbm)
+  handed = whole_run.hand_over(setting, mesh)
+  told["whole_run"] = whole_run.held(setting, mesh, found.beside, handed, hbm)
   if chip.clock:
     # Of one microbatch, of which the program's mini-batches have one each.
     told["ms"] = 1e3 * found.cycles / chip.clock / 4
@@ -288,11 +273,14 @@ def settings(args: argparse.Namespace) -> list[Setting]:
   unknown = set(axes) - {"data", "fsdp", "tensor"}
   if unknown:
     raise SystemExit(f"--mesh: unknown axes {', '.join(sorted(unknown))}")
+  if args.staleness and args.sampler_tensor > 1:
+    raise SystemExit("--staleness: no run has it with --sampler-tensor")
   return [
     Setting(
       topology, model, program, row_length=args.row_length, rows=args.rows,
       remat=args.remat, layers=args.layers, frozen=args.frozen,
-      attention=args.attention,
+      attention=args.attention, batch_rows=args.batch_rows,
+      staleness=args.staleness,
       fits=not args.too_large, sampler_tensor=args.sampler_tensor,
       **{k: int(v) for k, v in axes.items()},
     )
@@ -323,6 +311,15 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
   )  # fmt: skip
   add("--rows", type=int, default=16, help="rows or slots at once, in all")
   add("--row-length", type=int, default=4096)
+  add(
+    "--batch-rows", type=int, default=128,
+    help="rows of a learner's whole batch, of all mini-batches: the episodes "
+    "of an update, if each prompt extends the one before",
+  )  # fmt: skip
+  add(
+    "--staleness", type=int, default=0,
+    help="rollout.staleness of the run whose learner is checked",
+  )  # fmt: skip
   add("--remat", default="full", choices=("none", "dots", "full"))
   add(
     "--frozen",

@@ -30,6 +30,10 @@ class Setting:
     sampler_tensor: That of the run whose learner this is.
     row_length: Tokens of a row of the learner, and of a slot of the sampler.
     rows: Rows whose gradients are computed at once, or slots, in all.
+    batch_rows: Least rows of the learner's whole batch: its episodes, if each
+      prompt extends the one before. There are two microbatches in each
+      mini-batch at least.
+    staleness: `rollout.staleness` of the run whose learner this is.
     remat: What the learner computes again.
     layers: Layers in place of the preset's; 0 for the preset's.
     frozen: Type of parameters that are not trained: under adapters the
@@ -48,6 +52,8 @@ class Setting:
   sampler_tensor: int = 1
   row_length: int = 4096
   rows: int = 16
+  batch_rows: int = 128
+  staleness: int = 0
   remat: str = "full"
   layers: int = 0
   frozen: str = "float32"
@@ -99,33 +105,83 @@ def lower_learner(setting: Setting, mesh: Any) -> Any:
   Trained parameters are float32, as Adam needs them. Under adapters the
   critic's head reads the policy's layers.
   """
-  import jax
 
   from steppo_jax.algorithms import table as algorithms_table
   from steppo_jax.learner import learner
   from steppo_jax.models import mesh as mesh_lib
-  from steppo_jax.models import transformer
 
-  adapters = setting.program == "learner-lora"
   model, config = model_of(setting), options_of(setting)
   made = learner.Learner(
     model, algorithms_table.get("steppo"), config, mesh, num_updates=100, seed=0
   )
-  policy = transformer.abstract_params(model)
+  policy, reference = policies(setting)
+  if reference is not None:
+    reference = mesh_lib.shaped(mesh, reference)
+  return made.lower(policy, reference, batch_of(setting, config, mesh))
+
+
+def policies(setting: Setting) -> tuple[Any, Any]:
+  """Shapes of the policy that a run is given, and of its reference.
+
+  StepPO has a KL to where it started, which under adapters is the policy
+  without them: the second is None.
+  """
+  import jax
+
+  from steppo_jax.models import transformer
+
+  policy = transformer.abstract_params(model_of(setting))
   frozen = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, setting.frozen), policy
   )
-  # StepPO has a KL to where it started: the adapters' tree without adapters.
-  reference = None if adapters else mesh_lib.shaped(mesh, frozen)
-  return made.lower(
-    frozen if adapters else policy,
-    reference,
-    batch_of(setting, config, mesh),
+  return (
+    (frozen, None) if setting.program == "learner-lora" else (policy, frozen)
   )
 
 
+def start_of(setting: Setting, mesh: Any) -> tuple[Any, Any]:
+  """What the update is made of, and shapes of the learner's state."""
+  import functools
+
+  import jax
+
+  from steppo_jax.algorithms import table as algorithms_table
+  from steppo_jax.learner import learner
+
+  spec = learner.make_spec(
+    model_of(setting), algorithms_table.get("steppo"), options_of(setting),
+    mesh, num_updates=100, seed=0,
+  )  # fmt: skip
+  start = functools.partial(learner.init, spec)
+  return spec, jax.eval_shape(start, policies(setting)[0])
+
+
+def lower_hand_over(setting: Setting, mesh: Any) -> Any:
+  """What gives the sampler of a run the weights of its learner."""
+  from steppo_jax.models import mesh as mesh_lib
+  from steppo_jax.sampler import hand_over
+
+  policy = mesh_lib.shaped(mesh, start_of(setting, mesh)[1].policy)
+  with as_on(mesh.devices.flat[0].platform):
+    return hand_over.lower(
+      model_of(setting), policy, sampler_mesh(setting, mesh)
+    )
+
+
+def sampler_mesh(setting: Setting, mesh: Any) -> Any:
+  """The learner's devices as those of the run's sampler: there are slots."""
+  from jax.sharding import Mesh
+
+  from steppo_jax.sampler import split
+
+  parts, devices = setting.sampler_tensor, mesh.devices.flatten()
+  if parts == 1:
+    return Mesh(devices, ("data",))
+  return Mesh(devices.reshape(-1, parts), ("data", split.AXIS))
+
+
 def batch_of(setting: Setting, config: Any, mesh: Any) -> Any:
-  """Shapes of 128 episodes of 20 steps, as many rows as two microbatches."""
+  """Shapes of `batch_rows` rows in mini-batches, and of 128 x 20 steps."""
   import jax
 
   from steppo_jax import batch
@@ -134,7 +190,8 @@ def batch_of(setting: Setting, config: Any, mesh: Any) -> Any:
 
   parts, steps = config.num_minibatches, 128 * 20 + 1
   rows, whole = mesh_lib.by_row(mesh, 1), mesh_lib.replicated(mesh)
-  shape = (parts, 2 * setting.rows, setting.row_length)
+  microbatches = max(-(-setting.batch_rows // (parts * setting.rows)), 2)
+  shape = (parts, microbatches * setting.rows, setting.row_length)
   array = lambda shape, kind, where: jax.ShapeDtypeStruct(
     shape, kind, sharding=where
   )

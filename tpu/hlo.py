@@ -11,6 +11,11 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_REFUSALS = (
+  r"[Uu]sed ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm",
+  r"HLO temporaries \(([\d.]+)([KMGT]?)\) exceeds available HBM",
+)
 COLLECTIVES = (
   "all-gather",
   "all-reduce",
@@ -33,6 +38,14 @@ _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _BOUND = re.compile(r"s32\[\][^=]* constant\((\d+)\)")
 _KIND = re.compile(r" = (.*?)\s([a-z][\w\-]*)\(")
 _SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
+
+
+def used(message: str) -> int:
+  """Bytes that a program would need, from the compiler's refusal; 0 unknown."""
+  for pattern in _REFUSALS:
+    if found := re.search(pattern, message):
+      return int(float(found[1]) * _UNITS[found[2]])
+  return 0
 
 
 class Collective(NamedTuple):

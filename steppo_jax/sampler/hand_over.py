@@ -50,6 +50,32 @@ def for_sampler(
     return _copied(config, params, mesh)
 
 
+def lower(
+  config: ModelConfig, params: Any, mesh: Mesh | None = None
+) -> jax.stages.Lowered:
+  """The program of `for_sampler` as JAX lowers it from shapes.
+
+  Args:
+    config: Sizes of the decoder.
+    params: Shapes of the policy's parameters with their shardings.
+    mesh: The sampler's devices, as for `for_sampler`; they need not be there.
+
+  Returns:
+    A `jax.stages.Lowered`, to be compiled for the devices of the shardings.
+  """
+  parts = split.size(mesh)
+  source = _mesh_of(params, cut=parts == 1)
+  if source is None and parts > 1:
+    source, params = mesh, mesh_lib.shaped(mesh, params)
+  elif source is None:
+    device = jax.local_devices()[0] if mesh is None else mesh.devices.flat[0]
+    where = jax.sharding.SingleDeviceSharding(device)
+    params = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), params
+    )
+  return _program(config, source, parts).lower(params)
+
+
 def arrived(found: Any) -> None:
   """Awaits what `for_sampler` gave.
 
@@ -134,7 +160,7 @@ def _mesh_of(params: Any, *, cut: bool = True) -> Mesh | None:
   for leaf in jax.tree.leaves(params):
     where = getattr(leaf, "sharding", None)
     if isinstance(where, NamedSharding) and not (
-      cut and leaf.is_fully_replicated
+      cut and where.is_fully_replicated
     ):
       return where.mesh
   return None

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import threading
 
 import jax
 import live_arrays
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import released_models
 import small_runs
+import tpu_tools
 
 from steppo_jax import trees
 from steppo_jax.learner import learner, memory
@@ -20,6 +22,7 @@ from steppo_jax.packing.options import PackingConfig
 from steppo_jax.pretrained import policy
 from steppo_jax.prompts.options import PromptConfig
 from steppo_jax.sampler.options import SamplerConfig
+from steppo_jax.storage import events
 from steppo_jax.storage import folder as run_folder
 from steppo_jax.tokenizer import loading
 from steppo_jax.training import config, evaluate, run, train
@@ -81,7 +84,10 @@ def test_the_start_is_kept_where_an_update_reads_it(
   asked = options(folder, tmp_path, rank, kl_coef)
   live = live_arrays.Live()
   made = run.Learning(asked)
+  policy = made.policy
   state = made.start()
+  # Given up where nothing else reads it, so that it is never there twice.
+  assert bool(policy) == bool(copies)
   want = state_of(made) + copies * POLICY
   assert want <= live.bytes() < want + POLICY // 8
   assert int(state.update) == 0
@@ -115,6 +121,56 @@ def test_after_an_update_state_and_sampler_are_all_there_is(
   # In the end the policy alone: not even its merged form is on the devices.
   for held, want in (found[0], found[1], found["end"]):
     assert want <= held < want + POLICY // 8
+
+
+@pytest.mark.parametrize("staleness", [0, 1, 2])
+def test_what_a_check_counts_is_what_a_run_holds(
+  folder, tmp_path, monkeypatch, staleness
+):
+  whole_run = tpu_tools.load("whole_run")
+  programs = whole_run.aot_programs
+  asked = options(folder, tmp_path, kl_coef=0.1)
+  asked = dataclasses.replace(
+    asked,
+    num_devices=None,
+    rollout=dataclasses.replace(asked.rollout, staleness=staleness),
+    learner=dataclasses.replace(
+      asked.learner, critic_trunk="own", microbatch_rows=8
+    ),
+  )
+  live = live_arrays.Live()
+  made = run.Run(asked, tmp_path, events.Log(None), lambda _: None)
+  state = made.start()
+  made.hand_over(state.policy, 0)
+  if staleness:
+    # As `evaluate` does before it plays, and as a learner finds the rollouts
+    # while responses are under way.
+    made._judges.engine.set_params(state.policy, 0)
+    made.rollouts._thread = threading.current_thread()
+    made.hand_over(state.policy, 1)
+  monkeypatch.setattr(programs, "model_of", lambda _: MODEL)
+  setting = programs.Setting(
+    "cpu:8", "own", "learner-full", rows=8, row_length=768, staleness=staleness
+  )
+  handed = whole_run.hand_over(setting, made.mesh)
+  found = whole_run.held(setting, made.mesh, 0, handed, 2**30)
+  engines = {made.players.engine, made._judges.engine}
+  caches = [memory.whole(engine.held["cache"]) for engine in engines]
+  assert len(caches) == 1 + bool(staleness)
+  # Those of a TPU are in bfloat16, which has half of it.
+  assert sum(caches) == pytest.approx(2 * found.slot, rel=0.01)
+  held = sum(found.parts.values()) + sum(caches)
+  assert live.bytes() == pytest.approx(held, abs=POLICY // 64)
+  if staleness == 2:
+    # The next weights can come while some wait, for a moment.
+    prepared = made.players.engine.prepare(state.policy)
+    more = memory.whole(prepared)
+    assert found.hand_over == handed.beside + more
+    assert live.bytes() == pytest.approx(held + more, abs=POLICY // 64)
+  else:
+    assert found.hand_over == handed.beside
+  made.rollouts._thread = None
+  made.close()
 
 
 @pytest.mark.slow
