@@ -178,11 +178,11 @@ def _start(spec: UpdateSpec, policy, critic) -> LearnerState:
         adapters=spec.config.critic_lora,
         key=jax.random.fold_in(jax.random.key(spec.seed), _CRITIC_ADAPTERS),
       )
-      # What it has of the policy as it is would be one array for both.
-      shared = set(map(id, jax.tree.leaves(policy)))
-      critic = jax.tree.map(
-        lambda x: jnp.array(x) if id(x) in shared else x, critic
-      )
+    # What it has of the policy as it is would be one array for both.
+    shared = set(map(id, jax.tree.leaves(policy)))
+    critic = jax.tree.map(
+      lambda x: jnp.array(x) if id(x) in shared else x, critic
+    )
     critic_optimizer = spec.critic_optimizer.init(critic)
   return LearnerState(
     policy=policy,

@@ -54,7 +54,8 @@ class LearnerConfig:
       prompts: "prompts" leaves out responses that no later prompt contains, as
       no value depends on them; "all" reads whole rows. Critics with values of
       tokens read whole rows whatever this says, and so do those whose hidden
-      states are the policy's own and are kept.
+      states are the policy's own and are kept. A run packs its batches by it;
+      in a program of your own `put_batch(..., prompts=)` decides.
     bootstrap: What follows a truncated episode: "value", "zero", "drop_last".
     attention: "xla", "pallas" (a TPU kernel, interpreted elsewhere), or "auto":
       "pallas" on a TPU and "xla" on anything else. Models with sliding windows

@@ -34,7 +34,8 @@ class Model(NamedTuple):
     values: (critic, rows) -> V at every token [r, T], in reward units; None
       for rows of the table without a critic. For a row whose critic is "both"
       it may be a pair of such arrays, V of the steps and V of the tokens; one
-      array is then both.
+      array is then both. With `batch.prompts` its rows hold prompts alone, in
+      other places: `step_ids` is 0 everywhere, and `reasoning` None.
     log_probs_and_energies: (reference, rows) -> log-probabilities as above and
       energies, both [r, T]: E = -log Σ exp(logits) at temperature 1, of the
       logits that each token was drawn from. Read by rows with `focus_alpha`,

@@ -169,6 +169,12 @@ def _check(spec: UpdateSpec, state, reference, batch, teacher) -> None:
     "critic": state.critic, "reference": reference,
     "teacher": teacher,
   }  # fmt: skip
+  prompts, shape = batch.prompts, batch.tokens.tokens.shape
+  if prompts is not None and prompts.tokens.tokens.shape != shape:
+    raise ValueError(
+      f"batch.prompts has rows of shape {prompts.tokens.tokens.shape}, and the "
+      f"batch of {shape}: take packing.prompt_rows.pack of the same batch"
+    )
   policies["reasoning"] = batch.tokens.reasoning
   found = {name for name, params in policies.items() if params is not None}
   algorithms_table.check_needs(

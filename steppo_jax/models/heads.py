@@ -67,6 +67,11 @@ def _trunk(
   """The layers that a critic's values come from."""
   if "adapters" not in params:
     return params.get("trunk", policy)
+  if adapters is None or not adapters.rank:
+    raise ValueError(
+      "the critic has adapters: set learner.critic_lora to what they were made "
+      "with"
+    )
   own = params["adapters"]
   depth = jax.tree.leaves(own)[0].shape[0]
   trunk = lora.off(policy)

@@ -42,7 +42,11 @@ def pack(packed: packing_rows.Packed, *, pad_id: int) -> PromptRows:
   used = np.zeros(parts, np.int32)
   for part in range(parts):
     mine = roots[roots // (rows * length) == part]
-    place = packing_rows.first_fit([int(n) for n in sizes[mine]], length)
+    fits = [int(n) for n in sizes[mine]]
+    place = packing_rows.first_fit(fits, length)
+    if max((row for row, _ in place), default=-1) >= packed.rows_used[part]:
+      # First fit may take more rows for smaller trees: they stay in theirs.
+      place = _in_their_rows(mine // length - part * rows, fits)
     used[part] = 1 + max((row for row, _ in place), default=-1)
     for root, (row, column) in zip(mine, place, strict=True):
       tree = root + np.flatnonzero(needed[root : ends[root]])
@@ -54,6 +58,15 @@ def pack(packed: packing_rows.Packed, *, pad_id: int) -> PromptRows:
     np.where(table.live, moved[table.boundary], 0).astype(np.int32),
     np.where(truncated, moved[table.bootstrap_at], 0).astype(np.int32),
   )
+
+
+def _in_their_rows(rows: np.ndarray, sizes: list[int]) -> list[tuple[int, int]]:
+  """(row, column) of trees that move together within the rows they are in."""
+  free, place = {}, []
+  for row, size in zip(rows.tolist(), sizes, strict=True):
+    place.append((row, free.get(row, 0)))
+    free[row] = place[-1][1] + size
+  return place
 
 
 def _within(marked: np.ndarray, ends: np.ndarray) -> np.ndarray:

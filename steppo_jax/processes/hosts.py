@@ -150,6 +150,8 @@ def losses_stop_the_run(hosts: Hosts) -> Iterator[None]:
   except BaseException as error:
     if hosts.count > 1 and not isinstance(error, ValueError):
       lost = hosts.lost or _wait_for_loss(hosts, error)
+      if lost is error:
+        raise
       if lost is not None:
         raise lost from error
     if isinstance(error, signals.Stopped):

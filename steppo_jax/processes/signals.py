@@ -167,14 +167,18 @@ class Handler:
   def _end(self) -> None:
     with contextlib.suppress(BaseException):
       self.on_overdue()
-    by = f" by {self._stopped}" if self._stopped else ""
+    by, status = "", RESTARTABLE
+    if self._stopped:
+      by, status = f" by {self._stopped}", self._stopped.status
+    then = ""
+    if status == RESTARTABLE:
+      then = "; the same command goes on from the last checkpoint"
     with contextlib.suppress(BaseException):
       sys.stderr.write(
-        f"stopped{by} {self._grace_s:g} s after the signal; the same command "
-        "goes on from the last checkpoint\n"
+        f"stopped{by} {self._grace_s:g} s after the signal{then}\n"
       )
       sys.stderr.flush()
-    os._exit(RESTARTABLE)
+    os._exit(status)
 
   @contextlib.contextmanager
   def held(self) -> Iterator[None]:

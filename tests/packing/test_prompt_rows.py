@@ -2,11 +2,13 @@
 
 import functools
 
+import hand_records
 import numpy as np
 import pytest
 import ragged_episodes
 
-from steppo_jax.packing import forest, prompt_rows
+from steppo_jax.packing import forest, options, prompt_rows
+from steppo_jax.packing import rows as packing
 
 
 def visible(tokens, flat):
@@ -77,3 +79,29 @@ def test_nothing_else_is_there(layout):
   if layout == "rows":
     # Several prompts share a row, where the batch has a row for each step.
     assert prompts.rows_used.sum() < packed.rows_used.sum() / 2
+
+
+def test_smaller_trees_never_take_more_rows():
+  # First fit packs these in 3 rows of 45, and in 4 once one is 2 tokens less.
+  lengths = [5, 23, 13, 17, 10, 11, 23, 8, 7, 9, 9]
+  shorter = [5, 23, 13, 17, 10, 11, 21, 8, 7, 9, 9]
+  rows = lambda sizes: 1 + max(r for r, _ in packing.first_fit(sizes, 45))
+  assert (rows(lengths), rows(shorter)) == (3, 4)
+  made = []
+  for n, (whole, prompt) in enumerate(zip(lengths, shorter, strict=True)):
+    ids = np.arange(3, 3 + prompt)
+    step = hand_records.step(
+      ids, [9] * (whole - prompt), uid=f"t{n}", end="terminated"
+    )
+    made.append(hand_records.trajectory([step], uid=f"t{n}"))
+  last = hand_records.step([4, 5], [], uid="z", end="terminated")
+  made.append(hand_records.trajectory([last], uid="z"))
+  packed = packing.pack(
+    made, [0] * len(lengths) + [1], options.PackingConfig(row_length=45),
+    num_parts=2, rows_multiple=3, pad_id=0,
+  )  # fmt: skip
+  prompts = prompt_rows.pack(packed, pad_id=0)
+  assert (prompts.rows_used <= packed.rows_used).all()
+  for k in np.flatnonzero(packed.table.live):
+    want = visible(packed.tokens, packed.table.boundary[k])
+    assert visible(prompts.tokens, prompts.boundary[k]) == want
