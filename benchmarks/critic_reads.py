@@ -59,10 +59,8 @@ def measure(trajectories, layout, length, preset, repeats):
   packed, _ = synthetic.pack(trajectories, layout, length, config)
   rows = {"all": packed, "prompts": prompt_rows.pack(packed, pad_id=0)}
   batches = {
-    "all": synthetic.put(packed),
-    "prompts": learner_state.put_batch(
-      packed, mesh.make_mesh(1), prompts=rows["prompts"]
-    ),
+    "all": learner_state.put_batch(packed, mesh.make_mesh(1)),
+    "prompts": synthetic.put(packed),
   }
   programs = {
     name: synthetic.compiled(model, config, batch)

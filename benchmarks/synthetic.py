@@ -17,6 +17,7 @@ from steppo_jax.learner import state as learner_state
 from steppo_jax.learner import update as update_lib
 from steppo_jax.models import mesh, transformer
 from steppo_jax.packing import options as packing_options
+from steppo_jax.packing import prompt_rows
 from steppo_jax.packing import rows as packing
 
 TURN, SAMPLED = 100, 20
@@ -142,7 +143,9 @@ def parameters(model: transformer.ModelConfig):
 
 
 def put(packed: packing.Packed) -> learner_state.Batch:
-  return learner_state.put_batch(packed, mesh.make_mesh(1))
+  """A batch on one device, and what its critic reads, as runs have it."""
+  prompts = prompt_rows.pack(packed, pad_id=0)
+  return learner_state.put_batch(packed, mesh.make_mesh(1), prompts=prompts)
 
 
 def compiled(model, config, batch: learner_state.Batch) -> Program:

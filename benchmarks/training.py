@@ -40,7 +40,8 @@ def _learn_s(run, trajectories, layout, repeats):
     rows_multiple=options.microbatch_rows,
     pad_id=run.tokenizer.pad_id,
   )
-  batch = learner_state.put_batch(packed, run.mesh)
+  prompts = run.pack_prompts(packed)
+  batch = learner_state.put_batch(packed, run.mesh, prompts=prompts)
   state = run.learner.init(run.policy)
   times = []
   for _ in range(repeats + 1):

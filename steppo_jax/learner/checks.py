@@ -30,14 +30,14 @@ def _check_own(config: LearnerConfig) -> None:
   Those that only say how it is computed (attention, blocks, remat) are left
   unread without a word: what is learned does not depend on them.
   """
-  asked = {
-    "lora.rank": config.lora.rank,
-    "critic_lora.rank": config.critic_lora.rank,
-    "critic_layers": config.critic_layers,
-    "critic_trunk": config.critic_trunk if config.critic_trunk != "own" else 0,
-  }
-  for name, value in asked.items():
-    if value:
+  asked = (
+    ("lora.rank", config.lora.rank, 0),
+    ("critic_lora.rank", config.critic_lora.rank, 0),
+    ("critic_layers", config.critic_layers, None),
+    ("critic_trunk", config.critic_trunk, "own"),
+  )
+  for name, value, default in asked:
+    if value != default:
       raise ValueError(
         f"learner.{name}={value} changes our decoder, and nothing of a model "
         "of one's own: build it into the functions of learner.spec.Model"

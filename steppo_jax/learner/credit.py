@@ -27,7 +27,8 @@ class Credit(NamedTuple):
     acting: The same for the policy: without steps that are too old for it, and
       with the log-probs that its ratio starts from.
     reading: The same as the critic reads it: `batch` itself, or the rows of its
-      prompts, where the critic reads those.
+      prompts, where the critic reads those. Its table is for the critic's
+      epochs, which read no `bootstrap_at`: that is of the prompts as played.
     advantages: Advantages and value targets on the steps of `batch`.
     old_value: [M, R, T] critic before the update, two of them where it has two
       heads, None without one. Where the critic reads prompts only the values

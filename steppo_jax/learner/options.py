@@ -49,7 +49,8 @@ class LearnerConfig:
       critic_trunk="policy": they and the head are trained. The policy's
       matrices are read as they are, without its own adapters, so that a large
       critic costs little memory; where the policy is trained in all parameters
-      they move beneath the critic. Rank 0 has none.
+      they move beneath the critic. With critic_layers an update may hold a copy
+      of those layers. Rank 0 has none.
     critic_reads: What a critic reads whose values are of steps, at the ends of
       prompts: "prompts" leaves out responses that no later prompt contains, as
       no value depends on them; "all" reads whole rows. Critics with values of

@@ -4,7 +4,7 @@
 each device runs the same program on its rows, and what the devices share is
 written out: a sum over the axis "devices" at the end of each mini-batch. Both
 compute the same; this one keeps a whole copy of the state and of the batch on
-every device.
+every device. Critics read whole rows, whatever `learner.critic_reads` says.
 """
 
 import functools

@@ -1,6 +1,7 @@
 """The critic: a decoder trunk with one value per token, or two."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import chex
@@ -50,9 +51,12 @@ def init_critic(
     return heads
   # A critic has no logits.
   trunk = {k: v for k, v in policy_params.items() if k != "unembed"}
-  trunk["layers"] = _first(trunk["layers"], num_layers)
+  first = functools.partial(_first, count=num_layers)
   if own_trunk:
+    trunk["layers"] = first(trunk["layers"])
     return {"trunk": jax.tree.map(floats.wide, trunk), **heads}
+  # Their shapes are enough: the layers stay the policy's.
+  trunk["layers"] = jax.eval_shape(first, trunk["layers"])
   return {"adapters": lora.split(lora.add(trunk, adapters, key))[0], **heads}
 
 

@@ -78,6 +78,7 @@ class Server:
     self._failure: tuple[float, dict[str, Any]] | None = None
     # Parts by what they are of: when the first came, its limit, all there are.
     self._sets: dict[str, tuple[float, float, dict[int, bytes]]] = {}
+    self._begun = False  # Have all been there once?
     self._stopped = False
     # What those who come later have missed: a loss, a stop.
     self._news: list[dict[str, Any]] = []
@@ -110,8 +111,9 @@ class Server:
         if head["kind"] != "hello" or (refusal := self._refusal(index)):
           index = None
           if head["kind"] == "hello":
-            frames.send(sock, {"kind": "lost", "who": refusal, "index": 0,
-                               "status": 2})  # fmt: skip
+            who, status = refusal
+            frames.send(sock, {"kind": "lost", "who": who, "index": 0,
+                               "status": status})  # fmt: skip
           raise ConnectionError("it is no process of this run")
         self._clients[index] = sock
         for news in self._news:
@@ -129,19 +131,24 @@ class Server:
     finally:
       sock.close()
 
-  def _refusal(self, index: Any) -> str | None:
-    """Why a process with this number cannot take part."""
+  def _refusal(self, index: Any) -> tuple[str, int] | None:
+    """Why a process with this number cannot take part, and its exit status."""
     if not isinstance(index, int) or not 0 <= index < self._count:
       return (
         f"the first process, which expects {self._count} processes and no "
         f"process {index}"
-      )
-    if index in self._clients:
+      ), 2
+    if index not in self._clients:
+      return None
+    if self._begun:
+      # It takes the place of one that is gone, of which nobody knows yet.
       return (
-        f"the first process, which has a process {index} already: give each "
-        "its own --process"
-      )
-    return None
+        f"the first process, whose run has begun with another process {index}"
+      ), signals.RESTARTABLE
+    return (
+      f"the first process, which has a process {index} already: give each "
+      "its own --process"
+    ), 2
 
   def _handle(self, index: int, head: dict[str, Any], data: bytes) -> None:
     with self._lock:
@@ -156,7 +163,7 @@ class Server:
         parts[index] = data
         if len(parts) == self._count:
           del self._sets[what]
-          self._stopped = False
+          self._begun, self._stopped = True, False
           self._news.clear()
           whole = [parts[i] for i in range(self._count)]
           sizes = [len(part) for part in whole]

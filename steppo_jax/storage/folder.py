@@ -143,6 +143,8 @@ def removed_if_refused(path: pathlib.Path, is_first: bool) -> Iterator[None]:
     yield
   except ValueError:
     names = {entry.name for entry in path.iterdir()} if is_first else {None}
+    # A process that was killed here has left its mark.
+    names = {x for x in names if not (x or "").startswith(_SHARED_NAME)}
     if names <= {CONFIG_NAME, FACTS_NAME, lease.NAME, events.FILE_NAME}:
       shutil.rmtree(path)
     raise

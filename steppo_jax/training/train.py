@@ -57,33 +57,33 @@ def _resume(run: Run, store: checkpoint.Checkpoints):
 
 def _evaluate(run: Run, state, update: int) -> dict[str, Any]:
   """Plays the panel with the parameters that the run would keep."""
-  changes = ()
-  if run.config.rollout.staleness:
-    changes = (
-      "take rollout.staleness=0, where rollouts and evaluations share a "
-      "sampler",
-    )
-  with _part(run, state, f"the evaluation after update {update}", *changes):
+  part = f"the evaluation after update {update}"
+  with _part(run, state, part, "rollouts and evaluations share a sampler"):
     kept = optimizers.evaluated(state.policy_optimizer, state.policy)
     return run.evaluate(update, None if kept is state.policy else kept)
 
 
 def _hand_over(run: Run, state, update: int) -> None:
   """Gives the sampler the weights of a state."""
-  changes = ()
-  if run.config.rollout.staleness:
-    changes = (
-      "take rollout.staleness=0, where the sampler's old weights go before the "
-      "new ones come",
-    )
-  with _part(run, state, f"the hand-over after update {update}", *changes):
+  part = f"the hand-over after update {update}"
+  with _part(run, state, part, "old weights go before new ones come"):
     run.hand_over(state.policy, update)
 
 
 def _part(
-  run: Run, state, name: str, *changes: str
+  run: Run, state, name: str, in_turns: str | None = None
 ) -> contextlib.AbstractContextManager:
-  """Says which part of a run had no memory, and what the run held."""
+  """Says which part of a run had no memory, and what the run held.
+
+  Args:
+    run: The run.
+    state: The learner's.
+    name: See `out_of_memory.part`.
+    in_turns: What takes less memory where rollouts and updates take turns.
+  """
+  changes = []
+  if in_turns and run.config.rollout.staleness:
+    changes.append(f"take rollout.staleness=0, where {in_turns}")
 
   def held():
     names = "policy", "policy_optimizer", "critic", "critic_optimizer"

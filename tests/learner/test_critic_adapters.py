@@ -171,6 +171,14 @@ def test_what_does_not_go_together_is_refused(changes, said):
     options.LearnerConfig(**changes)
 
 
+def test_a_critic_with_adapters_needs_to_be_told_of_them():
+  critic = learner.init(spec_of(), worlds.policy()).critic
+  rows = jax.tree.map(lambda x: x[0], whole_updates.batch().tokens)
+  plain = spec_of(whole_updates.CONFIG)
+  with pytest.raises(ValueError, match=r"set learner\.critic_lora"):
+    plain.values(critic, worlds.policy(), rows)
+
+
 def test_a_pattern_that_fits_nothing_is_refused():
   wrong = LoraConfig(rank=2, targets=("layers/none/kernel",))
   config = dataclasses.replace(CONFIG, critic_lora=wrong)

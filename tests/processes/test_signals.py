@@ -87,6 +87,24 @@ hashlib.pbkdf2_hmac("sha256", b"a", b"b", 10**9)
   assert out == "flushed\n"
 
 
+def test_who_ends_late_for_anothers_failure_has_its_status():
+  process = start(
+    """
+import hashlib
+from steppo_jax.processes import exchange
+lost = exchange.Lost("process 1, which failed: a full disk", 1)
+threading.Timer(0.5, handler.interrupt, [lost]).start()
+print("ready", flush=True)
+hashlib.pbkdf2_hmac("sha256", b"a", b"b", 10**9)
+""",
+    grace=0.5,
+  )
+  code, out, err = end(process)
+  assert (code, out) == (1, "flushed\n")
+  assert "stopped by process 1, which failed: a full disk" in err
+  assert "goes on" not in err
+
+
 def test_the_second_interrupt_ends_it_at_once():
   process = start("""
 with handler.held():
